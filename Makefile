@@ -1,0 +1,35 @@
+# make demo   train a small convolutional network on real handwritten digits
+# make test   lint, type-check and run every test
+# make bench  time fnn against its peers
+#
+# Each makes what it needs in .venv and reuses it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-full bench clean
+
+demo: $(VENV)/.examples
+	$(BIN)/python examples/mnist_cnn.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pytest -n auto $(ARGS)
+
+test-full: $(VENV)/.test
+	$(BIN)/pytest -n auto --hypothesis-profile=full $(ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# One environment grows by extras; a stamp per extra, remade when pyproject.toml changes.
+$(VENV)/.%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

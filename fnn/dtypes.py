@@ -1,0 +1,21 @@
+"""What narrow floats are accumulated in."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def wide(dtype: Any) -> Any:
+    """float32 for floats narrower than it, else `dtype`: of sums, statistics and moments.
+
+    >>> wide(jnp.bfloat16), wide(jnp.float32)
+    (dtype('float32'), dtype('float32'))
+    """
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widest(a: Any, b: Any) -> Any:
+    """Of two float dtypes, the one with more bits; float32 for two narrow ones that differ."""
+    if jnp.dtype(a) == jnp.dtype(b):
+        return jnp.dtype(a)
+    return max(wide(a), wide(b), key=lambda dtype: jnp.finfo(dtype).bits)

@@ -1,0 +1,371 @@
+"""What is said when something is wrong: where, what was expected, what came, what mends it.
+
+Every mistake reads `path: expected E, got G; mend`, as in
+
+    conv2/dense1: expected last axis 3 (kernel is (3, 4)), got x (2, 5); ...
+
+A layer raises without knowing where it stands. `compose` writes the path on the way out, name by
+name, so the text is the same eagerly and under `jit`, and no layer carries a path around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+
+class FnnError(Exception):
+    """A mistake in the use of a layer: `expected`, `got` and `mend`, at `path` in the network."""
+
+    def __init__(self, expected: str, got: str, mend: str):
+        super().__init__(expected, got, mend)
+        self.expected, self.got, self.mend = expected, got, mend
+        self.path = ""
+        self.layer = ""  # the name of the layer that raised, where no network gives a path
+
+    def __str__(self) -> str:
+        where = self.path or self.layer
+        text = f"expected {self.expected}, got {self.got}; {self.mend}"
+        return f"{where}: {text}" if where else text
+
+
+class ShapeError(FnnError, ValueError):
+    """An input whose shape or rank does not fit the layer or its parameters."""
+
+
+class DtypeError(FnnError, TypeError):
+    """An input or a parameter of the wrong dtype."""
+
+
+class InputError(FnnError, TypeError):
+    """Inputs that are not arrays, or the wrong number of them."""
+
+
+class ParamsError(FnnError, ValueError):
+    """A tree of params or state with a missing, extra or misshapen entry."""
+
+
+class OptionError(FnnError, ValueError):
+    """An option of a builder outside its legal values."""
+
+
+class RandomKeyError(FnnError, ValueError):
+    """A random key that is missing where one is needed, or is no key."""
+
+
+class ComposeError(FnnError, ValueError):
+    """A body that does not use its sublayers as `compose` declared them."""
+
+
+class TransformError(FnnError, ValueError):
+    """A sublayer that needs a key or changes state inside a transform that the body opened."""
+
+
+def locate(error: BaseException, name: str) -> None:
+    """Write `name` in front of the path that `error` has collected so far."""
+    if isinstance(error, FnnError):
+        error.path = f"{name}/{error.path}" if error.path else name
+        return
+    prefix = "in the fnn layer "  # someone else's error: the path goes in a note
+    notes = getattr(error, "__notes__", [])
+    inner = notes.pop()[len(prefix) :] if notes and notes[-1].startswith(prefix) else ""
+    error.add_note(prefix + (f"{name}/{inner}" if inner else name))
+
+
+class at:
+    """`with at(name):` locates whatever is raised inside."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            locate(error, self.name)
+
+
+class within:
+    """`with within(layer_name):` names the layer in mistakes raised outside any network."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FnnError) and not error.layer:
+            error.layer = self.name
+
+
+# --- how things are shown
+
+
+def show(x: Any) -> str:
+    """A value in a message: arrays by shape and dtype, never by content, so that jit says the same.
+
+    >>> import jax.numpy as jnp
+    >>> show(jnp.zeros((2, 3)))
+    '(2, 3) float32'
+    """
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{tuple(x.shape)} {x.dtype}"
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, (tuple, list)):
+        return "(" + ", ".join(map(show, x)) + ")"
+    return repr(x) if isinstance(x, (int, float, str, type(None))) else type(x).__name__
+
+
+def names(some: Iterable[str]) -> str:
+    return ", ".join(some) or "none"
+
+
+# --- checks that several layers share
+
+
+def check(ok: bool, kind: type[FnnError], expected: str, got: str, mend: str) -> None:
+    if not ok:
+        raise kind(expected, got, mend)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """An option that counts something: an int of at least `least`."""
+    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    if not good:
+        raise OptionError(
+            f"{name} to be an int of at least {least}", repr(value), f"pass {name}={least} or more"
+        )
+    return int(value)
+
+
+def check_counts(name: str, value: Any, length: int | None = None, least: int = 1) -> tuple:
+    """One count per axis; a single int stands for all of `length` axes."""
+    if isinstance(value, (int, np.integer)) and length is not None:
+        value = (value,) * length
+    good = isinstance(value, (tuple, list)) and (length is None or len(value) == length)
+    if not good or not value:
+        many = "one or more ints" if length is None else f"{length} ints"
+        raise OptionError(f"{name} to be a tuple of {many}", repr(value), "pass one int per axis")
+    return tuple(check_count(name, v, least) for v in value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} to be one of {names(choices)}", repr(value), "pass one of them")
+
+
+def check_range(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
+    """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    span = f"[{low}, {high}{')' if open_high else ']'}"
+    number = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
+    if isinstance(value, bool) or not number:
+        raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
+    if not (low <= value < high if open_high else low <= value <= high):
+        raise OptionError(f"{name} in {span}", repr(float(value)), f"mend {name}")
+
+
+def check_callable(name: str, value: Any) -> None:
+    if not callable(value):
+        raise OptionError(f"{name} to be a function", show(value), "see fnn.initializing")
+
+
+def check_key(key: Any) -> None:
+    """One typed key (or the older uint32 form of it)."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if typed and key.shape == () or dtype == np.uint32 and key.ndim == 1:
+        return
+    mend = "pass jax.random.key(0)"
+    if typed:
+        mend = "one call takes one key: for many, jax.vmap over them"
+    raise RandomKeyError("a key", show(key), mend)
+
+
+def need_key(key: Any) -> None:
+    if key is None:
+        raise RandomKeyError(
+            "a key in training", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
+        )
+
+
+def check_rank(x: Any, least: int, layout: str) -> None:
+    if not hasattr(x, "shape"):  # a tree of inputs
+        raise InputError("x to be one array", f"x {show(x)}", "pass one array")
+    if len(x.shape) < least:
+        raise ShapeError(
+            f"x {layout}, at least {least} axes", f"x {tuple(x.shape)}", "reshape x to that layout"
+        )
+
+
+def check_array(x: Any, least: int, layout: str) -> None:
+    """An input of floating dtype with at least `least` axes."""
+    check_rank(x, least, layout)
+    if not jax.dtypes.issubdtype(x.dtype, np.floating):
+        raise DtypeError("x of a floating dtype", f"x {show(x)}", "cast it: x.astype(jnp.float32)")
+
+
+# --- what leaf layers and compose say
+
+
+def wrong_arity(least: int, most: float, came: int) -> NoReturn:
+    wanted = f"{least}" if least == most else f"{least} or more"
+    raise InputError(
+        f"{wanted} input{'s' if wanted != '1' else ''}",
+        f"{came}",
+        "pass the inputs after the params, as net(params, x)",
+    )
+
+
+def not_an_array(x: Any) -> NoReturn:
+    raise InputError(
+        "arrays (or shapes, where only shapes matter)",
+        show(x),
+        "pass an array, a jax.ShapeDtypeStruct, or a shape such as (8, 28, 28, 1)",
+    )
+
+
+def traced_shape() -> NoReturn:
+    raise InputError(
+        "a shape of plain ints",
+        "a tuple of traced values",
+        "jit made the shape an argument: close over it, as jax.jit(lambda key: net.init(key, shape))",
+    )
+
+
+def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -> None:
+    """Hold a leaf layer's params or state against its declaration: names, shapes, dtypes.
+
+    `specs` are the declarations for the inputs `xs`, `want` the shapes and dtypes of their arrays.
+    """
+    check_names(what, have, specs, specs)
+    mend = f"take {what} from net.init of this network"
+    for name, spec in specs.items():
+        value, wanted = have[name], want[name]
+        if isinstance(wanted, Mapping):
+            with at(name):
+                check_tree(what, value, spec if isinstance(spec, Mapping) else wanted, wanted, xs)
+            continue
+        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            raise ParamsError(f"{name} {show(wanted)}", f"{name} {show(value)}", mend)
+        if value.shape != wanted.shape:
+            _check_last_axis(name, value.shape, wanted.shape, getattr(spec, "axes", None), xs)
+            raise ParamsError(
+                f"{name} {wanted.shape} for x {_shapes(xs)}", f"{name} {value.shape}", mend
+            )
+        if value.dtype != wanted.dtype and wanted.dtype == getattr(xs[0], "dtype", None):
+            raise DtypeError(
+                f"x of {value.dtype} ({name} is {value.dtype})",
+                f"x {show(xs[0])}",
+                f"cast x or the params, as x.astype(jnp.{value.dtype})",
+            )
+        if value.dtype != wanted.dtype:
+            raise DtypeError(
+                f"{name} of {wanted.dtype}",
+                f"{name} {show(value)}",
+                f"cast it, as {name}.astype(jnp.{wanted.dtype})",
+            )
+
+
+def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:
+    """A mismatch in the axis called "in" alone is said of the input, whose last axis it is."""
+    if axes is None or len(shape) != len(wanted):
+        return
+    wrong = [axis for axis, a, b in zip(axes, shape, wanted, strict=True) if a != b]
+    if wrong == ["in"]:
+        at_in = axes.index("in")
+        groups = xs[0].shape[-1] // max(wanted[at_in], 1)
+        raise ShapeError(
+            f"last axis {shape[at_in] * groups} ({name} is {shape})",
+            f"x {xs[0].shape}",
+            "give x that last axis, or init the network for this x",
+        )
+
+
+def _shapes(xs: tuple) -> str:
+    shapes = jax.tree.map(lambda x: tuple(x.shape), xs)
+    return ", ".join(map(str, shapes))
+
+
+def check_names(what: str, have: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+    """Refuse a tree of params or state by the names that it lacks or should not have."""
+    known, needed = list(known), list(needed)
+    mend = f"take {what} from net.init of this network"
+    if not isinstance(have, Mapping):
+        if isinstance(have, tuple):
+            mend = "net.init returns two: params, state = net.init(key, x)"
+        raise ParamsError(f"{what} to be a dict", show(have), mend)
+    missing = [name for name in needed if name not in have]
+    extra = [name for name in have if name not in known]
+    if missing:
+        if what == "state" and not have:
+            mend = "this network has state: pass it, as net(params, x, state=state)"
+        raise ParamsError(f"{what} with {names(needed)}", f"no {names(missing)}", mend)
+    if extra:
+        raise ParamsError(
+            f"{what} with no more than {names(known)}", f"also {names(map(str, extra))}", mend
+        )
+
+
+def uncalled(missing: Iterable[str], body: str) -> NoReturn:
+    raise ComposeError(
+        "every declared sublayer to be called",
+        f"no call of {names(missing)} in {body}",
+        "call it in the body, or leave it out of compose",
+    )
+
+
+def disagreement(first: Any, first_xs: tuple, second: Any, second_xs: tuple) -> NoReturn:
+    def call(needs: Any, xs: tuple) -> str:
+        return f"{show(needs[0])} for x {_shapes(xs)}"
+
+    raise ComposeError(
+        "all calls of one sublayer to need the same params",
+        f"{call(first, first_xs)} and {call(second, second_xs)}",
+        "declare two sublayers, or give both calls inputs of one shape and dtype",
+    )
+
+
+def unknown_params(name: str) -> NoReturn:
+    raise ComposeError(
+        f"a call of f.{name} before its params or carry are used",
+        "none so far",
+        f"call f.{name} first: the call tells what its params are",
+    )
+
+
+def unknown_name(name: str, known: Iterable[str]) -> NoReturn:
+    raise AttributeError(
+        f"{name}: expected one of the declared sublayers {names(known)}, got {name}; "
+        "declare it in compose"
+    )
+
+
+_INSTEAD = "use fnn's repeat, rnn, ensemble or remat, which split keys and stack state"
+
+
+def key_in_transform(inner: FnnError | str) -> TransformError:
+    error = TransformError(
+        "no random draw inside a transform that the body opens (scan, vmap, cond, grad, "
+        "checkpoint), where one draw would silently repeat",
+        "one" if isinstance(inner, FnnError) else inner,
+        _INSTEAD,
+    )
+    error.path = inner.path if isinstance(inner, FnnError) else ""
+    return error
+
+
+def state_in_transform() -> TransformError:
+    return TransformError(
+        "no change of state inside a transform that the body opens (scan, vmap, cond, grad, "
+        "checkpoint), which the new state would leak out of",
+        "one",
+        _INSTEAD,
+    )

@@ -1,0 +1,337 @@
+"""The heart: a network is a pure function over a parameter tree.
+
+    net.specs(*xs)                     -> (params_spec, state_spec)     declarations, no arrays
+    net.init(key, *xs)                 -> (params, state)               nested dicts of arrays
+    net.apply(params, state, *xs, key=None, train=False) -> (y, state)
+    net(params, *xs, state=None)       -> y                             evaluation mode
+
+A layer is these functions under a name. There are two ways to get one: `leaf` makes a layer of
+declarations and mathematics, `compose` makes a layer of layers. A network is a layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+from jax.extend.core import get_opaque_trace_state
+
+from fnn import errors
+from fnn.initializing import Derived, Param, draw
+
+__all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A pure function with declared parameters; a value, compared and hashed by identity.
+
+    - `name`: what kind of layer this is, as "dense".
+    - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`.
+    - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics.
+    - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
+    - `carry(params, *xs)`: a recurrent cell's first carry; None for any other layer.
+
+    >>> import fnn
+    >>> net = fnn.dense(3)
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> net(params, jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    name: str
+    specs: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+    children: tuple[tuple[str, Layer], ...] = ()
+    rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
+    carry: Callable[..., Any] | None = None
+
+    def init(self, key, *xs) -> tuple[dict, dict]:
+        """First (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
+
+        No forward pass is run. `(2, 4)` is the shape of one float32 input; other tuples and dicts
+        are trees of inputs. Values depend on `key` and on the names of the layers alone.
+        """
+        with errors.within(self.name):
+            errors.check_key(key)
+            params, state = self.specs(*xs)
+            drawn = draw(key, {"params": params, "state": state})
+        return drawn["params"], drawn["state"]
+
+    def __call__(self, params, *xs, state=None) -> Any:
+        """The network as a plain function, in evaluation mode."""
+        return self.apply(params, {} if state is None else state, *xs)[0]
+
+    def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
+        """Rebuild bottom-up with `fn(path, layer)`; the root's path is ""."""
+        below = {
+            name: child.map(fn, f"{path}/{name}" if path else name) for name, child in self.children
+        }
+        changed = any(below[name] is not child for name, child in self.children)
+        return fn(path, self.rebuild(below) if changed and self.rebuild else self)
+
+
+def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) -> Layer:
+    """A layer without sublayers, from its declarations and its mathematics.
+
+    - `specs(*xs)`: the declarations, `(params, state)`, for inputs of which shape and dtype are
+      known; it raises what is wrong with them.
+    - `apply(params, state, *xs, key, train) -> (y, state)`: run once the inputs, and the names,
+      shapes and dtypes of params and state, have been held against the declarations.
+
+    >>> def scale():
+    ...     def specs(x):
+    ...         return {"scale": Param(x.shape[-1:], fnn.initializing.ones, x.dtype)}, {}
+    ...
+    ...     def apply(params, state, x, *, key, train):
+    ...         return x * params["scale"], state
+    ...
+    ...     return leaf("scale", specs, apply)
+    >>> import fnn
+    >>> params, _ = scale().init(jax.random.key(0), (2, 3))
+    >>> params
+    {'scale': Array([1., 1., 1.], dtype=float32)}
+    """
+    least, most = _arity(specs)
+
+    def declare(*xs):
+        if not least <= len(xs) <= most:
+            errors.wrong_arity(least, most, len(xs))
+        return specs(*xs)
+
+    def checked_specs(*xs):
+        with errors.within(name):
+            return declare(*map(as_struct, xs))
+
+    def checked_apply(params, state, *xs, key=None, train=False):
+        with errors.within(name):
+            xs = jax.tree.map(as_array, xs)
+            structs = tuple(map(as_struct, xs))
+            params_spec, state_spec = declare(*structs)
+            errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
+            errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
+            if key is not None:
+                errors.check_key(key)
+            return apply(params, state, *xs, key=key, train=train)
+
+    return Layer(name, checked_specs, checked_apply)
+
+
+def as_layer(fn: Any) -> Layer:
+    """A layer as it is; any other callable as a layer without parameters."""
+    if isinstance(fn, Layer):
+        return fn
+    if not callable(fn):
+        raise errors.InputError(
+            "a layer or a function", errors.show(fn), "build it, as fnn.dense(10)"
+        )
+
+    def apply(params, state, *xs, key=None, train=False):
+        errors.check_names("params", params, ())
+        errors.check_names("state", state, ())
+        return fn(*xs), state
+
+    return Layer(getattr(fn, "__name__", type(fn).__name__), lambda *xs: ({}, {}), apply)
+
+
+# --- composition
+
+
+def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
+    """A layer of layers: sublayers are declared here, by name, and the body is the mathematics.
+
+    The body is called with `f` and the inputs. `f.name` is that sublayer, bound to its params,
+    state and key for this call; calling it twice shares its weights; `f.name.params` are its
+    params; `f.key("noise")` is a key of the body's own, `f.train` the mode.
+
+    Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
+    params, and TransformError if one needs its key, or changes its state, inside a transform
+    that the body opens.
+
+    >>> import fnn
+    >>> @fnn.compose(up=fnn.dense(8), down=fnn.dense(3))
+    ... def block(f, x):  # [..., 3]
+    ...     return x + f.down(jax.nn.relu(f.up(x)))
+    >>> params, _ = block.init(jax.random.key(0), (1, 3))
+    >>> jax.tree.map(jnp.shape, params)
+    {'down': {'bias': (3,), 'kernel': (8, 3)}, 'up': {'bias': (8,), 'kernel': (3, 8)}}
+    """
+    for name in layers:
+        if name in ("key", "train") or not name.isidentifier() or name.startswith("_"):
+            raise errors.OptionError(
+                "a name that `f.name` can have, other than key and train", name, "rename it"
+            )
+    children = {name: as_layer(layer) for name, layer in layers.items()}
+
+    def build(body: Callable) -> Layer:
+        name = getattr(body, "__name__", type(body).__name__)
+
+        def specs(*xs):
+            declared: dict[str, Any] = {}
+
+            def run(*xs):
+                body(Scope(children, {}, {}, jax.random.key(0), True, declared), *xs)
+
+            with errors.within(name):
+                jax.eval_shape(run, *map(as_struct, xs))
+                if missing := [name for name in children if name not in declared]:
+                    errors.uncalled(missing, name)
+            params = {name: declared[name][0] for name in children if declared[name][0]}
+            state = {name: declared[name][1] for name in children if declared[name][1]}
+            return params, state
+
+        def apply(params, state, *xs, key=None, train=False):
+            with errors.within(name):
+                errors.check_names("params", params, children)
+                errors.check_names("state", state, children)
+                if key is not None:
+                    errors.check_key(key)
+                f = Scope(children, params, state, key, train)
+                y = body(f, *xs)
+            return y, {name: f._state[name] for name in state}
+
+        return Layer(name, specs, apply, tuple(children.items()), lambda new: compose(**new)(body))
+
+    return build
+
+
+class Scope:
+    """What a body sees as `f`, for one call: `f.<sublayer>`, `f.key(name)` and `f.train`."""
+
+    def __init__(self, layers, params, state, key, train, declared=None):
+        self._layers, self._params, self._key = layers, params, key
+        self._state = dict(state)  # by name, as the calls leave it
+        self._calls: dict[str, int] = {}  # how often each name has been called
+        self._declared = declared  # by name, while specs are collected; None when they are known
+        self._trace = get_opaque_trace_state()
+        self.train = train
+
+    def __getattr__(self, name: str) -> Sublayer:
+        if name not in self._layers:
+            errors.unknown_name(name, self._layers)
+        return Sublayer(self, name)
+
+    def key(self, name: str) -> jax.Array:
+        """A key for the body's own randomness, folded from `name` and its call number."""
+        if self._inside_transform():
+            raise errors.key_in_transform(f"f.key({name!r})")
+        errors.need_key(self._key)
+        return self._fold(f"{name}()")
+
+    def _declare(self, name: str, xs: tuple) -> None:
+        """While specs are collected: note what this call needs, which all calls must agree on."""
+        if self._declared is None:
+            return
+        params, state = self._layers[name].specs(*xs)
+        first = self._declared.setdefault(name, (params, state, xs))
+        if arrays_of(first[:2]) != arrays_of((params, state)):
+            errors.disagreement(arrays_of(first[:2]), first[2], arrays_of((params, state)), xs)
+
+    def _trees(self, name: str) -> tuple[dict, dict]:
+        """A sublayer's params and state; while specs are collected, zeros in their place."""
+        if self._declared is None:
+            return self._params.get(name, {}), self._state.get(name, {})
+        if name not in self._declared:
+            errors.unknown_params(name)
+        structs = arrays_of(self._declared[name][:2])
+        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), structs)
+
+    def _fold(self, name: str):
+        call = self._calls[name] = self._calls.get(name, -1) + 1
+        return jax.random.fold_in(self._key, zlib.crc32(f"{name}#{call}".encode()))
+
+    def _inside_transform(self) -> bool:
+        return get_opaque_trace_state() != self._trace
+
+
+class Sublayer:
+    """`f.name`: a sublayer bound to its params, state and key for one call of the body."""
+
+    def __init__(self, scope: Scope, name: str):
+        self._scope, self._name = scope, name
+
+    @property
+    def params(self) -> dict:
+        """The sublayer's own params, raw: `f.embed.params["embedding"]`."""
+        return self._scope._trees(self._name)[0]
+
+    def carry(self, *xs) -> Any:
+        """The first carry of a recurrent cell."""
+        return self._scope._layers[self._name].carry(self.params, *xs)
+
+    def __call__(self, *xs) -> Any:
+        f, name = self._scope, self._name
+        layer, inside = f._layers[name], f._inside_transform()
+        with errors.at(name):
+            f._declare(name, xs)
+            params, before = f._trees(name)
+            key = None if inside or f._key is None else f._fold(name)
+            try:
+                y, after = layer.apply(params, before, *xs, key=key, train=f.train)
+            except errors.RandomKeyError as error:
+                raise errors.key_in_transform(error) if inside else error from None
+            if inside and not _same(before, after):
+                raise errors.state_in_transform()
+        if not inside:
+            f._state[name] = after
+        return y
+
+
+def _same(before: Any, after: Any) -> bool:
+    old, new = jax.tree.leaves(before), jax.tree.leaves(after)
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+
+
+# --- shapes
+
+
+def as_struct(x: Any) -> Any:
+    """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
+    if isinstance(x, (tuple, list)):
+        if isinstance(x, tuple) and all(map(_is_dim, x)):
+            return jax.ShapeDtypeStruct(x, jnp.float32)
+        if x and all(isinstance(d, jax.core.Tracer) and d.shape == () for d in x):
+            errors.traced_shape()
+        return type(x)(map(as_struct, x))
+    if isinstance(x, Mapping):
+        return {name: as_struct(value) for name, value in x.items()}
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        errors.not_an_array(x)
+    numpy = isinstance(x, (np.ndarray, np.generic))  # which may be wider than jax would hold
+    return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x) if numpy else x.dtype)
+
+
+def as_array(x: Any) -> jax.Array:
+    if isinstance(x, (np.ndarray, np.generic)):
+        return jnp.asarray(x)
+    return x if isinstance(x, jax.Array) else errors.not_an_array(x)
+
+
+def arrays_of(specs: Any) -> Any:
+    """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
+
+    def array(node):
+        if isinstance(node, Derived):
+            return jax.eval_shape(node.fn, arrays_of(node.specs))
+        return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
+
+    return jax.tree.map(array, specs)
+
+
+def _is_dim(d: Any) -> bool:
+    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
+
+
+def _arity(fn: Callable) -> tuple[int, float]:
+    """The least and the most inputs that a function takes."""
+    inputs = inspect.signature(fn).parameters.values()
+    plain = [p for p in inputs if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    many = any(p.kind == p.VAR_POSITIONAL for p in inputs)
+    return sum(p.default is p.empty for p in plain), float("inf") if many else len(plain)

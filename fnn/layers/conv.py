@@ -1,0 +1,146 @@
+"""Convolutions over any number of spatial axes, channels last."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn import errors
+from fnn.initializing import Param, lecun_normal, zeros
+from fnn.layer import Layer, leaf
+from fnn.layers import windows
+
+
+def conv(
+    features: int,
+    kernel_size: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] = 1,
+    padding: windows.Padding = "SAME",
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    weight_grad: str = "conv",
+    kernel_init=lecun_normal(),
+    bias_init=zeros,
+) -> Layer:
+    """Convolution, y[p, o] = sum over k, c of x[p s + k d, c] kernel[k, c, o] + bias[o].
+
+    [..., H, W, C] -> [..., H', W', features], and likewise for any number of spatial axes, which
+    is the length of `kernel_size`. (As everywhere in the field: the kernel is not flipped.)
+
+    - `strides`, `dilation`: s and d, the steps in the input between outputs and between the
+      kernel's taps; one for all spatial axes, or one each.
+    - `padding`: `"SAME"` (H' = ceil(H / s)), `"VALID"` (none), `"CAUSAL"` (SAME's, all before the
+      first value, so that no output sees a later input), `"CIRCULAR"` or `"REFLECT"` (SAME's, with
+      the image's own values), an int, or one (low, high) pair per spatial axis.
+    - `groups`: channels in and out are split into so many groups that do not see each other.
+    - `weight_grad`: how the gradient of the kernel is computed. `"conv"` is XLA's own. `"matmul"`
+      gathers the patches and forms it as one matrix product: slower by itself, but on CPU many
+      times faster inside `jax.lax.scan`, where XLA's convolution falls back to a slow loop.
+
+    Params: `kernel` [*kernel_size, C / groups, features], `bias` [features], of x's dtype.
+    Raises OptionError, and ShapeError for an input that is too small or has other channels.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.conv(8, (3, 3), strides=2)
+    >>> params, _ = net.init(jax.random.key(0), (1, 28, 28, 1))
+    >>> net(params, jnp.ones((5, 28, 28, 1))).shape
+    (5, 14, 14, 8)
+    """
+    features = errors.check_count("features", features)
+    window = windows.window("kernel_size", kernel_size, strides, padding, dilation)
+    groups = errors.check_count("groups", groups)
+    errors.check_choice("weight_grad", weight_grad, ("conv", "matmul"))
+    errors.check_callable("kernel_init", kernel_init)
+    errors.check_callable("bias_init", bias_init)
+    if features % groups:
+        raise errors.OptionError(
+            f"features divisible by groups={groups}", f"features={features}", "change either"
+        )
+    n = len(window.size)
+
+    def specs(x):
+        windows.check_input(x, window)
+        if x.shape[-1] % groups:
+            raise errors.ShapeError(
+                f"last axis divisible by groups={groups}", f"x {x.shape}", "change groups or x"
+            )
+        shape = (*window.size, x.shape[-1] // groups, features)
+        axes = (*windows.AXES[:n], "in", "out") if n <= 3 else None
+        kernel = Param(shape, kernel_init, x.dtype, "kernel", axes)
+        bias = Param((features,), bias_init, x.dtype, "bias", ("out",))
+        return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
+
+    def apply(params, state, x, *, key, train):
+        lead = x.shape[: x.ndim - n - 1]
+        x = x.reshape(math.prod(lead), *x.shape[x.ndim - n - 1 :])  # [B, H, W, C]
+        x, pads = windows.pad(x, window)
+        how = How(window.strides, pads, window.dilation, groups)
+        convolve = _convolve if weight_grad == "conv" else _convolve_matmul
+        y = convolve(x, params["kernel"], how)
+        y = y + params["bias"] if use_bias else y
+        return y.reshape(*lead, *y.shape[1:]), state
+
+    return leaf("conv", specs, apply)
+
+
+class How(NamedTuple):
+    """The static part of a convolution."""
+
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    n = x.ndim - 2
+    channels_last = (0, n + 1, *range(1, n + 1))
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        how.strides,
+        how.pads,
+        rhs_dilation=how.dilation,
+        feature_group_count=how.groups,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            channels_last, (n + 1, n, *range(n)), channels_last
+        ),
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _convolve_matmul(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    """A convolution whose derivative by the kernel is a product with the patches of x.
+
+    The derivative is linear in the kernel's tangent, so its transpose, which is what reverse mode
+    runs, is the one matrix product patches^T dy.
+    """
+    return _convolve(x, kernel, how)
+
+
+@_convolve_matmul.defjvp
+def _convolve_matmul_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y = _convolve_matmul(x, kernel, how)
+    patches = _patches(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
+    *lead, taps, channels = patches.shape
+    patches = patches.reshape(*lead, taps, how.groups, channels // how.groups)
+    weights = dkernel.reshape(taps, channels // how.groups, how.groups, -1)
+    dy = jnp.einsum("...kgc,kcgo->...go", patches, weights).reshape(y.shape)
+    return y, _convolve_matmul(dx, kernel, how) + dy
+
+
+def _patches(x: jax.Array, size: tuple[int, ...], how: How) -> jax.Array:
+    """The inputs under each of the kernel's taps: [B, *spatial, K, C]."""
+    x = jnp.pad(x, ((0, 0), *how.pads, (0, 0)))
+    spans = [(k - 1) * d + 1 for k, d in zip(size, how.dilation, strict=True)]
+    offsets = itertools.product(*(range(0, s, d) for s, d in zip(spans, how.dilation, strict=True)))
+    taps = [windows.strided(x, offset, spans, how.strides) for offset in offsets]
+    return jnp.stack(taps, axis=-2)

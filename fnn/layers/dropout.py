@@ -1,0 +1,42 @@
+"""Layers that draw noise in training."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fnn import errors
+from fnn.layer import Layer, leaf
+
+
+def dropout(rate) -> Layer:
+    """In training, zero each value with probability `rate` and scale the rest: y = m x / (1 - rate).
+
+    The mask m is 1 with probability 1 - rate, so the mean of y is x; in evaluation y = x
+    (Srivastava et al., 2014). [...] -> [...].
+
+    - `rate`: the probability of dropping, in [0, 1]; a traced number is taken as it is.
+
+    Raises OptionError for a rate outside [0, 1], RandomKeyError for training without a key.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> y, _ = fnn.dropout(0.5).apply({}, {}, jnp.ones(8), key=jax.random.key(0), train=True)
+    >>> print(jnp.unique(y))
+    [0. 2.]
+    """
+    errors.check_range("rate", rate, 0.0, 1.0)
+
+    def specs(x):
+        errors.check_array(x, 0, "[...]")
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        if not train:
+            return x, state
+        errors.need_key(key)
+        keep = 1.0 - jnp.asarray(rate, jnp.float32)
+        scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0).astype(x.dtype)
+        mask = jax.random.bernoulli(key, keep, x.shape)
+        return jnp.where(mask, x * scale, jnp.zeros((), x.dtype)), state
+
+    return leaf("dropout", specs, apply)

@@ -1,0 +1,246 @@
+"""The property-test kit: what every layer must hold, in one call.
+
+    fnn.testing.check_layer(my_layer(), (4, 8, 3))
+
+Each property is a function of its own below, named for what it checks; a failure is an
+AssertionError that names the property, the layer and the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn import errors
+from fnn.layer import Layer, arrays_of, as_struct
+
+
+def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
+    """Check that a layer holds fnn's contract for inputs like `xs`; raise AssertionError if not.
+
+    - specs equal the run (names, shapes, dtypes), and init draws what specs declare;
+    - `jit` equals eager, in both modes, and a second call does not trace again;
+    - a lane of `vmap` equals the batch's row, in evaluation mode (where `batched`);
+    - `jvp`, `grad`, `jvp` of `grad` (the columns of `jacfwd(grad)`) and `vmap` over them agree
+      with central differences in float64;
+    - bfloat16, float32 and float64 in give the same out;
+    - state keeps its structure, and in evaluation mode comes back unchanged;
+    - params are strict: a missing, extra or misshapen entry is refused by an fnn error;
+    - an input sharded over all devices gives what one device gives (where `batched`).
+
+    - `xs`: shapes (standard normal values are drawn for them) or arrays; integer arrays are not
+      differentiated and not cast. Where `batched`, their first axis is the batch.
+
+    >>> import fnn
+    >>> check_layer(fnn.dense(3), (4, 5))
+    """
+    xs = tuple(_example(x, i) for i, x in enumerate(xs))
+    params, state = layer.init(jax.random.key(0), *xs)
+    check_specs(layer, params, state, xs)
+    check_jit(layer, params, state, xs)
+    check_state(layer, params, state, xs)
+    check_strict(layer, params, state, xs)
+    check_dtypes(layer, xs)
+    check_derivatives(layer, xs)
+    if batched:
+        check_rows(layer, params, state, xs)
+        check_sharded(layer, params, state, xs)
+
+
+def check_specs(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """Specs equal the run: no array differs from its declaration."""
+    declared = arrays_of(layer.specs(*xs))
+    _expect(layer, "init draws what specs declare", _structs((params, state)), declared)
+    again = arrays_of(layer.specs(*map(as_struct, xs)))
+    _expect(layer, "specs depend on shape and dtype alone", again, declared)
+    for train in (False, True):
+        ran = _run(layer, train)(params, state, *xs)
+        traced = jax.eval_shape(_run(layer, train), params, state, *xs)
+        _expect(layer, f"eval_shape equals the run, train={train}", _structs(ran), _structs(traced))
+
+
+def check_jit(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """Jit equals eager, and the second call of one shape does not trace."""
+    for train in (False, True):
+        traces = []
+
+        def run(params, state, *xs, train=train, traces=traces):
+            traces.append(None)
+            return _run(layer, train)(params, state, *xs)
+
+        jitted = jax.jit(run)
+        first = jitted(params, state, *xs)
+        jitted(*jax.tree.map(lambda a: a + 0, (params, state)), *xs)
+        _expect(layer, f"one trace for two calls, train={train}", len(traces), 1)
+        eager = _run(layer, train)(params, state, *xs)
+        _close(layer, f"jit equals eager, train={train}", first, eager, 1e-5)
+
+
+def check_state(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """State keeps its structure, and evaluation mode gives back the very arrays."""
+    _, after = _run(layer, True)(params, state, *xs)
+    _expect(layer, "training keeps the structure of state", _structs(after), _structs(state))
+    _, after = layer.apply(params, state, *xs)
+    same = [a is b for a, b in zip(*map(jax.tree.leaves, (after, state)), strict=True)]
+    _expect(layer, "evaluation gives state back unchanged", all(same), True)
+
+
+def check_strict(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """A missing, extra or misshapen entry anywhere in params or state is refused."""
+    for what, tree in (("params", params), ("state", state)):
+        for wrong, mutated in mutations(tree):
+            trees = (mutated, state) if what == "params" else (params, mutated)
+            for transform in (lambda f: f, jax.jit):
+                try:
+                    transform(lambda a, b: layer.apply(a, b, *xs)[0])(*trees)
+                except errors.FnnError:
+                    continue
+                raise AssertionError(f"{layer.name}: {what} with {wrong} is accepted")
+
+
+def mutations(tree: dict, path: str = "") -> list[tuple[str, dict]]:
+    """Trees like `tree` with one thing wrong: (what is wrong, the tree)."""
+    wrong = [(f"an extra entry in {path or 'the root'}", {**tree, "extra_": jnp.ones(1)})]
+    for name, value in tree.items():
+        where = f"{path}/{name}" if path else name
+        wrong.append((f"no {where}", {k: v for k, v in tree.items() if k != name}))
+        if isinstance(value, dict):
+            wrong += [(w, {**tree, name: v}) for w, v in mutations(value, where)]
+        else:
+            wrong.append((f"{where} of another rank", {**tree, name: value[None]}))
+            wrong.append((f"{where} of another dtype", {**tree, name: value.astype(jnp.int8)}))
+    return wrong
+
+
+def check_rows(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """In evaluation mode the batch's row equals the example alone, through vmap."""
+    batch = layer(params, *xs, state=state)
+    rows = jax.vmap(lambda *row: layer(params, *row, state=state))(*xs)
+    _close(layer, "vmap over examples equals the batch", rows, batch, 1e-5)
+
+
+def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """With the batch sharded over all devices, both modes give what one device gives."""
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    tiled = jax.tree.map(lambda x: jnp.concatenate([x] * mesh.size), xs)
+    whole = NamedSharding(mesh, PartitionSpec())
+    apart = jax.device_put(tiled, NamedSharding(mesh, PartitionSpec("batch")))
+    for train in (False, True):
+        run = jax.jit(_run(layer, train))
+        sharded = run(*jax.device_put((params, state), whole), *apart)
+        _close(layer, f"sharded equals whole, train={train}", sharded, run(params, state, *tiled))
+
+
+def check_dtypes(layer: Layer, xs: tuple) -> None:
+    """Every floating dtype that goes in comes out, in both modes."""
+    with jax.enable_x64(True):
+        for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
+            cast = tuple(_cast(x, dtype) for x in xs)
+            params, state = layer.init(jax.random.key(0), *cast)
+            for train in (False, True):
+                y, _ = _run(layer, train)(params, state, *cast)
+                got = {str(leaf.dtype) for leaf in jax.tree.leaves(y) if _floating(leaf)}
+                _expect(layer, f"dtype out, train={train}", got, {jnp.dtype(dtype).name})
+
+
+def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
+    """First and second derivatives along random directions equal central differences."""
+    with jax.enable_x64(True):
+        xs = tuple(_cast(x, jnp.float64) for x in xs)
+        params, state = layer.init(jax.random.key(0), *xs)
+        floating = [x for x in xs if _floating(x)]
+
+        def loss(train, point):
+            params, inputs = point
+            inputs = iter(inputs)
+            every = [next(inputs) if _floating(x) else x for x in xs]
+            y, _ = _run(layer, train)(params, state, *every)
+            leaves = [leaf for leaf in jax.tree.leaves(y) if _floating(leaf)]
+            return sum(jnp.sum(jnp.sin(leaf + i)) for i, leaf in enumerate(leaves))
+
+        point = (params, floating)
+        directions = jax.tree.map(lambda *two: jnp.stack(two), *(_like(point, s) for s in (1, 2)))
+        _check_derivatives(layer, "evaluation", lambda p: loss(False, p), point, directions, step)
+        if loss(True, point) != loss(False, point):  # else training is the same function
+            _check_derivatives(layer, "training", lambda p: loss(True, p), point, directions, step)
+
+
+def _check_derivatives(layer, mode: str, f: Callable, point, directions, step: float) -> None:
+    def along(v):
+        slope = jax.jvp(f, (point,), (v,))[1]
+        gradient, forward = jax.jvp(jax.grad(f), (point,), (v,))
+        reverse = jax.grad(lambda p: _dot(jax.grad(f)(p), v))(point)
+        return slope, _dot(gradient, v), forward, reverse
+
+    @jax.jit
+    def differences(v):
+        ahead, behind = (
+            jax.value_and_grad(f)(jax.tree.map(lambda a, b: a + h * b, point, v))
+            for h in (step, -step)
+        )
+        return jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind)
+
+    derivatives = jax.jit(jax.vmap(along))(directions)
+    for i in range(2):
+        slope, from_grad, forward, reverse = jax.tree.map(lambda d, i=i: d[i], derivatives)
+        numeric, numeric_grad = differences(jax.tree.map(lambda d, i=i: d[i], directions))
+        _close(layer, f"jvp equals differences in {mode}", slope, numeric, 1e-5)
+        _close(layer, f"grad equals differences in {mode}", from_grad, numeric, 1e-5)
+        _close(layer, f"jvp of grad equals differences in {mode}", forward, numeric_grad, 1e-4)
+        _close(layer, f"grad of grad equals differences in {mode}", reverse, numeric_grad, 1e-4)
+
+
+# --- the small tools of the checks
+
+
+def _run(layer: Layer, train: bool) -> Callable:
+    key = jax.random.key(7) if train else None
+    return lambda params, state, *xs: layer.apply(params, state, *xs, key=key, train=train)
+
+
+def _example(x: Any, i: int) -> Any:
+    key = jax.random.fold_in(jax.random.key(3), i)
+    if hasattr(x, "dtype") and not isinstance(x, jax.ShapeDtypeStruct):
+        return jnp.asarray(x)
+    struct = as_struct(x)
+    return jax.tree.map(lambda s: jax.random.normal(key, s.shape, s.dtype), struct)
+
+
+def _like(tree: Any, seed: int) -> Any:
+    key = jax.random.key(seed)
+    return jax.tree.map(lambda a: jax.random.normal(key, a.shape, a.dtype), tree)
+
+
+def _floating(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda a: a.astype(dtype) if _floating(a) else a, x)
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def _structs(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _expect(layer: Layer, what: str, got: Any, wanted: Any) -> None:
+    if got != wanted:
+        raise AssertionError(f"{layer.name}: {what}: expected {wanted}, got {got}")
+
+
+def _close(layer: Layer, what: str, got: Any, wanted: Any, tolerance: float = 1e-5) -> None:
+    got, wanted = jax.device_get((got, wanted))
+    for a, b in zip(*map(jax.tree.leaves, (got, wanted)), strict=True):
+        scale = max(1.0, float(np.max(np.abs(b), initial=0.0)))
+        np.testing.assert_allclose(
+            a, b, rtol=tolerance, atol=tolerance * scale, err_msg=f"{layer.name}: {what}"
+        )

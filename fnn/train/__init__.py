@@ -1,0 +1,6 @@
+"""Training: one noun, the step, a pure (train_state, batch) -> (train_state, metrics)."""
+
+from fnn.train.fit import evaluator, fit
+from fnn.train.step import TrainState, init, step, supervised
+
+__all__ = ["TrainState", "evaluator", "fit", "init", "step", "supervised"]

@@ -1,0 +1,158 @@
+"""One training step, as a pure function of the training state and a batch."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn import errors
+from fnn.layer import Layer
+from fnn.optim.transform import Transform, apply_updates, increment, taking_extra
+
+
+class TrainState(NamedTuple):
+    """All that a training run carries from step to step; a plain tree.
+
+    - `step`: how many steps have been made, int32.
+    - `params`, `state`: of the network.
+    - `opt_state`: of the optimizer.
+    - `key`: of the run; step n draws from the key folded with n, so the key itself never changes.
+    """
+
+    step: jax.Array
+    params: Any
+    state: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def init(net: Layer, tx: Transform, key, *xs) -> TrainState:
+    """The training state before the first step, for inputs like `xs` (arrays or shapes).
+
+    Params are those of `net.init(key, *xs)`; the run's own key is folded from the same key.
+
+    >>> import fnn
+    >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
+    >>> ts.step, ts.params["kernel"].shape
+    (Array(0, dtype=int32), (4, 3))
+    """
+    params, state = net.init(key, *xs)
+    opt_state = jax.jit(tx.init)(params)  # one program, instead of one per array
+    run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
+    return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
+
+
+def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+    """A pure, jitted training step: `(train_state, batch) -> (train_state, metrics)`.
+
+        (loss, (state, metrics)), g = value_and_grad(loss_fn)(params, state, batch, key)
+        updates, opt_state = tx.update(g, opt_state, params, value=loss, grad=g, value_fn=...)
+        params = params + updates
+
+    - `loss_fn(params, state, batch, key) -> (loss, (state, metrics))`: your own function; the loss
+      is a scalar, metrics a dict of arrays, batch any tree.
+    - `tx`: the optimizer; `value_fn(params)` gives it the loss of this batch at other params.
+
+    Returned metrics are loss_fn's and `loss`. The step works under `jax.vmap` over stacked
+    training states (an ensemble, trained at once) and inside `jax.lax.scan`.
+    Raises ShapeError if the loss is not a scalar, ParamsError if metrics has a `loss` of its own.
+
+    >>> import fnn
+    >>> net, tx = fnn.dense(1), fnn.optim.sgd(0.1)
+    >>> def loss_fn(params, state, batch, key):
+    ...     x, y = batch
+    ...     return jnp.mean((net(params, x) - y) ** 2), (state, {})
+    >>> ts = fnn.train.init(net, tx, jax.random.key(0), (1, 4))
+    >>> ts, metrics = fnn.train.step(loss_fn, tx)(ts, (jnp.ones((2, 4)), jnp.ones((2, 1))))
+    >>> sorted(metrics), int(ts.step)
+    (['loss'], 1)
+    """
+    tx_update = taking_extra(tx.update)
+
+    @jax.jit
+    def update(train_state, batch):
+        key = jax.random.fold_in(train_state.key, train_state.step)
+
+        def value_fn(params):
+            loss, (state, metrics) = loss_fn(params, train_state.state, batch, key)
+            if jnp.shape(loss) != ():
+                raise errors.ShapeError(
+                    "a scalar loss", errors.show(loss), "average it: jnp.mean(loss)"
+                )
+            return loss, (state, metrics)
+
+        grad_fn = jax.value_and_grad(value_fn, has_aux=True)
+        (loss, (state, metrics)), grads = grad_fn(train_state.params)
+        if "loss" in metrics:
+            raise errors.ParamsError(
+                "metrics without a loss, which the step adds", "one", "give it another name"
+            )
+        updates, opt_state = tx_update(
+            grads,
+            train_state.opt_state,
+            train_state.params,
+            value=loss,
+            grad=grads,
+            value_fn=lambda params: value_fn(params)[0],
+        )
+        params = apply_updates(train_state.params, updates)
+        new = TrainState(increment(train_state.step), params, state, opt_state, None)
+        return new, {"loss": loss, **metrics}
+
+    def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        new, metrics = update(train_state, batch)
+        return new._replace(key=train_state.key), metrics  # jit returns typed keys slowly
+
+    return train_step
+
+
+def supervised(
+    net: Layer,
+    loss: Callable,
+    metrics: Mapping[str, Callable] | None = None,
+    *,
+    names: tuple[str, str] = ("image", "label"),
+) -> Callable:
+    """The usual loss function of `step`: mean over the batch of `loss(net(params, x), labels)`.
+
+    - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`.
+    - `metrics`: functions like it, by name; their means are returned beside the loss.
+    - `names`: what x and labels are called in a batch that is a dict; a batch may also be the
+      pair (x, labels).
+
+    >>> import fnn
+    >>> net = fnn.dense(3)
+    >>> loss_fn = supervised(net, fnn.losses.softmax_cross_entropy, {"acc": fnn.metrics.accuracy})
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 1])}
+    >>> loss, (state, metrics) = loss_fn(params, state, batch, jax.random.key(1))
+    >>> print(metrics["acc"])
+    0.5
+    """
+    metrics = dict(metrics or {})
+
+    def loss_fn(params, state, batch, key):
+        x, labels = inputs_and_labels(batch, names)
+        outputs, state = net.apply(params, state, x, key=key, train=True)
+        measured = {name: jnp.mean(metric(outputs, labels)) for name, metric in metrics.items()}
+        return jnp.mean(loss(outputs, labels)), (state, measured)
+
+    return loss_fn
+
+
+def inputs_and_labels(batch: Any, names: tuple[str, str]) -> tuple[Any, Any]:
+    """The two halves of a supervised batch, a pair or a dict."""
+    if isinstance(batch, Mapping):
+        errors.check_names("batch", batch, batch, names)
+        return batch[names[0]], batch[names[1]]
+    if isinstance(batch, tuple) and len(batch) == 2:
+        return batch
+    raise errors.InputError(
+        f"a batch that is a dict with {errors.names(names)}, or a pair (x, labels)",
+        errors.show(batch),
+        "write your own loss function for other batches",
+    )

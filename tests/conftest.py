@@ -1,0 +1,15 @@
+"""Eight fake devices, strict dtype promotion and the hypothesis profiles, before jax starts."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("quick", max_examples=15, deadline=None, suppress_health_check=slow)
+settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=slow)
+settings.load_profile("quick")
