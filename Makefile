@@ -16,7 +16,7 @@ demo: $(VENV)/.examples
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest -n auto $(ARGS)
 
 test-full: $(VENV)/.test

@@ -8,6 +8,7 @@ from fnn import errors
 from fnn.layer import Layer, as_layer, compose
 
 
+@errors.builder
 def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """One layer after the other: y = layer_n(... layer_2(layer_1(*xs))).
 

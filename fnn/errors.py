@@ -10,11 +10,17 @@ name, so the text is the same eagerly and under `jit`, and no layer carries a pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FnnError(Exception):
@@ -103,6 +109,17 @@ class within:
             error.layer = self.name
 
 
+def builder(build: Callable[P, T]) -> Callable[P, T]:
+    """Mistakes in a builder's options are said of the layer it builds."""
+
+    @functools.wraps(build)
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:
+        with within(getattr(build, "__name__", "")):
+            return build(*args, **kwargs)
+
+    return named
+
+
 # --- how things are shown
 
 
@@ -148,11 +165,11 @@ def check_counts(name: str, value: Any, length: int | None = None, least: int = 
     """One count per axis; a single int stands for all of `length` axes."""
     if isinstance(value, (int, np.integer)) and length is not None:
         value = (value,) * length
-    good = isinstance(value, (tuple, list)) and (length is None or len(value) == length)
-    if not good or not value:
-        many = "one or more ints" if length is None else f"{length} ints"
+    many = "one or more ints" if length is None else f"{length} ints"
+    counts = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if not counts or length not in (None, len(counts)):
         raise OptionError(f"{name} to be a tuple of {many}", repr(value), "pass one int per axis")
-    return tuple(check_count(name, v, least) for v in value)
+    return tuple(check_count(name, count, least) for count in counts)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -180,7 +197,7 @@ def check_callable(name: str, value: Any) -> None:
 def check_key(key: Any) -> None:
     """One typed key (or the older uint32 form of it)."""
     dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if typed and key.shape == () or dtype == np.uint32 and key.ndim == 1:
         return
     mend = "pass jax.random.key(0)"
@@ -208,7 +225,7 @@ def check_rank(x: Any, least: int, layout: str) -> None:
 def check_array(x: Any, least: int, layout: str) -> None:
     """An input of floating dtype with at least `least` axes."""
     check_rank(x, least, layout)
-    if not jax.dtypes.issubdtype(x.dtype, np.floating):
+    if not jnp.issubdtype(x.dtype, np.floating):
         raise DtypeError("x of a floating dtype", f"x {show(x)}", "cast it: x.astype(jnp.float32)")
 
 
@@ -236,7 +253,8 @@ def traced_shape() -> NoReturn:
     raise InputError(
         "a shape of plain ints",
         "a tuple of traced values",
-        "jit made the shape an argument: close over it, as jax.jit(lambda key: net.init(key, shape))",
+        "jit made the shape an argument: close over it, as "
+        "jax.jit(lambda key: net.init(key, shape))",
     )
 
 

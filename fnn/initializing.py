@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -76,7 +77,7 @@ class Derived:
 class Distribution:
     """A standard distribution times a scale: a hashable initializer `f(key, shape, dtype)`.
 
-    - `base`: `("normal",)`, `("truncated_normal", low, high)` or `("uniform", low, high)`.
+    - `base`: a sampler of `jax.random` by name, and its options: `("uniform", ("maxval", 1.0))`.
     - `scale`: a number, or a function from the shape to one.
     - `finish`: what is done to the draw of one member before it is scaled, if anything.
     """
@@ -122,14 +123,16 @@ def normal(stddev=1e-2) -> Distribution:
 
 
 def truncated_normal(stddev=1e-2, lower: float = -2.0, upper: float = 2.0) -> Distribution:
-    """Normal cut to [lower, upper] before scaling: x = stddev z, z ~ N(0, 1) given lower < z < upper.
+    """Normal cut before scaling: x = stddev z, z ~ N(0, 1) given lower < z < upper.
 
     As in `jax.nn.initializers`, `stddev` is the scale: the cut makes the deviation smaller.
 
     >>> abs(truncated_normal(1.0)(jax.random.key(0), (100,))).max() <= 2
     Array(True, dtype=bool)
     """
-    return Distribution(("truncated_normal", float(lower), float(upper)), stddev)
+    return Distribution(
+        ("truncated_normal", ("lower", float(lower)), ("upper", float(upper))), stddev
+    )
 
 
 def uniform(scale=1e-2) -> Distribution:
@@ -138,13 +141,16 @@ def uniform(scale=1e-2) -> Distribution:
     >>> uniform(1.0)(jax.random.key(0), (100,)).min() >= 0
     Array(True, dtype=bool)
     """
-    return Distribution(("uniform", 0.0, 1.0), scale)
+    return Distribution(("uniform",), scale)
 
 
 _STANDARD = {  # a base of variance 1 / factor^2, and the factor
     "normal": (("normal",), 1.0),
-    "truncated_normal": (("truncated_normal", -2.0, 2.0), 1 / 0.87962566103423978),
-    "uniform": (("uniform", -1.0, 1.0), math.sqrt(3)),
+    "truncated_normal": (
+        ("truncated_normal", ("lower", -2.0), ("upper", 2.0)),
+        1 / 0.87962566103423978,
+    ),
+    "uniform": (("uniform", ("minval", -1.0)), math.sqrt(3)),
 }
 
 
@@ -293,8 +299,8 @@ def draw(key, specs) -> Any:
     - `key`: a typed key, concrete or traced.
     - `specs`: a nested dict of declarations; each is drawn from its path in it.
 
-    >>> tree = draw(jax.random.key(0), {"kernel": Param((2, 3), normal()), "bias": Param((3,), zeros)})
-    >>> jax.tree.map(jnp.shape, tree)
+    >>> specs = {"kernel": Param((2, 3), normal()), "bias": Param((3,), zeros)}
+    >>> jax.tree.map(jnp.shape, draw(jax.random.key(0), specs))
     {'bias': (3,), 'kernel': (2, 3)}
     """
     errors.check_key(key)
@@ -316,7 +322,7 @@ def draw(key, specs) -> Any:
     if rest or derived:  # what must be compiled for its shape goes into one program
         plan = tuple(rest), tuple(derived)
         used = [path for path, _ in rest] + [path for *_, inner in derived for path in inner]
-        program = _finish if eager and _hashable(plan) else _finish.__wrapped__
+        program = _compiled_finish if _hashable(plan) else _finish
         values |= program(*plan, key, {path: values[path] for path in used if path in values})
     arrays = [values[path] for path in paths]
     return jax.tree.unflatten(treedef, jax.device_put(arrays) if eager else arrays)
@@ -386,11 +392,11 @@ def _blocks(key, words: np.ndarray, base: tuple, wide: str, eager: bool) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("base", "wide"))
 def _sampler(key, words, base: tuple, wide: str) -> jax.Array:
-    kind, *bounds = base
-    sample = getattr(jax.random, kind)
+    kind, *options = base
+    sample = functools.partial(getattr(jax.random, kind), shape=(BLOCK,), dtype=wide)
 
     def block(words):
-        return sample(_fold(key, words), *bounds, shape=(BLOCK,), dtype=wide)
+        return sample(_fold(key, words), **dict(options))
 
     return jax.vmap(block)(words)
 
@@ -417,19 +423,22 @@ def _constant(param: Param) -> Any:
     return (np if concrete else jnp).full(param.stack + param.shape, param.init.value, param.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _finish(rest: tuple, derived: tuple, key, values: dict[str, Any]) -> dict[str, Any]:
     """Foreign initializers, finishes, and then the functions of Derived nodes, inside out."""
     values = dict(values)
     for path, param in rest:
         if isinstance(param.init, Distribution):
-            values[path] = _scaled(_each(param.init.finish, param)(values[path]), param)
+            finish = param.init.finish or (lambda z: z)
+            values[path] = _scaled(_each(finish, param)(values[path]), param)
         else:
             words = _words(path, param, 1).reshape(*param.stack, 2)
             values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param)(words)
     for path, fn, treedef, paths in derived:
         values[path] = fn(jax.tree.unflatten(treedef, [values[p] for p in paths]))
     return values
+
+
+_compiled_finish = jax.jit(_finish, static_argnums=(0, 1))
 
 
 def _foreign(param: Param, key) -> jax.Array:

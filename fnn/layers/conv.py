@@ -16,6 +16,7 @@ from fnn.layer import Layer, leaf
 from fnn.layers import windows
 
 
+@errors.builder
 def conv(
     features: int,
     kernel_size: tuple[int, ...],

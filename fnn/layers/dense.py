@@ -7,6 +7,7 @@ from fnn.initializing import Param, lecun_normal, zeros
 from fnn.layer import Layer, leaf
 
 
+@errors.builder
 def dense(
     features: int, *, use_bias: bool = True, kernel_init=lecun_normal(), bias_init=zeros
 ) -> Layer:

@@ -9,10 +9,11 @@ from fnn import errors
 from fnn.layer import Layer, leaf
 
 
+@errors.builder
 def dropout(rate) -> Layer:
-    """In training, zero each value with probability `rate` and scale the rest: y = m x / (1 - rate).
+    """In training, drop each value with probability `rate`: y = m x / (1 - rate).
 
-    The mask m is 1 with probability 1 - rate, so the mean of y is x; in evaluation y = x
+    The mask m is 0 or 1, 1 with probability 1 - rate, so the mean of y is x; in evaluation y = x
     (Srivastava et al., 2014). [...] -> [...].
 
     - `rate`: the probability of dropping, in [0, 1]; a traced number is taken as it is.

@@ -11,6 +11,7 @@ from fnn.initializing import Param, ones, zeros
 from fnn.layer import Layer, leaf
 
 
+@errors.builder
 def batch_norm(
     *, momentum=0.9, eps=1e-5, axis_name=None, use_scale: bool = True, use_bias: bool = True
 ) -> Layer:

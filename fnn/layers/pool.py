@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn import errors
 from fnn.dtypes import wide
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
 
 
+@errors.builder
 def max_pool(
     window: tuple[int, ...],
     *,
@@ -53,6 +55,7 @@ def max_pool(
     return leaf("max_pool", specs, apply)
 
 
+@errors.builder
 def avg_pool(
     window: tuple[int, ...],
     *,

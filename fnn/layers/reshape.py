@@ -8,6 +8,7 @@ from fnn import errors
 from fnn.layer import Layer, leaf
 
 
+@errors.builder
 def flatten(n: int) -> Layer:
     """Join the last `n` axes in row-major order: [..., H, W, C] -> [..., H * W * C] for n = 3.
 

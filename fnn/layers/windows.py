@@ -58,15 +58,15 @@ def window(
     if isinstance(padding, str):
         errors.check_choice("padding", padding, modes)
         return Window(size, strides, dilation, padding)
-    pairs = isinstance(padding, (tuple, list)) and len(padding) == len(size)
-    if not pairs or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in padding):
+    pairs = tuple(padding) if isinstance(padding, (tuple, list)) else ()
+    if len(pairs) != len(size) or not all(isinstance(p, (tuple, list)) for p in pairs):
         raise errors.OptionError(
             f"padding to be one of {errors.names(modes)}, an int or {len(size)} (low, high) pairs",
             repr(padding),
             "pass one of these",
         )
-    padding = tuple(errors.check_counts("padding", p, 2, least=0) for p in padding)
-    return Window(size, strides, dilation, padding)
+    pairs = tuple(errors.check_counts("padding", p, 2, least=0) for p in pairs)
+    return Window(size, strides, dilation, pairs)
 
 
 def check_input(x: Any, window: Window) -> None:

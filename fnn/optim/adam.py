@@ -28,6 +28,7 @@ class AdamState(NamedTuple):
     nu: Any
 
 
+@errors.builder
 def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
     """The gradient's first moment over the root of its second, both corrected for their start.
 
@@ -80,6 +81,7 @@ def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
     return Transform(init, update)
 
 
+@errors.builder
 def adam(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
     """Adam: p = p - learning_rate mhat / (sqrt(vhat) + eps), see `scale_by_adam`.
 

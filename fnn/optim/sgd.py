@@ -23,6 +23,7 @@ class TraceState(NamedTuple):
     trace: Any
 
 
+@errors.builder
 def trace(decay: Any, nesterov: bool = False) -> Transform:
     """Momentum: v_t = decay v_{t-1} + g_t; the update is v_t, or g_t + decay v_t for Nesterov's.
 
@@ -59,6 +60,7 @@ def trace(decay: Any, nesterov: bool = False) -> Transform:
     return Transform(init, update)
 
 
+@errors.builder
 def sgd(learning_rate: Any, momentum: Any = None, nesterov: bool = False) -> Transform:
     """Stochastic gradient descent: p = p - learning_rate g, or along the momentum of g.
 

@@ -39,6 +39,7 @@ class CountState(NamedTuple):
     count: jax.Array
 
 
+@errors.builder
 def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other: each takes the updates of the one before it.
 
@@ -86,7 +87,8 @@ def taking_extra(update: Callable) -> Callable:
 def apply_updates(params: Any, updates: Any) -> Any:
     """params + updates, leaf by leaf, in the dtype of params.
 
-    Raises ParamsError if the two trees or the shapes of their leaves differ.
+    Raises ParamsError if the two trees or the shapes of their leaves differ, DtypeError for
+    leaves that are not floating.
 
     >>> print(apply_updates({"w": jnp.ones(2)}, {"w": jnp.array([0.5, -0.5])})["w"])
     [1.5 0.5]
@@ -100,6 +102,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return jax.tree.map(add, params, updates)
 
 
+@errors.builder
 def scale_by_learning_rate(learning_rate: Any) -> Transform:
     """updates = -learning_rate * updates: the sign turns an ascent into a descent.
 
@@ -153,7 +156,7 @@ def sqrt(x: jax.Array) -> jax.Array:
 
 
 def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
-    """Two trees of one structure with leaves of the same shapes."""
+    """Two trees of one structure, with floating leaves of the same shapes."""
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise errors.ParamsError(
             f"{what} to be a tree like {as_what}, {jax.tree.structure(like)}",
@@ -162,10 +165,16 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
         )
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     for (path, leaf), other in zip(leaves, jax.tree.leaves(like), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         if jnp.shape(leaf) != jnp.shape(other):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise errors.ParamsError(
                 f"{what} {name} {jnp.shape(other)}, as in {as_what}",
                 f"{jnp.shape(leaf)}",
                 f"give {what} the shapes of {as_what}",
+            )
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise errors.DtypeError(
+                f"{what} of floating dtypes",
+                f"{name} {errors.show(leaf)}",
+                "keep integers out of what is trained",
             )

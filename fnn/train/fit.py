@@ -82,7 +82,7 @@ def evaluator(
     *,
     batch_size: int = 256,
     names: tuple[str, str] = ("image", "label"),
-) -> Callable[[TrainState], dict[str, np.ndarray]]:
+) -> Callable[[TrainState], dict[str, np.float64]]:
     """A function of the training state that measures its network on all of `data`.
 
     - `data`: a tree of arrays [N, ...]; the last batch is padded, and masked out of the means.
@@ -106,13 +106,17 @@ def evaluator(
         values = {name: metric(outputs, labels) for name, metric in metrics.items()}
         return {name: jnp.where(mask, v, jnp.zeros_like(v)) for name, v in values.items()}
 
-    def evaluate(train_state: TrainState) -> dict[str, np.ndarray]:
+    def evaluate(train_state: TrainState) -> dict[str, np.float64]:
         params, state = train_state.params, train_state.state
         batched = list(eval_batches(data, batch_size))
         measured = [measure(params, state, batch, mask) for batch, mask in batched]
         count = sum(int(mask.sum()) for _, mask in batched)
-        sums = {name: sum(np.sum(m[name], dtype=np.float64) for m in measured) for name in metrics}
-        return {name: np.float64(value) / count for name, value in sums.items()}
+        if not count:
+            raise errors.InputError("data to evaluate on", "no examples", "pass some")
+        return {
+            name: np.sum([np.sum(np.asarray(m[name], np.float64)) for m in measured]) / count
+            for name in metrics
+        }
 
     return evaluate
 

@@ -100,8 +100,9 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
             value_fn=lambda params: value_fn(params)[0],
         )
         params = apply_updates(train_state.params, updates)
-        new = TrainState(increment(train_state.step), params, state, opt_state, None)
-        return new, {"loss": loss, **metrics}
+        new = {"params": params, "state": state, "opt_state": opt_state, "key": None}
+        step = increment(train_state.step)
+        return train_state._replace(step=step, **new), {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
         new, metrics = update(train_state, batch)
