@@ -25,7 +25,9 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     logits, labels = check_labels(logits, labels, "softmax_cross_entropy")
     logits = logits.astype(wide(logits.dtype))
-    log_total = jax.nn.logsumexp(logits, axis=-1)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf))
+    logits = logits - jnp.where(jnp.isfinite(largest), largest, 0)  # exact near the largest
+    log_total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
     if jnp.issubdtype(labels.dtype, jnp.integer):
         classes = logits.shape[-1]
         labels = jnp.where((labels < 0) | (labels >= classes), classes, labels.astype(jnp.int32))

@@ -1,0 +1,117 @@
+"""The benchmark runner: it compares round by round, fails what disagrees and hides no miss."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+from benchmarks.task import Goal, load
+
+ROOT = Path(__file__).parents[1]
+TOY = """
+from benchmarks.task import Goal, Task
+
+def counting(step, fail=False):
+    def contender(case):
+        if fail:
+            raise ValueError("cannot build")
+        return lambda: sum(range(case * step))
+    return contender
+
+def absent(case):
+    import no_such_library
+
+TASK = Task(
+    title="Sums", cases={"small": 100},
+    contenders={"floor": counting(1), "fnn": counting(1), "wrong": counting(2),
+                "broken": counting(1, fail=True), "absent": absent},
+    check=lambda contender, case: [float(contender(case)())],
+    goals=(Goal("no time at all", "small", 0.0, ("floor",), cause="time passes"),
+           Goal("within an hour", "small", 3600.0)),
+)
+"""
+
+
+def bench(*arguments, path=""):
+    env = {**os.environ, "PYTHONPATH": str(path)}
+    command = [sys.executable, "-m", "benchmarks.run", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def row(*seconds):
+    return {"seconds": list(seconds), "first_call": 1.0, "peak_mib": 100.0}
+
+
+def test_ratios_are_paired_by_round():
+    """A machine that slows down by ten halfway leaves the ratio alone."""
+    assert report.ratio([2.0, 2.0, 20.0], [1.0, 1.0, 10.0]) == 2.0
+
+
+def test_disagreement():
+    assert report.disagreement([1.0, 2.0], [1.0, 2.0001], 1e-3) == ""
+    assert "number 1" in report.disagreement([1.0, 2.1], [1.0, 2.0], 1e-3)
+    assert "number 0" in report.disagreement([float("nan")], [1.0], 1e-3)
+    assert "1 numbers" in report.disagreement([1.0], [1.0, 2.0], 1e-3)
+
+
+def test_goals_are_judged_and_misses_printed():
+    rows = {"fnn": row(1.2, 1.2), "floor": row(1.0, 1.0), "slow": row(3.0, 3.0)}
+
+    def said(*arguments, **options):
+        return report.state(report.judge(Goal("quick", "case", *arguments, **options), rows))
+
+    assert said(1.3, ("floor", "slow")) == "met: quick: 1.2 x floor (limit 1.3)."
+    assert said(1.1, ("floor",), cause="A reason.") == (
+        "**MISSED**: quick: 1.2 x floor (limit 1.1). A reason."
+    )
+    assert "cause not yet found" in said(1.1, ("floor",))
+    assert said(2.0) == "met: quick: 1.2 s."
+    assert said(1.0, ("gone",)).startswith("not measured")
+    assert "without gone" in said(1.3, ("floor", "gone"))
+    rows["fnn"] = {"failed": "wrong losses"}
+    assert said(1.3, ("floor",)) == "**MISSED**: quick. fnn: wrong losses."
+
+
+def test_a_toy_task_end_to_end(tmp_path):
+    """What disagrees or breaks is failed, what is absent is skipped, and both are said."""
+    (tmp_path / "toy.py").write_text(TOY)
+    done = bench("toy", "--quick", "--out", tmp_path, path=tmp_path)
+    assert done.returncode == 1, done.stderr
+    result = json.loads((tmp_path / "results/toy-cpu.json").read_text())
+    rows = result["cases"]["small"]
+    assert len(rows["fnn"]["seconds"]) == len(rows["floor"]["seconds"]) == result["rounds"]
+    assert "expected 4950" in rows["wrong"]["failed"]
+    assert "cannot build" in rows["broken"]["failed"]
+    assert "no_such_library" in rows["absent"]["skipped"]
+    assert [goal["met"] for goal in result["goals"]] == [False, True]
+    report_text = (tmp_path / "RESULTS.md").read_text()
+    for words in ("| floor", "**FAILED** wrong", "skipped absent", "time passes", "**MISSED**"):
+        assert words in report_text and words in done.stdout + report.HEADER
+
+
+def test_fnn_and_the_floor_take_the_same_steps(tmp_path):
+    """The quickest real task: both contenders run, and their losses agree."""
+    pytest.importorskip("optax")
+    options = ("--quick", "--cases", "2", "--contenders", "fnn,floor", "--out", tmp_path)
+    done = bench("dispatch", *options)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results").glob("dispatch-*.json")
+    rows = json.loads(path.read_text())["cases"]["2"]
+    assert rows["fnn"]["numbers"] == pytest.approx(rows["floor"]["numbers"], rel=1e-3)
+    assert len(rows["fnn"]["numbers"]) == 20 and rows["fnn"]["first_call"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/tasks").glob("[!_]*.py")))
+def test_tasks_load_without_any_library(path):
+    """Goals name cases and contenders that there are; reading a task imports no library."""
+    task = load(path.stem)
+    assert "fnn" in task.contenders and task.baseline in task.contenders
+    for goal in task.goals:
+        assert goal.case in task.cases and {goal.contender, *goal.over} <= set(task.contenders)
+    code = f"""import sys; from benchmarks.task import load; load({path.stem!r})
+assert not {{"jax", "numpy", "torch", "fnn"}} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
