@@ -22,7 +22,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
-from jax.extend.core import get_opaque_trace_state
 
 from fnn import errors
 from fnn.initializing import Derived, Param, draw
@@ -211,7 +210,7 @@ class Scope:
         self._state = dict(state)  # by name, as the calls leave it
         self._calls: dict[str, int] = {}  # how often each name has been called
         self._declared = declared  # by name, while specs are collected; None when they are known
-        self._trace = get_opaque_trace_state()
+        self._trace = _trace_state()
         self.train = train
 
     def __getattr__(self, name: str) -> Sublayer:
@@ -249,7 +248,7 @@ class Scope:
         return jax.random.fold_in(self._key, zlib.crc32(f"{name}#{call}".encode()))
 
     def _inside_transform(self) -> bool:
-        return get_opaque_trace_state() != self._trace
+        return _trace_state() != self._trace
 
 
 class Sublayer:
@@ -283,6 +282,15 @@ class Sublayer:
         if not inside:
             f._state[name] = after
         return y
+
+
+def _trace_state() -> Any:
+    """Which transforms the program is inside of, to be compared."""
+    from jax.extend.core import (
+        get_opaque_trace_state,
+    )  # imported late: it takes half as long as fnn
+
+    return get_opaque_trace_state()
 
 
 def _same(before: Any, after: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Speed, measured against peers side by side: `python -m benchmarks.run --help`."""

@@ -1,0 +1,120 @@
+"""The networks that training benchmarks share: what they are, their weights and their batches.
+
+A case is a list of layers which each contender builds in its own library. Weights and batches are
+made here, in NumPy, so that all contenders start from the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmarks.task import Call, Contender
+
+RATE = 1e-3  # of Adam
+BATCHES = 8  # distinct ones, in turn
+STEPS = 20  # whose losses must agree
+
+
+@dataclass(frozen=True)
+class Case:
+    shape: tuple[int, ...]  # of a batch of inputs, [B, ...]
+    net: tuple[tuple[str, Any], ...]  # (kind, argument) of each layer; the last is dense
+
+
+def dense_net(*widths: int) -> tuple[tuple[str, Any], ...]:
+    """Dense layers with relu between."""
+    return tuple(x for n in widths for x in (("dense", n), ("relu", None)))[:-1]
+
+
+MLP = Case((128, 784), dense_net(512, 512, 10))
+CNN = Case(
+    (64, 28, 28, 1),
+    (("conv", 32), ("relu", None), ("pool", 2), ("conv", 64), ("relu", None), ("pool", 2))
+    + (("flatten", None), ("dense", 128), ("relu", None), ("dropout", 0.5), ("dense", 10)),
+)
+
+
+def walk(case: Case) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """(kind, argument, shape of one example going in) of each layer; channels come last."""
+    shape: tuple[int, ...] = case.shape[1:]
+    for kind, n in case.net:
+        yield kind, n, shape
+        match kind:
+            case "conv" | "dense":
+                shape = (*shape[:-1], n)
+            case "pool":
+                shape = (*(size // n for size in shape[:-1]), shape[-1])
+            case "flatten":
+                shape = (math.prod(shape),)
+
+
+def build(case: Case, make: Mapping[str, Callable[[Any, int], Any]]) -> list[Any]:
+    """The layers of a case, each from `make[kind](argument, channels coming in)`."""
+    return [make[kind](n, shape[-1]) for kind, n, shape in walk(case)]
+
+
+def weights(case: Case, channels_first: bool = False) -> list[tuple[Any, Any]]:
+    """(kernel, bias) of each conv (HWIO) and dense (in, out); channels first: OIHW and (out, in),
+    with the inputs of the dense layer after `flatten` in the order of a flattened C, H, W."""
+    import numpy as np
+
+    random, arrays, flat = np.random.default_rng(1), [], None
+    for kind, n, shape in walk(case):
+        if kind == "flatten":
+            flat = shape
+        if kind not in ("conv", "dense"):
+            continue
+        size = (3, 3, shape[-1], n) if kind == "conv" else (shape[-1], n)
+        kernel = random.normal(size=size) / np.sqrt(np.prod(size[:-1]))
+        if channels_first and kind == "conv":
+            kernel = kernel.transpose(3, 2, 0, 1)
+        elif channels_first:
+            kernel = kernel.reshape(*(flat or shape), n)  # after flatten: H W C out
+            kernel = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(n, -1)
+            flat = None
+        arrays.append((kernel.astype("float32"), np.zeros(n, "float32")))
+    return arrays
+
+
+def batches(case: Case, put: Callable[[Any], Any], channels_first: bool = False) -> list[Any]:
+    """Batches (x, labels) of noise, each array through `put` (to the device)."""
+    import numpy as np
+
+    random, made = np.random.default_rng(2), []
+    for _ in range(BATCHES):
+        x = random.normal(size=case.shape).astype("float32")
+        labels = random.integers(0, case.net[-1][1], case.shape[0])
+        if channels_first and x.ndim == 4:
+            x = x.transpose(0, 3, 1, 2).copy()
+        made.append((put(x), put(labels)))
+    return made
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    """optax's, the mean over the batch; for the JAX libraries that have none."""
+    import optax
+
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def loop(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: list[Any]) -> Call:
+    """A call that moves `state` one step on over the next batch, and returns the loss."""
+    turns = itertools.cycle(data)
+
+    def call() -> Any:
+        nonlocal state
+        state, loss = step(state, next(turns))
+        return loss
+
+    return call
+
+
+def losses(contender: Contender, case: Case) -> list[float]:
+    """The losses of the first steps, without dropout: masks cannot agree between libraries."""
+    net = tuple((kind, 0.0 if kind == "dropout" else n) for kind, n in case.net)
+    call = contender(replace(case, net=net))
+    return [float(call()) for _ in range(STEPS)]

@@ -1,0 +1,141 @@
+"""From times to words: medians, paired ratios, goals and the Markdown that states them.
+
+A result is plain data, as it is written to JSON; a row holds the seconds a call took in each round.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from benchmarks.task import Goal
+
+Row = Mapping[str, Any]  # "seconds", "first_call", "peak_mib"; or "failed" or "skipped", a reason
+HEADER = """# Benchmarks
+
+Written by `python -m benchmarks.run TASK`; do not edit. Every contender runs in a process of its
+own, and their timed blocks take turns in an order shuffled each round. A time is the median over
+the rounds (with its quartiles); a ratio is the median of the ratios within each round, which drift
+of the machine leaves alone. The first call (tracing and compiling) is apart. A row which disagrees
+with the others on what it computed is failed, whatever its time.
+"""
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Median over the rounds of a's time over b's in the same round."""
+    return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def disagreement(numbers: Sequence[float], truth: Sequence[float], rtol: float) -> str:
+    """How `numbers` differ from `truth`, in words; empty where they agree."""
+    if len(numbers) != len(truth):
+        return f"{len(numbers)} numbers to check, expected {len(truth)}"
+    for i, (x, y) in enumerate(zip(numbers, truth, strict=True)):
+        if not math.isclose(x, y, rel_tol=rtol):
+            return f"number {i} to check is {x:.6g}, expected {y:.6g} (rtol {rtol:g})"
+    return ""
+
+
+def judge(goal: Goal, rows: Mapping[str, Row]) -> dict[str, Any]:
+    """A goal beside what was measured; `met` is None where it could not be."""
+    verdict = {"goal": goal.text, "limit": goal.limit, "measured": None, "met": None, "why": ""}
+    mine = rows.get(goal.contender, {"skipped": "not run"})
+    if "seconds" not in mine:
+        reason = mine.get("failed") or mine.get("skipped")
+        return verdict | {
+            "met": False if "failed" in mine else None,
+            "why": f"{goal.contender}: {reason}",
+        }
+    if not goal.over:
+        measured, against = median(mine["seconds"]), ""
+    else:
+        others = {k: rows[k]["seconds"] for k in goal.over if "seconds" in rows.get(k, {})}
+        if not others:
+            return verdict | {"why": f"none of {', '.join(goal.over)} was measured"}
+        against = min(others, key=lambda k: median(others[k]))
+        measured = ratio(mine["seconds"], others[against])
+    met = measured <= goal.limit
+    why = "" if met else goal.cause or "cause not yet found"
+    if absent := [name for name in goal.over if "seconds" not in rows.get(name, {})]:
+        why = f"{why} (without {', '.join(absent)})".strip()
+    return verdict | {"measured": measured, "against": against, "met": met, "why": why}
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def state(verdict: Mapping[str, Any]) -> str:
+    """One line on one goal."""
+    word = {True: "met", False: "**MISSED**", None: "not measured"}[verdict["met"]]
+    line = f"{word}: {verdict['goal']}"
+    if verdict["measured"] is not None:
+        against = verdict["against"]
+        value = f"{verdict['measured']:.3g} x {against}" if against else None
+        line += f": {value or duration(verdict['measured'])}"
+        if against:
+            line += f" (limit {verdict['limit']:.4g})"
+    return f"{line}. {verdict['why']}".rstrip(". ") + "."
+
+
+def table(rows: Mapping[str, Row], baseline: str) -> str:
+    """The rows as aligned Markdown, fastest first; then those without times, with the reason."""
+    timed = {name: row for name, row in rows.items() if "seconds" in row}
+    references = [r for r in dict.fromkeys((baseline, "fnn")) if r in timed]
+    head = ["contender", "median", "quartiles", "fastest", *(f"/ {r}" for r in references)]
+    cells = [[*head, "first call", "peak memory"]]
+    for name, row in sorted(timed.items(), key=lambda item: median(item[1]["seconds"])):
+        times = row["seconds"]
+        low, middle, high = quantiles(times, n=4, method="inclusive") if times[1:] else times * 3
+        cells.append(
+            [name, duration(middle), f"{duration(low)} to {duration(high)}", duration(min(times))]
+            + [f"{ratio(times, timed[r]['seconds']):.2f}" for r in references]
+            + [duration(row["first_call"]), f"{row['peak_mib']:.0f} MiB"]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * w for w in widths])
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines += [""] if any("seconds" not in row for row in rows.values()) else []
+    for name, row in rows.items():
+        if "failed" in row:
+            lines.append(f"- **FAILED** {name}: {row['failed']}")
+        elif "skipped" in row:
+            lines.append(f"- skipped {name}: {row['skipped']}")
+    return "\n".join(lines)
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """One task's part of the report."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [
+        f"## {result['task']}: {result['title']}\n",
+        f"{result['device']}; {result['rounds']} rounds{' (quick)' if result['quick'] else ''}, "
+        f"{result['when']}, load average {result['load'][0]:.1f} before and "
+        f"{result['load'][1]:.1f} after, commit {result['commit']}. {versions}.\n",
+    ]
+    for case, rows in result["cases"].items():
+        lines += [f"### {case}\n", table(rows, result["baseline"]) + "\n"]
+    lines += ["### Goals\n", *(f"- {state(v)}" for v in result["goals"]), ""]
+    lines += [f"`{name}`: {legend}.  " for name, legend in result["legends"].items()]
+    return "\n".join(lines)
+
+
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """The result as JSON, and the report of all results in the folder as RESULTS.md."""
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    name = f"{result['task']}-{result['platform']}.json"
+    (results / name).write_text(json.dumps(result, indent=1) + "\n")
+    parts = [section(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    (folder / "RESULTS.md").write_text("\n".join([HEADER, *parts]).rstrip() + "\n")

@@ -1,0 +1,253 @@
+"""The benchmark runner: every contender in its own process, their timed blocks interleaved.
+
+    python -m benchmarks.run train_step               # a task of benchmarks/tasks, whole
+    python -m benchmarks.run                          # every task; rewrites benchmarks/RESULTS.md
+    python -m benchmarks.run dispatch --quick --cases 20 --contenders fnn,floor
+
+A task builds and warms up its contenders one after another, fails those whose numbers disagree,
+then times them in rounds: in each round every contender times one block, in an order shuffled each
+round, while the others wait. In a cold task each block is the first call of a fresh process. Goals
+are judged at the end; a missed one is printed with its cause. Exits with 1 if a row failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.task import Task, load
+
+ROOT = Path(__file__).parents[1]
+BLOCK = 0.1  # seconds that a timed block should take
+PAUSE = 0.02  # seconds between blocks: thread pools stop spinning
+LIMIT = 900.0  # seconds until a worker that does not answer is ended
+# Workers see none of the shell's settings of JAX (a compilation cache, strict promotion, flags),
+# and keep bytecode, as installed packages do: all contenders run as a user finds them.
+DROPPED = ("JAX_", "XLA_", "PYTHONDONTWRITEBYTECODE")
+KEPT = ("JAX_PLATFORMS",)
+PACKAGES = ("fnn", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch")
+
+
+class Missing(Exception):
+    """A contender's library is not installed."""
+
+
+class Failed(Exception):
+    """A contender raised, or ended."""
+
+
+class Worker:
+    """A contender's process (see `worker.py`)."""
+
+    def __init__(self, task: str, case: str, contender: str):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED) or k in KEPT}
+        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share one accelerator
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", task, case, contender],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            text=True, cwd=ROOT, env=env,
+        )  # fmt: skip
+
+    def ask(self, command: str) -> Any:
+        """The worker's answer to one command."""
+        assert self.process.stdin and self.process.stdout
+        timer = threading.Timer(LIMIT, self.process.kill)
+        timer.start()
+        try:
+            print(command, file=self.process.stdin, flush=True)
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        answer = json.loads(line) if line else {"error": f"ended during {command!r}"}
+        if "missing" in answer:
+            raise Missing(answer["missing"])
+        if "error" in answer:
+            self.errors.seek(0)
+            print(self.errors.read()[-2000:], file=sys.stderr)
+            raise Failed(answer["error"])
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.communicate()
+        self.errors.close()
+
+
+class Measurement:
+    """All contenders of one case, from first call to last block."""
+
+    def __init__(self, task: Task, name: str, case: str, block: float):
+        self.task, self.name, self.case, self.block = task, name, case, block
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.workers: dict[str, Worker] = {}
+        self.device: list[str] | None = None
+
+    def attempt(self, contender: str, work: Callable[[str], None]) -> None:
+        """Do the work for one contender; if it goes wrong, say so in its row and drop it."""
+        try:
+            work(contender)
+        except (Missing, Failed) as error:
+            kind = "skipped" if isinstance(error, Missing) else "failed"
+            self.rows[contender] = {kind: str(error)}
+            print(f"  {kind} {contender}: {error}", file=sys.stderr)
+            if worker := self.workers.pop(contender, None):
+                worker.close()
+
+    def prepare(self, contender: str) -> None:
+        """Build, first call, check, and how many calls fill a block."""
+        row = self.rows[contender] = {"seconds": []}
+        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        worker.ask("build")
+        row["first_call"] = worker.ask("first")
+        row["peak_mib"] = worker.ask("memory")
+        row["numbers"] = worker.ask("check")
+        self.device = self.device or worker.ask("device")
+        trusted = next(r["numbers"] for r in self.rows.values() if "numbers" in r)
+        if words := report.disagreement(row["numbers"], trusted, self.task.rtol):
+            raise Failed(words)
+        if not self.task.cold:
+            row["calls"] = max(1, math.ceil(self.block / worker.ask("time 3")))
+        print(f"  {contender}: first call {report.duration(row['first_call'])}", file=sys.stderr)
+        if self.task.cold:
+            self.workers.pop(contender).close()
+
+    def time(self, contender: str) -> None:
+        """One block; in a cold task, one fresh process."""
+        row = self.rows[contender]
+        time.sleep(PAUSE)
+        if not self.task.cold:
+            row["seconds"].append(self.workers[contender].ask(f"time {row['calls']}"))
+            return
+        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        worker.ask("build")
+        row["seconds"].append(worker.ask("first"))
+        self.workers.pop(contender).close()
+
+    def run(self, contenders: Iterable[str], rounds: int) -> None:
+        for contender in contenders:
+            self.attempt(contender, self.prepare)
+        order = random.Random(0)
+        for _ in range(rounds):
+            live = [name for name, row in self.rows.items() if "seconds" in row]
+            for contender in order.sample(live, len(live)):
+                self.attempt(contender, self.time)
+        for worker in self.workers.values():
+            worker.close()
+
+
+def versions() -> dict[str, str]:
+    """Of the installed packages among those that contend; Python's too."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: list[str] | None) -> str:
+    """Device, processor and cores, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    where = f"{cpu}, {os.cpu_count()} cores"
+    return where if device is None or device[0] == "cpu" else f"{device[1]} ({where})"
+
+
+def commit() -> str:
+    """The short hash of HEAD, with + if files differ from it; 'unknown' outside a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("diff") else "")
+    except OSError:
+        return "unknown"
+
+
+def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one task; its result is plain data."""
+    task, load_before = load(name), os.getloadavg()[0]
+    cases = options.cases.split(",") if options.cases else list(task.cases)
+    contenders = options.contenders.split(",") if options.contenders else list(task.contenders)
+    asked = (("case", cases, task.cases), ("contender", contenders, task.contenders))
+    for kind, given, known in asked:
+        if unknown := set(given) - set(known):
+            raise SystemExit(f"{name}: no {kind} {sorted(unknown)}; there are {sorted(known)}")
+    contenders = [c for c in task.contenders if c in contenders]  # in the table's order
+    rounds = options.rounds or (min(3, task.rounds) if options.quick else task.rounds)
+    measured: dict[str, Measurement] = {}
+    for case in cases:
+        print(f"{name} {case}", file=sys.stderr)
+        measured[case] = Measurement(task, name, case, BLOCK / 10 if options.quick else BLOCK)
+        measured[case].run(contenders, rounds)
+    device = next((m.device for m in measured.values() if m.device), None)
+    goals = [goal for goal in task.goals if goal.case in measured]
+    docs = {c: (task.contenders[c].__doc__ or "").strip().splitlines() for c in contenders}
+    return {
+        "task": name,
+        "title": task.title,
+        "when": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "platform": device[0] if device else "cpu",
+        "device": machine(device),
+        "versions": versions(),
+        "load": [load_before, os.getloadavg()[0]],
+        "quick": options.quick,
+        "rounds": rounds,
+        "baseline": task.baseline,
+        "legends": {c: lines[0] for c, lines in docs.items() if lines},
+        "cases": {case: m.rows for case, m in measured.items()},
+        "goals": [report.judge(goal, measured[goal.case].rows) for goal in goals],
+    }
+
+
+def main() -> None:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("benchmarks.run", None, __doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("task", nargs="?", default="all", help="of benchmarks/tasks, or an importable module")
+    add("--cases", help="comma-separated; all unless given")
+    add("--contenders", help="comma-separated; all unless given")
+    add("--rounds", type=int, help="timed blocks of each contender")
+    add("--quick", action="store_true", help="a few short rounds, to see that it runs")
+    add("--out", type=Path, help="where to write RESULTS.md and results/*.json; unless given, a "
+        "whole run writes benchmarks/ and any other only prints")  # fmt: skip
+    options = parser.parse_args()
+    whole = not (options.cases or options.contenders or options.rounds or options.quick)
+    folder = options.out or (ROOT / "benchmarks" if whole else None)
+    files = (ROOT / "benchmarks/tasks").glob("[!_]*.py")
+    names = sorted(f.stem for f in files) if options.task == "all" else [options.task]
+    failed = False
+    for name in names:
+        result = run(name, options)
+        print(report.section(result), flush=True)
+        if folder:
+            report.write(result, folder)
+        failed |= any("failed" in row for rows in result["cases"].values() for row in rows.values())
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a benchmark task is: cases, a table of contenders, what they must agree on, the goals."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Call = Callable[[], Any]  # one timed call; returns what must be ready for it to be over
+Contender = Callable[[Any], Call]  # case -> call: imports its library, builds, times nothing
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A contender's time is at most `limit` times the best of `over`; `limit` seconds if none."""
+
+    text: str
+    case: str
+    limit: float
+    over: tuple[str, ...] = ()
+    contender: str = "fnn"
+    cause: str = ""  # why it is missed, as far as is known
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to time. A module defining one as `TASK` imports only the standard library at
+    its top: the runner reads it without any library, and each worker imports its own.
+
+    - `cases`: the sizes or networks to run, by name.
+    - `contenders`: who runs them, by name; the first line of a docstring becomes its legend.
+    - `check(contender, case)`: numbers, run apart from the timing, in which every contender must
+      agree with the first in the table to a relative `rtol`. One that does not is failed.
+    - `cold`: every timed call is the first of a fresh process; otherwise a process is kept for each
+      contender, warmed up by its check, and times a block of calls whenever it is asked.
+    - `baseline`: the contender that the others are compared with, besides fnn.
+    """
+
+    title: str
+    cases: Mapping[str, Any]
+    contenders: Mapping[str, Contender]
+    goals: tuple[Goal, ...] = ()
+    check: Callable[[Contender, Any], list[float]] | None = None
+    rtol: float = 1e-3
+    cold: bool = False
+    rounds: int = 25
+    baseline: str = "floor"
+
+
+def load(name: str) -> Task:
+    """The `TASK` of `benchmarks/tasks/<name>.py`, or of any other importable module."""
+    inside = f"benchmarks.tasks.{name}"
+    return importlib.import_module(inside if importlib.util.find_spec(inside) else name).TASK

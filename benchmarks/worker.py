@@ -1,0 +1,91 @@
+"""One contender in a process of its own: reads commands on stdin, answers in JSON lines.
+
+    build     make the call (imports the library)
+    first     seconds of the first call: traces and compiles
+    check     the numbers on which all contenders must agree
+    time N    seconds a call, over N calls after one untimed
+    memory    peak memory of this process, MiB
+    device    what JAX or PyTorch runs on here
+
+Between commands it waits for its next line, so that only the contender being timed runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from typing import Any
+
+from benchmarks.task import Call, load
+
+
+def wait(out: Any) -> None:
+    """Return when `out` has been computed, by whichever library made it."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if jax and hasattr(jax, "block_until_ready"):
+        jax.block_until_ready(out)
+    if torch and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(call: Call, n: int) -> float:
+    """Seconds a call takes, over `n` in a row; waited for at the end, as in a training loop."""
+    out = None
+    start = time.perf_counter()
+    for _ in range(n):
+        out = call()
+    wait(out)
+    return (time.perf_counter() - start) / n
+
+
+def device() -> list[str] | None:
+    """Platform and kind of the device in use; None without a library that knows."""
+    if jax := sys.modules.get("jax"):
+        return [jax.devices()[0].platform, jax.devices()[0].device_kind]
+    return None
+
+
+def main(task_name: str, case_name: str, contender_name: str) -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints goes to stderr, not among the answers
+    task = load(task_name)
+    case, contender = task.cases[case_name], task.contenders[contender_name]
+    call: Call = lambda: None  # noqa: E731
+
+    def do(command: str, n: int = 1) -> Any:
+        nonlocal call
+        match command:
+            case "build":
+                call = contender(case)
+            case "first":
+                return seconds(call, 1)
+            case "check":
+                return task.check(contender, case) if task.check else []
+            case "time":
+                wait(call())
+                return seconds(call, n)
+            case "memory":
+                return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            case "device":
+                return device()
+            case _:
+                raise ValueError(f"unknown command {command!r}")
+
+    for line in sys.stdin:
+        command, *n = line.split()
+        try:
+            answer = {"value": do(command, *map(int, n))}
+        except ModuleNotFoundError as error:
+            answer = {"missing": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
