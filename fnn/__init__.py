@@ -1,6 +1,6 @@
 """fnn: a neural network is a pure function over a parameter tree, y = net(params, x)."""
 
-from fnn import data, initializing, losses, metrics, optim, testing, train
+from fnn import data, initializers, losses, metrics, optim, testing, train
 from fnn.combinators import serial
 from fnn.errors import FnnError
 from fnn.initializing import Derived, Param
@@ -27,7 +27,7 @@ __all__ = [
     "dense",
     "dropout",
     "flatten",
-    "initializing",
+    "initializers",
     "leaf",
     "losses",
     "max_pool",

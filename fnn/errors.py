@@ -16,8 +16,6 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import jax.core
-import jax.numpy as jnp
-import numpy as np
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,92 +139,6 @@ def show(x: Any) -> str:
 
 def names(some: Iterable[str]) -> str:
     return ", ".join(some) or "none"
-
-
-# --- checks that several layers share
-
-
-def check(ok: bool, kind: type[FnnError], expected: str, got: str, mend: str) -> None:
-    if not ok:
-        raise kind(expected, got, mend)
-
-
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """An option that counts something: an int of at least `least`."""
-    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
-    if not good:
-        raise OptionError(
-            f"{name} to be an int of at least {least}", repr(value), f"pass {name}={least} or more"
-        )
-    return int(value)
-
-
-def check_counts(name: str, value: Any, length: int | None = None, least: int = 1) -> tuple:
-    """One count per axis; a single int stands for all of `length` axes."""
-    if isinstance(value, (int, np.integer)) and length is not None:
-        value = (value,) * length
-    many = "one or more ints" if length is None else f"{length} ints"
-    counts = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if not counts or length not in (None, len(counts)):
-        raise OptionError(f"{name} to be a tuple of {many}", repr(value), "pass one int per axis")
-    return tuple(check_count(name, count, least) for count in counts)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} to be one of {names(choices)}", repr(value), "pass one of them")
-
-
-def check_range(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
-    """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    span = f"[{low}, {high}{')' if open_high else ']'}"
-    number = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
-    if isinstance(value, bool) or not number:
-        raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
-    if not (low <= value < high if open_high else low <= value <= high):
-        raise OptionError(f"{name} in {span}", repr(float(value)), f"mend {name}")
-
-
-def check_callable(name: str, value: Any) -> None:
-    if not callable(value):
-        raise OptionError(f"{name} to be a function", show(value), "see fnn.initializing")
-
-
-def check_key(key: Any) -> None:
-    """One typed key (or the older uint32 form of it)."""
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if typed and key.shape == () or dtype == np.uint32 and key.ndim == 1:
-        return
-    mend = "pass jax.random.key(0)"
-    if typed:
-        mend = "one call takes one key: for many, jax.vmap over them"
-    raise RandomKeyError("a key", show(key), mend)
-
-
-def need_key(key: Any) -> None:
-    if key is None:
-        raise RandomKeyError(
-            "a key in training", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
-        )
-
-
-def check_rank(x: Any, least: int, layout: str) -> None:
-    if not hasattr(x, "shape"):  # a tree of inputs
-        raise InputError("x to be one array", f"x {show(x)}", "pass one array")
-    if len(x.shape) < least:
-        raise ShapeError(
-            f"x {layout}, at least {least} axes", f"x {tuple(x.shape)}", "reshape x to that layout"
-        )
-
-
-def check_array(x: Any, least: int, layout: str) -> None:
-    """An input of floating dtype with at least `least` axes."""
-    check_rank(x, least, layout)
-    if not jnp.issubdtype(x.dtype, np.floating):
-        raise DtypeError("x of a floating dtype", f"x {show(x)}", "cast it: x.astype(jnp.float32)")
 
 
 # --- what leaf layers and compose say

@@ -25,7 +25,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn import checks, errors
 
 BLOCK = 1024  # values in a block
 CHUNK = 256  # blocks a call of the compiled sampler draws
@@ -36,14 +36,14 @@ class Param:
     """A declared array: its shape and dtype, how its first values are drawn, and what it is for.
 
     - `shape`: of one member; the array itself has shape `stack + shape`.
-    - `init`: `f(key, shape, dtype)`, one of this module's distributions or any function like it.
+    - `init`: `f(key, shape, dtype)`, one of `fnn.initializers` or any function like it.
     - `kind`: `"kernel"`, `"bias"`, `"scale"`, `"embedding"`, `"statistic"` ...: what decay masks,
       summaries and shardings go by.
     - `axes`: one logical name per axis of `shape`; `"in"` is the input's last axis.
     - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn
       from i alone, so its values do not depend on the size of the stack.
 
-    >>> Param((3, 4), lecun_normal()).shape
+    >>> Param((3, 4), Distribution(("normal",), 0.1)).shape
     (3, 4)
     """
 
@@ -61,7 +61,7 @@ class Derived:
 
     The result of `fn` (any tree) stands in the params where this node stands.
 
-    >>> doubled = Derived(lambda w: 2 * w, Param((2,), ones))
+    >>> doubled = Derived(lambda w: 2 * w, Param((2,), Constant(1.0)))
     >>> print(draw(jax.random.key(0), {"w": doubled})["w"])
     [2. 2.]
     """
@@ -100,196 +100,6 @@ class Constant:
         return jnp.full(shape, self.value, dtype)
 
 
-zeros = Constant(0.0)
-ones = Constant(1.0)
-
-
-def constant(value) -> Constant:
-    """The same `value` everywhere (a number, or an array that broadcasts to the shape).
-
-    >>> print(constant(0.5)(jax.random.key(0), (2,)))
-    [0.5 0.5]
-    """
-    return Constant(value)
-
-
-def normal(stddev=1e-2) -> Distribution:
-    """Normal with mean 0: x ~ N(0, stddev^2).
-
-    >>> normal(0.1)(jax.random.key(0), (3, 4)).shape
-    (3, 4)
-    """
-    return Distribution(("normal",), stddev)
-
-
-def truncated_normal(stddev=1e-2, lower: float = -2.0, upper: float = 2.0) -> Distribution:
-    """Normal cut before scaling: x = stddev z, z ~ N(0, 1) given lower < z < upper.
-
-    As in `jax.nn.initializers`, `stddev` is the scale: the cut makes the deviation smaller.
-
-    >>> abs(truncated_normal(1.0)(jax.random.key(0), (100,))).max() <= 2
-    Array(True, dtype=bool)
-    """
-    return Distribution(
-        ("truncated_normal", ("lower", float(lower)), ("upper", float(upper))), stddev
-    )
-
-
-def uniform(scale=1e-2) -> Distribution:
-    """Uniform from 0 to `scale`: x ~ U[0, scale).
-
-    >>> uniform(1.0)(jax.random.key(0), (100,)).min() >= 0
-    Array(True, dtype=bool)
-    """
-    return Distribution(("uniform",), scale)
-
-
-_STANDARD = {  # a base of variance 1 / factor^2, and the factor
-    "normal": (("normal",), 1.0),
-    "truncated_normal": (
-        ("truncated_normal", ("lower", -2.0), ("upper", 2.0)),
-        1 / 0.87962566103423978,
-    ),
-    "uniform": (("uniform", ("minval", -1.0)), math.sqrt(3)),
-}
-
-
-def variance_scaling(
-    scale=1.0,
-    mode: str = "fan_in",
-    distribution: str = "truncated_normal",
-    in_axis: int = -2,
-    out_axis: int = -1,
-) -> Distribution:
-    """Mean 0 and variance `scale / n`, n the fans that `mode` names (Glorot & Bengio, 2010).
-
-    - `mode`: `"fan_in"`, `"fan_out"`, `"fan_avg"` (their mean) or `"fan_geo_avg"` (their root
-      product). A fan is the size of its axis times the receptive field, the product of the axes
-      that are neither `in_axis` nor `out_axis`.
-    - `distribution`: `"normal"`, `"truncated_normal"` (cut at two deviations, corrected for the
-      cut) or `"uniform"`.
-
-    Raises OptionError for an unknown option, and for a shape with fewer than two axes.
-
-    >>> variance_scaling(2.0, "fan_out", "uniform")(jax.random.key(0), (3, 3, 8, 16)).shape
-    (3, 3, 8, 16)
-    """
-    errors.check_choice("mode", mode, ("fan_in", "fan_out", "fan_avg", "fan_geo_avg"))
-    errors.check_choice("distribution", distribution, tuple(_STANDARD))
-    base, factor = _STANDARD[distribution]
-    return Distribution(base, FanScale(scale, mode, in_axis, out_axis, factor))
-
-
-@dataclass(frozen=True)
-class FanScale:
-    """The scale of a kernel's draw, factor * sqrt(scale / fan), from its shape."""
-
-    scale: Any
-    mode: str
-    in_axis: int
-    out_axis: int
-    factor: float
-
-    def __call__(self, shape: tuple[int, ...]) -> Any:
-        if len(shape) < 2:
-            raise errors.OptionError(
-                "a shape of two axes or more, for fans to be counted",
-                f"shape {shape}",
-                "draw it from normal(stddev) or constant(value)",
-            )
-        field = math.prod(shape) / max(shape[self.in_axis] * shape[self.out_axis], 1)
-        fan_in, fan_out = shape[self.in_axis] * field, shape[self.out_axis] * field
-        fan = {
-            "fan_in": fan_in,
-            "fan_out": fan_out,
-            "fan_avg": (fan_in + fan_out) / 2,
-            "fan_geo_avg": math.sqrt(fan_in * fan_out),
-        }[self.mode]
-        root = math.sqrt if isinstance(self.scale, (int, float)) else jnp.sqrt
-        return self.factor * root(self.scale / max(fan, 1))
-
-
-def lecun_normal() -> Distribution:
-    """Variance 1 / fan_in, truncated normal (LeCun et al., 1998): the default of kernels.
-
-    >>> lecun_normal() == variance_scaling(1.0, "fan_in", "truncated_normal")
-    True
-    """
-    return variance_scaling(1.0, "fan_in", "truncated_normal")
-
-
-def lecun_uniform() -> Distribution:
-    """Variance 1 / fan_in, uniform (LeCun et al., 1998).
-
-    >>> lecun_uniform() == variance_scaling(1.0, "fan_in", "uniform")
-    True
-    """
-    return variance_scaling(1.0, "fan_in", "uniform")
-
-
-def glorot_normal() -> Distribution:
-    """Variance 2 / (fan_in + fan_out), truncated normal (Glorot & Bengio, 2010).
-
-    >>> glorot_normal() == variance_scaling(1.0, "fan_avg", "truncated_normal")
-    True
-    """
-    return variance_scaling(1.0, "fan_avg", "truncated_normal")
-
-
-def glorot_uniform() -> Distribution:
-    """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010, equation 16).
-
-    >>> glorot_uniform() == variance_scaling(1.0, "fan_avg", "uniform")
-    True
-    """
-    return variance_scaling(1.0, "fan_avg", "uniform")
-
-
-def he_normal() -> Distribution:
-    """Variance 2 / fan_in, truncated normal, for networks of rectifiers (He et al., 2015).
-
-    >>> he_normal() == variance_scaling(2.0, "fan_in", "truncated_normal")
-    True
-    """
-    return variance_scaling(2.0, "fan_in", "truncated_normal")
-
-
-def he_uniform() -> Distribution:
-    """Variance 2 / fan_in, uniform, for networks of rectifiers (He et al., 2015).
-
-    >>> he_uniform() == variance_scaling(2.0, "fan_in", "uniform")
-    True
-    """
-    return variance_scaling(2.0, "fan_in", "uniform")
-
-
-def orthogonal(scale=1.0) -> Distribution:
-    """`scale` times a uniformly drawn matrix with orthonormal columns, or rows if it is wide.
-
-    All axes but the last are rows (Saxe et al., 2014). The draw is the Q of a normal matrix's QR
-    with the signs of R's diagonal, which makes it uniform (Mezzadri, 2007).
-
-    >>> q = orthogonal()(jax.random.key(0), (4, 4))
-    >>> bool(jnp.allclose(q.T @ q, jnp.eye(4), atol=1e-5))
-    True
-    """
-    return Distribution(("normal",), scale, _orthogonal)
-
-
-def _orthogonal(z: jax.Array) -> jax.Array:
-    if z.ndim < 2:
-        raise errors.OptionError(
-            "a shape of two axes or more, to be orthogonal",
-            f"shape {z.shape}",
-            "draw it from normal(stddev)",
-        )
-    matrix = z.reshape(-1, z.shape[-1])
-    wide = matrix.shape[0] < matrix.shape[1]
-    q, r = jnp.linalg.qr(matrix.T if wide else matrix)
-    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
-    return (q.T if wide else q).reshape(z.shape)
-
-
 # --- drawing
 
 
@@ -299,11 +109,11 @@ def draw(key, specs) -> Any:
     - `key`: a typed key, concrete or traced.
     - `specs`: a nested dict of declarations; each is drawn from its path in it.
 
-    >>> specs = {"kernel": Param((2, 3), normal()), "bias": Param((3,), zeros)}
+    >>> specs = {"w": Param((2, 3), Distribution(("normal",))), "b": Param((3,), Constant(0.0))}
     >>> jax.tree.map(jnp.shape, draw(jax.random.key(0), specs))
-    {'bias': (3,), 'kernel': (2, 3)}
+    {'b': (3,), 'w': (2, 3)}
     """
-    errors.check_key(key)
+    checks.key(key)
     nodes, treedef = jax.tree_util.tree_flatten_with_path(specs)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes]
     params: dict[str, Param] = {}

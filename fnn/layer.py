@@ -11,20 +11,17 @@ declarations and mathematics, `compose` makes a layer of layers. A network is a 
 
 from __future__ import annotations
 
-import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
-from jax.export import is_symbolic_dim
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.initializing import Derived, Param, draw
+from fnn.shapes import arity, arrays_of, as_array, as_struct
 
 __all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
 
@@ -60,7 +57,7 @@ class Layer:
         are trees of inputs. Values depend on `key` and on the names of the layers alone.
         """
         with errors.within(self.name):
-            errors.check_key(key)
+            checks.key(key)
             params, state = self.specs(*xs)
             drawn = draw(key, {"params": params, "state": state})
         return drawn["params"], drawn["state"]
@@ -88,7 +85,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
 
     >>> def scale():
     ...     def specs(x):
-    ...         return {"scale": Param(x.shape[-1:], fnn.initializing.ones, x.dtype)}, {}
+    ...         return {"scale": Param(x.shape[-1:], fnn.initializers.ones, x.dtype)}, {}
     ...
     ...     def apply(params, state, x, *, key, train):
     ...         return x * params["scale"], state
@@ -99,7 +96,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
     >>> params
     {'scale': Array([1., 1., 1.], dtype=float32)}
     """
-    least, most = _arity(specs)
+    least, most = arity(specs)
 
     def declare(*xs):
         if not least <= len(xs) <= most:
@@ -118,7 +115,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
             errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
             errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
             if key is not None:
-                errors.check_key(key)
+                checks.key(key)
             return apply(params, state, *xs, key=key, train=train)
 
     return Layer(name, checked_specs, checked_apply)
@@ -192,7 +189,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
                 errors.check_names("params", params, children)
                 errors.check_names("state", state, children)
                 if key is not None:
-                    errors.check_key(key)
+                    checks.key(key)
                 f = Scope(children, params, state, key, train)
                 y = body(f, *xs)
             return y, {name: f._state[name] for name in state}
@@ -222,7 +219,7 @@ class Scope:
         """A key for the body's own randomness, folded from `name` and its call number."""
         if self._inside_transform():
             raise errors.key_in_transform(f"f.key({name!r})")
-        errors.need_key(self._key)
+        checks.need_key(self._key)
         return self._fold(f"{name}()")
 
     def _declare(self, name: str, xs: tuple) -> None:
@@ -296,51 +293,3 @@ def _trace_state() -> Any:
 def _same(before: Any, after: Any) -> bool:
     old, new = jax.tree.leaves(before), jax.tree.leaves(after)
     return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
-
-
-# --- shapes
-
-
-def as_struct(x: Any) -> Any:
-    """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
-    if isinstance(x, (tuple, list)):
-        if isinstance(x, tuple) and all(map(_is_dim, x)):
-            return jax.ShapeDtypeStruct(x, jnp.float32)
-        if x and all(isinstance(d, jax.core.Tracer) and d.shape == () for d in x):
-            errors.traced_shape()
-        return type(x)(map(as_struct, x))
-    if isinstance(x, Mapping):
-        return {name: as_struct(value) for name, value in x.items()}
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        errors.not_an_array(x)
-    numpy = isinstance(x, (np.ndarray, np.generic))  # which may be wider than jax would hold
-    return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x) if numpy else x.dtype)
-
-
-def as_array(x: Any) -> jax.Array:
-    if isinstance(x, (np.ndarray, np.generic)):
-        return jnp.asarray(x)
-    return x if isinstance(x, jax.Array) else errors.not_an_array(x)
-
-
-def arrays_of(specs: Any) -> Any:
-    """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
-
-    def array(node):
-        if isinstance(node, Derived):
-            return jax.eval_shape(node.fn, arrays_of(node.specs))
-        return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
-
-    return jax.tree.map(array, specs)
-
-
-def _is_dim(d: Any) -> bool:
-    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
-
-
-def _arity(fn: Callable) -> tuple[int, float]:
-    """The least and the most inputs that a function takes."""
-    inputs = inspect.signature(fn).parameters.values()
-    plain = [p for p in inputs if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    many = any(p.kind == p.VAR_POSITIONAL for p in inputs)
-    return sum(p.default is p.empty for p in plain), float("inf") if many else len(plain)

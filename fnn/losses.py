@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.dtypes import wide
 
 
@@ -45,7 +45,7 @@ def check_labels(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.A
             if not (hasattr(value, "shape") and hasattr(value, "dtype")):
                 errors.not_an_array(value)
         logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-        errors.check_array(logits, 1, "[..., C]")
+        checks.array(logits, 1, "[..., C]")
         whole = jnp.issubdtype(labels.dtype, jnp.integer)
         if not whole and not jnp.issubdtype(labels.dtype, jnp.floating):
             raise errors.DtypeError(

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import errors
-from fnn.layer import Layer, arrays_of, as_struct
+from fnn.layer import Layer
+from fnn.shapes import arrays_of, as_struct
 
 
 def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:

@@ -9,22 +9,22 @@ import pytest
 from scipy import stats
 
 import fnn
-from fnn import errors, initializing
+from fnn import errors, initializers
 from fnn.initializing import Derived, Param, draw
 
 SHAPE = (3, 3, 48, 64)
 
 PAIRS = {
-    "normal": (initializing.normal(0.3), jax.nn.initializers.normal(0.3)),
-    "truncated": (initializing.truncated_normal(0.3), jax.nn.initializers.truncated_normal(0.3)),
+    "normal": (initializers.normal(0.3), jax.nn.initializers.normal(0.3)),
+    "truncated": (initializers.truncated_normal(0.3), jax.nn.initializers.truncated_normal(0.3)),
     "truncated, bounds": (
-        initializing.truncated_normal(0.3, -1.0, 3.0),
+        initializers.truncated_normal(0.3, -1.0, 3.0),
         jax.nn.initializers.truncated_normal(0.3, lower=-1.0, upper=3.0),
     ),
-    "uniform": (initializing.uniform(0.3), jax.nn.initializers.uniform(0.3)),
-    "orthogonal": (initializing.orthogonal(2.0), jax.nn.initializers.orthogonal(2.0)),
-    "zeros": (initializing.zeros, jax.nn.initializers.zeros),
-    "constant": (initializing.constant(0.7), jax.nn.initializers.constant(0.7)),
+    "uniform": (initializers.uniform(0.3), jax.nn.initializers.uniform(0.3)),
+    "orthogonal": (initializers.orthogonal(2.0), jax.nn.initializers.orthogonal(2.0)),
+    "zeros": (initializers.zeros, jax.nn.initializers.zeros),
+    "constant": (initializers.constant(0.7), jax.nn.initializers.constant(0.7)),
 }
 for name in (
     "lecun_normal",
@@ -34,11 +34,11 @@ for name in (
     "he_normal",
     "he_uniform",
 ):
-    PAIRS[name] = getattr(initializing, name)(), getattr(jax.nn.initializers, name)()
+    PAIRS[name] = getattr(initializers, name)(), getattr(jax.nn.initializers, name)()
 for mode in ("fan_in", "fan_out", "fan_avg", "fan_geo_avg"):
     for distribution in ("normal", "truncated_normal", "uniform"):
         PAIRS[f"{mode} {distribution}"] = (
-            initializing.variance_scaling(1.7, mode, distribution),
+            initializers.variance_scaling(1.7, mode, distribution),
             jax.nn.initializers.variance_scaling(1.7, mode, distribution),
         )
 
@@ -51,27 +51,27 @@ def test_equal_in_distribution_to_jax(name):
 
 
 def test_the_test_of_distributions_can_fail():
-    a = initializing.normal(0.3)(jax.random.key(1), SHAPE)
+    a = initializers.normal(0.3)(jax.random.key(1), SHAPE)
     b = jax.nn.initializers.normal(0.33)(jax.random.key(1), SHAPE)
     assert stats.ks_2samp(np.ravel(a), np.ravel(b)).pvalue < 1e-3
 
 
 def test_other_fan_axes():
-    ours = initializing.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
+    ours = initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=1)
     drawn = ours(jax.random.key(0), (50, 30, 7))
     np.testing.assert_allclose(drawn.std(), (1 / (50 * 7)) ** 0.5, rtol=0.03)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 3, 4), (5, 5)])
 def test_orthogonal(shape):
-    q = np.asarray(initializing.orthogonal()(jax.random.key(0), shape)).reshape(-1, shape[-1])
+    q = np.asarray(initializers.orthogonal()(jax.random.key(0), shape)).reshape(-1, shape[-1])
     gram = q.T @ q if q.shape[0] >= q.shape[1] else q @ q.T
     np.testing.assert_allclose(gram, np.eye(len(gram)), atol=1e-5)
 
 
 def test_orthogonal_is_uniform():
     """The entry of a uniform 2 x 2 orthogonal matrix is the cosine of a uniform angle."""
-    specs = {"q": Param((2, 2), initializing.orthogonal(), stack=(4000,))}
+    specs = {"q": Param((2, 2), initializers.orthogonal(), stack=(4000,))}
     q = draw(jax.random.key(0), specs)["q"]
     angles = np.arccos(np.clip(q[:, 0, 0], -1, 1))
     assert stats.kstest(angles, "uniform", (0, np.pi)).pvalue > 1e-3
@@ -79,24 +79,24 @@ def test_orthogonal_is_uniform():
 
 
 def test_hashable_and_equal_by_value():
-    assert initializing.lecun_normal() == initializing.lecun_normal()
+    assert initializers.lecun_normal() == initializers.lecun_normal()
     assert len({f for f, _ in PAIRS.values()}) > 12
 
 
 SPECS = {
-    "kernel": Param((40, 50), initializing.lecun_normal()),
-    "uniform": Param((7,), initializing.uniform(0.123)),
-    "stacked": Param((30, 40), initializing.glorot_uniform(), stack=(3,)),
-    "half": Param((33, 5), initializing.he_normal(), jnp.bfloat16),
-    "orthogonal": Param((6, 4), initializing.orthogonal(1.3), stack=(2, 2)),
-    "empty": Param((0, 4), initializing.normal()),
-    "ones": Param((4,), initializing.ones, stack=(2,)),
+    "kernel": Param((40, 50), initializers.lecun_normal()),
+    "uniform": Param((7,), initializers.uniform(0.123)),
+    "stacked": Param((30, 40), initializers.glorot_uniform(), stack=(3,)),
+    "half": Param((33, 5), initializers.he_normal(), jnp.bfloat16),
+    "orthogonal": Param((6, 4), initializers.orthogonal(1.3), stack=(2, 2)),
+    "empty": Param((0, 4), initializers.normal()),
+    "ones": Param((4,), initializers.ones, stack=(2,)),
     "nested": {"foreign": Param((5, 6), jax.nn.initializers.normal(1.0), stack=(2,))},
     "derived": Derived(
         lambda t: {"largest": jnp.abs(t["v"]).max(0), "v": t["v"]},
-        {"v": Param((4, 3), initializing.normal(1.0))},
+        {"v": Param((4, 3), initializers.normal(1.0))},
     ),
-    "plain": Derived(lambda w: -w, Param((3,), initializing.normal(1.0))),
+    "plain": Derived(lambda w: -w, Param((3,), initializers.normal(1.0))),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_legacy_key_draws_the_same(drawn):
 
 def test_a_value_depends_on_its_path_and_member_alone(drawn):
     some = {
-        "stacked": Param((30, 40), initializing.glorot_uniform(), stack=(2,)),
+        "stacked": Param((30, 40), initializers.glorot_uniform(), stack=(2,)),
         "kernel": SPECS["kernel"],
     }
     again = draw(jax.random.key(5), some)
@@ -142,7 +142,7 @@ def test_a_value_depends_on_its_path_and_member_alone(drawn):
 
 
 def test_stack_axes_are_no_fans():
-    many = draw(jax.random.key(0), {"k": Param((20, 30), initializing.lecun_normal(), stack=(50,))})
+    many = draw(jax.random.key(0), {"k": Param((20, 30), initializers.lecun_normal(), stack=(50,))})
     np.testing.assert_allclose(many["k"].std(), 20**-0.5, rtol=0.02)
 
 
@@ -154,23 +154,23 @@ def test_derived(drawn):
 
 
 def test_derived_in_derived():
-    inner = Derived(lambda t: t["w"] + 1, {"w": Param((3,), initializing.zeros)})
+    inner = Derived(lambda t: t["w"] + 1, {"w": Param((3,), initializers.zeros)})
     outer = Derived(lambda t: 10 * t["inner"], {"inner": inner})
     assert draw(jax.random.key(0), {"x": outer})["x"].tolist() == [10, 10, 10]
-    same = Derived(lambda w: 2 * w, Derived(lambda w: w + 1, Param((1,), initializing.ones)))
+    same = Derived(lambda w: 2 * w, Derived(lambda w: w + 1, Param((1,), initializers.ones)))
     assert draw(jax.random.key(0), {"x": same})["x"].tolist() == [4]
 
 
 def test_float64():
     with jax.enable_x64(True):
-        wide = initializing.normal(1.0)(jax.random.key(0), (5000,), jnp.float64)
+        wide = initializers.normal(1.0)(jax.random.key(0), (5000,), jnp.float64)
         assert wide.dtype == jnp.float64
         assert (np.asarray(wide) != np.asarray(wide).astype(np.float32)).mean() > 0.9
         assert stats.kstest(np.asarray(wide), "norm").pvalue > 1e-3
 
 
 def test_a_traced_scale_can_be_differentiated_and_swept():
-    def size(scale, init=initializing.normal):
+    def size(scale, init=initializers.normal):
         params, _ = fnn.dense(3, kernel_init=init(scale)).init(jax.random.key(0), (1, 4))
         return jnp.sum(params["kernel"] ** 2)
 
@@ -179,9 +179,9 @@ def test_a_traced_scale_can_be_differentiated_and_swept():
     np.testing.assert_allclose(
         jax.jit(jax.vmap(size))(jnp.arange(3.0)), [0, one, 4 * one], rtol=1e-5
     )
-    for init in (initializing.orthogonal, initializing.variance_scaling):
+    for init in (initializers.orthogonal, initializers.variance_scaling):
         ratio = jax.grad(functools.partial(size, init=init))(2.0) / size(1.0, init)
-        power = 4 if init is initializing.orthogonal else 1
+        power = 4 if init is initializers.orthogonal else 1
         np.testing.assert_allclose(ratio, power, rtol=1e-5)
 
 
@@ -208,12 +208,12 @@ def count_programs(shapes):
         for i, shape in enumerate(shapes)
         for init, dtype, stack in [
             [
-                (initializing.lecun_normal(), jnp.float32, ()),
+                (initializers.lecun_normal(), jnp.float32, ()),
                 (jax.nn.initializers.normal(1.0), jnp.float32, ()),
-                (initializing.orthogonal(), jnp.float32, (2,)),
-                (initializing.he_normal(), jnp.bfloat16, (3,)),
-                (initializing.zeros, jnp.float32, ()),
-                (initializing.glorot_uniform(), jnp.float32, ()),
+                (initializers.orthogonal(), jnp.float32, (2,)),
+                (initializers.he_normal(), jnp.bfloat16, (3,)),
+                (initializers.zeros, jnp.float32, ()),
+                (initializers.glorot_uniform(), jnp.float32, ()),
             ][i % 6]
         ]
     }
@@ -253,10 +253,10 @@ def test_foreign_initializers_work_and_are_held_to_their_word():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: initializing.variance_scaling(1.0, "fan"), "mode to be one of fan_in"),
-        (lambda: initializing.variance_scaling(1.0, "fan_in", "cauchy"), "distribution to be"),
-        (lambda: initializing.lecun_normal()(jax.random.key(0), (3,)), "two axes or more"),
-        (lambda: initializing.orthogonal()(jax.random.key(0), (3,)), "two axes or more"),
+        (lambda: initializers.variance_scaling(1.0, "fan"), "mode to be one of fan_in"),
+        (lambda: initializers.variance_scaling(1.0, "fan_in", "cauchy"), "distribution to be"),
+        (lambda: initializers.lecun_normal()(jax.random.key(0), (3,)), "two axes or more"),
+        (lambda: initializers.orthogonal()(jax.random.key(0), (3,)), "two axes or more"),
         (lambda: draw(0, {}), "a key"),
         (lambda: draw(jax.random.key(0), {"a": 3}), "Param and Derived"),
     ],

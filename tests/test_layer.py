@@ -10,7 +10,7 @@ from jax import export
 
 import fnn
 from fnn import errors
-from fnn.initializing import normal, zeros
+from fnn.initializers import normal, zeros
 
 
 def key(i=0):

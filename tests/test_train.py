@@ -115,7 +115,7 @@ def test_state_and_randomness_move_on():
     ts, step = setup(conv_net(), shape=(4, 4, 1))
     one, _ = step(ts, data((4, 4, 1)))
     assert not jnp.array_equal(one.state["batch_norm1"]["mean"], ts.state["batch_norm1"]["mean"])
-    net = fnn.serial(drop=fnn.dropout(0.5), head=fnn.dense(1, kernel_init=fnn.initializing.ones))
+    net = fnn.serial(drop=fnn.dropout(0.5), head=fnn.dense(1, kernel_init=fnn.initializers.ones))
 
     def loss_fn(params, state, batch, key):
         y, state = net.apply(params, state, batch, key=key, train=True)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
-from fnn.initializing import Param, lecun_normal, zeros
+from fnn import checks, errors
+from fnn.initializers import lecun_normal, zeros
+from fnn.initializing import Param
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
 
@@ -54,12 +55,12 @@ def conv(
     >>> net(params, jnp.ones((5, 28, 28, 1))).shape
     (5, 14, 14, 8)
     """
-    features = errors.check_count("features", features)
+    features = checks.count("features", features)
     window = windows.window("kernel_size", kernel_size, strides, padding, dilation)
-    groups = errors.check_count("groups", groups)
-    errors.check_choice("weight_grad", weight_grad, ("conv", "matmul"))
-    errors.check_callable("kernel_init", kernel_init)
-    errors.check_callable("bias_init", bias_init)
+    groups = checks.count("groups", groups)
+    checks.choice("weight_grad", weight_grad, ("conv", "matmul"))
+    checks.function("kernel_init", kernel_init)
+    checks.function("bias_init", bias_init)
     if features % groups:
         raise errors.OptionError(
             f"features divisible by groups={groups}", f"features={features}", "change either"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fnn import errors
-from fnn.initializing import Param, lecun_normal, zeros
+from fnn import checks, errors
+from fnn.initializers import lecun_normal, zeros
+from fnn.initializing import Param
 from fnn.layer import Layer, leaf
 
 
@@ -26,12 +27,12 @@ def dense(
     >>> net(params, jnp.ones((5, 7, 4))).shape
     (5, 7, 3)
     """
-    features = errors.check_count("features", features)
-    errors.check_callable("kernel_init", kernel_init)
-    errors.check_callable("bias_init", bias_init)
+    features = checks.count("features", features)
+    checks.function("kernel_init", kernel_init)
+    checks.function("bias_init", bias_init)
 
     def specs(x):
-        errors.check_array(x, 1, "[..., C]")
+        checks.array(x, 1, "[..., C]")
         kernel = Param((x.shape[-1], features), kernel_init, x.dtype, "kernel", ("in", "out"))
         bias = Param((features,), bias_init, x.dtype, "bias", ("out",))
         return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}

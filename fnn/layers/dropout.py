@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.layer import Layer, leaf
 
 
@@ -25,16 +25,16 @@ def dropout(rate) -> Layer:
     >>> print(jnp.unique(y))
     [0. 2.]
     """
-    errors.check_range("rate", rate, 0.0, 1.0)
+    checks.number("rate", rate, 0.0, 1.0)
 
     def specs(x):
-        errors.check_array(x, 0, "[...]")
+        checks.array(x, 0, "[...]")
         return {}, {}
 
     def apply(params, state, x, *, key, train):
         if not train:
             return x, state
-        errors.need_key(key)
+        checks.need_key(key)
         keep = 1.0 - jnp.asarray(rate, jnp.float32)
         scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0).astype(x.dtype)
         mask = jax.random.bernoulli(key, keep, x.shape)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.dtypes import wide
-from fnn.initializing import Param, ones, zeros
+from fnn.initializers import ones, zeros
+from fnn.initializing import Param
 from fnn.layer import Layer, leaf
 
 
@@ -41,11 +42,11 @@ def batch_norm(
     >>> print(jnp.abs(y.mean(0)).max() < 1e-3, state["mean"].round())
     True [100. 100. 100.]
     """
-    errors.check_range("momentum", momentum, 0.0, 1.0)
-    errors.check_range("eps", eps, 0.0, float("inf"))
+    checks.number("momentum", momentum, 0.0, 1.0)
+    checks.number("eps", eps, 0.0, float("inf"))
 
     def specs(x):
-        errors.check_array(x, 1, "[..., C]")
+        checks.array(x, 1, "[..., C]")
         shape, statistic = x.shape[-1:], wide(x.dtype)
         params = {}
         if use_scale:

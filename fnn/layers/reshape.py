@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.layer import Layer, leaf
 
 
@@ -19,10 +19,10 @@ def flatten(n: int) -> Layer:
     >>> fnn.flatten(3)({}, jnp.ones((2, 4, 4, 3))).shape
     (2, 48)
     """
-    n = errors.check_count("n", n)
+    n = checks.count("n", n)
 
     def specs(x):
-        errors.check_rank(x, n, f"with the {n} axes to be joined")
+        checks.rank(x, n, f"with the {n} axes to be joined")
         return {}, {}
 
     def apply(params, state, x, *, key, train):

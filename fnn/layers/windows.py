@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn import checks, errors
 
 Padding = str | int | Sequence[tuple[int, int]]
 
@@ -50,13 +50,13 @@ def window(
     name: str, size: Any, strides: Any, padding: Any, dilation: Any = 1, modes=MODES
 ) -> Window:
     """The options of a layer as a Window, or an OptionError that names the wrong one."""
-    size = errors.check_counts(name, size)
-    strides = errors.check_counts("strides", strides, len(size))
-    dilation = errors.check_counts("dilation", dilation, len(size))
+    size = checks.counts(name, size)
+    strides = checks.counts("strides", strides, len(size))
+    dilation = checks.counts("dilation", dilation, len(size))
     if isinstance(padding, (int, np.integer)) and not isinstance(padding, bool):
         padding = ((padding, padding),) * len(size)
     if isinstance(padding, str):
-        errors.check_choice("padding", padding, modes)
+        checks.choice("padding", padding, modes)
         return Window(size, strides, dilation, padding)
     pairs = tuple(padding) if isinstance(padding, (tuple, list)) else ()
     if len(pairs) != len(size) or not all(isinstance(p, (tuple, list)) for p in pairs):
@@ -65,14 +65,14 @@ def window(
             repr(padding),
             "pass one of these",
         )
-    pairs = tuple(errors.check_counts("padding", p, 2, least=0) for p in pairs)
+    pairs = tuple(checks.counts("padding", p, 2, least=0) for p in pairs)
     return Window(size, strides, dilation, pairs)
 
 
 def check_input(x: Any, window: Window) -> None:
     """An input of enough axes, on which the window fits."""
     n = len(window.size)
-    errors.check_array(x, n + 1, f"[..., {n} spatial axes, C]")
+    checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
     spatial = x.shape[-n - 1 : -1]
     for size, span, (low, high) in zip(spatial, window.spans, window.pads(spatial), strict=True):
         known = isinstance(size, int)  # a symbolic size fits or not when it is known

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.optim.transform import (
     Transform,
     as_dtype,
@@ -47,9 +47,9 @@ def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
     >>> print(tx.update(g, tx.init(g))[0].round(3))
     [ 1. -1.]
     """
-    errors.check_range("b1", b1, 0.0, 1.0, open_high=True)
-    errors.check_range("b2", b2, 0.0, 1.0, open_high=True)
-    errors.check_range("eps", eps, 0.0, float("inf"))
+    checks.number("b1", b1, 0.0, 1.0, open_high=True)
+    checks.number("b2", b2, 0.0, 1.0, open_high=True)
+    checks.number("eps", eps, 0.0, float("inf"))
 
     def init(params):
         return AdamState(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.optim.transform import (
     Transform,
     as_dtype,
@@ -41,7 +41,7 @@ def trace(decay: Any, nesterov: bool = False) -> Transform:
     >>> print(first, second)
     [1.] [1.5]
     """
-    errors.check_range("decay", decay, 0.0, 1.0)
+    checks.number("decay", decay, 0.0, 1.0)
 
     def init(params):
         return TraceState(zeros_like(params))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.dtypes import wide, widest
 
 
@@ -118,7 +118,7 @@ def scale_by_learning_rate(learning_rate: Any) -> Transform:
     """
     schedule = learning_rate if callable(learning_rate) else None
     if schedule is None:
-        errors.check_range("learning_rate", learning_rate, float("-inf"), float("inf"))
+        checks.number("learning_rate", learning_rate, float("-inf"), float("inf"))
 
     def init(params):
         return CountState(jnp.zeros((), jnp.int32)) if schedule else ()

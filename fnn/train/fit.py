@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.data.batching import batches, eval_batches
 from fnn.layer import Layer
 from fnn.train.step import TrainState, inputs_and_labels
@@ -52,7 +52,7 @@ def fit(
     >>> history["train"]["loss"].shape
     (10,)
     """
-    epochs = errors.check_count("epochs", epochs, least=0)
+    epochs = checks.count("epochs", epochs, least=0)
     epoch_of, total = _epochs(data, batch_size, train_state)
     train: list[dict] = []
     evaluated: list[dict] = []

@@ -1,0 +1,98 @@
+"""Checks of options, inputs and keys that several layers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.errors import (
+    DtypeError,
+    InputError,
+    OptionError,
+    RandomKeyError,
+    ShapeError,
+    names,
+    show,
+)
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """An option that counts something: an int of at least `least`."""
+    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    if not good:
+        raise OptionError(
+            f"{name} to be an int of at least {least}", repr(value), f"pass {name}={least} or more"
+        )
+    return int(value)
+
+
+def counts(name: str, value: Any, length: int | None = None, least: int = 1) -> tuple:
+    """One count per axis; a single int stands for all of `length` axes."""
+    if isinstance(value, (int, np.integer)) and length is not None:
+        value = (value,) * length
+    many = "one or more ints" if length is None else f"{length} ints"
+    values = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if not values or length not in (None, len(values)):
+        raise OptionError(f"{name} to be a tuple of {many}", repr(value), "pass one int per axis")
+    return tuple(count(name, v, least) for v in values)
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} to be one of {names(choices)}", repr(value), "pass one of them")
+
+
+def number(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
+    """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    span = f"[{low}, {high}{')' if open_high else ']'}"
+    number = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
+    if isinstance(value, bool) or not number:
+        raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
+    if not (low <= value < high if open_high else low <= value <= high):
+        raise OptionError(f"{name} in {span}", repr(float(value)), f"mend {name}")
+
+
+def function(name: str, value: Any) -> None:
+    if not callable(value):
+        raise OptionError(f"{name} to be a function", show(value), "pass one of fnn.initializers")
+
+
+def key(value: Any) -> None:
+    """One typed key (or the older uint32 form of it)."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if typed and value.shape == () or dtype == np.uint32 and value.ndim == 1:
+        return
+    mend = "pass jax.random.key(0)"
+    if typed:
+        mend = "one call takes one key: for many, jax.vmap over them"
+    raise RandomKeyError("a key", show(value), mend)
+
+
+def need_key(key: Any) -> None:
+    if key is None:
+        raise RandomKeyError(
+            "a key in training", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
+        )
+
+
+def rank(x: Any, least: int, layout: str) -> None:
+    if not hasattr(x, "shape"):  # a tree of inputs
+        raise InputError("x to be one array", f"x {show(x)}", "pass one array")
+    if len(x.shape) < least:
+        raise ShapeError(
+            f"x {layout}, at least {least} axes", f"x {tuple(x.shape)}", "reshape x to that layout"
+        )
+
+
+def array(x: Any, least: int, layout: str) -> None:
+    """An input of floating dtype with at least `least` axes."""
+    rank(x, least, layout)
+    if not jnp.issubdtype(x.dtype, np.floating):
+        raise DtypeError("x of a floating dtype", f"x {show(x)}", "cast it: x.astype(jnp.float32)")

@@ -1,0 +1,61 @@
+"""Shapes and dtypes: of inputs, of what is declared, and how many inputs a function takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+
+from fnn import errors
+from fnn.initializing import Derived
+
+
+def as_struct(x: Any) -> Any:
+    """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
+    if isinstance(x, (tuple, list)):
+        if isinstance(x, tuple) and all(map(_is_dim, x)):
+            return jax.ShapeDtypeStruct(x, jnp.float32)
+        if x and all(isinstance(d, jax.core.Tracer) and d.shape == () for d in x):
+            errors.traced_shape()
+        return type(x)(map(as_struct, x))
+    if isinstance(x, Mapping):
+        return {name: as_struct(value) for name, value in x.items()}
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        errors.not_an_array(x)
+    numpy = isinstance(x, (np.ndarray, np.generic))  # which may be wider than jax would hold
+    return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x) if numpy else x.dtype)
+
+
+def as_array(x: Any) -> jax.Array:
+    if isinstance(x, (np.ndarray, np.generic)):
+        return jnp.asarray(x)
+    return x if isinstance(x, jax.Array) else errors.not_an_array(x)
+
+
+def arrays_of(specs: Any) -> Any:
+    """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
+
+    def array(node):
+        if isinstance(node, Derived):
+            return jax.eval_shape(node.fn, arrays_of(node.specs))
+        return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
+
+    return jax.tree.map(array, specs)
+
+
+def _is_dim(d: Any) -> bool:
+    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
+
+
+def arity(fn: Callable) -> tuple[int, float]:
+    """The least and the most inputs that a function takes."""
+    inputs = inspect.signature(fn).parameters.values()
+    plain = [p for p in inputs if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    many = any(p.kind == p.VAR_POSITIONAL for p in inputs)
+    return sum(p.default is p.empty for p in plain), float("inf") if many else len(plain)
