@@ -65,11 +65,11 @@ def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
 
             return decayed
 
-        def correction(decay, dtype):
-            return 1 - as_dtype(decay, dtype) ** t.astype(dtype)
+        def correction(decay, dtype):  # a factor, since a division of every element is slow
+            return 1 / (1 - as_dtype(decay, dtype) ** t.astype(dtype))
 
         def direction(m, v, g):
-            mhat, vhat = m / correction(b1, m.dtype), v / correction(b2, v.dtype)
+            mhat, vhat = m * correction(b1, m.dtype), v * correction(b2, v.dtype)
             root = sqrt(vhat) + as_dtype(eps, v.dtype)
             u = jnp.where(root == 0, 0, mhat / jnp.where(root == 0, 1, root))
             return u.astype(g.dtype)
