@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.initializing import Derived, Param, draw
-from fnn.shapes import arity, arrays_of, as_array, as_struct
+from fnn.shapes import arity, arrays_of, as_array, as_struct, is_traced_shape
 
 __all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
 
@@ -58,6 +58,8 @@ class Layer:
         """
         with errors.within(self.name):
             checks.key(key)
+            if any(map(is_traced_shape, xs)):
+                errors.traced_shape()
             params, state = self.specs(*xs)
             drawn = draw(key, {"params": params, "state": state})
         return drawn["params"], drawn["state"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,18 +18,35 @@ from fnn.initializing import Derived
 
 def as_struct(x: Any) -> Any:
     """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
-    if isinstance(x, (tuple, list)):
-        if isinstance(x, tuple) and all(map(_is_dim, x)):
-            return jax.ShapeDtypeStruct(x, jnp.float32)
-        if x and all(isinstance(d, jax.core.Tracer) and d.shape == () for d in x):
-            errors.traced_shape()
-        return type(x)(map(as_struct, x))
-    if isinstance(x, Mapping):
-        return {name: as_struct(value) for name, value in x.items()}
+    return jax.tree.map(_struct, x, is_leaf=is_shape)
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    if is_shape(x):
+        return jax.ShapeDtypeStruct(x, jnp.float32)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         errors.not_an_array(x)
     numpy = isinstance(x, (np.ndarray, np.generic))  # which may be wider than jax would hold
     return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x) if numpy else x.dtype)
+
+
+def is_shape(x: Any) -> bool:
+    """A tuple of ints or symbolic dimensions stands for one float32 array."""
+    return type(x) is tuple and all(map(_is_dim, x))
+
+
+def is_traced_shape(x: Any) -> bool:
+    """A shape that became an argument of `jit`: a tuple of traced ints."""
+    return type(x) is tuple and len(x) > 0 and all(map(_is_traced_int, x))
+
+
+def _is_dim(d: Any) -> bool:
+    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
+
+
+def _is_traced_int(d: Any) -> bool:
+    traced = isinstance(d, jax.core.Tracer) and d.shape == ()
+    return traced and jnp.issubdtype(d.dtype, jnp.integer)
 
 
 def as_array(x: Any) -> jax.Array:
@@ -47,10 +64,6 @@ def arrays_of(specs: Any) -> Any:
         return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
 
     return jax.tree.map(array, specs)
-
-
-def _is_dim(d: Any) -> bool:
-    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
 
 
 def arity(fn: Callable) -> tuple[int, float]:

@@ -1,6 +1,7 @@
 """The heart: compose and its hard cases, strictness, keys, shapes."""
 
 import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,18 @@ def test_several_inputs_and_outputs():
     params, _ = both.init(key(), (1, 4), {"y": (1, 5)})
     out = both(params, jnp.ones((2, 4)), {"y": jnp.ones((2, 5))})
     assert jax.tree.map(jnp.shape, out) == {"sum": (2, 2), "rest": ((2, 3), (2, 4))}
+
+
+def test_inputs_may_be_any_tree():
+    class Pair(NamedTuple):
+        left: Any
+        right: Any
+
+    net = fnn.compose(d=fnn.dense(2))(lambda f, pair: f.d(pair.left) + f.d(pair.right))
+    params, _ = net.init(key(), Pair((1, 3), (1, 3)))
+    assert net(params, Pair(jnp.ones((4, 3)), jnp.ones((4, 3)))).shape == (4, 2)
+    scalars = fnn.serial(lambda x: (x.sum(), x.argmax()), fnn.compose()(lambda f, two: two[0]))
+    assert jax.jit(lambda x: scalars.init(key(), x) and scalars({}, x))(jnp.ones(3)) == 3
 
 
 def test_init_runs_no_body_eagerly_and_takes_shapes_structs_and_arrays():
