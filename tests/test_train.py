@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,8 +92,7 @@ def test_adam_step_equals_optax():
         ours, _ = train.step(loss_fn, fnn.optim.adam(1e-2))(ours, x)
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
             theirs, _ = train.step(loss_fn, optax.adam(1e-2))(theirs, x)
-    for a, b in zip(*map(jax.tree.leaves, (ours.params, theirs.params)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(ours.params, theirs.params, rtol=1e-5, atol=1e-6)
 
 
 def test_the_step_gives_the_transform_value_grad_and_value_fn():
@@ -141,8 +141,7 @@ def test_an_ensemble_is_a_vmapped_step():
         alone, own = step(train.init(net, tx, keys[i], (1, 4)), batch)
         np.testing.assert_allclose(metrics["loss"][i], own["loss"], rtol=1e-5)
         lane = jax.tree.map(lambda a, i=i: a[i], together.params)
-        for a, b in zip(*map(jax.tree.leaves, (lane, alone.params)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(lane, alone.params, rtol=1e-4, atol=1e-5)
 
 
 def test_a_scan_of_steps_equals_the_loop_bitwise():
