@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -55,12 +57,21 @@ def number(name: str, value: Any, low: float, high: float, *, open_high=False) -
     if isinstance(value, bool) or not number:
         raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
     if not (low <= value < high if open_high else low <= value <= high):
-        raise OptionError(f"{name} in {span}", repr(float(value)), f"mend {name}")
+        raise OptionError(f"{name} in {span}", repr(float(value)), f"pass a number in {span}")
 
 
-def function(name: str, value: Any) -> None:
-    if not callable(value):
-        raise OptionError(f"{name} to be a function", show(value), "pass one of fnn.initializers")
+def initializer(name: str, value: Any) -> None:
+    """A function of (key, shape, dtype); not one that builds such a function."""
+    try:
+        inspect.signature(value).bind(None, None, None)
+    except TypeError:
+        raise OptionError(
+            f"{name} to be a function of (key, shape, dtype)",
+            show(value),
+            "build it, as fnn.initializers.he_normal()",
+        ) from None
+    except ValueError:  # a callable that does not tell its signature
+        return
 
 
 def key(value: Any) -> None:
@@ -78,21 +89,36 @@ def key(value: Any) -> None:
 def need_key(key: Any) -> None:
     if key is None:
         raise RandomKeyError(
-            "a key in training", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
+            "a key to draw from", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
         )
 
 
-def rank(x: Any, least: int, layout: str) -> None:
+def typed_key(value: Any) -> jax.Array:
+    """A key in its typed form, whichever it came in."""
+    key(value)
+    return jax.random.wrap_key_data(value) if value.dtype == np.uint32 else value
+
+
+def rank(x: Any, least: int, layout: str, name: str = "x") -> None:
     if not hasattr(x, "shape"):  # a tree of inputs
-        raise InputError("x to be one array", f"x {show(x)}", "pass one array")
+        raise InputError(f"{name} to be one array", f"{name} {show(x)}", "pass one array")
     if len(x.shape) < least:
         raise ShapeError(
-            f"x {layout}, at least {least} axes", f"x {tuple(x.shape)}", "reshape x to that layout"
+            f"{name} {layout}, at least {least} axes",
+            f"{name} {tuple(x.shape)}",
+            f"reshape {name} to that layout",
         )
 
 
-def array(x: Any, least: int, layout: str) -> None:
+def array(x: Any, least: int, layout: str, name: str = "x") -> None:
     """An input of floating dtype with at least `least` axes."""
-    rank(x, least, layout)
+    rank(x, least, layout, name)
     if not jnp.issubdtype(x.dtype, np.floating):
-        raise DtypeError("x of a floating dtype", f"x {show(x)}", "cast it: x.astype(jnp.float32)")
+        raise DtypeError(
+            f"{name} of a floating dtype", f"{name} {show(x)}", f"cast: {name}.astype(jnp.float32)"
+        )
+
+
+def mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} to be a dict of functions", show(value), "name them in a dict")

@@ -149,7 +149,8 @@ def wrong_arity(least: int, most: float, came: int) -> NoReturn:
     raise InputError(
         f"{wanted} input{'s' if wanted != '1' else ''}",
         f"{came}",
-        "pass the inputs after the params, as net(params, x)",
+        "call net(params, x, state=state), net.apply(params, state, x, key=key, train=True) or "
+        "net.init(key, x)",
     )
 
 
@@ -215,7 +216,7 @@ def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tupl
         raise ShapeError(
             f"last axis {shape[at_in] * groups} ({name} is {shape})",
             f"x {xs[0].shape}",
-            "give x that last axis, or init the network for this x",
+            "give x that last axis (channels come last), or init the network for this x",
         )
 
 
@@ -239,9 +240,12 @@ def check_names(what: str, have: Any, known: Iterable[str], needed: Iterable[str
             mend = "this network has state: pass it, as net(params, x, state=state)"
         raise ParamsError(f"{what} with {names(needed)}", f"no {names(missing)}", mend)
     if extra:
-        raise ParamsError(
-            f"{what} with no more than {names(known)}", f"also {names(map(str, extra))}", mend
-        )
+        wanted = f"{what} with no more than {names(known)}" if known else f"{what} to be empty"
+        raise ParamsError(wanted, f"also {names(map(str, extra))}", mend)
+
+
+def not_a_pair(of: str, pair: str, got: Any) -> NoReturn:
+    raise InputError(f"{of} to return {pair}", show(got), f"return {pair.strip('()')}")
 
 
 def uncalled(missing: Iterable[str], body: str) -> NoReturn:
@@ -278,7 +282,10 @@ def unknown_name(name: str, known: Iterable[str]) -> NoReturn:
     )
 
 
-_INSTEAD = "use fnn's repeat, rnn, ensemble or remat, which split keys and stack state"
+_INSTEAD = (
+    "call it outside, as layers take any leading axes; repeat, rnn, ensemble or remat are the "
+    "transforms that split keys and stack state"
+)
 
 
 def key_in_transform(inner: FnnError | str) -> TransformError:

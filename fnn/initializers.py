@@ -16,6 +16,23 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.initializing import Constant, Distribution
 
+__all__ = [
+    "constant",
+    "glorot_normal",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "lecun_normal",
+    "lecun_uniform",
+    "normal",
+    "ones",
+    "orthogonal",
+    "truncated_normal",
+    "uniform",
+    "variance_scaling",
+    "zeros",
+]
+
 zeros = Constant(0.0)
 ones = Constant(1.0)
 

@@ -54,6 +54,12 @@ class Param:
     axes: tuple[str, ...] | None = None
     stack: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if not isinstance(self.shape, tuple):
+            raise errors.OptionError(
+                "a Param's shape to be a tuple", errors.show(self.shape), "write (n,) for one axis"
+            )
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -80,6 +86,9 @@ class Distribution:
     - `base`: a sampler of `jax.random` by name, and its options: `("uniform", ("maxval", 1.0))`.
     - `scale`: a number, or a function from the shape to one.
     - `finish`: what is done to the draw of one member before it is scaled, if anything.
+
+    >>> Distribution(("uniform",), 0.1)(jax.random.key(0), (2, 3)).shape
+    (2, 3)
     """
 
     base: tuple
@@ -92,7 +101,11 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value everywhere: a hashable initializer that draws nothing."""
+    """The same value everywhere: a hashable initializer that draws nothing.
+
+    >>> print(Constant(1.0)(jax.random.key(0), (2,)))
+    [1. 1.]
+    """
 
     value: Any
 

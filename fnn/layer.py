@@ -26,13 +26,15 @@ from fnn.shapes import arity, arrays_of, as_array, as_struct, is_traced_shape
 __all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer:
     """A pure function with declared parameters; a value, compared and hashed by identity.
 
     - `name`: what kind of layer this is, as "dense".
     - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`.
-    - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics.
+    - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics. It takes
+      the state second, by position; calling the layer takes it last, `state=`, and returns y
+      alone. Under `jit`, `train` is static: `jax.jit(net.apply, static_argnames="train")`.
     - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
     - `carry(params, *xs)`: a recurrent cell's first carry; None for any other layer.
 
@@ -67,6 +69,10 @@ class Layer:
     def __call__(self, params, *xs, state=None) -> Any:
         """The network as a plain function, in evaluation mode."""
         return self.apply(params, {} if state is None else state, *xs)[0]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
+        return f"{self.name}({inner})" if inner else self.name
 
     def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
         """Rebuild bottom-up with `fn(path, layer)`; the root's path is ""."""
@@ -103,13 +109,17 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
     def declare(*xs):
         if not least <= len(xs) <= most:
             errors.wrong_arity(least, most, len(xs))
-        return specs(*xs)
+        declared = specs(*xs)
+        if not (isinstance(declared, tuple) and len(declared) == 2):
+            errors.not_a_pair("specs", "(params, state)", declared)
+        return declared
 
     def checked_specs(*xs):
         with errors.within(name):
             return declare(*map(as_struct, xs))
 
     def checked_apply(params, state, *xs, key=None, train=False):
+        """(y, state) of this layer at params, state and inputs; see `fnn.Layer`."""
         with errors.within(name):
             xs = jax.tree.map(as_array, xs)
             structs = tuple(map(as_struct, xs))
@@ -118,7 +128,12 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
             errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
             if key is not None:
                 checks.key(key)
-            return apply(params, state, *xs, key=key, train=train)
+            out = apply(params, state, *xs, key=key, train=train)
+            if not (isinstance(out, tuple) and len(out) == 2):
+                errors.not_a_pair("apply", "(y, state)", out)
+            if out[1] is not state:
+                errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
+            return out
 
     return Layer(name, checked_specs, checked_apply)
 
@@ -187,6 +202,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
             return params, state
 
         def apply(params, state, *xs, key=None, train=False):
+            """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
             with errors.within(name):
                 errors.check_names("params", params, children)
                 errors.check_names("state", state, children)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import wide
 
+__all__ = ["softmax_cross_entropy"]
+
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Cross-entropy of softmax(logits) against labels, -sum over c of p_c log softmax(logits)_c.
@@ -45,7 +47,7 @@ def check_labels(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.A
             if not (hasattr(value, "shape") and hasattr(value, "dtype")):
                 errors.not_an_array(value)
         logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-        checks.array(logits, 1, "[..., C]")
+        checks.array(logits, 1, "[..., C]", "logits")
         whole = jnp.issubdtype(labels.dtype, jnp.integer)
         if not whole and not jnp.issubdtype(labels.dtype, jnp.floating):
             raise errors.DtypeError(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from fnn.losses import check_labels
 
+__all__ = ["accuracy"]
+
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the largest logit is the label's, 1 or 0 in float32: [..., C] and [...] -> [...].

@@ -20,6 +20,8 @@ from fnn import errors
 from fnn.layer import Layer
 from fnn.shapes import arrays_of, as_struct
 
+__all__ = ["check_layer", "mutations"]
+
 
 def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     """Check that a layer holds fnn's contract for inputs like `xs`; raise AssertionError if not.

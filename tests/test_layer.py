@@ -422,6 +422,26 @@ def test_a_hand_made_layer():
         bilinear.init(key(), (2, 3))
 
 
+def test_a_hand_made_layer_is_held_to_its_word():
+    def one(returned, declared=({}, {})):
+        return fnn.leaf("own", lambda x: declared, lambda p, s, x, *, key, train: returned(x, s))
+
+    x = jnp.ones((2, 3))
+    with pytest.raises(errors.InputError, match=r"^own: expected apply to return \(y, state\)"):
+        one(lambda x, s: x)({}, x)
+    with pytest.raises(
+        errors.ParamsError, match="^own: expected the new state to be empty, got also n"
+    ):
+        one(lambda x, s: (x, {"n": x}))({}, x)
+    with pytest.raises(errors.InputError, match=r"^own: expected specs to return \(params, state"):
+        one(lambda x, s: (x, s), {})({}, x)
+    with pytest.raises(errors.OptionError, match="shape to be a tuple"):
+        fnn.Param(3, zeros)
+    with pytest.raises(errors.OptionError, match="build it, as fnn.initializers"):
+        fnn.dense(3, kernel_init=fnn.initializers.lecun_normal)
+    assert repr(fnn.serial(fnn.dense(3), jnp.tanh)) == "serial(dense1=dense, tanh_1=tanh)"
+
+
 def test_derived_params():
     def specs(x):
         drawn = {"a": fnn.Param((2, 3), normal()), "b": fnn.Param((2, 3), normal())}

@@ -181,10 +181,37 @@ def test_the_steps_errors():
     twice = train.step(lambda p, s, b, k: (jnp.zeros(()), (s, {"loss": 1.0})), tx)
     with pytest.raises(errors.ParamsError, match="another name"):
         twice(ts, None)
-    with pytest.raises(errors.ParamsError, match="batch with image, label"):
+    with pytest.raises(errors.InputError, match="image, label.*names="):
         setup()[1](ts, {"image": jnp.ones((2, 4))})
     with pytest.raises(errors.InputError, match="pair"):
         setup()[1](ts, jnp.ones((2, 4)))
+
+
+def test_what_a_loss_function_returns():
+    ts, _ = setup()
+    tx = fnn.optim.adam(1e-2)
+    zero = jnp.zeros(())
+    for wrong in (zero, (zero, {}), (zero, {}, {}), (zero, ({}, {}, {}))):
+        with pytest.raises(errors.InputError, match=r"loss_fn to return \(loss, \(state, metrics"):
+            train.step(lambda p, s, b, k, w=wrong: w, tx)(ts, None)
+    with pytest.raises(errors.ParamsError, match="before the metrics"):
+        train.step(lambda p, s, b, k: (zero, ({"mae": zero}, s)), tx)(ts, None)
+    with pytest.raises(errors.InputError, match="a TrainState"):
+        setup()[1](ts.params, data())
+    with pytest.raises(errors.OptionError, match="transform"):
+        train.init(dense_net(), 1e-3, jax.random.key(0), (1, 4))
+    with pytest.raises(errors.InputError, match="metrics to be a dict"):
+        train.supervised(dense_net(), fnn.losses.softmax_cross_entropy, [fnn.metrics.accuracy])
+
+
+def test_a_legacy_key_trains_the_same():
+    net, tx = dense_net(), fnn.optim.adam(1e-2)
+    _, step = setup(net, tx)
+    one, two = (
+        fit(train.init(net, tx, key, (1, 4)), step, 1)[0]
+        for key in (jax.random.key(3), jax.random.PRNGKey(3))
+    )
+    assert_same_bits(one, two)
 
 
 # --- fit
@@ -252,6 +279,8 @@ def test_fits_errors():
         train.fit(step, ts, data(), epochs=1)
     with pytest.raises(ValueError, match="larger than the data"):
         train.fit(step, ts, data(), epochs=1, batch_size=25)
+    with pytest.raises(errors.InputError, match="function of the epoch"):
+        train.fit(step, ts, iter([data()]), epochs=1)
     with pytest.raises(errors.OptionError, match="epochs"):
         train.fit(step, ts, data(), epochs=-1, batch_size=5)
     assert fit(ts, step, 0)[0] is ts
@@ -272,6 +301,11 @@ def test_evaluation_counts_every_example_once():
         np.testing.assert_allclose(measured["loss"], loss, rtol=1e-5)
     _, history = fit(ts, step, 3, evaluate=train.evaluator(net, data(), metrics))
     assert history["eval"]["accuracy"].shape == (3,)
+    column = {"hit": lambda o, labels: fnn.metrics.accuracy(o, labels)[:, None]}
+    measured = train.evaluator(net, data(), column, batch_size=7)(ts)
+    np.testing.assert_allclose(measured["hit"], right)
+    with pytest.raises(errors.ShapeError, match="a value per example"):
+        train.evaluator(net, data(), {"hit": lambda o, y: fnn.metrics.accuracy(o, y).mean()})(ts)
     with pytest.raises(errors.InputError, match="no examples"):
         train.evaluator(net, data(n=0), metrics)(ts)
 

@@ -59,8 +59,8 @@ def conv(
     window = windows.window("kernel_size", kernel_size, strides, padding, dilation)
     groups = checks.count("groups", groups)
     checks.choice("weight_grad", weight_grad, ("conv", "matmul"))
-    checks.function("kernel_init", kernel_init)
-    checks.function("bias_init", bias_init)
+    checks.initializer("kernel_init", kernel_init)
+    checks.initializer("bias_init", bias_init)
     if features % groups:
         raise errors.OptionError(
             f"features divisible by groups={groups}", f"features={features}", "change either"

@@ -28,8 +28,8 @@ def dense(
     (5, 7, 3)
     """
     features = checks.count("features", features)
-    checks.function("kernel_init", kernel_init)
-    checks.function("bias_init", bias_init)
+    checks.initializer("kernel_init", kernel_init)
+    checks.initializer("bias_init", bias_init)
 
     def specs(x):
         checks.array(x, 1, "[..., C]")

@@ -51,10 +51,7 @@ def chain(*transforms: Transform) -> Transform:
     Array(-0.1, dtype=float32)
     """
     for tx in transforms:
-        if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-            raise errors.OptionError(
-                "transforms with init and update", errors.show(tx), "build it, as adam(1e-3)"
-            )
+        check_transform(tx)
     updates = [taking_extra(tx.update) for tx in transforms]
 
     def init(params):
@@ -74,6 +71,13 @@ def chain(*transforms: Transform) -> Transform:
         return grads, tuple(states)
 
     return Transform(init, update)
+
+
+def check_transform(tx: Any) -> None:
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise errors.OptionError(
+            "a transform with init and update", errors.show(tx), "build it, as fnn.optim.adam(1e-3)"
+        )
 
 
 def taking_extra(update: Callable) -> Callable:

@@ -14,7 +14,7 @@ import numpy as np
 from fnn import checks, errors
 from fnn.data.batching import batches, eval_batches
 from fnn.layer import Layer
-from fnn.train.step import TrainState, inputs_and_labels
+from fnn.train.step import TrainState, check_train_state, inputs_and_labels
 
 
 def fit(
@@ -53,6 +53,7 @@ def fit(
     (10,)
     """
     epochs = checks.count("epochs", epochs, least=0)
+    check_train_state(train_state)
     epoch_of, total = _epochs(data, batch_size, train_state)
     train: list[dict] = []
     evaluated: list[dict] = []
@@ -99,12 +100,14 @@ def evaluator(
     {'accuracy': np.float64(0.6)}
     """
 
+    checks.mapping("metrics", metrics)
+
     @jax.jit
     def measure(params, state, batch, mask):
         x, labels = inputs_and_labels(batch, names)
         outputs = net(params, x, state=state)
         values = {name: metric(outputs, labels) for name, metric in metrics.items()}
-        return {name: jnp.where(mask, v, jnp.zeros_like(v)) for name, v in values.items()}
+        return {name: _each(name, value, mask) for name, value in values.items()}
 
     def evaluate(train_state: TrainState) -> dict[str, np.float64]:
         params, state = train_state.params, train_state.state
@@ -121,10 +124,28 @@ def evaluator(
     return evaluate
 
 
+def _each(name: str, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """One value per example, its mean over any further axes; zero where masked."""
+    if value.ndim == 0 or len(value) != len(mask):
+        raise errors.ShapeError(
+            f"metric {name} ({len(mask)}, ...), a value per example",
+            f"{value.shape}",
+            "leave the mean over the batch to the evaluator",
+        )
+    value = value.reshape(len(mask), -1).mean(-1)
+    return jnp.where(mask, value, jnp.zeros_like(value))
+
+
 def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable, int | None]:
     """A function from the epoch of this call to its batches, and how many there are."""
     if callable(data):
         return data, None
+    if hasattr(data, "__next__"):
+        raise errors.InputError(
+            "arrays, or a function of the epoch",
+            "an iterator, which one epoch would use up",
+            "pass a function of the epoch that makes its batches",
+        )
     if batch_size is None:
         raise errors.OptionError(
             "a batch_size for arrays",
@@ -133,7 +154,7 @@ def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable
         )
     leaves = jax.tree.leaves(data)
     count = len(leaves[0]) // batch_size if leaves and np.ndim(leaves[0]) else 0
-    key = jax.random.fold_in(ts.key, zlib.crc32(b"data"))
+    key = jax.random.fold_in(checks.typed_key(ts.key), zlib.crc32(b"data"))
     start = int(ts.step)
 
     def epoch_of(epoch: int) -> Iterable:

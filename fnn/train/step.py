@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.layer import Layer
-from fnn.optim.transform import Transform, apply_updates, increment, taking_extra
+from fnn.optim.transform import (
+    Transform,
+    apply_updates,
+    check_transform,
+    increment,
+    taking_extra,
+)
 
 
 class TrainState(NamedTuple):
@@ -40,10 +46,19 @@ def init(net: Layer, tx: Transform, key, *xs) -> TrainState:
     >>> ts.step, ts.params["kernel"].shape
     (Array(0, dtype=int32), (4, 3))
     """
+    check_transform(tx)
+    key = checks.typed_key(key)
     params, state = net.init(key, *xs)
     opt_state = jax.jit(tx.init)(params)  # one program, instead of one per array
     run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
+
+
+def check_train_state(train_state: Any) -> None:
+    if not isinstance(train_state, TrainState):
+        raise errors.InputError(
+            "a TrainState", errors.show(train_state), "make one: fnn.train.init(net, tx, key, x)"
+        )
 
 
 def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
@@ -59,18 +74,21 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
 
     Returned metrics are loss_fn's and `loss`. The step works under `jax.vmap` over stacked
     training states (an ensemble, trained at once) and inside `jax.lax.scan`.
-    Raises ShapeError if the loss is not a scalar, ParamsError if metrics has a `loss` of its own.
+    Raises ShapeError if the loss is not a scalar, ParamsError if the state came back with another
+    structure or metrics has a `loss` of its own.
 
     >>> import fnn
-    >>> net, tx = fnn.dense(1), fnn.optim.sgd(0.1)
+    >>> net, tx = fnn.serial(fnn.dense(1), fnn.dropout(0.1)), fnn.optim.sgd(0.1)
     >>> def loss_fn(params, state, batch, key):
     ...     x, y = batch
-    ...     return jnp.mean((net(params, x) - y) ** 2), (state, {})
+    ...     outputs, state = net.apply(params, state, x, key=key, train=True)
+    ...     return jnp.mean((outputs - y) ** 2), (state, {})
     >>> ts = fnn.train.init(net, tx, jax.random.key(0), (1, 4))
     >>> ts, metrics = fnn.train.step(loss_fn, tx)(ts, (jnp.ones((2, 4)), jnp.ones((2, 1))))
     >>> sorted(metrics), int(ts.step)
     (['loss'], 1)
     """
+    check_transform(tx)
     tx_update = taking_extra(tx.update)
 
     @jax.jit
@@ -78,19 +96,12 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
         key = jax.random.fold_in(train_state.key, train_state.step)
 
         def value_fn(params):
-            loss, (state, metrics) = loss_fn(params, train_state.state, batch, key)
-            if jnp.shape(loss) != ():
-                raise errors.ShapeError(
-                    "a scalar loss", errors.show(loss), "average it: jnp.mean(loss)"
-                )
-            return loss, (state, metrics)
+            out = loss_fn(params, train_state.state, batch, key)
+            _check_returned(out, train_state.state)
+            return out
 
         grad_fn = jax.value_and_grad(value_fn, has_aux=True)
         (loss, (state, metrics)), grads = grad_fn(train_state.params)
-        if "loss" in metrics:
-            raise errors.ParamsError(
-                "metrics without a loss, which the step adds", "one", "give it another name"
-            )
         updates, opt_state = tx_update(
             grads,
             train_state.opt_state,
@@ -105,10 +116,32 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
         return train_state._replace(step=step, **new), {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        check_train_state(train_state)
         new, metrics = update(train_state, batch)
         return new._replace(key=train_state.key), metrics  # jit returns typed keys slowly
 
     return train_step
+
+
+def _check_returned(out: Any, state: Any) -> None:
+    """What a loss function must return: a scalar, the state of the same structure, and metrics."""
+    pair = isinstance(out, tuple) and len(out) == 2
+    if not (pair and isinstance(out[1], tuple) and len(out[1]) == 2):
+        errors.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
+    loss, (new_state, metrics) = out
+    if jnp.shape(loss) != ():
+        raise errors.ShapeError("a scalar loss", errors.show(loss), "average it: jnp.mean(loss)")
+    if jax.tree.structure(new_state) != jax.tree.structure(state):
+        raise errors.ParamsError(
+            f"loss_fn to return (loss, (state, metrics)) with state {errors.show(state)}",
+            f"state {errors.show(new_state)}",
+            "return the state of net.apply, before the metrics",
+        )
+    checks.mapping("metrics", metrics)
+    if "loss" in metrics:
+        raise errors.ParamsError(
+            "metrics without a loss, which the step adds", "one", "give it another name"
+        )
 
 
 def supervised(
@@ -118,7 +151,9 @@ def supervised(
     *,
     names: tuple[str, str] = ("image", "label"),
 ) -> Callable:
-    """The usual loss function of `step`: mean over the batch of `loss(net(params, x), labels)`.
+    """The usual loss function of `step`: the mean over the batch of `loss(outputs, labels)`.
+
+    The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`.
 
     - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`.
     - `metrics`: functions like it, by name; their means are returned beside the loss.
@@ -134,7 +169,8 @@ def supervised(
     >>> print(metrics["acc"])
     0.5
     """
-    metrics = dict(metrics or {})
+    metrics = metrics or {}
+    checks.mapping("metrics", metrics)
 
     def loss_fn(params, state, batch, key):
         x, labels = inputs_and_labels(batch, names)
@@ -147,13 +183,12 @@ def supervised(
 
 def inputs_and_labels(batch: Any, names: tuple[str, str]) -> tuple[Any, Any]:
     """The two halves of a supervised batch, a pair or a dict."""
-    if isinstance(batch, Mapping):
-        errors.check_names("batch", batch, batch, names)
+    if isinstance(batch, Mapping) and all(name in batch for name in names):
         return batch[names[0]], batch[names[1]]
     if isinstance(batch, tuple) and len(batch) == 2:
         return batch
     raise errors.InputError(
         f"a batch that is a dict with {errors.names(names)}, or a pair (x, labels)",
         errors.show(batch),
-        "write your own loss function for other batches",
+        "say what x and labels are called, as names=('x', 'y'), or write your own loss function",
     )
