@@ -27,7 +27,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
     good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
     if not good:
         raise OptionError(
-            f"{name} to be an int of at least {least}", repr(value), f"pass {name}={least} or more"
+            f"{name} to be an int of at least {least}", show(value), f"pass {name}={least} or more"
         )
     return int(value)
 
@@ -39,18 +39,18 @@ def counts(name: str, value: Any, length: int | None = None, least: int = 1) -> 
     many = "one or more ints" if length is None else f"{length} ints"
     values = tuple(value) if isinstance(value, (tuple, list)) else ()
     if not values or length not in (None, len(values)):
-        raise OptionError(f"{name} to be a tuple of {many}", repr(value), "pass one int per axis")
+        raise OptionError(f"{name} to be a tuple of {many}", show(value), "pass one int per axis")
     return tuple(count(name, v, least) for v in values)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise OptionError(f"{name} to be one of {names(choices)}", repr(value), "pass one of them")
+        raise OptionError(f"{name} to be one of {names(choices)}", show(value), "pass one of them")
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
     """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer) and value.shape == ():
         return
     span = f"[{low}, {high}{')' if open_high else ']'}"
     number = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
@@ -78,7 +78,7 @@ def key(value: Any) -> None:
     """One typed key (or the older uint32 form of it)."""
     dtype = getattr(value, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if typed and value.shape == () or dtype == np.uint32 and value.ndim == 1:
+    if typed and value.shape == () or dtype == np.uint32 and value.shape in ((2,), (4,)):
         return
     mend = "pass jax.random.key(0)"
     if typed:

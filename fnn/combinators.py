@@ -30,15 +30,16 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     children: dict[str, Layer | Callable] = {}
     for layer in layers:
         kind, mark = as_layer(layer).name, "" if isinstance(layer, Layer) else "_"
-        kind = (kind if kind.isidentifier() else kind.strip("<>")) + mark  # a lambda's is <lambda>
+        kind = (kind.strip("<>_") or "layer") + mark  # a lambda's is <lambda>
         counts[kind] = counts.get(kind, 0) + 1
-        children[f"{kind}{counts[kind]}"] = layer
-    if twice := sorted(children.keys() & named.keys()):
-        raise errors.OptionError(
-            "one layer of each name", f"two of {errors.names(twice)}", "rename the keyword"
-        )
+        name = f"{kind}{counts[kind]}"
+        if name in children or name in named:
+            raise errors.OptionError("one layer of each name", f"two of {name}", "rename one")
+        children[name] = layer
 
     def serial(f, *xs):
+        if len(xs) != 1 and not children | named:
+            errors.wrong_arity(1, 1, len(xs))
         for name in children | named:
             xs = (getattr(f, name)(*xs),)
         return xs[0]

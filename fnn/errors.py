@@ -16,6 +16,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import jax.core
+import numpy as np
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,8 +76,10 @@ def locate(error: BaseException, name: str) -> None:
         return
     prefix = "in the fnn layer "  # someone else's error: the path goes in a note
     notes = getattr(error, "__notes__", [])
-    inner = notes.pop()[len(prefix) :] if notes and notes[-1].startswith(prefix) else ""
-    error.add_note(prefix + (f"{name}/{inner}" if inner else name))
+    ours = [note for note in notes if note.startswith(prefix)]
+    for note in ours:
+        notes.remove(note)
+    error.add_note(prefix + "/".join([name] + [note[len(prefix) :] for note in ours[-1:]]))
 
 
 class at:
@@ -115,7 +118,13 @@ def builder(build: Callable[P, T]) -> Callable[P, T]:
         with within(getattr(build, "__name__", "")):
             return build(*args, **kwargs)
 
+    vars(named)["_is_builder"] = True
     return named
+
+
+def is_builder(fn: Any) -> bool:
+    """Whether `fn` builds a layer or a transform, and was not called for it."""
+    return getattr(fn, "_is_builder", False) is True
 
 
 # --- how things are shown
@@ -184,17 +193,20 @@ def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -
             with at(name):
                 check_tree(what, value, spec if isinstance(spec, Mapping) else wanted, wanted, xs)
             continue
-        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
             raise ParamsError(f"{name} {show(wanted)}", f"{name} {show(value)}", mend)
         if value.shape != wanted.shape:
             _check_last_axis(name, value.shape, wanted.shape, getattr(spec, "axes", None), xs)
             raise ParamsError(
-                f"{name} {wanted.shape} for x {_shapes(xs)}", f"{name} {value.shape}", mend
+                f"{name} {wanted.shape}" + (f" for x {_shapes(xs)}" if xs else ""),
+                f"{name} {value.shape}",
+                mend,
             )
-        if value.dtype != wanted.dtype and wanted.dtype == getattr(xs[0], "dtype", None):
+        x = xs[0] if xs else None
+        if value.dtype != wanted.dtype and wanted.dtype == getattr(x, "dtype", None):
             raise DtypeError(
                 f"x of {value.dtype} ({name} is {value.dtype})",
-                f"x {show(xs[0])}",
+                f"x {show(x)}",
                 f"cast x or the params, as x.astype(jnp.{value.dtype})",
             )
         if value.dtype != wanted.dtype:
@@ -264,6 +276,12 @@ def disagreement(first: Any, first_xs: tuple, second: Any, second_xs: tuple) -> 
         "all calls of one sublayer to need the same params",
         f"{call(first, first_xs)} and {call(second, second_xs)}",
         "declare two sublayers, or give both calls inputs of one shape and dtype",
+    )
+
+
+def no_carry(name: str) -> NoReturn:
+    raise ComposeError(
+        "a recurrent cell, which has a carry", f"{name} without one", f"call f.{name}(x) alone"
     )
 
 

@@ -185,7 +185,8 @@ def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
             members = math.prod(stack)
             flat = raw[start : start + members * n].reshape(members, n * BLOCK)
             value = flat[:, : math.prod(shape)].reshape(stack + shape)
-            values[path] = value if params[path].init.finish else _scaled(value, params[path])
+            with errors.at(path.split("/", 1)[-1]):
+                values[path] = value if params[path].init.finish else _scaled(value, params[path])
             start += members * n
     return values
 
@@ -203,8 +204,8 @@ def _words(path: str, param: Param, blocks: int) -> np.ndarray:
 
 def _blocks(key, words: np.ndarray, base: tuple, wide: str, eager: bool) -> Any:
     """[len(words), BLOCK] standard draws: chunk by chunk for NumPy, or traced, all at once."""
-    if not eager:
-        return _sampler(key, words, base, wide)
+    if not eager:  # the barrier keeps XLA from merging the scale into the draw's own constants
+        return jax.lax.optimization_barrier(_sampler(key, words, base, wide))
     padded = np.pad(words, ((0, -len(words) % CHUNK), (0, 0)))
     chunks = [
         _sampler(key, padded[i : i + CHUNK], base, wide) for i in range(0, len(padded), CHUNK)
@@ -235,7 +236,9 @@ def _wide(dtype: Any) -> str:
 
 
 def _scaled(value: Any, param: Param) -> Any:
-    scale = param.init.scale(param.shape) if callable(param.init.scale) else param.init.scale
+    scale: Any = param.init.scale(param.shape) if callable(param.init.scale) else param.init.scale
+    if jnp.shape(scale) != ():
+        raise errors.OptionError("one number as scale", errors.show(scale), "pass a scalar")
     concrete = isinstance(scale, (int, float)) and isinstance(value, np.ndarray)
     xp = np if concrete else jnp
     return (value * xp.asarray(scale, value.dtype)).astype(param.dtype)

@@ -13,15 +13,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from keyword import iskeyword
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.initializing import Derived, Param, draw
-from fnn.shapes import arity, arrays_of, as_array, as_struct, is_traced_shape
+from fnn.shapes import (
+    arity,
+    arrays_of,
+    as_array,
+    as_struct,
+    from_numpy,
+    is_traced_shape,
+    struct,
+    zeros_of,
+)
 
 __all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
 
@@ -79,8 +88,26 @@ class Layer:
         below = {
             name: child.map(fn, f"{path}/{name}" if path else name) for name, child in self.children
         }
-        changed = any(below[name] is not child for name, child in self.children)
-        return fn(path, self.rebuild(below) if changed and self.rebuild else self)
+        layer = self
+        if self.rebuild and any(below[name] is not child for name, child in self.children):
+            layer = replace(self.rebuild(below), name=self.name, carry=self.carry)
+        return fn(path, layer)
+
+
+@dataclass(frozen=True)
+class Specs:
+    """A layer's declarations, `specs(*xs)`.
+
+    Declaring a network means walking through it, since each layer's inputs are another's outputs.
+    `outline` is one step of that walk: called while tracing, it gives `((params, state), y)`, so
+    that a network traces each of its bodies once, however deep they are nested.
+    """
+
+    declare: Callable[..., tuple[dict, dict]]
+    outline: Callable[..., tuple[tuple[dict, dict], Any]]
+
+    def __call__(self, *xs) -> tuple[dict, dict]:
+        return self.declare(*map(as_struct, xs))
 
 
 def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) -> Layer:
@@ -114,15 +141,22 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
             errors.not_a_pair("specs", "(params, state)", declared)
         return declared
 
-    def checked_specs(*xs):
+    def declare_within(*xs):
         with errors.within(name):
-            return declare(*map(as_struct, xs))
+            return declare(*xs)
+
+    def outline(*xs):
+        with errors.within(name):
+            xs = jax.tree.map(as_array, xs)
+            declared = declare(*jax.tree.map(struct, xs))
+            params, state = zeros_of(declared)
+            return declared, apply(params, state, *xs, key=None, train=False)[0]
 
     def checked_apply(params, state, *xs, key=None, train=False):
         """(y, state) of this layer at params, state and inputs; see `fnn.Layer`."""
         with errors.within(name):
             xs = jax.tree.map(as_array, xs)
-            structs = tuple(map(as_struct, xs))
+            structs = jax.tree.map(struct, xs)
             params_spec, state_spec = declare(*structs)
             errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
             errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
@@ -135,24 +169,25 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
                 errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
-    return Layer(name, checked_specs, checked_apply)
+    return Layer(name, Specs(declare_within, outline), checked_apply)
 
 
 def as_layer(fn: Any) -> Layer:
     """A layer as it is; any other callable as a layer without parameters."""
     if isinstance(fn, Layer):
         return fn
-    if not callable(fn):
-        raise errors.InputError(
-            "a layer or a function", errors.show(fn), "build it, as fnn.dense(10)"
-        )
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if not callable(fn) or errors.is_builder(fn):
+        got = f"the builder {name}" if callable(fn) else errors.show(fn)
+        raise errors.InputError("a layer or a function", got, "build it, as fnn.dense(10)")
 
     def apply(params, state, *xs, key=None, train=False):
-        errors.check_names("params", params, ())
-        errors.check_names("state", state, ())
+        with errors.within(name):
+            errors.check_names("params", params, ())
+            errors.check_names("state", state, ())
         return fn(*xs), state
 
-    return Layer(getattr(fn, "__name__", type(fn).__name__), lambda *xs: ({}, {}), apply)
+    return Layer(name, Specs(lambda *xs: ({}, {}), lambda *xs: (({}, {}), fn(*xs))), apply)
 
 
 # --- composition
@@ -177,33 +212,38 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     >>> jax.tree.map(jnp.shape, params)
     {'down': {'bias': (3,), 'kernel': (8, 3)}, 'up': {'bias': (8,), 'kernel': (3, 8)}}
     """
-    for name in layers:
-        if name in ("key", "train") or not name.isidentifier() or name.startswith("_"):
+    children: dict[str, Layer] = {}
+    for name, layer in layers.items():
+        reserved = name in ("key", "train") or name.startswith("_") or iskeyword(name)
+        if reserved or not name.isidentifier():
             raise errors.OptionError(
                 "a name that `f.name` can have, other than key and train", name, "rename it"
             )
-    children = {name: as_layer(layer) for name, layer in layers.items()}
+        with errors.at(name):
+            children[name] = as_layer(layer)
 
     def build(body: Callable) -> Layer:
         name = getattr(body, "__name__", type(body).__name__)
 
-        def specs(*xs):
+        def outline(*xs):
             declared: dict[str, Any] = {}
-
-            def run(*xs):
-                body(Scope(children, {}, {}, jax.random.key(0), True, declared), *xs)
-
             with errors.within(name):
-                jax.eval_shape(run, *map(as_struct, xs))
-                if missing := [name for name in children if name not in declared]:
+                y = body(Scope(children, {}, {}, jax.random.key(0), True, declared), *xs)
+                if missing := [child for child in children if child not in declared]:
                     errors.uncalled(missing, name)
-            params = {name: declared[name][0] for name in children if declared[name][0]}
-            state = {name: declared[name][1] for name in children if declared[name][1]}
-            return params, state
+            params = {child: declared[child][0] for child in children if declared[child][0]}
+            state = {child: declared[child][1] for child in children if declared[child][1]}
+            return (params, state), y
+
+        def declare(*xs):
+            found = []
+            jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
+            return found[0]
 
         def apply(params, state, *xs, key=None, train=False):
             """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
             with errors.within(name):
+                xs = jax.tree.map(from_numpy, xs)
                 errors.check_names("params", params, children)
                 errors.check_names("state", state, children)
                 if key is not None:
@@ -212,7 +252,8 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
                 y = body(f, *xs)
             return y, {name: f._state[name] for name in state}
 
-        return Layer(name, specs, apply, tuple(children.items()), lambda new: compose(**new)(body))
+        pairs, specs = tuple(children.items()), Specs(declare, outline)
+        return Layer(name, specs, apply, pairs, lambda new: compose(**new)(body))
 
     return build
 
@@ -224,7 +265,9 @@ class Scope:
         self._layers, self._params, self._key = layers, params, key
         self._state = dict(state)  # by name, as the calls leave it
         self._calls: dict[str, int] = {}  # how often each name has been called
-        self._declared = declared  # by name, while specs are collected; None when they are known
+        self._declared: Any = (
+            declared  # by name, while specs are collected; None when they are known
+        )
         self._trace = _trace_state()
         self.train = train
 
@@ -240,14 +283,13 @@ class Scope:
         checks.need_key(self._key)
         return self._fold(f"{name}()")
 
-    def _declare(self, name: str, xs: tuple) -> None:
-        """While specs are collected: note what this call needs, which all calls must agree on."""
-        if self._declared is None:
-            return
-        params, state = self._layers[name].specs(*xs)
-        first = self._declared.setdefault(name, (params, state, xs))
-        if arrays_of(first[:2]) != arrays_of((params, state)):
-            errors.disagreement(arrays_of(first[:2]), first[2], arrays_of((params, state)), xs)
+    def _outline(self, name: str, xs: tuple) -> Any:
+        """The output of a call while specs are collected; notes its needs, the same for all."""
+        declared, y = outline(self._layers[name], xs)
+        first = self._declared.setdefault(name, (*declared, jax.tree.map(struct, xs)))
+        if arrays_of(first[:2]) != arrays_of(declared):
+            errors.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
+        return y
 
     def _trees(self, name: str) -> tuple[dict, dict]:
         """A sublayer's params and state; while specs are collected, zeros in their place."""
@@ -255,8 +297,7 @@ class Scope:
             return self._params.get(name, {}), self._state.get(name, {})
         if name not in self._declared:
             errors.unknown_params(name)
-        structs = arrays_of(self._declared[name][:2])
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), structs)
+        return zeros_of(self._declared[name][:2])
 
     def _fold(self, name: str):
         call = self._calls[name] = self._calls.get(name, -1) + 1
@@ -279,13 +320,17 @@ class Sublayer:
 
     def carry(self, *xs) -> Any:
         """The first carry of a recurrent cell."""
-        return self._scope._layers[self._name].carry(self.params, *xs)
+        carry = self._scope._layers[self._name].carry
+        if carry is None:
+            errors.no_carry(self._name)
+        return carry(self.params, *xs)
 
     def __call__(self, *xs) -> Any:
         f, name = self._scope, self._name
         layer, inside = f._layers[name], f._inside_transform()
         with errors.at(name):
-            f._declare(name, xs)
+            if f._declared is not None:
+                return f._outline(name, xs)
             params, before = f._trees(name)
             key = None if inside or f._key is None else f._fold(name)
             try:
@@ -299,11 +344,18 @@ class Sublayer:
         return y
 
 
+def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:
+    """((params, state), y) of a layer, while tracing; also of one with hand-made specs."""
+    if isinstance(layer.specs, Specs):
+        return layer.specs.outline(*xs)
+    declared = layer.specs(*xs)
+    return declared, layer.apply(*zeros_of(declared), *xs, key=jax.random.key(0), train=True)[0]
+
+
 def _trace_state() -> Any:
     """Which transforms the program is inside of, to be compared."""
-    from jax.extend.core import (
-        get_opaque_trace_state,
-    )  # imported late: it takes half as long as fnn
+    # Imported late, since it takes as long as all of fnn.
+    from jax.extend.core import get_opaque_trace_state
 
     return get_opaque_trace_state()
 

@@ -62,4 +62,6 @@ def check_labels(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.A
                 f"labels {errors.show(labels)}",
                 "give one integer label per row of logits, or one probability per logit",
             )
+    if whole and jnp.iinfo(labels.dtype).bits < 32:
+        labels = labels.astype(jnp.int32)  # where the number of classes may not fit
     return logits, labels

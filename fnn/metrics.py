@@ -23,5 +23,5 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     logits, labels = check_labels(logits, labels, "accuracy")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         labels = jnp.argmax(labels, axis=-1)
-    hit = jnp.argmax(logits, axis=-1) == labels
+    hit = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
     return jnp.where(jnp.isnan(logits).any(-1), False, hit).astype(jnp.float32)

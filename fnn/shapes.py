@@ -18,10 +18,11 @@ from fnn.initializing import Derived
 
 def as_struct(x: Any) -> Any:
     """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
-    return jax.tree.map(_struct, x, is_leaf=is_shape)
+    return jax.tree.map(struct, x, is_leaf=is_shape)
 
 
-def _struct(x: Any) -> jax.ShapeDtypeStruct:
+def struct(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one array, struct or shape."""
     if is_shape(x):
         return jax.ShapeDtypeStruct(x, jnp.float32)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
@@ -41,7 +42,9 @@ def is_traced_shape(x: Any) -> bool:
 
 
 def _is_dim(d: Any) -> bool:
-    return isinstance(d, (int, np.integer)) and not isinstance(d, bool) or is_symbolic_dim(d)
+    if isinstance(d, (int, np.integer)):
+        return not isinstance(d, bool) and bool(d >= 0)
+    return is_symbolic_dim(d)
 
 
 def _is_traced_int(d: Any) -> bool:
@@ -49,9 +52,12 @@ def _is_traced_int(d: Any) -> bool:
     return traced and jnp.issubdtype(d.dtype, jnp.integer)
 
 
+def from_numpy(x: Any) -> Any:
+    return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
 def as_array(x: Any) -> jax.Array:
-    if isinstance(x, (np.ndarray, np.generic)):
-        return jnp.asarray(x)
+    x = from_numpy(x)
     return x if isinstance(x, jax.Array) else errors.not_an_array(x)
 
 
@@ -64,6 +70,11 @@ def arrays_of(specs: Any) -> Any:
         return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
 
     return jax.tree.map(array, specs)
+
+
+def zeros_of(specs: Any) -> Any:
+    """Zeros in the place of every declared array."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arrays_of(specs))
 
 
 def arity(fn: Callable) -> tuple[int, float]:

@@ -84,6 +84,7 @@ def test_hashable_and_equal_by_value():
 
 
 SPECS = {
+    "normal": Param((9, 5), initializers.normal(0.01)),
     "kernel": Param((40, 50), initializers.lecun_normal()),
     "uniform": Param((7,), initializers.uniform(0.123)),
     "stacked": Param((30, 40), initializers.glorot_uniform(), stack=(3,)),
@@ -248,6 +249,12 @@ def test_foreign_initializers_work_and_are_held_to_their_word():
     np.testing.assert_allclose(params["kernel"].ravel(), np.linspace(0, 1, 12), rtol=1e-6)
     with pytest.raises(errors.ParamsError, match="from the initializer"):
         fnn.dense(4, kernel_init=lambda k, s, d: jnp.zeros(3)).init(jax.random.key(0), (1, 3))
+
+
+def test_errors_of_initializers_name_the_parameter():
+    net = fnn.serial(a=fnn.serial(b=fnn.dense(3, bias_init=initializers.lecun_normal())))
+    with pytest.raises(errors.OptionError, match="^a/b/bias: expected a shape of two axes"):
+        net.init(jax.random.key(0), (1, 2))
 
 
 @pytest.mark.parametrize(

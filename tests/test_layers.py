@@ -764,3 +764,40 @@ def test_oracle_forwards_are_torchs():
     assert_close(mean.numpy(), want_mean)
     n = x.size / 4  # torch keeps the unbiased variance
     assert_close((var.numpy() - 0.9) * (n - 1) / n, want_var - 0.9)
+
+
+def test_batch_norm_of_large_constant_channels_is_zero():
+    values = np.random.default_rng(0).normal(size=(1, 2000)) * 1e8
+    x = jnp.asarray(np.broadcast_to(values, (7, 2000)), jnp.float32)
+    net = fnn.batch_norm()
+    params, state = net.init(jax.random.key(0), x)
+    y, new = jax.jit(lambda x: net.apply(params, state, x, train=True))(x)
+    assert np.isfinite(y).all() and (np.asarray(new["var"]) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("rate", [0.1, 0.001])
+def test_dropout_scales_before_it_rounds(dtype, rate):
+    x = jnp.full((4000,), 3.0, dtype)
+    y, _ = fnn.dropout(rate).apply({}, {}, x, key=jax.random.key(0), train=True)
+    kept = np.unique(np.asarray(y, np.float32))[-1]
+    wanted = np.asarray(jnp.asarray(3.0 / (1 - rate), dtype), np.float32)
+    np.testing.assert_allclose(kept, wanted, rtol=0 if dtype == jnp.bfloat16 else 2e-7)
+
+
+@pytest.mark.parametrize("pool", [fnn.max_pool, fnn.avg_pool])
+def test_no_window_lies_in_the_padding(pool):
+    with pytest.raises(fnn.FnnError, match="padding below the window"):
+        pool((2,), padding=((2, 0),))
+
+
+def test_traced_options_are_scalars():
+    def drop(rate):
+        return fnn.dropout(rate)({}, jnp.ones((2, 3)))
+
+    for call in (drop, jax.jit(drop)):
+        with pytest.raises(fnn.FnnError, match="rate to be a number"):
+            call(jnp.array([0.0, 0.5, 1.0]))
+    with pytest.raises(fnn.FnnError, match="one number as scale"):
+        init = fnn.initializers.normal(jnp.ones((5, 1)))
+        fnn.dense(3, kernel_init=init).init(jax.random.key(0), (1, 5))

@@ -169,3 +169,20 @@ def test_oracle_cross_entropy_is_torchs():
         assert_close(oracles.softmax_cross_entropy(logits, labels), loss.detach().numpy())
         dx = oracles.softmax_cross_entropy_backward(logits, labels, dloss)
         assert_close(dx, x.grad.numpy())
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint16, jnp.int16, jnp.uint32])
+def test_labels_of_any_integer_dtype(dtype):
+    """The number of classes need not fit the labels' dtype."""
+    for classes in (100, 128, 256, 257):
+        logits = jax.random.normal(jax.random.key(0), (3, classes))
+        labels = jnp.array([0, 1, 99])
+        wanted = np.asarray(fnn.losses.softmax_cross_entropy(logits, labels))
+        assert np.isfinite(wanted).all()
+        np.testing.assert_array_equal(
+            fnn.losses.softmax_cross_entropy(logits, labels.astype(dtype)), wanted
+        )
+        hits = fnn.metrics.accuracy(logits, labels.astype(dtype))
+        np.testing.assert_array_equal(hits, np.argmax(logits, -1) == np.asarray(labels))
+    wrong = fnn.losses.softmax_cross_entropy(jnp.zeros((2, 3)), jnp.array([-1, 3]))
+    assert np.isnan(wrong).all()

@@ -423,3 +423,24 @@ def test_oracle_is_torchs(name):
         path.append(param.item())
     want = np.cumsum(RULES[name][1](grads, **OPTIONS[name]))
     np.testing.assert_allclose(path[1:], want, rtol=1e-9, atol=1e-9)
+
+
+def test_what_optimizers_refuse():
+    adam = fnn.optim.adam(0.1)
+    for params in ({"w": jnp.arange(3)}, {"w": jnp.ones(3, jnp.complex64)}):
+        with pytest.raises(fnn.FnnError, match="floating dtypes"):
+            adam.init(params)
+    scale = fnn.optim.scale_by_adam()
+    for wrong in (None, fnn.optim.trace(0.9).init(jnp.ones(2))):
+        with pytest.raises(fnn.FnnError, match="AdamState"):
+            scale.update(jnp.ones(2), wrong)
+    with pytest.raises(fnn.FnnError, match="grads of floating"):
+        fnn.optim.sgd(0.1).update(jnp.arange(3), ())
+    vector = fnn.optim.sgd(lambda count: jnp.ones(2))
+    with pytest.raises(fnn.FnnError, match="a scalar learning rate"):
+        vector.update(jnp.ones(2), vector.init(jnp.ones(2)))
+
+
+def test_small_rates_of_large_float16_gradients():
+    update, _ = fnn.optim.sgd(1e-8).update(jnp.full(2, 1e4, jnp.float16), ())
+    np.testing.assert_allclose(np.asarray(update, np.float32), -1e-4, rtol=1e-2)

@@ -134,7 +134,8 @@ def _convolve_matmul_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Arr
     patches = _patches(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
     *lead, taps, channels = patches.shape
     patches = patches.reshape(*lead, taps, how.groups, channels // how.groups)
-    weights = dkernel.reshape(taps, channels // how.groups, how.groups, -1)
+    split = (channels // how.groups, how.groups, kernel.shape[-1] // how.groups)
+    weights = dkernel.reshape(taps, *split)
     dy = jnp.einsum("...kgc,kcgo->...go", patches, weights).reshape(y.shape)
     return y, _convolve_matmul(dx, kernel, how) + dy
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import wide
 from fnn.layer import Layer, leaf
 
 
@@ -35,9 +36,10 @@ def dropout(rate) -> Layer:
         if not train:
             return x, state
         checks.need_key(key)
-        keep = 1.0 - jnp.asarray(rate, jnp.float32)
-        scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0).astype(x.dtype)
-        mask = jax.random.bernoulli(key, keep, x.shape)
-        return jnp.where(mask, x * scale, jnp.zeros((), x.dtype)), state
+        keep = 1 - jnp.asarray(rate).astype(wide(x.dtype))
+        scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0)
+        mask = jax.random.bernoulli(key, keep.astype(jnp.float32), x.shape)
+        scaled = (x.astype(scale.dtype) * scale).astype(x.dtype)
+        return jnp.where(mask, scaled, jnp.zeros_like(x)), state
 
     return leaf("dropout", specs, apply)

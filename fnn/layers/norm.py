@@ -88,4 +88,5 @@ def _moments(x: jax.Array, axis_name) -> tuple[jax.Array, jax.Array]:
     mean = average(x)
     centred = x - mean
     error = average(centred)  # what rounding left in the mean, a few ulp where it is large
-    return mean + error, average(jnp.square(centred)) - jnp.square(error)
+    var = average(jnp.square(centred)) - jnp.square(error)
+    return mean + error, jnp.where(var < 0, 0, var)  # by rounding, of a constant channel

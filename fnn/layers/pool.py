@@ -33,7 +33,8 @@ def max_pool(
     The gradient goes to the first of equal maxima, in row-major order. Where windows do not
     overlap it is a sum of masked slices, which on CPU is several times faster than the
     select-and-scatter that XLA makes of `reduce_window`; forward mode works in both.
-    Raises OptionError, and ShapeError for an input that is too small.
+    Raises OptionError, also for a padding in which a window could lie wholly, and ShapeError for
+    an input that is too small.
 
     >>> import jax.numpy as jnp, fnn
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
@@ -41,9 +42,7 @@ def max_pool(
     [[ 5.  7.]
      [13. 15.]]
     """
-    win = windows.window(
-        "window", window, window if strides is None else strides, padding, 1, ("SAME", "VALID")
-    )
+    win = _window(window, strides, padding)
 
     def specs(x):
         windows.check_input(x, win)
@@ -69,8 +68,7 @@ def avg_pool(
     - `count_include_pad`: True divides by the window's size at the border too; False, the
       default, by the number of values of x in the window.
 
-    The sum is formed in float32 or wider. Raises as `max_pool`, and OptionError for a padding so
-    wide that a window can lie in it wholly.
+    The sum is formed in float32 or wider. Raises as `max_pool`.
 
     >>> import jax.numpy as jnp, fnn
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
@@ -78,9 +76,7 @@ def avg_pool(
     [[ 2.5  4.5]
      [10.5 12.5]]
     """
-    win = windows.window(
-        "window", window, window if strides is None else strides, padding, 1, ("SAME", "VALID")
-    )
+    win = _window(window, strides, padding)
 
     def specs(x):
         windows.check_input(x, win)
@@ -91,6 +87,20 @@ def avg_pool(
         return _over_images(average, x, win), state
 
     return leaf("avg_pool", specs, apply)
+
+
+def _window(window: Any, strides: Any, padding: Any) -> windows.Window:
+    strides = window if strides is None else strides
+    win = windows.window("window", window, strides, padding, 1, ("SAME", "VALID"))
+    if not isinstance(win.padding, str):
+        for size, pair in zip(win.size, win.padding, strict=True):
+            if max(pair) >= size:
+                raise errors.OptionError(
+                    f"padding below the window {win.size}, so that no window lies in it wholly",
+                    f"{win.padding}",
+                    "pad less, or widen the window",
+                )
+    return win
 
 
 def _over_images(pool: Any, x: jax.Array, win: windows.Window) -> jax.Array:

@@ -62,7 +62,7 @@ def window(
     if len(pairs) != len(size) or not all(isinstance(p, (tuple, list)) for p in pairs):
         raise errors.OptionError(
             f"padding to be one of {errors.names(modes)}, an int or {len(size)} (low, high) pairs",
-            repr(padding),
+            errors.show(padding),
             "pass one of these",
         )
     pairs = tuple(checks.counts("padding", p, 2, least=0) for p in pairs)
@@ -108,7 +108,7 @@ def strided(
 ) -> jax.Array:
     """The values at `offset` in every window of [B, H, W, C]: [B, H', W', C]."""
     starts, limits = [0], [x.shape[0]]
-    for start, n, span, stride in zip(offset, x.shape[1:-1], spans, strides, strict=True):
+    for start, n, span in zip(offset, x.shape[1:-1], spans, strict=True):
         starts.append(start)
-        limits.append(start + (n - span) // stride * stride + 1)
+        limits.append(start + n - span + 1)
     return jax.lax.slice(x, (*starts, 0), (*limits, x.shape[-1]), (1, *strides, 1))

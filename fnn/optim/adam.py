@@ -13,6 +13,7 @@ from fnn.optim.transform import (
     as_dtype,
     chain,
     check_alike,
+    check_state,
     increment,
     scale_by_learning_rate,
     sqrt,
@@ -55,6 +56,7 @@ def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
         return AdamState(jnp.zeros((), jnp.int32), zeros_like(params), zeros_like(params))
 
     def update(grads, opt_state, params=None, **extra):
+        check_state(opt_state, AdamState)
         check_alike("grads", grads, "the optimizer's state", opt_state.mu)
         t = increment(opt_state.count)
 

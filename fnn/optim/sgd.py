@@ -12,6 +12,7 @@ from fnn.optim.transform import (
     as_dtype,
     chain,
     check_alike,
+    check_state,
     scale_by_learning_rate,
     zeros_like,
 )
@@ -47,6 +48,7 @@ def trace(decay: Any, nesterov: bool = False) -> Transform:
         return TraceState(zeros_like(params))
 
     def update(grads, opt_state, params=None, **extra):
+        check_state(opt_state, TraceState)
         check_alike("grads", grads, "the optimizer's state", opt_state.trace)
 
         def velocity(g, v):

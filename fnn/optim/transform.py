@@ -100,6 +100,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
     check_alike("updates", updates, "params", params)
 
     def add(p, u):
+        p, u = jnp.asarray(p), jnp.asarray(u)
         dtype = widest(p.dtype, u.dtype)
         return (p.astype(dtype) + u.astype(dtype)).astype(p.dtype)
 
@@ -128,8 +129,16 @@ def scale_by_learning_rate(learning_rate: Any) -> Transform:
         return CountState(jnp.zeros((), jnp.int32)) if schedule else ()
 
     def update(grads, opt_state, params=None, **extra):
-        rate = schedule(opt_state.count) if schedule else learning_rate
-        updates = jax.tree.map(lambda g: -as_dtype(rate, g.dtype) * g, grads)
+        rate: Any = schedule(opt_state.count) if schedule else learning_rate
+        if jnp.shape(rate) != ():
+            raise errors.ShapeError("a scalar learning rate", errors.show(rate), "pass one number")
+        check_floating("grads", grads)
+
+        def step(g):
+            dtype = wide(g.dtype)
+            return (-as_dtype(rate, dtype) * g.astype(dtype)).astype(g.dtype)
+
+        updates = jax.tree.map(step, grads)
         return updates, CountState(increment(opt_state.count)) if schedule else opt_state
 
     return Transform(init, update)
@@ -150,7 +159,20 @@ def as_dtype(value: Any, dtype: Any) -> jax.Array:
 
 def zeros_like(params: Any) -> Any:
     """Moments for params: zeros in float32 or wider, of params' sharding."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, wide(p.dtype)), params)
+    check_floating("params", params)
+    return jax.tree.map(lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))), params)
+
+
+def check_floating(what: str, tree: Any) -> None:
+    """All leaves of a floating dtype."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise errors.DtypeError(
+                f"{what} of floating dtypes",
+                f"{name} {errors.show(leaf)}".strip(),
+                "keep integers out of what is trained",
+            )
 
 
 def sqrt(x: jax.Array) -> jax.Array:
@@ -159,8 +181,18 @@ def sqrt(x: jax.Array) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x == 0, 0, x))
 
 
+def check_state(opt_state: Any, kind: type) -> None:
+    if not isinstance(opt_state, kind):
+        raise errors.ParamsError(
+            f"the optimizer's state, a {kind.__name__}",
+            errors.show(opt_state),
+            "take it from tx.init(params), or from the update before",
+        )
+
+
 def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
     """Two trees of one structure, with floating leaves of the same shapes."""
+    check_floating(what, tree)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise errors.ParamsError(
             f"{what} to be a tree like {as_what}, {jax.tree.structure(like)}",
@@ -175,10 +207,4 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
                 f"{what} {name} {jnp.shape(other)}, as in {as_what}",
                 f"{jnp.shape(leaf)}",
                 f"give {what} the shapes of {as_what}",
-            )
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise errors.DtypeError(
-                f"{what} of floating dtypes",
-                f"{name} {errors.show(leaf)}",
-                "keep integers out of what is trained",
             )

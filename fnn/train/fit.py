@@ -152,6 +152,7 @@ def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable
             "None",
             "pass batch_size=64, or as data a function of the epoch that gives its batches",
         )
+    batch_size = checks.count("batch_size", batch_size)
     leaves = jax.tree.leaves(data)
     count = len(leaves[0]) // batch_size if leaves and np.ndim(leaves[0]) else 0
     key = jax.random.fold_in(checks.typed_key(ts.key), zlib.crc32(b"data"))
