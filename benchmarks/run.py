@@ -6,8 +6,9 @@
 
 A task builds and warms up its contenders one after another, fails those whose numbers disagree,
 then times them in rounds: in each round every contender times one block, in an order shuffled each
-round, while the others wait. In a cold task each block is the first call of a fresh process. Goals
-are judged at the end; a missed one is printed with its cause. Exits with 1 if a row failed.
+round, while the others wait. Every few rounds all start anew in fresh processes. In a cold task
+each block is the first call of a fresh process. Goals are judged at the end; a missed one is
+printed with its cause. Exits with 1 if a row failed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.task import Task, load
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 0.1  # seconds that a timed block should take
+FRESH = 9  # rounds until processes are started anew: where memory lies is luck, and stays
 PAUSE = 0.02  # seconds between blocks: thread pools stop spinning
 LIMIT = 900.0  # seconds until a worker that does not answer is ended
 # Workers see none of the shell's settings of JAX (a compilation cache, strict promotion, flags),
@@ -139,11 +141,22 @@ class Measurement:
         row["seconds"].append(worker.ask("first"))
         self.workers.pop(contender).close()
 
+    def restart(self, contender: str) -> None:
+        """The same contender in a fresh process, warm."""
+        self.workers.pop(contender).close()
+        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        worker.ask("build")
+        worker.ask("first")
+        worker.ask("time 3")
+
     def run(self, contenders: Iterable[str], rounds: int) -> None:
         for contender in contenders:
             self.attempt(contender, self.prepare)
         order = random.Random(0)
-        for _ in range(rounds):
+        for i in range(rounds):
+            if i and i % FRESH == 0 and not self.task.cold:
+                for contender in list(self.workers):
+                    self.attempt(contender, self.restart)
             live = [name for name, row in self.rows.items() if "seconds" in row]
             for contender in order.sample(live, len(live)):
                 self.attempt(contender, self.time)

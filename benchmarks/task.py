@@ -45,7 +45,7 @@ class Task:
     check: Callable[[Contender, Any], list[float]] | None = None
     rtol: float = 1e-3
     cold: bool = False
-    rounds: int = 25
+    rounds: int = 27
     baseline: str = "floor"
 
 

@@ -134,23 +134,20 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
     least, most = arity(specs)
 
     def declare(*xs):
-        if not least <= len(xs) <= most:
-            errors.wrong_arity(least, most, len(xs))
-        declared = specs(*xs)
-        if not (isinstance(declared, tuple) and len(declared) == 2):
-            errors.not_a_pair("specs", "(params, state)", declared)
-        return declared
-
-    def declare_within(*xs):
         with errors.within(name):
-            return declare(*xs)
+            if not least <= len(xs) <= most:
+                errors.wrong_arity(least, most, len(xs))
+            declared = specs(*xs)
+            if not (isinstance(declared, tuple) and len(declared) == 2):
+                errors.not_a_pair("specs", "(params, state)", declared)
+            return declared
 
     def outline(*xs):
+        declared = declare(*jax.tree.map(struct, xs))
         with errors.within(name):
-            xs = jax.tree.map(as_array, xs)
-            declared = declare(*jax.tree.map(struct, xs))
             params, state = zeros_of(declared)
-            return declared, apply(params, state, *xs, key=None, train=False)[0]
+            xs = jax.tree.map(as_array, xs)
+            return declared, apply(params, state, *xs, key=jax.random.key(0), train=False)[0]
 
     def checked_apply(params, state, *xs, key=None, train=False):
         """(y, state) of this layer at params, state and inputs; see `fnn.Layer`."""
@@ -169,7 +166,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
                 errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
-    return Layer(name, Specs(declare_within, outline), checked_apply)
+    return Layer(name, Specs(declare, outline), checked_apply)
 
 
 def as_layer(fn: Any) -> Layer:
@@ -265,9 +262,7 @@ class Scope:
         self._layers, self._params, self._key = layers, params, key
         self._state = dict(state)  # by name, as the calls leave it
         self._calls: dict[str, int] = {}  # how often each name has been called
-        self._declared: Any = (
-            declared  # by name, while specs are collected; None when they are known
-        )
+        self._declared: Any = declared  # by name, while specs are collected; otherwise None
         self._trace = _trace_state()
         self.train = train
 

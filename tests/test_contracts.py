@@ -35,6 +35,7 @@ LAYERS = {
     "conv matmul": (fnn.conv(4, (3, 2), groups=2, strides=2, weight_grad="matmul"), (2, 5, 4, 2)),
     "conv one axis": (fnn.conv(3, (1, 1)), (2, 1, 1, 2)),
     "max_pool": (fnn.max_pool((2, 2)), (2, 4, 5, 3)),
+    "max_pool large": (fnn.max_pool((6, 7), padding=((1, 0), (0, 2))), (2, 11, 12, 2)),
     "max_pool overlapping": (fnn.max_pool((3, 3), strides=2, padding="SAME"), (2, 5, 5, 2)),
     "max_pool padded": (fnn.max_pool((2,), padding=((1, 0),)), (2, 5, 2)),
     "avg_pool": (fnn.avg_pool((2, 2)), (2, 4, 4, 3)),

@@ -801,3 +801,19 @@ def test_traced_options_are_scalars():
     with pytest.raises(fnn.FnnError, match="one number as scale"):
         init = fnn.initializers.normal(jnp.ones((5, 1)))
         fnn.dense(3, kernel_init=init).init(jax.random.key(0), (1, 5))
+
+
+def test_large_max_pools_are_first_maxima_too():
+    """Windows too large to be unrolled are pooled axis by axis: values, ties and padding agree."""
+    for shape, window, padding in (
+        ((2, 14, 21, 2), (7, 7), "VALID"),
+        ((2, 13, 12, 2), (6, 8), ((1, 0), (0, 4))),
+        ((1, 28, 28, 1), (28, 28), "VALID"),
+    ):
+        pool = fnn.max_pool(window, padding=padding)
+        x = np.random.default_rng(0).integers(-3, 3, shape).astype(np.float32)  # many ties
+        y, pull = jax.vjp(lambda x, pool=pool: pool({}, x), jnp.asarray(x))
+        np.testing.assert_array_equal(y, oracles.max_pool(x, window, padding=padding)[0])
+        dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+        wanted = oracles.max_pool_backward(x, dy, window, padding=padding)
+        np.testing.assert_allclose(pull(jnp.asarray(dy))[0], wanted, rtol=1e-6)

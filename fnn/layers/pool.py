@@ -136,8 +136,32 @@ def _max_pool(x: jax.Array, win: windows.Window) -> jax.Array:
     if any(low or high for low, high in pads):
         inside = jnp.pad(jnp.ones((1, *x.shape[1:-1], 1), bool), ((0, 0), *pads, (0, 0)))
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
-        inside = _taps(inside, win)
-    return _largest(_taps(x, win), inside)
+    for stage in _stages(win):
+        marks = None if inside is None else _taps(inside, stage)
+        x = _largest(_taps(x, stage), marks)
+        inside = None if marks is None else functools.reduce(jnp.logical_or, marks)
+    return x
+
+
+def _stages(win: windows.Window) -> list[windows.Window]:
+    """The window itself; a large one as one window per axis, the last axis first.
+
+    The program then grows with the sum of the sizes and not with their product. The first maximum
+    in row-major order stays the same; only where a window holds NaN may the gradient go elsewhere.
+    """
+    n = len(win.size)
+    if math.prod(win.size) <= 32:
+        return [win]
+    ones = (1,) * n
+    return [
+        windows.Window(
+            (*ones[:axis], win.size[axis], *ones[axis + 1 :]),
+            (*ones[:axis], win.strides[axis], *ones[axis + 1 :]),
+            ones,
+            "VALID",
+        )
+        for axis in reversed(range(n))
+    ]
 
 
 def _taps(x: jax.Array, win: windows.Window) -> list[jax.Array]:

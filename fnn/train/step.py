@@ -93,6 +93,7 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
 
     @jax.jit
     def update(train_state, batch):
+        check_train_state(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
 
         def value_fn(params):
@@ -111,14 +112,12 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
             value_fn=lambda params: value_fn(params)[0],
         )
         params = apply_updates(train_state.params, updates)
-        new = {"params": params, "state": state, "opt_state": opt_state, "key": None}
-        step = increment(train_state.step)
-        return train_state._replace(step=step, **new), {"loss": loss, **metrics}
+        moved = increment(train_state.step), params, state, opt_state
+        return moved, {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        check_train_state(train_state)
-        new, metrics = update(train_state, batch)
-        return new._replace(key=train_state.key), metrics  # jit returns typed keys slowly
+        moved, metrics = update(train_state, batch)
+        return TrainState(*moved, train_state.key), metrics  # jit is slow to return a typed key
 
     return train_step
 
