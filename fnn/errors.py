@@ -10,8 +10,9 @@ name, so the text is the same eagerly and under `jit`, and no layer carries a pa
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
@@ -82,32 +83,24 @@ def locate(error: BaseException, name: str) -> None:
     error.add_note(prefix + "/".join([name] + [note[len(prefix) :] for note in ours[-1:]]))
 
 
-class at:
+@contextlib.contextmanager
+def at(name: str) -> Iterator[None]:
     """`with at(name):` locates whatever is raised inside."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None:
-            locate(error, self.name)
+    try:
+        yield
+    except Exception as error:
+        locate(error, name)
+        raise
 
 
-class within:
+@contextlib.contextmanager
+def within(name: str) -> Iterator[None]:
     """`with within(layer_name):` names the layer in mistakes raised outside any network."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FnnError) and not error.layer:
-            error.layer = self.name
+    try:
+        yield
+    except FnnError as error:
+        error.layer = error.layer or name
+        raise
 
 
 def builder(build: Callable[P, T]) -> Callable[P, T]:
