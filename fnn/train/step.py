@@ -116,8 +116,9 @@ def step(loss_fn: Callable, tx: Transform) -> Callable[[TrainState, Any], tuple[
         return moved, {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        moved, metrics = update(train_state, batch)
-        return TrainState(*moved, train_state.key), metrics  # jit is slow to return a typed key
+        (step, params, state, opt_state), metrics = update(train_state, batch)
+        new = TrainState(step, params, state, opt_state, train_state.key)
+        return new, metrics  # the key stays outside, since jit is slow to return a typed one
 
     return train_step
 
