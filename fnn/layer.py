@@ -47,7 +47,7 @@ class Layer:
     - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
     - `carry(params, *xs)`: a recurrent cell's first carry; None for any other layer.
 
-    >>> import fnn
+    >>> import fnn, jax.numpy as jnp
     >>> net = fnn.dense(3)
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> net(params, jnp.ones((2, 4))).shape
@@ -201,7 +201,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     params, and TransformError if one needs its key, or changes its state, inside a transform
     that the body opens.
 
-    >>> import fnn
+    >>> import fnn, jax.numpy as jnp
     >>> @fnn.compose(up=fnn.dense(8), down=fnn.dense(3))
     ... def block(f, x):  # [..., 3]
     ...     return x + f.down(jax.nn.relu(f.up(x)))
