@@ -197,7 +197,7 @@ def _examples(builder, split: str) -> Iterator[Mapping[str, Any]]:
     formats = {str(f.value): f for f in builder.info.available_file_formats()}
     if "array_record" in formats:
         source = builder.as_data_source(split, file_format="array_record")
-        for start in range(0, len(source), 1000):  # read in blocks: 1.6x as fast as one by one
+        for start in range(0, len(source), 1000):  # in blocks, to spare a call each
             yield from source.__getitems__(list(range(start, min(start + 1000, len(source)))))
     elif "tfrecord" in formats:  # what tensorflow-datasets writes by default, with TensorFlow
         for path in builder.info.splits[split].filepaths:

@@ -67,7 +67,7 @@ def scale_by_adam(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
 
             return decayed
 
-        def correction(decay, dtype):  # a factor, since a division of every element is slow
+        def correction(decay, dtype):  # a factor, so that every element is multiplied
             return 1 / (1 - as_dtype(decay, dtype) ** t.astype(dtype))
 
         def direction(m, v, g):
