@@ -34,7 +34,7 @@ from benchmarks.task import Task, load
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 0.1  # seconds that a timed block should take
-FRESH = 9  # rounds until processes are started anew: where memory lies is luck, and stays
+FRESH = 3  # rounds until processes are started anew: where memory lies is luck, and stays
 PAUSE = 0.02  # seconds between blocks: thread pools stop spinning
 LIMIT = 900.0  # seconds until a worker that does not answer is ended
 # Workers see none of the shell's settings of JAX (a compilation cache, strict promotion, flags),
