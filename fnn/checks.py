@@ -60,6 +60,18 @@ def number(name: str, value: Any, low: float, high: float, *, open_high=False) -
         raise OptionError(f"{name} in {span}", repr(float(value)), f"pass a number in {span}")
 
 
+def floating(name: str, value: Any) -> Any:
+    """An option that is a floating dtype."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or value is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = show(value) if dtype is None or value is None else dtype.name
+        raise OptionError(f"{name} to be a floating dtype", got, "pass jnp.bfloat16 or another")
+    return dtype
+
+
 def initializer(name: str, value: Any) -> None:
     """A function of (key, shape, dtype); not one that builds such a function."""
     try:

@@ -1,11 +1,25 @@
-"""Layers made of layers: each a few lines over `compose`."""
+"""Layers made of layers.
+
+`serial`, `parallel` and `residual` are a few lines over `compose`. The others run one layer in
+another way (many times, recomputed, in another dtype). They are not levels of their own: their
+params are named as that layer's are, so that wrapping or unwrapping it renames nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fnn import errors
-from fnn.layer import Layer, as_layer, compose
+import jax
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.initializing import Derived
+from fnn.layer import Layer, as_layer, compose, outline, same_arrays, traced
+from fnn.shapes import as_dtype, from_numpy, struct
+
+__all__ = ["cast", "ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
 
 @errors.builder
@@ -26,6 +40,265 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     >>> net(params, jnp.ones((2, 4))).shape
     (2, 3)
     """
+    children = _numbered(layers, named)
+
+    def serial(f, *xs):
+        if len(xs) != 1 and not children:
+            errors.wrong_arity(1, 1, len(xs))
+        for name in children:
+            xs = (getattr(f, name)(*xs),)
+        return xs[0]
+
+    return compose(**children)(serial)
+
+
+@errors.builder
+def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
+    """Fan-out: y = {name: layer(*xs)}, every layer on the same inputs.
+
+    Layers are named as in `serial`. What joins the branches is a function of the dict:
+    `serial(parallel(a=..., b=...), lambda y: y["a"] + y["b"])`.
+
+    Raises OptionError for two layers of one name.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> heads = parallel(policy=fnn.dense(4), value=fnn.dense(1))
+    >>> params, _ = heads.init(jax.random.key(0), (1, 8))
+    >>> jax.tree.map(jnp.shape, heads(params, jnp.ones((2, 8))))
+    {'policy': (2, 4), 'value': (2, 1)}
+    """
+    children = _numbered(layers, named)
+
+    def parallel(f, *xs):
+        return {name: getattr(f, name)(*xs) for name in children}
+
+    return compose(**children)(parallel)
+
+
+@errors.builder
+def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) -> Layer:
+    """Add what comes in to what comes out: y = shortcut(x) + layer(x) (He et al., 2016).
+
+    - `shortcut`: None adds x itself; a layer that gives the shape of `layer`'s output, as
+      `fnn.conv(64, (1, 1), strides=2)`, where that is not x's.
+
+    Further inputs go to both. Raises ShapeError, and DtypeError, if the two cannot be added:
+    nothing is broadcast.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = residual(fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(4)))
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> net(params, jnp.ones((2, 4))).shape
+    (2, 4)
+    """
+    children = {"layer": layer} if shortcut is None else {"layer": layer, "shortcut": shortcut}
+
+    def residual(f, x, *rest):
+        y = f.layer(x, *rest)
+        old = x if shortcut is None else f.shortcut(x, *rest)
+        source = "x" if shortcut is None else "shortcut(x)"
+        mend = "give a shortcut that makes them alike, as shortcut=fnn.dense(features)"
+        _check_alike(f"layer(x) of the shape and dtype of {source}", old, y, mend)
+        return jax.tree.map(jnp.add, old, y)
+
+    return compose(**children)(residual)
+
+
+@errors.builder
+def repeat(layer: Layer | Callable, n: int) -> Layer:
+    """The layer n times in a row, as one scan: x_{i+1} = layer(params[i], x_i), y = x_n.
+
+    Params and state are the layer's with a leading axis [n]: every member has first values, a
+    dropout key and batch statistics of its own. The layer is traced and compiled once, so that
+    neither grows with n. Members keep their values when n changes. Inputs after the first, such
+    as a mask, go to every member.
+
+    - `layer`: gives back the shape and dtype of its first input.
+    - `n`: how many, at least 1.
+
+    On CPU, convolutions inside it want `weight_grad="matmul"` (see `fnn.conv`). Raises ShapeError
+    or DtypeError if x comes back changed, ParamsError for params of another n.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = repeat(fnn.residual(fnn.serial(fnn.dense(4), jnp.tanh)), 12)
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> params["layer"]["dense1"]["kernel"].shape, net(params, jnp.ones((2, 4))).shape
+    ((12, 4, 4), (2, 4))
+    """
+    layer, n = as_layer(layer), checks.count("n", n)
+
+    def check(x, y):
+        mend = "repeat a layer that keeps them, or project x first"
+        _check_alike("a layer that gives back the shape and dtype of its input", x, y, mend)
+
+    def declare(*xs):
+        with errors.within("repeat"):
+            if not xs:
+                errors.wrong_arity(1, float("inf"), 0)
+            declared, y = outline(layer, xs)
+            check(xs[0], y)
+        return _stacked(declared, n), y
+
+    def apply(params, state, *xs, key=None, train=False):
+        """(y, state) of all members in a row; see `fnn.Layer`."""
+        with errors.within("repeat"):
+            if not xs:
+                errors.wrong_arity(1, float("inf"), 0)
+            _check_stacked("params", params, n)
+            _check_stacked("state", state, n)
+            x, *rest = jax.tree.map(from_numpy, xs)
+            unchanged = []
+
+            def member(x, own):
+                i, params, state = own
+                y, after = layer.apply(
+                    params, state, x, *rest, key=_fold(key, i), train=train
+                )
+                check(x, y)
+                unchanged.append(same_arrays(state, after))
+                return y, after
+
+            y, after = jax.lax.scan(member, x, (jnp.arange(n), params, state))
+            return y, state if all(unchanged) else after
+
+    return _around(layer, lambda new: repeat(new, n), apply, declare, "repeat")
+
+
+@errors.builder
+def ensemble(layer: Layer | Callable, n: int) -> Layer:
+    """The layer n times side by side, by `vmap`: y[i] = layer(params[i], x).
+
+    Params and state are the layer's with a leading axis [n], and so is y: every member has first
+    values, a dropout key and batch statistics of its own, and all see the same inputs. Members
+    keep their values when n changes. [...] -> [n, ...].
+
+    - `n`: how many, at least 1.
+
+    Raises ParamsError for params of another n.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = ensemble(fnn.dense(3), 5)
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> params["kernel"].shape, net(params, jnp.ones((2, 4))).shape
+    ((5, 4, 3), (5, 2, 3))
+    """
+    layer, n = as_layer(layer), checks.count("n", n)
+
+    def declare(*xs):
+        with errors.within("ensemble"):
+            declared, y = outline(layer, xs)
+        return _stacked(declared, n), jax.tree.map(lambda a: jnp.stack([a] * n), y)
+
+    def apply(params, state, *xs, key=None, train=False):
+        """(y, state) of all members side by side; see `fnn.Layer`."""
+        with errors.within("ensemble"):
+            _check_stacked("params", params, n)
+            _check_stacked("state", state, n)
+            xs = jax.tree.map(from_numpy, xs)
+            unchanged = []
+
+            def member(i, params, state):
+                y, after = layer.apply(params, state, *xs, key=_fold(key, i), train=train)
+                unchanged.append(same_arrays(state, after))
+                return y, after
+
+            y, after = jax.vmap(member)(jnp.arange(n), params, state)
+            return y, state if all(unchanged) else after
+
+    return _around(layer, lambda new: ensemble(new, n), apply, declare, "ensemble")
+
+
+@errors.builder
+def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) -> Layer:
+    """The same layer, whose insides are computed again in the backward pass instead of kept.
+
+    Memory falls to the layer's inputs, for one more forward pass (Chen et al., 2016). Values,
+    params and keys are those of the layer alone. Most useful inside `repeat`:
+    `repeat(remat(block), 24)` keeps one x per member.
+
+    - `policy`: which values are kept nevertheless, one of `jax.checkpoint_policies`; None keeps
+      none.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = remat(fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3)))
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> sorted(params)
+    ['dense1', 'dense2']
+    """
+    layer = as_layer(layer)
+
+    def apply(params, state, *xs, key=None, train=False):
+        """(y, state), recomputed in the backward pass; see `fnn.Layer`."""
+        unchanged = []
+
+        def run(params, state, xs, key):
+            y, after = layer.apply(params, state, *xs, key=key, train=train)
+            unchanged.append(same_arrays(state, after))
+            return y, after
+
+        xs = jax.tree.map(from_numpy, xs)
+        y, after = jax.checkpoint(run, policy=policy)(params, state, xs, key)
+        return y, state if all(unchanged) else after
+
+    return _around(layer, lambda new: remat(new, policy), apply)
+
+
+@errors.builder
+def cast(
+    layer: Layer | Callable, compute_dtype: Any, *, output_dtype: Any = None, param_dtype=jnp.float32
+) -> Layer:
+    """Mixed precision: params kept in one dtype, the layer computed in another.
+
+        y = layer(params as compute_dtype, x as compute_dtype) as output_dtype
+
+    - `compute_dtype`: of the computation, as `jnp.bfloat16`. Inputs of floating dtype and all
+      params are cast to it; integers and state stay (statistics are float32 or wider anyway).
+    - `output_dtype`: of y. None gives back the dtype that x came in (compute_dtype, if no input
+      is floating).
+    - `param_dtype`: what params are drawn and kept in, so that small updates are not rounded away.
+
+    Gradients come back in `param_dtype`. Raises OptionError for a dtype that is not floating.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = cast(fnn.dense(3), jnp.bfloat16)
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> params["kernel"].dtype, net(params, jnp.ones((2, 4))).dtype
+    (dtype('float32'), dtype('float32'))
+    """
+    layer = as_layer(layer)
+    compute_dtype = checks.floating("compute_dtype", compute_dtype)
+    param_dtype = checks.floating("param_dtype", param_dtype)
+    if output_dtype is not None:
+        output_dtype = checks.floating("output_dtype", output_dtype)
+
+    def finish(y, xs):
+        came = [x.dtype for x in jax.tree.leaves(xs) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return as_dtype(y, output_dtype or (came[0] if came else compute_dtype))
+
+    def apply(params, state, *xs, key=None, train=False):
+        """(y, state), computed in another dtype; see `fnn.Layer`."""
+        xs = jax.tree.map(from_numpy, xs)
+        low = as_dtype((params, xs), compute_dtype)
+        y, state = layer.apply(low[0], state, *low[1], key=key, train=train)
+        return finish(y, xs), state
+
+    inside = layer.map(lambda path, inner: _lowered(inner, compute_dtype))
+
+    def declare(*xs):
+        (params, state), y = outline(inside, as_dtype(xs, compute_dtype))
+        return (_declared_in(params, param_dtype), state), finish(y, xs)
+
+    def again(new):
+        return cast(new, compute_dtype, output_dtype=output_dtype, param_dtype=param_dtype)
+
+    return _around(layer, again, apply, declare)
+
+
+# --- what they share
+
+
+def _numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
+    """Layers by name: kind and number for those that have none."""
     counts: dict[str, int] = {}
     children: dict[str, Layer | Callable] = {}
     for layer in layers:
@@ -36,12 +309,91 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
         if name in children or name in named:
             raise errors.OptionError("one layer of each name", f"two of {name}", "rename one")
         children[name] = layer
+    return children | dict(named)
 
-    def serial(f, *xs):
-        if len(xs) != 1 and not children | named:
-            errors.wrong_arity(1, 1, len(xs))
-        for name in children | named:
-            xs = (getattr(f, name)(*xs),)
-        return xs[0]
 
-    return compose(**children, **named)(serial)
+def _around(
+    layer: Layer,
+    again: Callable[[Layer], Layer],
+    apply: Callable,
+    declare: Callable | None = None,
+    name: str | None = None,
+) -> Layer:
+    """`layer` applied in another way; `again` wraps the same layer over other sublayers."""
+    return replace(
+        layer,
+        name=name or layer.name,
+        specs=traced(declare) if declare else layer.specs,
+        apply=apply,
+        rebuild=(lambda new: again(layer.rebuild(new))) if layer.rebuild else None,
+        carry=None if declare else layer.carry,
+    )
+
+
+@dataclass(frozen=True)
+class _Each:
+    """`fn` of every member of a stack; hashable, so that one program draws it again and again."""
+
+    fn: Callable
+
+    def __call__(self, values: Any) -> Any:
+        return jax.vmap(self.fn)(values)
+
+
+def _stacked(specs: Any, n: int) -> Any:
+    """The declarations of n independent members."""
+
+    def stack(node):
+        if isinstance(node, Derived):
+            return Derived(_Each(node.fn), _stacked(node.specs, n))
+        return replace(node, stack=(n, *node.stack))
+
+    return jax.tree.map(stack, specs)
+
+
+def _check_stacked(what: str, tree: Any, n: int) -> None:
+    for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if jnp.shape(value)[:1] != (n,):
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or what
+            raise errors.ParamsError(
+                f"{name} with first axis {n}, one entry per member",
+                f"{name} {errors.show(value)}",
+                f"take {what} from net.init of this network",
+            )
+
+
+def _check_alike(wanted: str, x: Any, y: Any, mend: str) -> None:
+    """Two trees of arrays of one structure, with the same shapes and dtypes."""
+    first, second = jax.tree.map(struct, x), jax.tree.map(struct, y)
+    if first == second:
+        return
+    shapes = [jax.tree.map(lambda a: a.shape, tree) for tree in (first, second)]
+    error = errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
+    raise error(wanted, f"{errors.show(y)} for {errors.show(x)}", mend)
+
+
+def _fold(key: Any, i: Any) -> Any:
+    return None if key is None else jax.random.fold_in(key, i)
+
+
+def _lowered(layer: Layer, dtype: Any) -> Layer:
+    """A layer without floating inputs, as an embedding, in the dtype that its params are cast to."""
+
+    def declare(*xs):
+        declared, y = outline(layer, xs)
+        if any(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(xs)):
+            return declared, y
+        return (_declared_in(declared[0], dtype), declared[1]), as_dtype(y, dtype)
+
+    return layer if layer.children else replace(layer, specs=traced(declare))
+
+
+def _declared_in(specs: Any, dtype: Any) -> Any:
+    """The declarations with every floating dtype replaced."""
+
+    def declared(node):
+        if isinstance(node, Derived):
+            return Derived(node.fn, _declared_in(node.specs, dtype))
+        return replace(node, dtype=dtype) if jnp.issubdtype(node.dtype, jnp.floating) else node
+
+    return jax.tree.map(declared, specs)

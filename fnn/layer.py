@@ -110,6 +110,17 @@ class Specs:
         return self.declare(*map(as_struct, xs))
 
 
+def traced(outline: Callable[..., tuple[tuple[dict, dict], Any]]) -> Specs:
+    """Specs of a layer that must be walked through to be declared."""
+
+    def declare(*xs):
+        found = []
+        jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
+        return found[0]
+
+    return Specs(declare, outline)
+
+
 def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) -> Layer:
     """A layer without sublayers, from its declarations and its mathematics.
 
@@ -221,21 +232,22 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
 
     def build(body: Callable) -> Layer:
         name = getattr(body, "__name__", type(body).__name__)
+        least, most = (count - 1 for count in arity(body))  # without f
+
+        def call(f, xs):
+            if not least <= len(xs) <= most:
+                errors.wrong_arity(least, most, len(xs))
+            return body(f, *xs)
 
         def outline(*xs):
             declared: dict[str, Any] = {}
             with errors.within(name):
-                y = body(Scope(children, {}, {}, jax.random.key(0), True, declared), *xs)
+                y = call(Scope(children, {}, {}, jax.random.key(0), True, declared), xs)
                 if missing := [child for child in children if child not in declared]:
                     errors.uncalled(missing, name)
             params = {child: declared[child][0] for child in children if declared[child][0]}
             state = {child: declared[child][1] for child in children if declared[child][1]}
             return (params, state), y
-
-        def declare(*xs):
-            found = []
-            jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
-            return found[0]
 
         def apply(params, state, *xs, key=None, train=False):
             """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
@@ -246,11 +258,11 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
                 if key is not None:
                     checks.key(key)
                 f = Scope(children, params, state, key, train)
-                y = body(f, *xs)
+                y = call(f, xs)
             return y, {name: f._state[name] for name in state}
 
-        pairs, specs = tuple(children.items()), Specs(declare, outline)
-        return Layer(name, specs, apply, pairs, lambda new: compose(**new)(body))
+        pairs = tuple(children.items())
+        return Layer(name, traced(outline), apply, pairs, lambda new: compose(**new)(body))
 
     return build
 
@@ -332,7 +344,7 @@ class Sublayer:
                 y, after = layer.apply(params, before, *xs, key=key, train=f.train)
             except errors.RandomKeyError as error:
                 raise errors.key_in_transform(error) if inside else error from None
-            if inside and not _same(before, after):
+            if inside and not same_arrays(before, after):
                 raise errors.state_in_transform()
         if not inside:
             f._state[name] = after
@@ -355,6 +367,7 @@ def _trace_state() -> Any:
     return get_opaque_trace_state()
 
 
-def _same(before: Any, after: Any) -> bool:
+def same_arrays(before: Any, after: Any) -> bool:
+    """Whether two trees hold the very same arrays."""
     old, new = jax.tree.leaves(before), jax.tree.leaves(after)
     return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))

@@ -61,6 +61,15 @@ def as_array(x: Any) -> jax.Array:
     return x if isinstance(x, jax.Array) else errors.not_an_array(x)
 
 
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """A tree of arrays with those of floating dtype cast."""
+
+    def cast(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
+
+
 def arrays_of(specs: Any) -> Any:
     """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
 

@@ -1,0 +1,288 @@
+"""Attention, its cache for decoding, and the block that transformers repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.dtypes import wide
+from fnn.initializers import lecun_normal, zeros
+from fnn.initializing import Param
+from fnn.layer import Layer, compose, leaf
+from fnn.layers.dense import dense
+from fnn.layers.dropout import dropout
+from fnn.layers.norm import layer_norm
+
+
+@errors.builder
+def attention(
+    features: int,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    causal: bool = False,
+    rotary: float | None = None,
+    cache: int | None = None,
+    use_bias: bool = True,
+    kernel_init=lecun_normal(),
+    implementation: str | None = None,
+) -> Layer:
+    """Multi-head attention, y = out(softmax(q k^T / sqrt(D)) v): [..., T, C] -> [..., T, features].
+
+    Called as `net(params, x, memory, mask)`. q comes from x, k and v from memory [..., S, C']
+    (None, or left out: from x), each by an affine map to `heads` vectors of D values; `out` joins
+    the heads (Vaswani et al., 2017). The softmax is computed in float32 or wider.
+
+    - mask: booleans [T, S], [..., T, S] or [..., heads, T, S], True where t may look at s. A t that
+      may look at nothing gets zeros from every head.
+    - `features`, `heads`: of the output, and how many attend side by side.
+    - `kv_heads`: fewer heads for k and v, each shared by heads / kv_heads of q (grouped queries;
+      Ainslie et al., 2023); 1 is multi-query. None is `heads`.
+    - `head_dim`: D; None is features / heads.
+    - `causal`: t sees no s > t.
+    - `rotary`: the base of rotary positions, usually 10000.0: q and k are turned by angles
+      t base^(-2i/D), value i paired with value i + D/2 (Su et al., 2021). None adds no positions.
+    - `cache`: for decoding: k and v of up to so many positions stand in the state, and x [..., T, C]
+      holds the next T. Same params; needs causal; one call per chunk, also in evaluation mode:
+      `y, state = net.apply(params, state, x)`. Beyond the last position it raises InputError, or,
+      under `jit`, gives NaN.
+    - `implementation`: of `jax.nn.dot_product_attention`: None, `"xla"` or `"cudnn"`.
+
+    Params: `q`, `k`, `v`, `out`, each `kernel` and `bias`. Raises OptionError, ShapeError for
+    inputs or a mask that do not fit, DtypeError for a mask that is not boolean.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.attention(16, 4, causal=True, rotary=10_000.0)
+    >>> params, _ = net.init(jax.random.key(0), (1, 7, 16))
+    >>> net(params, jnp.ones((2, 7, 16))).shape
+    (2, 7, 16)
+    """
+    features, heads = checks.count("features", features), checks.count("heads", heads)
+    kv_heads = heads if kv_heads is None else checks.count("kv_heads", kv_heads)
+    if heads % kv_heads:
+        raise errors.OptionError(f"kv_heads that divides heads={heads}", f"{kv_heads}", "change it")
+    if head_dim is None and features % heads:
+        raise errors.OptionError(
+            f"features divisible by heads={heads}", f"features={features}", "or give head_dim"
+        )
+    size = features // heads if head_dim is None else checks.count("head_dim", head_dim)
+    checks.choice("implementation", implementation, (None, "xla", "cudnn"))
+    if rotary is not None:
+        checks.number("rotary", rotary, 0.0, math.inf)
+        if size % 2:
+            raise errors.OptionError("an even head_dim for rotary", f"{size}", "make it even")
+    if cache is not None and not causal:
+        raise errors.OptionError("causal=True with a cache", "causal=False", "pass causal=True")
+
+    def affine(n: int) -> Layer:
+        return dense(n, use_bias=use_bias, kernel_init=kernel_init)
+
+    def attention(f, x, memory=None, mask=None):
+        _check_memory(x, memory, causal)
+        source = x if memory is None else memory
+        q = _split(f.q(x), heads)  # [..., T, N, D]
+        k, v = (_split(project(source), kv_heads) for project in (f.k, f.v))  # [..., S, K, D]
+        start = 0
+        if cache is not None:
+            q, k, v, start = f.cache(q, k, v)
+        elif rotary is not None:
+            q, k = (_rotate(values, rotary, 0) for values in (q, k))
+        seen = _mask(mask, q, k)
+        if causal:
+            t, s = jnp.arange(q.shape[-3])[:, None] + start, jnp.arange(k.shape[-3])
+            seen = s <= t if seen is None else seen & (s <= t)
+        y = _attend(q, k, v, seen, implementation)
+        return f.out(y.reshape(*y.shape[:-2], heads * size))
+
+    layers = {"q": affine(heads * size), "k": affine(kv_heads * size), "v": affine(kv_heads * size)}
+    if cache is not None:
+        layers["cache"] = _cache(checks.count("cache", cache), rotary)
+    return compose(**layers, out=affine(features))(attention)
+
+
+@errors.builder
+def transformer_block(
+    features: int,
+    heads: int,
+    *,
+    hidden: int | None = None,
+    kv_heads: int | None = None,
+    causal: bool = False,
+    rotary: float | None = None,
+    cache: int | None = None,
+    rate=0.0,
+    activation: Callable = jax.nn.gelu,
+    gated: bool = False,
+    norm: Callable[[], Layer] = layer_norm,
+    use_bias: bool = True,
+) -> Layer:
+    """Attention and two dense layers, each normalized first and added to what came in.
+
+        h = x + attention(norm1(x))
+        y = h + down(activation(up(norm2(h))))
+
+    [..., T, features] -> [..., T, features], called as `net(params, x, mask)` (Vaswani et al.,
+    2017, with the norms first as in Xiong et al., 2020).
+
+    - `features`, `heads`, `kv_heads`, `causal`, `rotary`, `cache`: as of `fnn.attention`.
+    - `hidden`: between the dense layers; None is 4 features.
+    - `rate`: of the dropout on what each half adds.
+    - `gated`: up(x) is multiplied by activation(gate(x)) (Shazeer, 2020); `jax.nn.silu` is usual.
+    - `norm`: builds the norms, as `fnn.rms_norm`.
+
+    Raises as `fnn.attention`, and ShapeError for x of other features.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.repeat(fnn.transformer_block(16, 4, causal=True, rotary=10_000.0), 6)
+    >>> params, _ = net.init(jax.random.key(0), (1, 7, 16))
+    >>> net(params, jnp.ones((2, 7, 16))).shape, params["up"]["kernel"].shape
+    ((2, 7, 16), (6, 16, 64))
+    """
+    features = checks.count("features", features)
+    hidden = 4 * features if hidden is None else checks.count("hidden", hidden)
+    options = {"kv_heads": kv_heads, "causal": causal, "rotary": rotary, "cache": cache}
+    layers = {
+        "norm1": norm(),
+        "attention": attention(features, heads, use_bias=use_bias, **options),
+        "norm2": norm(),
+        "up": dense(hidden, use_bias=use_bias),
+        "down": dense(features, use_bias=use_bias),
+        "drop": dropout(rate),
+    }
+    if gated:
+        layers["gate"] = dense(hidden, use_bias=use_bias)
+
+    def transformer_block(f, x, mask=None):  # [..., T, C]
+        checks.array(x, 2, "[..., T, C]")
+        if x.shape[-1] != features:
+            raise errors.ShapeError(f"last axis {features}", f"x {x.shape}", "project it first")
+        h = x + f.drop(f.attention(f.norm1(x), None, mask))
+        z = f.norm2(h)
+        z = activation(f.gate(z)) * f.up(z) if gated else activation(f.up(z))
+        return h + f.drop(f.down(z))
+
+    return compose(**layers)(transformer_block)
+
+
+def _check_memory(x: Any, memory: Any, causal: bool) -> None:
+    checks.array(x, 2, "[..., T, C]")
+    if memory is None:
+        return
+    if causal:
+        raise errors.InputError(
+            "no memory in causal attention", f"memory {errors.show(memory)}", "pass None, and a mask"
+        )
+    checks.array(memory, 2, "[..., S, C]", "memory")
+    if memory.shape[:-2] != x.shape[:-2]:
+        raise errors.ShapeError(
+            f"memory with the leading axes of x {x.shape}", f"memory {memory.shape}", "repeat it"
+        )
+
+
+def _split(x: jax.Array, heads: int) -> jax.Array:
+    """[..., T, N * D] -> [..., T, N, D]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def _mask(mask: Any, q: jax.Array, k: jax.Array) -> Any:
+    """The mask as [..., N or 1, T, S], of the leading axes of q; None where there is none."""
+    if mask is None:
+        return None
+    checks.rank(mask, 2, "[T, S]", "mask")
+    if mask.dtype != bool:
+        raise errors.DtypeError(
+            "mask of booleans", f"mask {errors.show(mask)}", "cast it: mask.astype(bool)"
+        )
+    *lead, t, n, _ = q.shape
+    shape = (t, k.shape[-3])
+    if mask.shape == shape:
+        return mask
+    if mask.shape == (*lead, *shape):
+        return mask[..., None, :, :]
+    if mask.shape in ((*lead, n, *shape), (*lead, 1, *shape)):
+        return mask
+    raise errors.ShapeError(
+        f"mask {shape}, {(*lead, *shape)} or {(*lead, n, *shape)}",
+        f"mask {mask.shape}",
+        "True where a row's position may look at a column's",
+    )
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation: Any) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where nothing is seen."""
+    *lead, t, n, d = q.shape
+    if 0 in q.shape or 0 in k.shape:
+        return jnp.zeros_like(q)
+    batch = math.prod(lead)
+    q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
+    if seen is not None:
+        shape = (*lead, seen.shape[-3] if seen.ndim > 2 else 1, *seen.shape[-2:])
+        seen = jnp.broadcast_to(seen, shape).reshape(batch, *shape[-3:])
+    if q.dtype == jnp.float64:  # which jax.nn's would compute in float32
+        y = _attend_float64(q, k, v, seen)
+    else:
+        y = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=implementation)
+    if seen is not None:
+        anything = jnp.any(seen, axis=-1)  # [B, N or 1, T]
+        y = jnp.where(jnp.swapaxes(anything, 1, 2)[..., None], y, jnp.zeros_like(y))
+    return y.reshape(*lead, t, n, d)
+
+
+def _attend_float64(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.Array:
+    k, v = (jnp.repeat(x, q.shape[-2] // x.shape[-2], axis=-2) for x in (k, v))
+    scores = jnp.einsum("btnd,bsnd->bnts", q, k) / math.sqrt(q.shape[-1])
+    if seen is not None:
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("bnts,bsnd->btnd", jax.nn.softmax(scores), v)
+
+
+def _rotate(x: jax.Array, base: float, start: Any) -> jax.Array:
+    """Turn the pairs (i, i + D/2) of [..., T, N, D] by position, counted from `start`."""
+    half, dtype = x.shape[-1] // 2, wide(x.dtype)
+    positions = (jnp.arange(x.shape[-3]) + start).astype(dtype)
+    speed = jnp.asarray(base, dtype) ** (-jnp.arange(half).astype(dtype) / half)
+    angles = (positions[:, None] * speed)[:, None, :]  # [T, 1, D/2]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _cache(max_len: int, rotary: float | None) -> Layer:
+    """Keep k and v [..., T, K, D] after those kept already: (q, all k, all v, first position)."""
+
+    def specs(q, k, v):
+        if k.shape[-3] > max_len:
+            _full(0, k.shape[-3], max_len)
+        shape = (*k.shape[:-3], max_len, *k.shape[-2:])
+        kept = {name: Param(shape, zeros, k.dtype, "cache") for name in ("k", "v")}
+        return {}, {**kept, "index": Param((), zeros, jnp.int32, "cache")}
+
+    def apply(params, state, q, k, v, *, key, train):
+        start, length = state["index"], k.shape[-3]
+        if not isinstance(start, jax.core.Tracer) and start + length > max_len:
+            _full(int(start), length, max_len)
+        if rotary is not None:
+            q, k = (_rotate(values, rotary, start) for values in (q, k))
+        new = {"index": start + length}
+        for name, values in (("k", k), ("v", v)):
+            whole = jax.lax.dynamic_update_slice_in_dim(state[name], values, start, axis=-3)
+            new[name] = jnp.where(start + length > max_len, jnp.nan, whole).astype(k.dtype)
+        return (q, new["k"], new["v"], start), new
+
+    return leaf("cache", specs, apply)
+
+
+def _full(start: int, length: int, max_len: int) -> None:
+    raise errors.InputError(
+        f"no more than cache={max_len} positions",
+        f"{length} after {start}",
+        "build it with a longer cache, or start again with a new state",
+    )
