@@ -151,9 +151,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
 
             def member(x, own):
                 i, params, state = own
-                y, after = layer.apply(
-                    params, state, x, *rest, key=_fold(key, i), train=train
-                )
+                y, after = layer.apply(params, state, x, *rest, key=_fold(key, i), train=train)
                 check(x, y)
                 unchanged.append(same_arrays(state, after))
                 return y, after
@@ -245,7 +243,11 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
 
 @errors.builder
 def cast(
-    layer: Layer | Callable, compute_dtype: Any, *, output_dtype: Any = None, param_dtype=jnp.float32
+    layer: Layer | Callable,
+    compute_dtype: Any,
+    *,
+    output_dtype: Any = None,
+    param_dtype=jnp.float32,
 ) -> Layer:
     """Mixed precision: params kept in one dtype, the layer computed in another.
 
@@ -377,7 +379,7 @@ def _fold(key: Any, i: Any) -> Any:
 
 
 def _lowered(layer: Layer, dtype: Any) -> Layer:
-    """A layer without floating inputs, as an embedding, in the dtype that its params are cast to."""
+    """A layer without floating inputs, as an embedding, in the dtype its params are cast to."""
 
     def declare(*xs):
         declared, y = outline(layer, xs)

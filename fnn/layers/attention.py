@@ -49,10 +49,10 @@ def attention(
     - `causal`: t sees no s > t.
     - `rotary`: the base of rotary positions, usually 10000.0: q and k are turned by angles
       t base^(-2i/D), value i paired with value i + D/2 (Su et al., 2021). None adds no positions.
-    - `cache`: for decoding: k and v of up to so many positions stand in the state, and x [..., T, C]
-      holds the next T. Same params; needs causal; one call per chunk, also in evaluation mode:
-      `y, state = net.apply(params, state, x)`. Beyond the last position it raises InputError, or,
-      under `jit`, gives NaN.
+    - `cache`: for decoding: k and v of up to so many positions stand in the state, and x
+      [..., T, C] holds the next T. Same params; needs causal; one call per chunk, which changes
+      the state in evaluation mode too: `y, state = net.apply(params, state, x)`. Beyond the last
+      position it raises InputError or, under `jit`, gives NaN.
     - `implementation`: of `jax.nn.dot_product_attention`: None, `"xla"` or `"cudnn"`.
 
     Params: `q`, `k`, `v`, `out`, each `kernel` and `bias`. Raises OptionError, ShapeError for
@@ -177,7 +177,9 @@ def _check_memory(x: Any, memory: Any, causal: bool) -> None:
         return
     if causal:
         raise errors.InputError(
-            "no memory in causal attention", f"memory {errors.show(memory)}", "pass None, and a mask"
+            "no memory in causal attention",
+            f"memory {errors.show(memory)}",
+            "pass None, and a mask",
         )
     checks.array(memory, 2, "[..., S, C]", "memory")
     if memory.shape[:-2] != x.shape[:-2]:

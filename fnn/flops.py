@@ -1,0 +1,65 @@
+"""Floating-point operations of a function, counted in its traced program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# What only moves, selects or makes values.
+_FREE = frozenset(
+    "broadcast_in_dim concatenate convert_element_type copy device_put dynamic_slice "
+    "dynamic_update_slice expand_dims gather iota optimization_barrier pad reshape rev select_n "
+    "slice split squeeze stop_gradient transpose".split()
+)
+
+
+def count_flops(fn: Callable, *args: Any) -> int:
+    """Floating-point operations of `fn(*args)`; of the arguments only shapes and dtypes matter.
+
+    A multiplication and the addition of its result are two, so that a matrix product [n, k] [k, m]
+    is 2 n k m. Any other elementary function counts one per value, moving and selecting none. A
+    `scan` counts as often as it runs, a `cond` as its dearest branch, and a `while_loop`, whose
+    length is not known, as one turn. It is what the program says: the compiler may do less.
+
+    >>> count_flops(lambda x, w: jnp.tanh(x @ w), jnp.ones((2, 3)), jnp.ones((3, 4)))
+    56
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    return sum(map(_count_equation, jaxpr.eqns))
+
+
+def _count_equation(eqn: Any) -> int:
+    name, inner = eqn.primitive.name, [_count(jaxpr) for jaxpr in _inner(eqn.params)]
+    if inner:
+        if name == "cond":
+            return max(inner)
+        return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
+    out, first = eqn.outvars[0].aval, eqn.invars[0].aval if eqn.invars else None
+    if name in _FREE or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.inexact):
+        return 0
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2 * math.prod(out.shape) * math.prod(first.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, features = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
+        return 2 * math.prod(out.shape) * math.prod(kernel) // max(kernel[features], 1)
+    if name.startswith("reduce_window"):
+        return math.prod(out.shape) * math.prod(eqn.params["window_dimensions"])
+    reduces = name.startswith(("reduce", "scatter"))
+    return math.prod((first if reduces and first is not None else out).shape)
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs inside an equation's parameters."""
+    for value in params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            each = getattr(each, "jaxpr", each)
+            if hasattr(each, "eqns"):
+                yield each

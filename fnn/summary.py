@@ -1,0 +1,178 @@
+"""What a network is made of: a table, and the same as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+
+from fnn import errors
+from fnn.flops import count_flops
+from fnn.initializers import zeros
+from fnn.initializing import Param
+from fnn.layer import Layer, outline, traced
+from fnn.shapes import arrays_of, struct
+
+_MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
+
+
+class Row(NamedTuple):
+    """One layer of a summary.
+
+    - `path`: in the network, "" for the whole of it; `kind`: the layer's name.
+    - `output`: shape and dtype of what one call gives, a tree of ShapeDtypeStructs.
+    - `copies`: how many there are of it, by `repeat` and `ensemble`.
+    - `params`, `state`: values in all copies; `flops`: operations of all calls of all copies.
+    - `leaf`: whether it has no layers inside.
+    """
+
+    path: str
+    kind: str
+    output: Any
+    copies: int
+    params: int
+    state: int
+    flops: int
+    leaf: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of a network in the order of calls, the network itself last; `str` is a table."""
+
+    rows: tuple[Row, ...]
+    nbytes: int
+
+    @property
+    def params(self) -> int:
+        return self.rows[-1].params
+
+    @property
+    def state(self) -> int:
+        return self.rows[-1].state
+
+    @property
+    def flops(self) -> int:
+        return self.rows[-1].flops
+
+    def table(self) -> Any:
+        """The table of its leaf layers and the totals, for `rich.print` (extra `table`)."""
+        try:
+            from rich.table import Table
+        except ImportError:
+            raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
+        table = Table(show_footer=True)
+        total = f"{self.params:,}\n{_bytes(self.nbytes)}"
+        for header, footer, justify in (
+            ("layer", "total", "left"),
+            ("output", "", "left"),
+            ("params", total, "right"),
+            ("FLOPs", _short(self.flops), "right"),
+        ):
+            table.add_column(header, footer, justify=justify, no_wrap=True)
+        for row in self.rows:
+            if row.leaf or len(self.rows) == 1:
+                times = f"{row.copies} x " if row.copies > 1 else ""
+                output = times + _shapes(row.output)
+                params = f"{row.params:,}" if row.params else ""
+                table.add_row(
+                    row.path or row.kind, output, params, _short(row.flops) if row.flops else ""
+                )
+        return table
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        table = self.table()
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=120, color_system=None)
+        console.print(table)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
+    """A row per layer: its path, output shape, parameters and FLOPs; and the totals.
+
+    - `xs`: inputs as of `net.init`; arrays, ShapeDtypeStructs or shapes. Nothing is computed.
+    - `train`: count the operations of training mode.
+
+    FLOPs are those of one forward pass on `xs` (see `fnn.count_flops`); what a body computes
+    between its sublayers stands in the row of the body. A layer called twice has one row, with the
+    FLOPs of both calls. `print` it for the table, which needs the extra `table`.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
+    >>> found = fnn.summary(net, (2, 4))
+    >>> found.params, [(row.path, row.params) for row in found.rows]
+    (67, [('dense1', 40), ('relu_1', 0), ('dense2', 27), ('', 67)])
+    """
+    found: dict[str, Row] = {}
+
+    def watch(path: str, layer: Layer) -> Layer:
+        def declare(*xs):
+            (params, state), y = outline(layer, xs)
+            arrays = arrays_of((params, _unmarked(state)))
+            run = _Run(layer, train)
+            flops = count_flops(run, *arrays, *jax.tree.map(struct, xs))
+            again = found.get(path)
+            sizes = [sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) for tree in arrays]
+            output = jax.tree.map(struct, y)
+            found[path] = Row(path, layer.name, output, 1, *sizes, flops, not layer.children)
+            if again:
+                found[path] = again._replace(flops=again.flops + flops)
+            return (params, {**state, _MARK: Param((), zeros)}), y
+
+        return replace(layer, specs=traced(declare))
+
+    with errors.within("summary"):
+        params, state = net.map(watch).specs(*xs)
+    rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
+    arrays = jax.tree.leaves(arrays_of((params, _unmarked(state))))
+    return Summary(rows, sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))
+
+
+class _Run(NamedTuple):
+    layer: Layer
+    train: bool
+
+    def __call__(self, params, state, *xs):
+        key = jax.random.key(0) if self.train else None
+        return self.layer.apply(params, state, *xs, key=key, train=self.train)
+
+
+def _unmarked(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    clean = {name: _unmarked(value) for name, value in state.items() if name != _MARK}
+    return {name: value for name, value in clean.items() if value != {}}
+
+
+def _copies(state: Any, path: str) -> int:
+    for name in filter(None, path.split("/")):
+        state = state[name]
+    return math.prod(state[_MARK].stack)
+
+
+def _times(row: Row, n: int) -> Row:
+    return row._replace(copies=n, params=n * row.params, state=n * row.state, flops=n * row.flops)
+
+
+def _shapes(output: Any) -> str:
+    return ", ".join(errors.show(a).replace(" float32", "") for a in jax.tree.leaves(output))
+
+
+def _short(n: int) -> str:
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return str(n)
+
+
+def _bytes(n: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n} B"
