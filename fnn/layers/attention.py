@@ -73,7 +73,9 @@ def attention(
             f"features divisible by heads={heads}", f"features={features}", "or give head_dim"
         )
     size = features // heads if head_dim is None else checks.count("head_dim", head_dim)
-    checks.choice("implementation", implementation, (None, "xla", "cudnn"))
+    checks.initializer("kernel_init", kernel_init)
+    if implementation is not None:
+        checks.choice("implementation", implementation, ("xla", "cudnn"))
     if rotary is not None:
         checks.number("rotary", rotary, 0.0, math.inf)
         if size % 2:

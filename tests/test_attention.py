@@ -1,0 +1,270 @@
+"""Attention against loops over positions in float64, its cache, masks and mistakes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fnn
+from fnn import errors
+
+
+def loop(params, x, memory, heads, kv_heads, causal, rotary, mask):
+    """[T, C] and [S, C'] -> [T, features], one query, head and position at a time."""
+    p = jax.tree.map(np.float64, params)
+    x, memory = np.float64(x), np.float64(memory)
+    q, k, v = (
+        a @ p[n]["kernel"] + p[n]["bias"] for n, a in zip("qkv", (x, memory, memory), strict=True)
+    )
+    size = q.shape[-1] // heads
+    q = q.reshape(len(x), heads, size)
+    k, v = (a.reshape(len(memory), kv_heads, size) for a in (k, v))
+    y = np.zeros((len(x), heads, size))
+    for t in range(len(x)):
+        for n in range(heads):
+            own = n * kv_heads // heads
+            scores = {}
+            for s in range(len(memory)):
+                if (causal and s > t) or not mask[n, t, s]:
+                    continue
+                a, b = q[t, n], k[s, own]
+                if rotary:
+                    a, b = rotated(a, t, rotary), rotated(b, s, rotary)
+                scores[s] = np.exp(a @ b / np.sqrt(size))
+            for s, score in scores.items():
+                y[t, n] += score / sum(scores.values()) * v[s, own]
+    return y.reshape(len(x), -1) @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def rotated(a, position, base):
+    """As complex numbers: value i + D/2 is the imaginary part of value i."""
+    half = len(a) // 2
+    turned = (a[:half] + 1j * a[half:]) * np.exp(
+        1j * position * base ** (-2 * np.arange(half) / len(a))
+    )
+    return np.concatenate([turned.real, turned.imag])
+
+
+def biased(params, seed):
+    """Params whose biases are not zero."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        treedef,
+        [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)],
+    )
+
+
+@given(
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)]),
+    causal=st.booleans(),
+    rotary=st.sampled_from([None, 10.0, 10_000.0]),
+    masked=st.sampled_from([None, "shared", "examples", "heads"]),
+    seed=st.integers(0, 2**16),
+)
+def test_attention_is_the_loop(heads, causal, rotary, masked, seed):
+    heads, kv_heads = heads
+    random = np.random.default_rng(seed)
+    net = fnn.attention(8, heads, kv_heads=kv_heads, causal=causal, rotary=rotary, head_dim=4)
+    x = random.normal(size=(2, 3, 6)).astype(np.float32)
+    params = biased(net.init(jax.random.key(seed), x)[0], seed)
+    shape = {None: (), "shared": (3, 3), "examples": (2, 3, 3), "heads": (2, heads, 3, 3)}[masked]
+    mask = None if masked is None else random.random(shape) < 0.6
+    y = jax.jit(net)(params, x, None, mask)
+    full = np.ones((2, heads, 3, 3), bool)
+    if masked == "examples":
+        full = full & mask[:, None]
+    elif masked is not None:
+        full = full & mask
+    for i in range(2):
+        wanted = loop(params, x[i], x[i], heads, kv_heads, causal, rotary, full[i])
+        np.testing.assert_allclose(y[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 1, 3)])
+def test_attention_to_a_memory_and_any_leading_axes(lead):
+    net = fnn.attention(6, 2)
+    x, memory = np.random.default_rng(0).normal(size=(2, *lead, 4, 5)).astype(np.float32)
+    memory = memory[..., :3, :]
+    params = biased(net.init(jax.random.key(0), x, memory)[0], 0)
+    y = net(params, x, memory)
+    for i in np.ndindex(lead):
+        wanted = loop(params, x[i], memory[i], 2, 2, False, None, np.ones((2, 4, 3), bool))
+        np.testing.assert_allclose(y[i], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_may_look_at_nothing_gets_zeros_and_finite_gradients():
+    net = fnn.attention(4, 2)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    params, _ = net.init(jax.random.key(0), x)
+    params["out"]["bias"] = jnp.arange(4.0)
+    mask = jnp.ones((3, 3), bool).at[1].set(False)
+    np.testing.assert_array_equal(net(params, x, None, mask)[:, 1], [[0, 1, 2, 3]] * 2)
+    grads = jax.grad(lambda p, x: net(p, x, None, mask).sum(), (0, 1))(params, x)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    empty = net(params, x, x[:, :0])
+    np.testing.assert_array_equal(empty, np.broadcast_to(np.arange(4.0), (2, 3, 4)))
+    assert net(params, x[:0]).shape == (0, 3, 4) and net(params, x[:, :0]).shape == (2, 0, 4)
+
+
+def test_attention_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    net = fnn.attention(8, 2)
+    weight = theirs.in_proj_weight.detach().numpy().reshape(3, 8, 8)
+    bias = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    with torch.no_grad():
+        theirs.in_proj_bias.copy_(torch.from_numpy(bias.reshape(-1)))
+    params = {n: {"kernel": weight[i].T, "bias": bias[i]} for i, n in enumerate("qkv")}
+    out = theirs.out_proj
+    params["out"] = {"kernel": out.weight.detach().numpy().T, "bias": out.bias.detach().numpy()}
+    x = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
+    causal = np.tril(np.ones((5, 5), bool))
+    wanted, _ = theirs(*[torch.from_numpy(x)] * 3, attn_mask=torch.from_numpy(~causal))
+    got = fnn.attention(8, 2, causal=True)(params, x)
+    np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, net(params, x, None, causal), rtol=1e-5, atol=1e-6)
+
+
+# --- the cache
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 7, (3, 1, 3), (7,)])
+def test_decoding_with_a_cache_is_the_whole_at_once(chunks):
+    options = {"kv_heads": 2, "causal": True, "rotary": 100.0}
+
+    def stack(**more):
+        block = fnn.transformer_block(8, 4, norm=fnn.rms_norm, **options, **more)
+        return fnn.serial(fnn.repeat(block, 2), fnn.dense(3))
+
+    whole, decoder = stack(), stack(cache=9)
+    x = jax.random.normal(jax.random.key(1), (2, 7, 8))
+    params, _ = whole.init(jax.random.key(0), x)
+    same, state = decoder.init(jax.random.key(0), (2, 1, 8))
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+    step, outputs, start = jax.jit(decoder.apply), [], 0
+    for n in chunks:
+        y, state = step(params, state, x[:, start : start + n])
+        outputs.append(y)
+        start += n
+    got = jnp.concatenate(outputs, axis=1)
+    np.testing.assert_allclose(got, whole(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_cache_raises_or_gives_nan():
+    net = fnn.serial(a=fnn.attention(4, 2, causal=True, cache=3))
+    params, state = net.init(jax.random.key(0), (1, 2, 4))
+    x = jnp.ones((1, 2, 4))
+    _, state = net.apply(params, state, x)
+    with pytest.raises(errors.InputError, match="a/cache: .*no more than cache=3 .*got 2 after 2"):
+        net.apply(params, state, x)
+    assert np.isnan(jax.jit(net.apply)(params, state, x)[0]).all()
+    assert np.isfinite(net.apply(params, state, x[:, :1])[0]).all()
+    with pytest.raises(errors.InputError, match="got 4 after 0"):
+        net.init(jax.random.key(0), (1, 4, 4))
+
+
+# --- the block
+
+
+def test_block_is_its_equations():
+    net = fnn.transformer_block(4, 2, hidden=6, gated=True, activation=jax.nn.silu)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    params = biased(net.init(jax.random.key(0), x)[0], 1)
+
+    def norm(p, x):
+        centred = x - x.mean(-1, keepdims=True)
+        deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return centred / deviation * p["scale"] + p["bias"]
+
+    def affine(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    h = np.stack(
+        [
+            row + loop(params["attention"], z, z, 2, 2, False, None, np.ones((2, 3, 3), bool))
+            for row, z in zip(np.float64(x), norm(params["norm1"], np.float64(x)), strict=True)
+        ]
+    )
+    z = norm(params["norm2"], h)
+    gate = affine("gate", z)
+    wanted = h + affine("down", gate / (1 + np.exp(-gate)) * affine("up", z))
+    np.testing.assert_allclose(net(params, x), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_block_drops_each_half_by_its_own_mask():
+    net = fnn.transformer_block(4, 2, rate=0.5)
+    params, _ = net.init(jax.random.key(0), (2, 3, 4))
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    first, _ = net.apply(params, {}, x, key=jax.random.key(2), train=True)
+    again, _ = net.apply(params, {}, x, key=jax.random.key(2), train=True)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, net(params, x))
+    with pytest.raises(errors.RandomKeyError, match="drop"):
+        net.apply(params, {}, x, train=True)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"heads": 3}, {"kv_heads": 3}, {"heads": 0}, {"features": 0}, {"features": 2.5},
+        {"head_dim": 3, "rotary": 10.0}, {"rotary": -1.0}, {"rotary": "yes"}, {"cache": 4},
+        {"cache": 0, "causal": True}, {"implementation": "fast"}, {"kernel_init": 3},
+        {"head_dim": 0}, {"kv_heads": "2"}, {"heads": None}, {"heads": True},
+    ],
+)  # fmt: skip
+def test_wrong_options(wrong):
+    with pytest.raises(errors.OptionError, match="^attention: "):
+        fnn.attention(**{"features": 8, "heads": 4, **wrong})
+    if not set(wrong) & {"head_dim", "implementation", "kernel_init"}:
+        with pytest.raises(errors.OptionError, match="^(attention|transformer_block): "):
+            fnn.transformer_block(**{"features": 8, "heads": 4, **wrong})
+
+
+X = jnp.ones((2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "xs, error, text",
+    [
+        ((X[0, 0],), errors.ShapeError, r"net: expected x \[..., T, C\], at least 2 axes"),
+        ((X.astype(int),), errors.DtypeError, "net: .*floating"),
+        ((X[..., :3],), errors.ShapeError, r"net/q: expected last axis 4"),
+        ((X, X[:1]), errors.ShapeError, "net: expected memory with the leading axes of x"),
+        ((X, X[0, 0]), errors.ShapeError, "net: expected memory"),
+        ((X, X.astype(jnp.bfloat16)), errors.DtypeError, "net/k: "),
+        ((X, X.astype(int)), errors.DtypeError, "net: .*memory"),
+        ((X, None, jnp.ones((3, 3))), errors.DtypeError, "net: expected mask of booleans"),
+        ((X, None, jnp.ones((3, 4), bool)), errors.ShapeError, r"net: expected mask \(3, 3\)"),
+        ((X, None, jnp.ones((1, 3, 3), bool)), errors.ShapeError, "net: expected mask"),
+        ((X, None, jnp.ones((2, 3, 3, 3), bool)), errors.ShapeError, "net: expected mask"),
+        ((X, None, jnp.ones(3, bool)), errors.ShapeError, "net: expected mask"),
+        ((), errors.InputError, "net: expected .* got 0"),
+        ((X, X, None, X), errors.InputError, "net: expected .* got 4"),
+        (("text",), errors.InputError, "net: "),
+    ],
+)
+def test_wrong_inputs(xs, error, text):
+    @fnn.compose(net=fnn.attention(6, 2))
+    def net(f, *xs):
+        return f.net(*xs)
+
+    params, _ = net.init(jax.random.key(0), (1, 3, 4))
+    said = set()
+    for call in (net, jax.jit(net) if "text" not in xs else net):
+        with pytest.raises(error, match=text) as info:
+            call(params, *xs)
+        said.add(str(info.value))
+    assert len(said) == 1
+
+
+def test_causal_attention_takes_no_memory():
+    with pytest.raises(errors.InputError, match="no memory in causal attention"):
+        fnn.attention(4, 2, causal=True).init(jax.random.key(0), X, X)
+    with pytest.raises(errors.ShapeError, match="transformer_block: expected last axis 8"):
+        fnn.transformer_block(8, 2).init(jax.random.key(0), X)
