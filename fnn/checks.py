@@ -63,11 +63,12 @@ def number(name: str, value: Any, low: float, high: float, *, open_high=False) -
 def floating(name: str, value: Any) -> Any:
     """An option that is a floating dtype."""
     try:
-        dtype = jnp.dtype(value)
+        array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+        dtype = None if array or value is None else jnp.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or value is None or not jnp.issubdtype(dtype, jnp.floating):
-        got = show(value) if dtype is None or value is None else dtype.name
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = show(value) if dtype is None else dtype.name
         raise OptionError(f"{name} to be a floating dtype", got, "pass jnp.bfloat16 or another")
     return dtype
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from fnn import checks, errors
 from fnn.initializers import lecun_normal, zeros
 from fnn.initializing import Param
@@ -42,3 +44,54 @@ def dense(
         return y + params["bias"] if use_bias else y, state
 
     return leaf("dense", specs, apply)
+
+
+@errors.builder
+def bilinear(
+    features: int, *, use_bias: bool = True, kernel_init=lecun_normal(), bias_init=zeros
+) -> Layer:
+    """Bilinear form of two inputs, y_o = x1^T kernel_o x2 + bias_o: [..., A], [..., B] -> [..., O].
+
+    - `features`: O, the size of the output's last axis.
+    - `use_bias`: False leaves the bias out.
+    - `kernel_init`, `bias_init`: initializers; variance 1 / (A B) keeps that of the products.
+
+    Params: `kernel` [A, B, O], `bias` [O]; both take x1's dtype.
+    Raises ShapeError for another last axis, or for leading axes that are not the same in both
+    inputs (none is broadcast), DtypeError for another dtype.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.bilinear(3)
+    >>> params, _ = net.init(jax.random.key(0), (1, 4), (1, 2))
+    >>> net(params, jnp.ones((5, 7, 4)), jnp.ones((5, 7, 2))).shape
+    (5, 7, 3)
+    """
+    features = checks.count("features", features)
+    checks.initializer("kernel_init", kernel_init)
+    checks.initializer("bias_init", bias_init)
+
+    def specs(x1, x2):
+        checks.array(x1, 1, "[..., A]", "x1")
+        checks.array(x2, 1, "[..., B]", "x2")
+        if x1.shape[:-1] != x2.shape[:-1]:
+            raise errors.ShapeError(
+                "x1 and x2 with the same leading axes",
+                f"x1 {x1.shape}, x2 {x2.shape}",
+                "broadcast one to the other's, as jnp.broadcast_to(x1, (*x2.shape[:-1], A))",
+            )
+        if x1.dtype != x2.dtype:
+            raise errors.DtypeError(
+                "x1 and x2 of one dtype",
+                f"x1 {errors.show(x1)}, x2 {errors.show(x2)}",
+                f"cast one, as x2.astype(jnp.{x1.dtype})",
+            )
+        shape, axes = (x1.shape[-1], x2.shape[-1], features), ("in", "in2", "out")
+        kernel = Param(shape, kernel_init, x1.dtype, "kernel", axes)
+        bias = Param((features,), bias_init, x1.dtype, "bias", ("out",))
+        return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
+
+    def apply(params, state, x1, x2, *, key, train):
+        y = jnp.einsum("...a,...b,abo->...o", x1, x2, params["kernel"])
+        return y + params["bias"] if use_bias else y, state
+
+    return leaf("bilinear", specs, apply)
