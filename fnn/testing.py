@@ -37,7 +37,7 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     - an input sharded over all devices gives what one device gives (where `batched`).
 
     - `xs`: shapes (standard normal values are drawn for them) or arrays; integer arrays are not
-      differentiated and not cast. Where `batched`, their first axis is the batch.
+      differentiated and not cast, and where all are integers, y may have any dtype. Where `batched`, their first axis is the batch.
 
     >>> import fnn
     >>> check_layer(fnn.dense(3), (4, 5))
@@ -50,7 +50,7 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     check_strict(layer, params, state, xs)
     check_dtypes(layer, xs)
     check_derivatives(layer, xs)
-    if batched:
+    if batched and xs:
         check_rows(layer, params, state, xs)
         check_sharded(layer, params, state, xs)
 
@@ -141,6 +141,8 @@ def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
 
 def check_dtypes(layer: Layer, xs: tuple) -> None:
     """Every floating dtype that goes in comes out, in both modes."""
+    if not any(map(_floating, jax.tree.leaves(xs))):
+        return  # integers tell no dtype
     with jax.enable_x64(True):
         for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
             cast = tuple(_cast(x, dtype) for x in xs)
@@ -157,6 +159,8 @@ def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
         xs = tuple(_cast(x, jnp.float64) for x in xs)
         params, state = layer.init(jax.random.key(0), *xs)
         floating = [x for x in xs if _floating(x)]
+        if not floating:  # then the layer tells its params' dtype, and takes them wider
+            params = _cast(params, jnp.float64)
 
         def loss(train, point):
             params, inputs = point
