@@ -231,7 +231,7 @@ def _are_floating(*arrays: Any) -> bool:
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:
     """A mismatch in the axis called "in" alone is said of the input, whose last axis it is."""
-    if axes is None or len(shape) != len(wanted):
+    if axes is None or not len(shape) == len(wanted) == len(axes):
         return
     wrong = [axis for axis, a, b in zip(axes, shape, wanted, strict=True) if a != b]
     if wrong == ["in"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +64,6 @@ def conv(
         raise errors.OptionError(
             f"features divisible by groups={groups}", f"features={features}", "change either"
         )
-    n = len(window.size)
 
     def specs(x):
         windows.check_input(x, window)
@@ -73,23 +71,32 @@ def conv(
             raise errors.ShapeError(
                 f"last axis divisible by groups={groups}", f"x {x.shape}", "change groups or x"
             )
-        shape = (*window.size, x.shape[-1] // groups, features)
-        axes = (*windows.AXES[:n], "in", "out") if n <= 3 else None
-        kernel = Param(shape, kernel_init, x.dtype, "kernel", axes)
-        bias = Param((features,), bias_init, x.dtype, "bias", ("out",))
-        return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
+        cin = x.shape[-1] // groups
+        bias = bias_init if use_bias else None
+        return kernel_and_bias(window.size, cin, features, x.dtype, kernel_init, bias), {}
 
     def apply(params, state, x, *, key, train):
-        lead = x.shape[: x.ndim - n - 1]
-        x = x.reshape(math.prod(lead), *x.shape[x.ndim - n - 1 :])  # [B, H, W, C]
-        x, pads = windows.pad(x, window)
-        how = How(window.strides, pads, window.dilation, groups)
-        convolve = _convolve if weight_grad == "conv" else _convolve_matmul
-        y = convolve(x, params["kernel"], how)
-        y = y + params["bias"] if use_bias else y
-        return y.reshape(*lead, *y.shape[1:]), state
+        def run(x):  # [B, H, W, C]
+            x, pads = windows.pad(x, window)
+            how = How(window.strides, pads, window.dilation, groups)
+            product = convolve if weight_grad == "conv" else convolve_matmul
+            return product(x, params["kernel"], how)
+
+        y = windows.over_images(run, x, len(window.size))
+        return y + params["bias"] if use_bias else y, state
 
     return leaf("conv", specs, apply)
+
+
+def kernel_and_bias(
+    size: tuple[int, ...], cin: int, features: int, dtype: Any, kernel_init: Any, bias_init: Any
+) -> dict[str, Param]:
+    """What a convolution declares; no bias where `bias_init` is None."""
+    axes = (*windows.AXES[: len(size)], "in", "out") if len(size) <= 3 else None
+    kernel = Param((*size, cin, features), kernel_init, dtype, "kernel", axes)
+    if bias_init is None:
+        return {"kernel": kernel}
+    return {"kernel": kernel, "bias": Param((features,), bias_init, dtype, "bias", ("out",))}
 
 
 class How(NamedTuple):
@@ -98,10 +105,11 @@ class How(NamedTuple):
     strides: tuple[int, ...]
     pads: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
-    groups: int
+    groups: int = 1
+    input_dilation: tuple[int, ...] | None = None  # of the input: a transposed convolution's
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     n = x.ndim - 2
     channels_last = (0, n + 1, *range(1, n + 1))
     return jax.lax.conv_general_dilated(
@@ -109,6 +117,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
         kernel,
         how.strides,
         how.pads,
+        lhs_dilation=how.input_dilation,
         rhs_dilation=how.dilation,
         feature_group_count=how.groups,
         dimension_numbers=jax.lax.ConvDimensionNumbers(
@@ -118,29 +127,29 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve_matmul(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+def convolve_matmul(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """A convolution whose derivative by the kernel is a product with the patches of x.
 
     The derivative is linear in the kernel's tangent, so its transpose, which is what reverse mode
     runs, is the one matrix product patches^T dy.
     """
-    return _convolve(x, kernel, how)
+    return convolve(x, kernel, how)
 
 
-@_convolve_matmul.defjvp
+@convolve_matmul.defjvp
 def _convolve_matmul_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    y = _convolve_matmul(x, kernel, how)
-    patches = _patches(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
+    y = convolve_matmul(x, kernel, how)
+    patches = patches_of(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
     *lead, taps, channels = patches.shape
     patches = patches.reshape(*lead, taps, how.groups, channels // how.groups)
     split = (channels // how.groups, how.groups, kernel.shape[-1] // how.groups)
     weights = dkernel.reshape(taps, *split)
     dy = jnp.einsum("...kgc,kcgo->...go", patches, weights).reshape(y.shape)
-    return y, _convolve_matmul(dx, kernel, how) + dy
+    return y, convolve_matmul(dx, kernel, how) + dy
 
 
-def _patches(x: jax.Array, size: tuple[int, ...], how: How) -> jax.Array:
+def patches_of(x: jax.Array, size: tuple[int, ...], how: How) -> jax.Array:
     """The inputs under each of the kernel's taps: [B, *spatial, K, C]."""
     x = jnp.pad(x, ((0, 0), *how.pads, (0, 0)))
     spans = [(k - 1) * d + 1 for k, d in zip(size, how.dilation, strict=True)]

@@ -42,16 +42,30 @@ def max_pool(
     [[ 5.  7.]
      [13. 15.]]
     """
-    win = _window(window, strides, padding)
+    return _pool("max_pool", _max_pool, pool_window(window, strides, padding))
 
-    def specs(x):
-        windows.check_input(x, win)
-        return {}, {}
 
-    def apply(params, state, x, *, key, train):
-        return _over_images(_max_pool, x, win), state
+@errors.builder
+def min_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """The smallest value in each window, -max(-x): [..., H, W, C] -> [..., H', W', C].
 
-    return leaf("max_pool", specs, apply)
+    - `window`, `strides`, `padding`: as of `max_pool`, the padding with infinity.
+
+    The gradient goes to the first of equal minima, in row-major order. Raises as `max_pool`.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.min_pool((2, 2))({}, x)[..., 0])
+    [[ 0.  2.]
+     [ 8. 10.]]
+    """
+    win = pool_window(window, strides, padding)
+    return _pool("min_pool", lambda x, win: -_max_pool(-x, win), win)
 
 
 @errors.builder
@@ -76,20 +90,48 @@ def avg_pool(
     [[ 2.5  4.5]
      [10.5 12.5]]
     """
-    win = _window(window, strides, padding)
+    average = functools.partial(_avg_pool, count_include_pad=count_include_pad)
+    return _pool("avg_pool", average, pool_window(window, strides, padding))
+
+
+@errors.builder
+def sum_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """The sum of each window: [..., H, W, C] -> [..., H', W', C].
+
+    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+
+    The sum is formed in float32 or wider. Raises as `max_pool`.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.sum_pool((2, 2))({}, x)[..., 0])
+    [[10. 18.]
+     [42. 50.]]
+    """
+    return _pool("sum_pool", _sum_pool, pool_window(window, strides, padding))
+
+
+def _pool(name: str, pool: Any, win: windows.Window) -> Layer:
+    """The layer of `pool`, a function of [B, H, W, C] and the window."""
 
     def specs(x):
         windows.check_input(x, win)
         return {}, {}
 
     def apply(params, state, x, *, key, train):
-        average = functools.partial(_avg_pool, count_include_pad=count_include_pad)
-        return _over_images(average, x, win), state
+        y = windows.over_images(lambda x: pool(x, win), x, len(win.size))
+        return y.astype(x.dtype), state
 
-    return leaf("avg_pool", specs, apply)
+    return leaf(name, specs, apply)
 
 
-def _window(window: Any, strides: Any, padding: Any) -> windows.Window:
+def pool_window(window: Any, strides: Any, padding: Any) -> windows.Window:
+    """The options of a pool, in which every window sees a value of x."""
     strides = window if strides is None else strides
     win = windows.window("window", window, strides, padding, 1, ("SAME", "VALID"))
     if not isinstance(win.padding, str):
@@ -103,28 +145,22 @@ def _window(window: Any, strides: Any, padding: Any) -> windows.Window:
     return win
 
 
-def _over_images(pool: Any, x: jax.Array, win: windows.Window) -> jax.Array:
-    """Apply `pool` to [B, H, W, C], whatever the leading axes."""
-    n = len(win.size) + 1
-    lead = x.shape[: x.ndim - n]
-    y = pool(x.reshape(math.prod(lead), *x.shape[x.ndim - n :]), win)
-    return y.reshape(*lead, *y.shape[1:])
-
-
 def _reduce(x: jax.Array, init: Any, op: Any, win: windows.Window) -> jax.Array:
     pads = ((0, 0), *win.pads(x.shape[1:-1]), (0, 0))
     return jax.lax.reduce_window(x, init, op, (1, *win.size, 1), (1, *win.strides, 1), pads)
 
 
-def _avg_pool(x: jax.Array, win: windows.Window, count_include_pad: bool) -> jax.Array:
+def _sum_pool(x: jax.Array, win: windows.Window) -> jax.Array:
     values = x.astype(wide(x.dtype))
-    zero = np.zeros((), values.dtype)
-    total = _reduce(values, zero, jax.lax.add, win)
-    count: Any = np.asarray(math.prod(win.size), values.dtype)
+    return _reduce(values, np.zeros((), values.dtype), jax.lax.add, win)
+
+
+def _avg_pool(x: jax.Array, win: windows.Window, count_include_pad: bool) -> jax.Array:
+    total = _sum_pool(x, win)
+    count: Any = np.asarray(math.prod(win.size), total.dtype)
     if not count_include_pad:
-        inside = jnp.ones((1, *x.shape[1:-1], 1), values.dtype)
-        count = _reduce(inside, zero, jax.lax.add, win)
-    return (total / count).astype(x.dtype)
+        count = _sum_pool(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), win)
+    return total / count
 
 
 def _max_pool(x: jax.Array, win: windows.Window) -> jax.Array:

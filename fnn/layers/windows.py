@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,11 @@ class Window(NamedTuple):
             total = span - 1 if stride == 1 else max(reach - n, 0)
             pads.append((total // 2, total - total // 2))
         return tuple(pads)
+
+    def outputs(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """How many places the window takes along each spatial axis of these sizes."""
+        axes = zip(spatial, self.pads(spatial), self.spans, self.strides, strict=True)
+        return tuple((n + low + high - span) // s + 1 for n, (low, high), span, s in axes)
 
 
 def window(
@@ -92,6 +98,13 @@ def check_input(x: Any, window: Window) -> None:
             raise errors.ShapeError(
                 "spatial axes of at least 1, to wrap around", f"x {x.shape}", "use a larger input"
             )
+
+
+def over_images(fn: Callable[[jax.Array], jax.Array], x: jax.Array, n: int) -> jax.Array:
+    """Apply `fn` to [B, *spatial, C] with `n` spatial axes, whatever the leading axes."""
+    lead = x.shape[: x.ndim - n - 1]
+    y = fn(x.reshape(math.prod(lead), *x.shape[x.ndim - n - 1 :]))
+    return y.reshape(*lead, *y.shape[1:])
 
 
 def pad(x: jax.Array, window: Window) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
