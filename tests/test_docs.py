@@ -26,7 +26,10 @@ def test_doctests(name):
 
 def public():
     """The functions and classes that fnn and its submodules export, by name."""
-    for module in (fnn, fnn.optim, fnn.train, fnn.data, fnn.initializers, fnn.losses, fnn.metrics):
+    for module in (
+        fnn, fnn.optim, fnn.train, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree,
+        fnn.convert,
+    ):  # fmt: skip
         listed = getattr(module, "__all__", None)
         names = listed or [n for n, v in vars(module).items() if inspect.isfunction(v)]
         for name in names:

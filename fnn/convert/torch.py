@@ -1,0 +1,185 @@
+"""PyTorch: channels first, weights (out, in)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fnn import checks, errors
+from fnn.convert import origins
+from fnn.convert.core import (
+    SAME,
+    Framework,
+    Names,
+    Part,
+    Slot,
+    Way,
+    load,
+    mapping,
+    parts,
+    store,
+    stores_adjoint,
+    turned,
+)
+from fnn.layer import Layer
+
+
+def from_torch(
+    net: Layer,
+    state_dict: Mapping[str, Any],
+    *xs: Any,
+    names: Names = None,
+    flattened: str | None = None,
+) -> tuple[dict, dict]:
+    """(params, state) of `net` with the values of a PyTorch `state_dict`.
+
+    Convolutions (O, I, H, W) become (H, W, I, O), linear layers (out, in) become (in, out),
+    transposed convolutions (I, O, H, W) what their `transpose_kernel` asks for.
+
+    - `state_dict`: {name: tensor on the CPU, or NumPy array}. `num_batches_tracked` is not used.
+    - `xs`: as for `net.init`.
+    - `names`: {path of a layer in net: its name there}, for layers that order does not pair.
+    - `flattened`: the order in which the PyTorch network joins axes. Its images are channels
+      first, so what comes from a convolution or a pool is joined there as C, H, W and here as
+      H, W, C, and the layers that follow get their rows in our order. Where nothing tells that the
+      last axis is channels, as of an input that is flattened at once, "CHW" or "HWC" must say
+      it; once given, it holds for every axis that is joined.
+
+    Raises ParamsError for arrays that do not fit and for a joined axis of unknown order,
+    DtypeError for another dtype.
+
+    >>> import numpy as np, fnn
+    >>> weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    >>> state_dict = {"fc.weight": weight, "fc.bias": np.ones(2, np.float32)}
+    >>> params, state = from_torch(fnn.serial(fnn.dense(2)), state_dict, (1, 3))
+    >>> print(params["dense1"]["kernel"])
+    [[0. 3.]
+     [1. 4.]
+     [2. 5.]]
+    """
+    with errors.within("from_torch"):
+        groups = TORCH.group(mapping("state_dict", state_dict))
+        return load(TORCH, _parts(net, xs, flattened), groups, names)
+
+
+def to_torch(
+    net: Layer,
+    params: Mapping,
+    state: Mapping,
+    *xs: Any,
+    names: Names = None,
+    flattened: str | None = None,
+) -> dict[str, np.ndarray]:
+    """The PyTorch `state_dict`, of NumPy arrays, with the values of `net`: undoes `from_torch`.
+
+    - `xs`, `flattened`: as of `from_torch`.
+    - `names`: {path of a layer in net: its name there}; a layer without one keeps its path, with
+      dots, as block.conv1.
+
+    In PyTorch, `model.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})`
+    takes it. Raises as `from_torch`.
+
+    >>> import jax, fnn
+    >>> net = fnn.serial(fnn.dense(2))
+    >>> params, state = net.init(jax.random.key(0), (1, 3))
+    >>> state_dict = to_torch(net, params, state, (1, 3), names={"dense1": "fc"})
+    >>> {name: array.shape for name, array in state_dict.items()}
+    {'fc.weight': (2, 3), 'fc.bias': (2,)}
+    """
+    with errors.within("to_torch"):
+        groups = store(TORCH, _parts(net, xs, flattened), params, state, names)
+        return {
+            TORCH.join(n, entry): a for n, group in groups.items() for entry, a in group.items()
+        }
+
+
+# --- the table
+
+
+def _forward(a: np.ndarray) -> np.ndarray:
+    """[B, A, *kernel_size] to [*kernel_size, A, B]."""
+    return np.transpose(a, (*range(2, a.ndim), 1, 0))
+
+
+def _back(a: np.ndarray) -> np.ndarray:
+    """[*kernel_size, A, B] to [B, A, *kernel_size]."""
+    return np.transpose(a, (a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)))
+
+
+_OUT_IN = Way(lambda a, slot: _forward(a), lambda a, slot: _back(a))
+_OUT_FIRST = Way(lambda a, slot: np.moveaxis(a, 0, -1), lambda a, slot: np.moveaxis(a, -1, 0))
+_IN_OUT = Way(  # as a convolution's, of which this one is the adjoint
+    lambda a, slot: _forward(a) if stores_adjoint(slot) else turned(_forward(a)),
+    lambda a, slot: _back(a if stores_adjoint(slot) else turned(a)),
+)
+
+_LINEAR = {"kernel": ("weight", _OUT_IN), "bias": ("bias", SAME)}
+_NORM = {"scale": ("weight", SAME), "bias": ("bias", SAME)}
+
+TORCH = Framework(
+    {
+        "batch_norm": _NORM | {"mean": ("running_mean", SAME), "var": ("running_var", SAME)},
+        "bilinear": {"kernel": ("weight", _OUT_FIRST), "bias": ("bias", SAME)},
+        "conv": _LINEAR,
+        "conv_transpose": {"kernel": ("weight", _IN_OUT), "bias": ("bias", SAME)},
+        "dense": _LINEAR,
+        "depthwise_conv": _LINEAR,
+        "embedding": {"embedding": ("weight", SAME)},
+        "group_norm": _NORM,
+        "instance_norm": _NORM,
+        "layer_norm": _NORM,
+        "parameter": {"value": ("", SAME)},
+        "prelu": {"alpha": ("weight", SAME)},
+        "rms_norm": _NORM,
+    },
+    separator=".",
+    ordered=True,
+    unused=("num_batches_tracked",),
+)
+
+
+# --- joined axes
+
+
+def _parts(net: Layer, xs: tuple, flattened: str | None) -> list[Part]:
+    if flattened is not None:
+        checks.choice("flattened", flattened, ("CHW", "HWC"))
+    return [_in_order(part, flattened) for part in parts(TORCH, net, xs)]
+
+
+def _in_order(part: Part, flattened: str | None) -> Part:
+    """The layer with its rows in the order in which PyTorch joins the axes of its input."""
+    origin = part.origin
+    if flattened == "HWC" or origin in (None, origins.CHANNELS, origins.FEATURES):
+        return part
+    if origin == origins.SPLIT and part.kind not in origins.IMAGES:
+        return part
+    with errors.at(part.path) if part.path else errors.within(part.kind):
+        if not isinstance(origin, origins.Joined) or part.kind not in _BY_ROW:
+            raise errors.ParamsError(
+                f"an input whose order of values is PyTorch's, or joined axes and then one of "
+                f"{errors.names(sorted(_BY_ROW))}",
+                f"{origin if isinstance(origin, str) else f'joined axes {origin.axes}'} in front "
+                f"of {part.kind}",
+                'move values by hand; flattened="HWC" takes them as they are',
+            )
+        if not (origin.known or flattened):
+            raise errors.ParamsError(
+                "joined axes that come from a convolution or a pool, and so are H, W, C",
+                f"the axes {origin.axes} of an input",
+                'say how PyTorch joins them: flattened="CHW", or "HWC" if they are as here',
+            )
+        return part._replace(slots=tuple(_with_rows(s, origin.axes) for s in part.slots))
+
+
+_BY_ROW = ("batch_norm", "dense", "layer_norm", "prelu", "rms_norm")  # one row a value of x
+
+
+def _with_rows(slot: Slot, axes: tuple[int, ...]) -> Slot:
+    if "in" not in slot.axes:
+        return slot
+    theirs = np.arange(math.prod(axes)).reshape(axes[-1], *axes[:-1])  # C, H, W
+    return slot._replace(order=np.moveaxis(theirs, 0, -1).reshape(-1))
