@@ -1,0 +1,56 @@
+"""Losses: per example and unreduced; average them, or weigh them by a mask, yourself."""
+
+from fnn.losses.classification import (
+    binary_log_loss,
+    distillation,
+    focal,
+    hinge,
+    log_loss,
+    multiclass_hinge,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
+from fnn.losses.divergence import gaussian_kl, jensen_shannon, kl_divergence
+from fnn.losses.inputs import check_labels as check_labels
+from fnn.losses.masking import masked_mean
+from fnn.losses.penalties import l1, l2
+from fnn.losses.regression import (
+    absolute_error,
+    gaussian_nll,
+    huber,
+    log_cosh,
+    poisson_nll,
+    squared_error,
+)
+from fnn.losses.sequence import bits_per_character, ctc, language_model, perplexity
+from fnn.losses.similarity import cosine_distance, info_nce, triplet
+
+__all__ = [
+    "absolute_error",
+    "binary_log_loss",
+    "bits_per_character",
+    "cosine_distance",
+    "ctc",
+    "distillation",
+    "focal",
+    "gaussian_kl",
+    "gaussian_nll",
+    "hinge",
+    "huber",
+    "info_nce",
+    "jensen_shannon",
+    "kl_divergence",
+    "l1",
+    "l2",
+    "language_model",
+    "log_cosh",
+    "log_loss",
+    "masked_mean",
+    "multiclass_hinge",
+    "perplexity",
+    "poisson_nll",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+    "triplet",
+]
