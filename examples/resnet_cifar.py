@@ -1,0 +1,193 @@
+"""ResNet-18 for small images, with batch normalization and augmentation.
+
+    python examples/resnet_cifar.py                     # 1,438 digits of 8x8, no network needed
+    python examples/resnet_cifar.py --data cifar10      # 50,000 images of 32x32, downloaded
+
+Reaches 98.6% of the 359 test digits (98.1 to 98.6 over three seeds), in 50 s on two busy cores; the
+first epoch takes 17 of them, most of it compiling. Not yet run on CIFAR-10, which wants a GPU.
+"""
+
+import argparse
+import functools
+import pathlib
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import fnn
+
+
+class Settings(NamedTuple):
+    width: int  # channels of the first stage; 64 is the paper's
+    epochs: int
+    shift: int  # by how many pixels augmentation moves an image
+    flip: bool  # whether it mirrors; a mirrored digit is none
+
+
+SETTINGS = {
+    "digits": Settings(width=16, epochs=20, shift=1, flip=False),
+    "cifar10": Settings(width=64, epochs=30, shift=4, flip=True),
+}
+BATCH_SIZE = 64
+LEARNING_RATE = 0.05
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+
+
+def load(name):
+    """Images in [-1, 1], float32."""
+    splits = fnn.data.load(name)
+    for split in splits.values():
+        split["image"] = split["image"].astype(np.float32) / 127.5 - 1
+    return splits["train"], splits["test"]
+
+
+def conv_bn(features, size, strides=1):
+    conv = fnn.conv(features, (size, size), strides=strides, use_bias=False)
+    return fnn.serial(conv, fnn.batch_norm())
+
+
+def block(features, strides):
+    """Two 3x3 convolutions and a way around them (He et al., 2016, figure 2)."""
+    around = conv_bn(features, 1, strides) if strides > 1 else lambda x: x
+
+    @fnn.compose(conv1=conv_bn(features, 3, strides), conv2=conv_bn(features, 3), shortcut=around)
+    def block(f, x):  # [..., H, W, C]
+        h = f.conv2(jax.nn.relu(f.conv1(x)))
+        return jax.nn.relu(h + f.shortcut(x))  # [..., H / strides, W / strides, features]
+
+    return block
+
+
+def resnet18(classes, width):
+    """Four stages of two blocks; each but the first doubles the channels and halves the image.
+
+    The stem is a 3x3 convolution without pooling, as in the paper's networks for CIFAR.
+    """
+    sizes = [(width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)]
+    blocks = [b for n, strides in sizes for b in (block(n, strides), block(n, 1))]
+
+    @fnn.compose(stem=conv_bn(width, 3), blocks=fnn.serial(*blocks),
+                 pool=fnn.global_avg_pool(2), head=fnn.dense(classes))  # fmt: skip
+    def resnet18(f, x):  # [..., H, W, C]
+        h = f.blocks(jax.nn.relu(f.stem(x)))  # [..., H / 8, W / 8, 8 width]
+        return f.head(f.pool(h))  # [..., classes]
+
+    return resnet18
+
+
+@functools.partial(jax.jit, static_argnames=("shift", "flip"))
+def augment(key, images, *, shift, flip):
+    """Each image moved by up to `shift` pixels and, if `flip`, mirrored half the time."""
+
+    def one(key, image):  # [H, W, C]
+        move, mirror = jax.random.split(key)
+        padded = jnp.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
+        y, x = jax.random.randint(move, (2,), 0, 2 * shift + 1)
+        image = jax.lax.dynamic_slice(padded, (y, x, 0), image.shape)
+        return jnp.where(flip & jax.random.bernoulli(mirror), image[:, ::-1], image)
+
+    return jax.vmap(one)(jax.random.split(key, len(images)), images)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="digits", choices=SETTINGS)
+    parser.add_argument("--epochs", type=int, help="20 for digits, 30 for cifar10")
+    parser.add_argument("--width", type=int, help="channels of the first stage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/resnet_cifar"))
+    args = parser.parse_args()
+
+    settings = SETTINGS[args.data]
+    train, test = load(args.data)
+    print(f"{args.data}: {len(train['label']):,} training and {len(test['label']):,} test images")
+
+    net = resnet18(10, args.width or settings.width)
+    size = fnn.summary(net, (1, *train["image"].shape[1:]))
+    print(f"{size.params:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image")
+
+    epochs = args.epochs or settings.epochs
+    per_epoch = len(train["label"]) // BATCH_SIZE
+
+    def cosine(count):  # from LEARNING_RATE down to zero
+        done = jnp.minimum(count / (epochs * per_epoch), 1)
+        return LEARNING_RATE * (1 + jnp.cos(jnp.pi * done)) / 2
+
+    tx = fnn.optim.sgd(cosine, momentum=MOMENTUM, nesterov=True)
+    cross_entropy = fnn.losses.softmax_cross_entropy
+    metrics = {"accuracy": fnn.metrics.accuracy(), "cross_entropy": cross_entropy}
+    supervised = fnn.train.supervised(net, cross_entropy, metrics)
+
+    def loss_fn(params, state, batch, key):
+        key, own = jax.random.split(key)
+        images = augment(own, batch["image"], shift=settings.shift, flip=settings.flip)
+        loss, aux = supervised(params, state, {**batch, "image": images}, key)
+        return loss + WEIGHT_DECAY / 2 * fnn.losses.l2(params), aux
+
+    step = fnn.train.step(loss_fn, tx)
+    measure = fnn.train.evaluator(net, test, metrics)
+    start = time.perf_counter()
+
+    def evaluate(train_state):
+        measured = measure(train_state)
+        epoch, seconds = train_state.step // per_epoch, time.perf_counter() - start
+        print(f"epoch {epoch}: test accuracy {measured['accuracy']:.2%}, {seconds:.0f} s")
+        return measured
+
+    train_state = fnn.train.init(net, tx, jax.random.key(args.seed), train["image"][:1])
+    train_state, history = fnn.train.fit(
+        step, train_state, train, epochs=epochs, batch_size=BATCH_SIZE, evaluate=evaluate,
+        progress=False,
+    )  # fmt: skip
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    predict = jax.jit(lambda x: jax.nn.softmax(net(train_state.params, x, state=train_state.state)))
+    found = [predict(batch["image"]) for batch, _ in fnn.data.eval_batches(test, 256)]
+    draw(history, test, np.concatenate(found)[: len(test["label"])], args.out / "resnet_cifar.png")
+    print(f"picture: {args.out / 'resnet_cifar.png'}")
+
+
+def draw(history, test, found, path):
+    """Cross-entropy and error by epoch, and the test images whose label is found least probable."""
+    figure = plt.figure(figsize=(10, 3.4), layout="constrained")
+    curves, images = figure.subfigures(1, 2, width_ratios=(1.7, 1))
+    left, right = curves.subplots(1, 2)
+    for name, color, label in (
+        ("train", "tab:blue", "training, augmented"),
+        ("eval", "tab:orange", "test"),
+    ):
+        epochs = len(history["eval"]["accuracy"])
+        loss, accuracy = (
+            history[name][metric].reshape(epochs, -1).mean(1)  # of each epoch
+            for metric in ("cross_entropy", "accuracy")
+        )
+        for axes, values in ((left, loss), (right, 100 - 100 * accuracy)):
+            axes.plot(np.arange(1, epochs + 1), values, ".-", color=color, label=label)
+    left.set(title="Cross-entropy (nats)", xlabel="epoch", yscale="log")
+    right.set(title="Wrong (%)", xlabel="epoch", yscale="log")
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+
+    label, guess = test["label"], found.argmax(-1)
+    images.suptitle(f"{(guess != label).sum()} of {len(label):,} misread; the hardest nine")
+    hardest = found[np.arange(len(label)), label].argsort()[:9]
+    for axes, i in zip(images.subplots(3, 3).flat, hardest, strict=True):
+        image, wrong = test["image"][i] / 2 + 0.5, guess[i] != label[i]
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        title = f"{label[i]} seen as {guess[i]}" if wrong else f"{label[i]}, right"
+        axes.set_title(title, fontsize=8, color="tab:red" if wrong else "black")
+        axes.axis("off")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
