@@ -1,0 +1,167 @@
+"""The examples run, and learn: each for a few steps, with its pictures in a temporary folder."""
+
+import importlib.util
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_has_it():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def example(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module, flags, tmp_path, monkeypatch, capsys):
+    """What its command prints; the pictures are in tmp_path."""
+    argv = [module.__name__, *flags.split(), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    module.main()
+    return capsys.readouterr().out
+
+
+def numbers(pattern, text):
+    return [float(match) for match in re.findall(pattern, text)]
+
+
+# --- transformer_lm
+
+
+def test_transformer_lm(tmp_path, monkeypatch, capsys):
+    lm = example("transformer_lm")
+    small = dict(FEATURES=16, HEADS=2, DEPTH=2, WINDOW=24, BATCH_SIZE=4, WARMUP=1, SAMPLES=2)
+    for name, value in small.items():
+        monkeypatch.setattr(lm, name, value)
+    monkeypatch.setattr(lm, "held_text", lm.held_text[:2000])
+    monkeypatch.setattr(lm, "net", lm.transformer())
+    monkeypatch.setattr(lm, "writer", lm.transformer(cache=lm.WINDOW))
+
+    out = run(lm, "--steps 20 --interval 10", tmp_path, monkeypatch, capsys)
+    first, last = numbers(r"(\S+) after \d+ steps\n", out)
+    assert last < first < 2 * np.log2(len(lm.alphabet))
+    assert (tmp_path / "transformer_lm.png").stat().st_size > 10_000
+    written = out.split("-" * 80 + "\n")[1:]
+    assert len(written) == 2 and all(text.startswith(lm.PROMPT) for text in written)
+    assert len(written[0]) == lm.WINDOW + 1  # and the end of the line
+
+    # Reading in pieces, through the cache, tells what reading at once tells.
+    x = jnp.asarray(lm.windows(lm.encode(lm.held_text), [0, 100])["x"])
+    params, state = lm.writer.init(jax.random.key(0), x)
+    read, pieces = jax.jit(lm.writer.apply), []
+    for piece in (x[:, :12], x[:, 12:]):
+        logits, state = read(params, state, piece)
+        pieces.append(logits)
+    whole = jax.jit(lm.net)(params, x)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=1e-4)
+
+
+def test_transformer_lm_holds_out_text_that_training_does_not_hold():
+    lm = example("transformer_lm")
+    paragraphs = [set(text.split("\n\n")) for text in (lm.train_text, lm.held_text)]
+    assert len(paragraphs[1]) > 100 and not paragraphs[0] & paragraphs[1]
+    text = lm.train_text[: lm.WINDOW + 1]
+    window = lm.windows(lm.encode(text), [0])
+    for name, wanted in (("x", text[:-1]), ("next", text[1:])):
+        assert "".join(lm.alphabet[i] for i in window[name][0]) == wanted
+
+
+# --- vae
+
+
+def test_vae(tmp_path, monkeypatch, capsys):
+    out = run(example("vae"), "--epochs 3", tmp_path, monkeypatch, capsys)
+    bounds = numbers(r"(\S+) nats per test image:", out)
+    assert len(bounds) == 3 and bounds[0] < bounds[1] < bounds[2]
+    parts = [numbers(rf"image: {part}", out)[-1] for part in (r"-(\S+) - \S+\n", r"-\S+ - (\S+)\n")]
+    assert min(parts) > 0 and abs(bounds[2] + sum(parts)) < 0.2  # as rounded
+    assert (tmp_path / "vae.png").stat().st_size > 10_000
+
+
+# --- distillation
+
+
+def test_distillation(tmp_path, monkeypatch, capsys):
+    distillation = example("distillation")
+    monkeypatch.setattr(distillation, "PAIRS", 2)
+    monkeypatch.setattr(distillation, "INTERVAL", 30)
+    out = run(distillation, "--steps 60 --teacher-epochs 6", tmp_path, monkeypatch, capsys)
+    (teacher,) = numbers(r"teacher: (\S+)%", out)
+    students = numbers(r"learning from .*: (\S+)%", out)
+    assert teacher > 60 and len(students) == 2 and min(students) > 60
+    assert (tmp_path / "distillation.png").stat().st_size > 10_000
+
+
+# --- functions
+
+
+def test_functions(tmp_path, monkeypatch, capsys):
+    out = run(example("functions"), "--steps 300", tmp_path, monkeypatch, capsys)
+    assert "same first params: True" in out
+    apart = numbers(r"differ by at most (\S+)\n", out) + numbers(r"within (\S+)\n", out)
+    assert len(apart) == 3 and max(apart) < 1e-5
+    (first,), (last,) = numbers(r"residual (\S+) to", out), numbers(r" to (\S+)\nlargest", out)
+    assert last < first / 20
+    assert numbers(r"largest error (\S+)\n", out)[0] < 0.05
+    assert (tmp_path / "functions.png").stat().st_size > 10_000
+
+
+def test_functions_residual_of_the_exact_solution_is_zero(monkeypatch):
+    """With sin(pi x) / (x (1 - x)) in the network's place, u is the exact solution."""
+    functions = example("functions")
+    monkeypatch.setattr(functions, "chain", lambda _, x: jnp.sin(jnp.pi * x) / (x * (1 - x)))
+    rest = [functions.residual({}, jnp.float32(x)) for x in (0.2, 0.5, 0.7)]
+    np.testing.assert_allclose(rest, 0, atol=1e-4)
+
+
+# --- resnet_cifar
+
+
+def test_resnet_cifar(tmp_path, monkeypatch, capsys):
+    flags = "--epochs 3 --width 2"
+    out = run(example("resnet_cifar"), flags, tmp_path, monkeypatch, capsys)
+    accuracies = numbers(r"test accuracy (\S+)%", out)
+    assert len(accuracies) == 3 and accuracies[2] > 30  # chance is 10
+    assert (tmp_path / "resnet_cifar.png").stat().st_size > 10_000
+
+
+def test_resnet_cifar_has_the_size_that_is_known():
+    """ResNet-18 for CIFAR has 11,173,962 parameters in every library."""
+    net = example("resnet_cifar").resnet18(10, width=64)
+    params, state = net.specs((1, 32, 32, 3))
+    sizes = [sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for tree in (params, state)]
+    assert sizes == [11_173_962, 2 * 5 * (64 + 128 + 256 + 512)]
+
+
+@pytest.mark.parametrize(("shift", "flip"), [(0, False), (2, False), (1, True)])
+def test_resnet_cifar_augmentation(shift, flip):
+    """The images that come back are those that NumPy makes: each of them, and no other."""
+    image = np.arange(5 * 4 * 2, dtype=np.float32).reshape(5, 4, 2)
+    padded = np.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
+    places = range(2 * shift + 1)
+    possible = {
+        padded[y : y + 5, x : x + 4][:, ::mirror].tobytes()
+        for y in places
+        for x in places
+        for mirror in ((1, -1) if flip else (1,))
+    }
+    augment = example("resnet_cifar").augment
+    found = augment(jax.random.key(0), np.stack([image] * 400), shift=shift, flip=flip)
+    assert {np.asarray(y).tobytes() for y in found} == possible
