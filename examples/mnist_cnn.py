@@ -63,7 +63,7 @@ def main():
         return LEARNING_RATE * (1 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1))) / 2
 
     tx = fnn.optim.adam(cosine)
-    metrics = {"accuracy": fnn.metrics.accuracy}
+    metrics = {"accuracy": fnn.metrics.accuracy()}
     loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy, metrics)
     step = fnn.train.step(loss_fn, tx)
     evaluate = fnn.train.evaluator(net, test, metrics)

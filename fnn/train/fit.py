@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
 from fnn.data.batching import batches, eval_batches
 from fnn.layer import Layer
+from fnn.metrics.metric import check_metrics
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
 
 
@@ -83,57 +83,50 @@ def evaluator(
     *,
     batch_size: int = 256,
     names: tuple[str, str] = ("image", "label"),
-) -> Callable[[TrainState], dict[str, np.float64]]:
+) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.
 
-    - `data`: a tree of arrays [N, ...]; the last batch is padded, and masked out of the means.
-    - `metrics`: per-example functions `(outputs, labels)`, by name.
+    - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
+    - `metrics`: by name, as of `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
+      `(outputs, labels)` of values per example, [B, ...], for their mean.
     - `names`: as of `fnn.train.supervised`.
 
-    Each metric is the mean over all N examples, summed in float64 on the host.
+    Each value is that of all N examples together, whatever the batch size; for a mean, within a
+    few roundings of float32. Raises InputError where data has no examples.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3))
     >>> ts = fnn.train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
     >>> data = {"image": np.zeros((5, 4), np.float32), "label": np.array([0, 0, 1, 2, 0])}
-    >>> print(evaluator(net, data, {"accuracy": fnn.metrics.accuracy}, batch_size=2)(ts))
-    {'accuracy': np.float64(0.6)}
+    >>> print(evaluator(net, data, {"accuracy": fnn.metrics.accuracy()}, batch_size=2)(ts))
+    {'accuracy': np.float32(0.6)}
     """
-
-    checks.mapping("metrics", metrics)
+    measures = check_metrics(metrics)
 
     @jax.jit
-    def measure(params, state, batch, mask):
+    def update(params, state, accumulators, batch, mask):
         x, labels = inputs_and_labels(batch, names)
         outputs = net(params, x, state=state)
-        values = {name: metric(outputs, labels) for name, metric in metrics.items()}
-        return {name: _each(name, value, mask) for name, value in values.items()}
-
-    def evaluate(train_state: TrainState) -> dict[str, np.float64]:
-        params, state = train_state.params, train_state.state
-        batched = list(eval_batches(data, batch_size))
-        measured = [measure(params, state, batch, mask) for batch, mask in batched]
-        count = sum(int(mask.sum()) for _, mask in batched)
-        if not count:
-            raise errors.InputError("data to evaluate on", "no examples", "pass some")
         return {
-            name: np.sum([np.sum(np.asarray(m[name], np.float64)) for m in measured]) / count
-            for name in metrics
+            name: measure.update(accumulators[name], outputs, labels, mask)
+            for name, measure in measures.items()
         }
 
+    @jax.jit
+    def compute(accumulators):
+        return {name: measure.compute(accumulators[name]) for name, measure in measures.items()}
+
+    def evaluate(train_state: TrainState) -> dict[str, Any]:
+        params, state = train_state.params, train_state.state
+        start = accumulators = {name: measure.init() for name, measure in measures.items()}
+        for batch, mask in eval_batches(data, batch_size):
+            accumulators = update(params, state, accumulators, batch, mask)
+        if accumulators is start:
+            raise errors.InputError("data to evaluate on", "no examples", "pass some")
+        values = compute(accumulators)
+        return {name: jax.tree.map(lambda v: np.asarray(v)[()], values[name]) for name in measures}
+
     return evaluate
-
-
-def _each(name: str, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """One value per example, its mean over any further axes; zero where masked."""
-    if value.ndim == 0 or len(value) != len(mask):
-        raise errors.ShapeError(
-            f"metric {name} ({len(mask)}, ...), a value per example",
-            f"{value.shape}",
-            "leave the mean over the batch to the evaluator",
-        )
-    value = value.reshape(len(mask), -1).mean(-1)
-    return jnp.where(mask, value, jnp.zeros_like(value))
 
 
 def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable, int | None]:

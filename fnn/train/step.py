@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.layer import Layer
+from fnn.metrics.metric import check_metrics
 from fnn.optim.transform import (
     Transform,
     apply_updates,
@@ -156,26 +157,28 @@ def supervised(
     The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`.
 
     - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`.
-    - `metrics`: functions like it, by name; their means are returned beside the loss.
+    - `metrics`: by name, an `fnn.metrics.Metric`, as `fnn.metrics.accuracy()`, or a function like
+      `loss`, taken as `fnn.metrics.mean` of it; their values on the batch are returned beside the
+      loss.
     - `names`: what x and labels are called in a batch that is a dict; a batch may also be the
       pair (x, labels).
 
     >>> import fnn
     >>> net = fnn.dense(3)
-    >>> loss_fn = supervised(net, fnn.losses.softmax_cross_entropy, {"acc": fnn.metrics.accuracy})
+    >>> loss_fn = supervised(net, fnn.losses.softmax_cross_entropy, {"acc": fnn.metrics.accuracy()})
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 1])}
     >>> loss, (state, metrics) = loss_fn(params, state, batch, jax.random.key(1))
     >>> print(metrics["acc"])
     0.5
     """
-    metrics = metrics or {}
-    checks.mapping("metrics", metrics)
+    measures = check_metrics(metrics or {})
 
     def loss_fn(params, state, batch, key):
         x, labels = inputs_and_labels(batch, names)
         outputs, state = net.apply(params, state, x, key=key, train=True)
-        measured = {name: jnp.mean(metric(outputs, labels)) for name, metric in metrics.items()}
+        seen = jax.lax.stop_gradient(outputs)  # a metric need not be differentiable
+        measured = {name: measure.value(seen, labels) for name, measure in measures.items()}
         return jnp.mean(loss(outputs, labels)), (state, measured)
 
     return loss_fn

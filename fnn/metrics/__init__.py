@@ -1,0 +1,31 @@
+"""Metrics: sums over examples, accumulated batch by batch, with a value at the end."""
+
+from fnn.metrics.classification import (
+    accuracy,
+    binary_accuracy,
+    confusion_matrix,
+    f1,
+    precision,
+    recall,
+    top_k,
+)
+from fnn.metrics.metric import Metric, mean
+from fnn.metrics.regression import mean_squared_error, r2
+from fnn.metrics.scores import calibration_error, perplexity, roc_auc
+
+__all__ = [
+    "Metric",
+    "accuracy",
+    "binary_accuracy",
+    "calibration_error",
+    "confusion_matrix",
+    "f1",
+    "mean",
+    "mean_squared_error",
+    "perplexity",
+    "precision",
+    "r2",
+    "recall",
+    "roc_auc",
+    "top_k",
+]

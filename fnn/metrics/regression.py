@@ -1,0 +1,84 @@
+"""Metrics of predicted numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.metrics.metric import (
+    Array,
+    Metric,
+    add,
+    add_count,
+    averaged,
+    kept,
+    metric,
+    no_count,
+    no_sum,
+    number,
+    pair,
+    total,
+)
+
+
+@errors.builder
+def mean_squared_error() -> Metric:
+    """The mean of (outputs - targets)^2 over all their entries: [...] and [...] -> [].
+
+    Differences are formed in float32 or wider. Nothing accumulated gives NaN. Raises ShapeError
+    unless outputs and targets have one shape, DtypeError for outputs that are not floating.
+
+    >>> print(mean_squared_error().value(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
+    2.0
+    """
+    return averaged("mean_squared_error", lambda outputs, targets: _error(outputs, targets)[0] ** 2)
+
+
+@errors.builder
+def r2(shift: float | Array = 0.0) -> Metric:
+    """The coefficient of determination, 1 - sum (y - outputs)^2 / sum (y - mean(y))^2.
+
+    It is taken over all entries of the targets y: [...] and [...] -> [].
+
+    - `shift`: a value near the targets' mean. The mean is not known before the last batch, so the
+      lower sum is formed as sum (y - shift)^2 - (sum (y - shift))^2 / n, and loses
+      1 + (mean - shift)^2 / variance roundings: none to speak of where the targets are within a
+      few deviations of `shift`; five digits of float32's seven at mean 300, deviation 1, shift 0.
+
+    Targets that are all equal have no such coefficient: NaN (or, if the lower sum rounds to
+    something else than 0, a meaningless value). Nothing accumulated gives NaN.
+    Raises OptionError for a shift that is no finite number, otherwise as `mean_squared_error`.
+
+    >>> print(r2().value(jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 2.0, 3.0])))
+    0.5
+    """
+    largest = float(jnp.finfo(jnp.float32).max)
+    checks.number("shift", shift, -largest, largest)
+
+    def init():
+        return {part: no_sum() for part in ("error", "first", "second")} | {"count": no_count()}
+
+    def update(accumulator, outputs, targets, mask):
+        error, targets = _error(outputs, targets)
+        keep = kept(mask, targets.shape)
+        error = jnp.where(keep, error, 0)
+        y = jnp.where(keep, targets - jnp.asarray(shift).astype(targets.dtype), 0)
+        parts = {"error": error**2, "first": y, "second": y**2}
+        sums = {part: add(accumulator[part], x.sum()) for part, x in parts.items()}
+        return sums | {"count": add_count(accumulator["count"], keep.sum(dtype=jnp.int32))}
+
+    def compute(accumulator):
+        error, first, second = (total(accumulator[part]) for part in ("error", "first", "second"))
+        spread = second - first**2 / number(accumulator["count"])
+        return jnp.where(spread > 0, 1 - error / spread, jnp.nan)
+
+    return metric("r2", init, update, compute)
+
+
+def _error(outputs: Any, targets: Any) -> tuple[Array, Array]:
+    """Outputs - targets, and the targets, in float32 or in float64 where it is on."""
+    dtype = jnp.result_type(float)
+    outputs, targets = (x.astype(dtype) for x in pair(outputs, targets, "targets"))
+    return outputs - targets, targets
