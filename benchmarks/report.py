@@ -40,8 +40,13 @@ def disagreement(numbers: Sequence[float], truth: Sequence[float], rtol: float) 
     return ""
 
 
-def judge(goal: Goal, rows: Mapping[str, Row]) -> dict[str, Any]:
-    """A goal beside what was measured; `met` is None where it could not be."""
+def judge(
+    goal: Goal, rows: Mapping[str, Row], than: Mapping[str, Row] | None = None
+) -> dict[str, Any]:
+    """A goal beside what was measured; `met` is None where it could not be.
+
+    `rows` are those of its case, `than` those of the case it is compared with, if another."""
+    than = rows if than is None else than
     verdict = {"goal": goal.text, "limit": goal.limit, "measured": None, "met": None, "why": ""}
     mine = rows.get(goal.contender, {"skipped": "not run"})
     if "seconds" not in mine:
@@ -53,14 +58,15 @@ def judge(goal: Goal, rows: Mapping[str, Row]) -> dict[str, Any]:
     if not goal.over:
         measured, against = median(mine["seconds"]), ""
     else:
-        others = {k: rows[k]["seconds"] for k in goal.over if "seconds" in rows.get(k, {})}
+        others = {k: than[k]["seconds"] for k in goal.over if "seconds" in than.get(k, {})}
         if not others:
             return verdict | {"why": f"none of {', '.join(goal.over)} was measured"}
         against = min(others, key=lambda k: median(others[k]))
         measured = ratio(mine["seconds"], others[against])
+        against += f" in {goal.than}" if goal.than else ""
     met = measured <= goal.limit
     why = "" if met else goal.cause or "cause not yet found"
-    if absent := [name for name in goal.over if "seconds" not in rows.get(name, {})]:
+    if absent := [name for name in goal.over if "seconds" not in than.get(name, {})]:
         why = f"{why} (without {', '.join(absent)})".strip()
     return verdict | {"measured": measured, "against": against, "met": met, "why": why}
 

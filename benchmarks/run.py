@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.task import Task, load
+from benchmarks.task import Missing, Task, load
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 0.1  # seconds that a timed block should take
@@ -42,10 +42,6 @@ LIMIT = 900.0  # seconds until a worker that does not answer is ended
 DROPPED = ("JAX_", "XLA_", "PYTHONDONTWRITEBYTECODE")
 KEPT = ("JAX_PLATFORMS",)
 PACKAGES = ("fnn", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch")
-
-
-class Missing(Exception):
-    """A contender's library is not installed."""
 
 
 class Failed(Exception):
@@ -216,7 +212,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         measured[case] = Measurement(task, name, case, BLOCK / 10 if options.quick else BLOCK)
         measured[case].run(contenders, rounds)
     device = next((m.device for m in measured.values() if m.device), None)
-    goals = [goal for goal in task.goals if goal.case in measured]
+    goals = [g for g in task.goals if {g.case, g.than or g.case} <= set(measured)]
     docs = {c: (task.contenders[c].__doc__ or "").strip().splitlines() for c in contenders}
     return {
         "task": name,
@@ -232,7 +228,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "baseline": task.baseline,
         "legends": {c: lines[0] for c, lines in docs.items() if lines},
         "cases": {case: m.rows for case, m in measured.items()},
-        "goals": [report.judge(goal, measured[goal.case].rows) for goal in goals],
+        "goals": [
+            report.judge(g, measured[g.case].rows, measured[g.than or g.case].rows) for g in goals
+        ],
     }
 
 

@@ -12,9 +12,16 @@ Call = Callable[[], Any]  # one timed call; returns what must be ready for it to
 Contender = Callable[[Any], Call]  # case -> call: imports its library, builds, times nothing
 
 
+class Missing(Exception):
+    """A contender's library is not installed, or has nothing of the kind: its row is skipped."""
+
+
 @dataclass(frozen=True)
 class Goal:
-    """A contender's time is at most `limit` times the best of `over`; `limit` seconds if none."""
+    """A contender's time is at most `limit` times the best of `over`; `limit` seconds if none.
+
+    `than`: the case in which `over` are timed; empty is the same case.
+    """
 
     text: str
     case: str
@@ -22,6 +29,7 @@ class Goal:
     over: tuple[str, ...] = ()
     contender: str = "fnn"
     cause: str = ""  # why it is missed, as far as is known
+    than: str = ""
 
 
 @dataclass(frozen=True)

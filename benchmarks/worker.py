@@ -20,7 +20,7 @@ import time
 import traceback
 from typing import Any
 
-from benchmarks.task import Call, load
+from benchmarks.task import Call, Missing, load
 
 
 def wait(out: Any) -> None:
@@ -79,7 +79,7 @@ def main(task_name: str, case_name: str, contender_name: str) -> None:
         command, *n = line.split()
         try:
             answer = {"value": do(command, *map(int, n))}
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, Missing) as error:
             answer = {"missing": str(error)}
         except Exception as error:
             traceback.print_exc()

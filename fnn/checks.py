@@ -50,12 +50,14 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def number(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
     """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
-    if isinstance(value, jax.core.Tracer) and value.shape == ():
-        return
     span = f"[{low}, {high}{')' if open_high else ']'}"
-    number = isinstance(value, (int, float, np.number)) or getattr(value, "shape", None) == ()
-    if isinstance(value, bool) or not number:
+    array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == ()
+    real = array and any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))
+    if isinstance(value, bool) or not (real or isinstance(value, (int, float))):
         raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
+    if isinstance(value, jax.core.Tracer):
+        return
+    value = np.asarray(value) if array else value  # under jit, jax would trace the comparison
     if not (low <= value < high if open_high else low <= value <= high):
         raise OptionError(f"{name} in {span}", repr(float(value)), f"pass a number in {span}")
 
@@ -71,6 +73,11 @@ def floating(name: str, value: Any) -> Any:
         got = show(value) if dtype is None else dtype.name
         raise OptionError(f"{name} to be a floating dtype", got, "pass jnp.bfloat16 or another")
     return dtype
+
+
+def function(name: str, value: Any, of: str) -> None:
+    if not callable(value):
+        raise OptionError(f"{name} to be a function of {of}", show(value), "pass a function")
 
 
 def initializer(name: str, value: Any) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.initializing import Derived
 from fnn.layer import Layer, as_layer, compose, outline, same_arrays, traced
-from fnn.shapes import as_dtype, from_numpy, struct
+from fnn.shapes import as_array, as_dtype, from_numpy, struct
 
 __all__ = ["cast", "ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
@@ -144,9 +144,8 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
         with errors.within("repeat"):
             if not xs:
                 errors.wrong_arity(1, float("inf"), 0)
-            _check_stacked("params", params, n)
-            _check_stacked("state", state, n)
-            x, *rest = jax.tree.map(from_numpy, xs)
+            _check_trees(params, state, key, n)
+            x, *rest = jax.tree.map(as_array, xs)
             unchanged = []
 
             def member(x, own):
@@ -190,9 +189,8 @@ def ensemble(layer: Layer | Callable, n: int) -> Layer:
     def apply(params, state, *xs, key=None, train=False):
         """(y, state) of all members side by side; see `fnn.Layer`."""
         with errors.within("ensemble"):
-            _check_stacked("params", params, n)
-            _check_stacked("state", state, n)
-            xs = jax.tree.map(from_numpy, xs)
+            _check_trees(params, state, key, n)
+            xs = jax.tree.map(as_array, xs)
             unchanged = []
 
             def member(i, params, state):
@@ -224,19 +222,23 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
     ['dense1', 'dense2']
     """
     layer = as_layer(layer)
+    if policy is not None:
+        checks.function("policy", policy, "a primitive, one of jax.checkpoint_policies")
 
     def apply(params, state, *xs, key=None, train=False):
         """(y, state), recomputed in the backward pass; see `fnn.Layer`."""
-        unchanged = []
+        with errors.within(layer.name):
+            _check_trees(params, state, key)
+            xs = jax.tree.map(as_array, xs)
+            unchanged = []
 
-        def run(params, state, xs, key):
-            y, after = layer.apply(params, state, *xs, key=key, train=train)
-            unchanged.append(same_arrays(state, after))
-            return y, after
+            def run(params, state, xs, key):
+                y, after = layer.apply(params, state, *xs, key=key, train=train)
+                unchanged.append(same_arrays(state, after))
+                return y, after
 
-        xs = jax.tree.map(from_numpy, xs)
-        y, after = jax.checkpoint(run, policy=policy)(params, state, xs, key)
-        return y, state if all(unchanged) else after
+            y, after = jax.checkpoint(run, policy=policy)(params, state, xs, key)
+            return y, state if all(unchanged) else after
 
     return _around(layer, lambda new: remat(new, policy), apply)
 
@@ -279,7 +281,8 @@ def cast(
 
     def apply(params, state, *xs, key=None, train=False):
         """(y, state), computed in another dtype; see `fnn.Layer`."""
-        xs = jax.tree.map(from_numpy, xs)
+        with errors.within(layer.name):
+            xs = jax.tree.map(as_array, xs)
         low = as_dtype((params, xs), compute_dtype)
         y, state = layer.apply(low[0], state, *low[1], key=key, train=train)
         return finish(y, xs), state
@@ -353,15 +356,19 @@ def _stacked(specs: Any, n: int) -> Any:
     return jax.tree.map(stack, specs)
 
 
-def _check_stacked(what: str, tree: Any, n: int) -> None:
-    for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if jnp.shape(value)[:1] != (n,):
+def _check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
+    """Refuse here what a transform of JAX would: no arrays, or other stacks than of n."""
+    if key is not None:
+        checks.key(key)
+    wanted = "to be an array" if n is None else f"with first axis {n}, one entry per member"
+    for what, tree in (("params", params), ("state", state)):
+        for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            array = isinstance(from_numpy(value), jax.Array)
+            if array and (n is None or value.shape[:1] == (n,)):
+                continue
             name = jax.tree_util.keystr(path, simple=True, separator="/") or what
-            raise errors.ParamsError(
-                f"{name} with first axis {n}, one entry per member",
-                f"{name} {errors.show(value)}",
-                f"take {what} from net.init of this network",
-            )
+            mend = f"take {what} from net.init of this network"
+            raise errors.ParamsError(f"{name} {wanted}", f"{name} {errors.show(value)}", mend)
 
 
 def _check_alike(wanted: str, x: Any, y: Any, mend: str) -> None:

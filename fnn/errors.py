@@ -216,7 +216,7 @@ def check_same(what: str, have: Any, want: Any) -> None:
     """Hold a tree of arrays against the arrays that it should have: names, shapes, dtypes."""
     mend = f"take {what} from net.init of this network"
     if not isinstance(want, Mapping):
-        if np.shape(have) != want.shape or getattr(have, "dtype", None) != want.dtype:
+        if any(getattr(have, of, None) != getattr(want, of) for of in ("shape", "dtype")):
             raise ParamsError(f"{what} {show(want)}", f"{what} {show(have)}", mend)
         return
     check_names(what, have, want, want)

@@ -12,10 +12,11 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.dtypes import wide
 from fnn.initializers import zeros
 from fnn.initializing import Param
@@ -40,6 +41,8 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
     >>> fnn.swap(net, {"relu_*": jnp.tanh, "dense2": fnn.dense(5)})
     serial(dense1=dense, relu_1=tanh, dense2=dense)
     """
+    with errors.within("swap"):
+        checks.mapping("replacements", replacements)
     unused = dict(replacements)
     paths = []
 
@@ -53,7 +56,7 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
         return layer
 
     with errors.within("swap"):
-        swapped = net.map(fn)
+        swapped = as_layer(net).map(fn)
         _all_found(unused, paths)
         return swapped
 
@@ -78,6 +81,12 @@ def tap(net: Layer, *patterns: str) -> Callable[..., tuple[Any, dict[str, Any]]]
     >>> jax.tree.map(jnp.shape, outputs)
     {'dense1': (2, 8), 'dense2': (2, 3)}
     """
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            with errors.within("tap"):
+                raise errors.OptionError(
+                    "patterns that are strings", errors.show(pattern), 'as "*"'
+                )
     unused, paths = dict.fromkeys(patterns), []
 
     def chosen(path: str) -> bool:
@@ -88,12 +97,13 @@ def tap(net: Layer, *patterns: str) -> Callable[..., tuple[Any, dict[str, Any]]]
         return bool(hits) or not patterns
 
     with errors.within("tap"):
-        tapped = net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
+        tapped = as_layer(net).map(lambda path, layer: _watched(layer) if chosen(path) else layer)
         _all_found(unused, paths)
 
     def run(params, *xs, state=None, key=None, train=False):
-        _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
-        before = _with_room({} if state is None else state, declared)
+        with errors.within("tap"):
+            _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
+            before = _with_room({} if state is None else state, declared, "state")
         y, after = tapped.apply(params, before, *xs, key=key, train=train)
         return y, dict(_collect(after))
 
@@ -154,7 +164,8 @@ def nan_report(
     hidden: set[str] = set()
     while True:
         try:
-            return _report(net, params, xs, state, key, train, loss, hidden)
+            with errors.within("nan_report"):
+                return _report(as_layer(net), params, xs, state, key, train, loss, hidden)
         except errors.TransformError as error:
             if not error.path or error.path in hidden:
                 raise
@@ -162,6 +173,10 @@ def nan_report(
 
 
 def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, xs, state))):
+        raise errors.InputError("values to look at", "traced arrays", "call it outside of jit")
+    if loss is not None:
+        checks.function("loss", loss, "y")
     order: dict[str, Layer] = {}  # by path, in the order in which calls end
 
     def probe(path, layer):
@@ -172,13 +187,15 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
     probed = net.map(probe)
     xs = jax.tree.map(from_numpy, xs)
     params_spec, state_spec = probed.specs(*xs)
-    before = _with_room({} if state is None else state, state_spec)
+    before = _with_room({} if state is None else state, state_spec, "state")
+
+    room = _with_room(params, params_spec, "params")
 
     def run(params):
         y, after = probed.apply(params, before, *xs, key=key, train=train)
         return _total(y) if loss is None else loss(y), after
 
-    value, pull, after = jax.vjp(run, _with_room(params, params_spec), has_aux=True)
+    value, pull, after = jax.vjp(run, room, has_aux=True)
     (grads,) = pull(jnp.ones_like(value))
 
     forward, backward = _tensors("", "input", xs, 0), []
@@ -244,17 +261,20 @@ def _without(tree: Any) -> Any:
     return {name: value for name, value in tree.items() if name != _SEEN}
 
 
-def _with_room(tree: Any, declared: Any) -> Any:
+def _with_room(tree: Any, declared: Any, what: str) -> Any:
     """A tree of params or state, with zeros where only what is seen is declared."""
-    if not isinstance(declared, Mapping) or not isinstance(tree, Mapping):
+    if not isinstance(declared, Mapping):
         return tree
+    if not isinstance(tree, Mapping):
+        errors.check_names(what, tree, declared)
     room = {}
     for name, spec in declared.items():
         if name == _SEEN:
             room[name] = zeros_of(spec)
         elif name in tree:
-            room[name] = _with_room(tree[name], spec)
-        elif below := _with_room({}, spec):
+            with errors.at(name):
+                room[name] = _with_room(tree[name], spec, what)
+        elif below := _with_room({}, spec, what):
             room[name] = below
     return {**tree, **room}
 

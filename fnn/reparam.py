@@ -7,6 +7,7 @@ quantization are each a pair of functions given to it.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +44,8 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
     >>> jax.tree.map(jnp.shape, params)
     {'half': {'bias': (2,), 'kernel': (3, 2)}}
     """
+    for name, fn in (("encode", encode), ("decode", decode)):
+        checks.function(name, fn, "params")
     layer, encoded = as_layer(layer), Encoded(encode)
 
     def declare(*xs):
@@ -94,6 +97,7 @@ class Encoded:
 
 def _pair(layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable) -> Layer:
     """`reparam` that encodes and decodes what stands under one of the names."""
+    _check_names(names)
 
     def each(tree, fn):
         if not isinstance(tree, Mapping):
@@ -105,6 +109,14 @@ def _pair(layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callab
         return each(params, encode)
 
     return reparam(layer, encoded, lambda params: each(params, decode))
+
+
+def _check_names(names: Any) -> None:
+    many = isinstance(names, (tuple, list)) and len(names) > 0
+    if not many or not all(isinstance(name, str) for name in names):
+        raise errors.OptionError(
+            "names to be a tuple of strings", errors.show(names), "as names=('kernel',)"
+        )
 
 
 def _check_chosen(params: Any, names: tuple[str, ...]) -> None:
@@ -206,6 +218,9 @@ def lora(layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha
     ({'kernel': (4, 2)}, {'kernel': (2, 8)})
     """
     rank = checks.count("rank", rank)
+    _check_names(names)
+    if alpha is not None:
+        checks.number("alpha", alpha, -math.inf, math.inf)
 
     def draw(tree, key):
         """The `a` of every chosen kernel, at its path."""
@@ -281,7 +296,7 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     Quantization-aware training, symmetric and per output feature; the gradient passes straight
     through the rounding (Bengio et al., 2013; Jacob et al., 2018).
 
-    - `bits`: at least 2.
+    - `bits`: 2 ... 32.
     - `names`: which params, by their own name; they keep their shape.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -290,6 +305,8 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     [ 1.  0. -1.]
     """
     bits = checks.count("bits", bits, least=2)
+    if bits > 32:
+        raise errors.OptionError("bits of at most 32", f"{bits}", "float32 tells no more levels")
 
     def rounded(w):
         if w.size == 0:

@@ -27,8 +27,12 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x, jnp.float32)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         errors.not_an_array(x)
-    numpy = isinstance(x, (np.ndarray, np.generic))  # which may be wider than jax would hold
-    return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x) if numpy else x.dtype)
+    if isinstance(x, (np.ndarray, np.generic)):  # which may be wider than jax would hold
+        try:
+            return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x))
+        except TypeError:  # strings and objects
+            errors.not_an_array(x)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def is_shape(x: Any) -> bool:
@@ -53,7 +57,11 @@ def _is_traced_int(d: Any) -> bool:
 
 
 def from_numpy(x: Any) -> Any:
-    return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+    """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
+    try:
+        return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+    except TypeError:
+        return x
 
 
 def as_array(x: Any) -> jax.Array:
@@ -62,10 +70,11 @@ def as_array(x: Any) -> jax.Array:
 
 
 def as_dtype(tree: Any, dtype: Any) -> Any:
-    """A tree of arrays with those of floating dtype cast."""
+    """A tree of arrays with those of floating dtype cast; what is no array stays."""
 
     def cast(x):
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        floating = hasattr(x, "astype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if floating else x
 
     return jax.tree.map(cast, tree)
 

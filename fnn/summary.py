@@ -12,7 +12,7 @@ from fnn import errors
 from fnn.flops import count_flops
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, outline, traced
+from fnn.layer import Layer, as_layer, outline, traced
 from fnn.shapes import arrays_of, struct
 
 _MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
@@ -128,7 +128,7 @@ def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
         return replace(layer, specs=traced(declare))
 
     with errors.within("summary"):
-        params, state = net.map(watch).specs(*xs)
+        params, state = as_layer(net).map(watch).specs(*xs)
     rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
     arrays = jax.tree.leaves(arrays_of((params, _unmarked(state))))
     return Summary(rows, sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays))

@@ -72,6 +72,8 @@ def test_goals_are_judged_and_misses_printed():
     assert said(2.0) == "met: quick: 1.2 s."
     assert said(1.0, ("gone",)).startswith("not measured")
     assert "without gone" in said(1.3, ("floor", "gone"))
+    twice = report.judge(Goal("flat", "96", 1.5, ("fnn",), than="4"), {"fnn": row(2.0, 2.0)}, rows)
+    assert report.state(twice).startswith("**MISSED**: flat: 1.67 x fnn in 4 (limit 1.5).")
     rows["fnn"] = {"failed": "wrong losses"}
     assert said(1.3, ("floor",)) == "**MISSED**: quick. fnn: wrong losses."
 
@@ -111,7 +113,8 @@ def test_tasks_load_without_any_library(path):
     task = load(path.stem)
     assert "fnn" in task.contenders and task.baseline in task.contenders
     for goal in task.goals:
-        assert goal.case in task.cases and {goal.contender, *goal.over} <= set(task.contenders)
+        assert {goal.case, goal.than or goal.case} <= set(task.cases)
+        assert {goal.contender, *goal.over} <= set(task.contenders)
     code = f"""import sys; from benchmarks.task import load; load({path.stem!r})
 assert not {{"jax", "numpy", "torch", "fnn"}} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

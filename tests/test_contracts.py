@@ -23,6 +23,8 @@ def twice(f, x):  # [..., 4]
     return f.shared(jnp.tanh(f.shared(x)))
 
 
+deep = fnn.residual(fnn.serial(fnn.dense(4), fnn.batch_norm(), jnp.tanh, fnn.dropout(0.3)))
+
 LAYERS = {
     "dense": (fnn.dense(3), (4, 5)),
     "dense without bias": (fnn.dense(3, use_bias=False), (2, 3, 5)),
@@ -40,10 +42,63 @@ LAYERS = {
     "max_pool padded": (fnn.max_pool((2,), padding=((1, 0),)), (2, 5, 2)),
     "avg_pool": (fnn.avg_pool((2, 2)), (2, 4, 4, 3)),
     "avg_pool padded": (fnn.avg_pool((3, 3), strides=1, padding="SAME"), (2, 4, 4, 2)),
+    "conv_transpose": (fnn.conv_transpose(3, (3, 2), strides=(2, 1)), (2, 3, 3, 2)),
+    "conv_transpose other": (
+        fnn.conv_transpose(2, (2,), strides=3, padding="VALID", transpose_kernel=True),
+        (2, 3, 3),
+    ),
+    "depthwise_conv": (fnn.depthwise_conv((3, 2), multiplier=2), (2, 4, 3, 2)),
+    "separable_conv": (fnn.separable_conv(3, (3,), multiplier=2, strides=2), (2, 5, 2)),
+    "local_conv": (fnn.local_conv(2, (3,), strides=2), (2, 5, 3)),
+    "min_pool": (fnn.min_pool((2, 2)), (2, 4, 5, 2)),
+    "min_pool overlapping": (fnn.min_pool((3,), strides=2, padding="SAME"), (2, 5, 2)),
+    "sum_pool": (fnn.sum_pool((3,), strides=1, padding="SAME"), (2, 4, 2)),
+    "lp_pool": (fnn.lp_pool((3,), 3.0, strides=2, padding=1), (2, 5, 2)),
+    "global_avg_pool": (fnn.global_avg_pool(2), (3, 2, 3, 2)),
+    "global_max_pool": (fnn.global_max_pool(2), (3, 2, 3, 2)),
+    "adaptive_avg_pool": (fnn.adaptive_avg_pool((2, 3)), (2, 5, 2, 2)),
+    "upsample": (fnn.upsample((2,)), (2, 3, 2)),
+    "upsample cubic": (fnn.upsample((3,), "cubic"), (2, 3, 2)),
+    "pixel_shuffle": (fnn.pixel_shuffle(2), (2, 3, 2, 8)),
+    "pixel_unshuffle": (fnn.pixel_unshuffle(2), (2, 4, 2, 3)),
     "flatten": (fnn.flatten(2), (2, 3, 4)),
     "dropout": (fnn.dropout(0.4), (4, 6)),
     "batch_norm": (fnn.batch_norm(), (6, 2, 3)),
     "batch_norm bare": (fnn.batch_norm(use_scale=False, use_bias=False), (6, 3)),
+    "layer_norm": (fnn.layer_norm(), (2, 3, 5)),
+    "rms_norm": (fnn.rms_norm(), (4, 5)),
+    "group_norm": (fnn.group_norm(2, n_spatial=2), (2, 3, 2, 4)),
+    "instance_norm": (fnn.instance_norm(n_spatial=1), (2, 5, 3)),
+    "spatial_dropout": (fnn.spatial_dropout(0.4, n_spatial=2), (2, 3, 2, 4)),
+    "drop_path": (fnn.drop_path(0.4, 2), (6, 3, 2)),
+    "alpha_dropout": (fnn.alpha_dropout(0.4), (4, 6)),
+    "gaussian_noise": (fnn.gaussian_noise(0.3), (4, 6)),
+    "prelu": (fnn.prelu(), (2, 3, 5)),
+    "bilinear": (fnn.bilinear(3), (2, 3, 4), (2, 3, 2)),
+    "embedding": (fnn.embedding(7, 3), jnp.arange(10).reshape(2, 5) % 7),
+    "embedding in a network": (
+        fnn.serial(fnn.embedding(5, 3), fnn.layer_norm(), fnn.dense(2)),
+        jnp.arange(6, dtype=jnp.uint8).reshape(2, 3) % 5,
+    ),
+    "parameter": (fnn.parameter((2, 3), fnn.initializers.ones),),
+    "attention": (fnn.attention(4, 2), (2, 3, 5)),
+    "attention to memory": (
+        fnn.attention(4, 2, kv_heads=1),
+        (2, 3, 4),
+        (2, 5, 3),
+        jnp.arange(30).reshape(2, 3, 5) % 4 > 0,
+    ),
+    "attention causal, rotary": (fnn.attention(4, 2, causal=True, rotary=10.0), (2, 3, 4)),
+    "transformer_block": (fnn.transformer_block(4, 2, rate=0.2, gated=True), (2, 3, 4)),
+    "parallel": (fnn.parallel(fnn.dense(2), act=jnp.tanh), (4, 3)),
+    "residual": (fnn.residual(fnn.dense(3), fnn.dense(3)), (4, 2)),
+    "repeat": (fnn.repeat(deep, 3), (6, 4)),
+    "repeat remat": (fnn.repeat(fnn.remat(deep), 2), (6, 4)),
+    "repeat weight_norm": (fnn.repeat(fnn.weight_norm(fnn.dense(4)), 2), (3, 4)),
+    "ensemble": (fnn.serial(fnn.ensemble(deep, 3), lambda y: y.mean(0)), (6, 4)),
+    "remat": (fnn.remat(deep), (6, 4)),
+    "weight_norm": (fnn.weight_norm(fnn.conv(3, (2,))), (2, 4, 2)),
+    "spectral_norm": (fnn.spectral_norm(fnn.dense(3), iterations=300), (4, 3)),
     "serial": (
         fnn.serial(
             fnn.conv(4, (3, 3)), jax.nn.gelu, fnn.avg_pool((2, 2)), fnn.flatten(3), fnn.dense(2)

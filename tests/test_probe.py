@@ -78,7 +78,9 @@ def test_summary_counts_what_stands_in_params_and_what_is_computed():
 def test_summary_is_a_table():
     pytest.importorskip("rich")
     text = str(fnn.summary(fnn.serial(fnn.ensemble(fnn.dense(1000), 2), jax.nn.relu), (8, 5)))
-    assert "ensemble1" in text and "12,000" in text and "46.9 KiB" in text and "(2, 8, 1000)" in text
+    assert (
+        "ensemble1" in text and "12,000" in text and "46.9 KiB" in text and "(2, 8, 1000)" in text
+    )
     assert "dense" in str(fnn.summary(fnn.dense(2), (1, 2)))
 
 

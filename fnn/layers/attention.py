@@ -149,6 +149,14 @@ def transformer_block(
     """
     features = checks.count("features", features)
     hidden = 4 * features if hidden is None else checks.count("hidden", hidden)
+    for name, fn, wanted in (
+        ("activation", activation, "one array, as jax.nn.silu"),
+        ("norm", norm, "nothing that builds a layer, as fnn.rms_norm"),
+    ):
+        if isinstance(fn, Layer) or not callable(fn):
+            raise errors.OptionError(
+                f"{name} to be a function of {wanted}", errors.show(fn), "pass one"
+            )
     options = {"kv_heads": kv_heads, "causal": causal, "rotary": rotary, "cache": cache}
     layers = {
         "norm1": norm(),
@@ -232,7 +240,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation:
     if q.dtype == jnp.float64:  # which jax.nn's would compute in float32
         y = _attend_float64(q, k, v, seen)
     else:
-        y = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=implementation)
+        with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats by itself
+            y = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=implementation)
     if seen is not None:
         anything = jnp.any(seen, axis=-1)  # [B, N or 1, T]
         y = jnp.where(jnp.swapaxes(anything, 1, 2)[..., None], y, jnp.zeros_like(y))
@@ -271,7 +280,7 @@ def _cache(max_len: int, rotary: float | None) -> Layer:
 
     def apply(params, state, q, k, v, *, key, train):
         start, length = state["index"], k.shape[-3]
-        if not isinstance(start, jax.core.Tracer) and start + length > max_len:
+        if not isinstance(start, jax.core.Tracer) and int(start) + length > max_len:
             _full(int(start), length, max_len)
         if rotary is not None:
             q, k = (_rotate(values, rotary, start) for values in (q, k))

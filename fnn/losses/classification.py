@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import wide
@@ -54,7 +55,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) ->
         losses = log_total - choose(x, labels)
     else:
         losses = -jnp.sum(times(labels, x - log_total[..., None]), axis=-1)
-    if isinstance(smoothing, jax.core.Tracer) or smoothing != 0:
+    if isinstance(smoothing, jax.core.Tracer) or np.asarray(smoothing) != 0:
         e = jnp.asarray(smoothing, x.dtype)
         losses = (1 - e) * losses + e * (log_total - jnp.mean(x, axis=-1))
     return losses

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import wide, widest
@@ -130,5 +131,5 @@ def choose(values: jax.Array, labels: jax.Array) -> jax.Array:
 def positive(name: str, value: Any) -> None:
     """A number above 0; tracers pass."""
     checks.number(name, value, 0.0, float("inf"), open_high=True)
-    if not isinstance(value, jax.core.Tracer) and value == 0:
+    if not isinstance(value, jax.core.Tracer) and np.asarray(value) == 0:
         raise errors.OptionError(f"{name} above 0", "0", "pass a larger number")
