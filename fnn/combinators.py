@@ -325,12 +325,13 @@ def _around(
     name: str | None = None,
 ) -> Layer:
     """`layer` applied in another way; `again` wraps the same layer over other sublayers."""
+    rebuild = layer.rebuild
     return replace(
         layer,
         name=name or layer.name,
         specs=traced(declare) if declare else layer.specs,
         apply=apply,
-        rebuild=(lambda new: again(layer.rebuild(new))) if layer.rebuild else None,
+        rebuild=(lambda new: again(rebuild(new))) if rebuild else None,
         carry=None if declare else layer.carry,
     )
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 P = ParamSpec("P")
@@ -146,7 +147,7 @@ def names(some: Iterable[str]) -> str:
 # --- what leaf layers and compose say
 
 
-def wrong_arity(least: int, most: float, came: int) -> NoReturn:
+def wrong_arity(least: float, most: float, came: int) -> NoReturn:
     wanted = f"{least}" if least == most else f"{least} or more"
     raise InputError(
         f"{wanted} input{'s' if wanted != '1' else ''}",
@@ -226,7 +227,7 @@ def check_same(what: str, have: Any, want: Any) -> None:
 
 
 def _are_floating(*arrays: Any) -> bool:
-    return all(jax.dtypes.issubdtype(a.dtype, np.floating) for a in arrays)
+    return all(jnp.issubdtype(a.dtype, jnp.floating) for a in arrays)
 
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:

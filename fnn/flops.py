@@ -41,7 +41,8 @@ def _count_equation(eqn: Any) -> int:
         if name == "cond":
             return max(inner)
         return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
-    out, first = eqn.outvars[0].aval, eqn.invars[0].aval if eqn.invars else None
+    out: Any = eqn.outvars[0].aval
+    first: Any = eqn.invars[0].aval if eqn.invars else out
     if name in _FREE or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.inexact):
         return 0
     if name == "dot_general":
@@ -53,7 +54,7 @@ def _count_equation(eqn: Any) -> int:
     if name.startswith("reduce_window"):
         return math.prod(out.shape) * math.prod(eqn.params["window_dimensions"])
     reduces = name.startswith(("reduce", "scatter"))
-    return math.prod((first if reduces and first is not None else out).shape)
+    return math.prod((first if reduces else out).shape)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

@@ -104,13 +104,13 @@ class Specs:
     """
 
     declare: Callable[..., tuple[dict, dict]]
-    outline: Callable[..., tuple[tuple[dict, dict], Any]]
+    outline: Callable[..., tuple[tuple[Any, Any], Any]]
 
     def __call__(self, *xs) -> tuple[dict, dict]:
         return self.declare(*map(as_struct, xs))
 
 
-def traced(outline: Callable[..., tuple[tuple[dict, dict], Any]]) -> Specs:
+def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]]) -> Specs:
     """Specs of a layer that must be walked through to be declared."""
 
     def declare(*xs):

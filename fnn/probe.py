@@ -193,7 +193,10 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
 
     def run(params):
         y, after = probed.apply(params, before, *xs, key=key, train=train)
-        return _total(y) if loss is None else loss(y), after
+        value = _total(y) if loss is None else loss(y)
+        if jnp.shape(value) != ():
+            raise errors.ShapeError("a scalar loss", errors.show(value), "sum it, or average it")
+        return value, after
 
     value, pull, after = jax.vjp(run, room, has_aux=True)
     (grads,) = pull(jnp.ones_like(value))
@@ -201,17 +204,17 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
     forward, backward = _tensors("", "input", xs, 0), []
     for path, layer in order.items():
         stacked = len(_at(state_spec, path)[_SEEN]["depth"].stack)
-        seen, moved = _at(after, path)[_SEEN], _at(grads, path)[_SEEN]
+        seen, moved = _at(after, path)[_SEEN], _at(grads, path).get(_SEEN, {})
         leaf = not layer.children
         own = [{k: v for k, v in _at(tree, path).items() if k != _SEEN} for tree in (params, grads)]
         if leaf:
             forward += _tensors(path, "", own[0], stacked)
             forward += _tensors(path, "input", seen["input"], stacked)
         forward += _tensors(path, "output", seen["output"], stacked)
-        gradients = _tensors(path, "gradient of output", moved["output"], stacked)
+        gradients = _tensors(path, "gradient of output", moved.get("output"), stacked)
         if leaf:
             gradients += _tensors(path, "gradient of ", own[1], stacked)
-            gradients += _tensors(path, "gradient of input", moved["input"], stacked)
+            gradients += _tensors(path, "gradient of input", moved.get("input"), stacked)
         backward = gradients + backward
     return _first(forward, min) or _first(backward, max)
 

@@ -65,13 +65,10 @@ class Summary:
             raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
         table = Table(show_footer=True)
         total = f"{self.params:,}\n{_bytes(self.nbytes)}"
-        for header, footer, justify in (
-            ("layer", "total", "left"),
-            ("output", "", "left"),
-            ("params", total, "right"),
-            ("FLOPs", _short(self.flops), "right"),
-        ):
-            table.add_column(header, footer, justify=justify, no_wrap=True)
+        for header, footer in (("layer", "total"), ("output", "")):
+            table.add_column(header, footer, no_wrap=True)
+        for header, footer in (("params", total), ("FLOPs", _short(self.flops))):
+            table.add_column(header, footer, no_wrap=True, justify="right")
         for row in self.rows:
             if row.leaf or len(self.rows) == 1:
                 times = f"{row.copies} x " if row.copies > 1 else ""
@@ -88,9 +85,9 @@ class Summary:
         table = self.table()
         from rich.console import Console
 
-        console = Console(file=StringIO(), width=120, color_system=None)
-        console.print(table)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        text = StringIO()
+        Console(file=text, width=120, color_system=None).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
@@ -118,9 +115,9 @@ def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
             run = _Run(layer, train)
             flops = count_flops(run, *arrays, *jax.tree.map(struct, xs))
             again = found.get(path)
-            sizes = [sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) for tree in arrays]
-            output = jax.tree.map(struct, y)
-            found[path] = Row(path, layer.name, output, 1, *sizes, flops, not layer.children)
+            own, kept = map(_size, arrays)
+            output, leaf = jax.tree.map(struct, y), not layer.children
+            found[path] = Row(path, layer.name, output, 1, own, kept, flops, leaf)
             if again:
                 found[path] = again._replace(flops=again.flops + flops)
             return (params, {**state, _MARK: Param((), zeros)}), y
@@ -141,6 +138,10 @@ class _Run(NamedTuple):
     def __call__(self, params, state, *xs):
         key = jax.random.key(0) if self.train else None
         return self.layer.apply(params, state, *xs, key=key, train=self.train)
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(tree))
 
 
 def _unmarked(state: Any) -> Any:

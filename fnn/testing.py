@@ -37,7 +37,8 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     - an input sharded over all devices gives what one device gives (where `batched`).
 
     - `xs`: shapes (standard normal values are drawn for them) or arrays; integer arrays are not
-      differentiated and not cast, and where all are integers, y may have any dtype. Where `batched`, their first axis is the batch.
+      differentiated and not cast, and where all are integers, y may have any dtype. Where
+      `batched`, their first axis is the batch.
 
     >>> import fnn
     >>> check_layer(fnn.dense(3), (4, 5))

@@ -135,7 +135,9 @@ def test_shapes_and_ranks(name):
             assert str(shape) in str(error)
         elif params:  # it ran, so it must be what init would declare for this input
             declared, _ = net.specs(shape)
-            assert jax.tree.map(lambda p: p.stack + p.shape, declared) == jax.tree.map(jnp.shape, params)
+            assert jax.tree.map(lambda p: p.stack + p.shape, declared) == jax.tree.map(
+                jnp.shape, params
+            )
     assert refused or name in ELEMENTWISE
 
 

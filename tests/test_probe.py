@@ -228,3 +228,19 @@ def test_layers_inside_a_transform_of_the_body():
     params, _ = net.init(key(), (3, 4))
     found = fnn.nan_report(net, params, -jnp.ones((3, 4)))
     assert found[:2] == ("out", "input")
+
+
+def test_inside_reparametrizations():
+    inside = fnn.serial(fnn.dense(3), jnp.log, fnn.batch_norm())
+    x = jax.random.normal(key(1), (4, 3))
+    for net in (
+        fnn.lora(inside, 2),
+        fnn.weight_norm(inside),
+        fnn.reparam(inside, lambda p: {"half": p}, lambda p: p["half"]),
+    ):
+        params, state = net.init(key(), x)
+        found = fnn.nan_report(net, params, x, state=state)
+        assert found[:2] == ("log_1", "output")
+        assert fnn.tap(net, "log_1")(params, x, state=state)[1]["log_1"].shape == (4, 3)
+    with pytest.raises(errors.ShapeError, match="nan_report: expected a scalar loss"):
+        fnn.nan_report(net, params, jnp.ones((4, 3)), state=state, loss=lambda y: y)
