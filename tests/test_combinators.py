@@ -343,6 +343,16 @@ def test_spectral_norm_is_numpys():
     zero = jax.tree.map(jnp.zeros_like, params)
     assert np.isfinite(jax.grad(lambda p: net(p, jnp.eye(4)).sum())(zero)["kernel"]).all()
 
+    def weighed(matrix):  # by weights that tell its entries apart
+        return np.sum(np.arange(20).reshape(4, 5) * matrix / np.linalg.svd(matrix)[1][0])
+
+    grad = jax.grad(lambda p: jnp.sum(jnp.arange(20.0).reshape(4, 5) * net(p, jnp.eye(4))))(params)
+    for i in np.ndindex(4, 5):
+        step = np.zeros((4, 5))
+        step[i] = 1e-6
+        slope = (weighed(matrix + step) - weighed(matrix - step)) / 2e-6
+        np.testing.assert_allclose(grad["kernel"][i], slope, rtol=1e-3, atol=1e-3)
+
 
 def test_lora_starts_as_its_base_and_moves_only_the_change():
     plain = fnn.serial(fnn.dense(6), jnp.tanh, fnn.dense(5))
@@ -395,6 +405,7 @@ def test_reparametrizations_hold_the_contract_but_for_what_they_stop():
         fnn.lora(fnn.serial(fnn.dense(3), fnn.dense(2)), 2),
         fnn.prune(fnn.dense(3), 0.5),
         fnn.quantize(fnn.dense(3), 4),
+        fnn.spectral_norm(fnn.dense(3)),
     ):
         params, state = net.init(key(), (8, 4))
         xs = (normal(8, 4),)

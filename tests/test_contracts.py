@@ -98,7 +98,6 @@ LAYERS = {
     "ensemble": (fnn.serial(fnn.ensemble(deep, 3), lambda y: y.mean(0)), (6, 4)),
     "remat": (fnn.remat(deep), (6, 4)),
     "weight_norm": (fnn.weight_norm(fnn.conv(3, (2,))), (2, 4, 2)),
-    "spectral_norm": (fnn.spectral_norm(fnn.dense(3), iterations=300), (4, 3)),
     "serial": (
         fnn.serial(
             fnn.conv(4, (3, 3)), jax.nn.gelu, fnn.avg_pool((2, 2)), fnn.flatten(3), fnn.dense(2)
