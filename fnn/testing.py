@@ -32,6 +32,7 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     - `jvp`, `grad`, `jvp` of `grad` (the columns of `jacfwd(grad)`) and `vmap` over them agree
       with central differences in float64;
     - bfloat16, float32 and float64 in give the same out;
+    - inside `scan`, `checkpoint`, `vmap`, `grad` and `jit`, one in the other, it is the same;
     - state keeps its structure, and in evaluation mode comes back unchanged;
     - params are strict: a missing, extra or misshapen entry is refused by an fnn error;
     - an input sharded over all devices gives what one device gives (where `batched`).
@@ -51,6 +52,7 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
     check_strict(layer, params, state, xs)
     check_dtypes(layer, xs)
     check_derivatives(layer, xs)
+    check_inside(layer, params, state, xs)
     if batched and xs:
         check_rows(layer, params, state, xs)
         check_sharded(layer, params, state, xs)
@@ -138,6 +140,31 @@ def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
         run = jax.jit(_run(layer, train))
         sharded = run(*jax.device_put((params, state), whole), *apart)
         _close(layer, f"sharded equals whole, train={train}", sharded, run(params, state, *tiled))
+
+
+def check_inside(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+    """The gradient through jit(grad(vmap(scan(checkpoint)))) is the gradient."""
+    floating = [x for x in xs if _floating(x)]
+
+    def loss(params, inputs):
+        inputs = iter(inputs)
+        every = [next(inputs) if _floating(x) else x for x in xs]
+        leaves = jax.tree.leaves(layer.apply(params, state, *every)[0])
+        return sum((jnp.sum(jnp.sin(y)) for y in leaves if _floating(y)), jnp.zeros(()))
+
+    def scanned(params, inputs):
+        def turn(total, _):
+            return total + jax.checkpoint(loss)(params, inputs), None
+
+        return jax.lax.scan(turn, jnp.zeros(()), None, length=2)[0]
+
+    def mean(params, inputs):
+        two = jax.tree.map(lambda x: jnp.stack([x, x]), inputs)
+        return jnp.mean(jax.vmap(scanned, (None, 0))(params, two)) / 2 if two else loss(params, [])
+
+    inside = jax.jit(jax.grad(mean, (0, 1)))(params, floating)
+    plain = jax.jit(jax.grad(loss, (0, 1)))(params, floating)
+    _close(layer, "the gradient inside transforms is the gradient", inside, plain, 1e-4)
 
 
 def check_dtypes(layer: Layer, xs: tuple) -> None:
