@@ -140,9 +140,9 @@ TASK = Task(
     goals=(
         Goal(
             "the MLP step is at most 1.05 x the floor", "mlp", 1.05, ("floor",),
-            cause="noise. `floor_slices` is the very program of `floor` here, and differs from it "
-            "by as much; with floor, fnn and floor_slices alone, 99 rounds and 33 processes of each "
-            "gave fnn 1.03 and floor_slices 0.96",
+            cause="noise. `floor_slices` is the very program of `floor` here, and differs from "
+            "it by as much; with floor, fnn and floor_slices alone, 99 rounds and 33 processes of "
+            "each gave fnn 1.03 and floor_slices 0.96",
         ),
         Goal("the CNN step is at most 0.5 x the best JAX library", "cnn", 0.5, tuple(JAX_PEERS)),
         Goal("the CNN step is at most 1.1 x PyTorch", "cnn", 1.1, ("torch",)),
