@@ -517,7 +517,14 @@ def test_the_path_is_the_place_of_the_mistake(net, wrapped, change, data):
 
 def test_more_than_five_hundred_distinct_wrong_inputs_are_refused():
     """Of the tables of leaf layers, only the wrong shapes are counted again."""
-    for name in ("parallel", "bilinear", "weight_norm", "lora"):  # where it is run alone
+    for name in (
+        "parallel",
+        "bilinear",
+        "weight_norm",
+        "lora",
+        "residual",
+        "serial",
+    ):  # if run alone
         if not any(case.startswith(f"{name}:") for case in REFUSED):
             sum(map(refused, wrong_calls(name)))
     distinct = len(REFUSED)
