@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, sqrt
+from fnn.optim.arithmetic import as_dtype, average, correction, divide, over_root
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
@@ -242,11 +242,6 @@ def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) 
 
 
 # --- what the family shares
-
-
-def over_root(m: jax.Array, v: jax.Array, eps: Any, eps_root: Any) -> jax.Array:
-    """m / (sqrt(v + eps_root) + eps)."""
-    return divide(m, sqrt(v + as_dtype(eps_root, v.dtype)) + as_dtype(eps, v.dtype))
 
 
 def check_decays(**decays: Any) -> None:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.adam import AdamState, check_decays, check_epsilons, over_root
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, sqrt
+from fnn.optim.adam import AdamState, check_decays, check_epsilons
+from fnn.optim.arithmetic import as_dtype, average, correction, divide, over_root, sqrt
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 

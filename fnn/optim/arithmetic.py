@@ -65,12 +65,32 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return quotient, inverse * da - quotient * inverse * db
 
 
+def over_root(m: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0) -> jax.Array:
+    """m / (sqrt(v + eps_root) + eps), and zero where that divides by zero."""
+    return divide(m, sqrt(v + as_dtype(eps_root, v.dtype)) + as_dtype(eps, v.dtype))
+
+
+def at_most(most: jax.Array, length: jax.Array) -> jax.Array:
+    """What to multiply by, for a length of at most `most`."""
+    return jnp.where(length > most, divide(most, length), 1)
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product of matrices in full precision, which accelerators give only if asked."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def tree_dtype(tree: Any) -> Any:
+    """The widest dtype of the leaves, at least float32: of numbers that sum over all of them."""
+    return reduce(widest, map(jnp.result_type, jax.tree.leaves(tree)), jnp.dtype(jnp.float32))
+
+
 def norm(*arrays: jax.Array) -> jax.Array:
     """The root of the sum of all squares, in float32 or wider, with derivative zero at zero.
 
     Values are divided by the largest first, so that no square over- or underflows.
     """
-    dtype = reduce(widest, (a.dtype for a in arrays), jnp.dtype(jnp.float32))
+    dtype = tree_dtype(arrays)
     arrays = tuple(a.astype(dtype) for a in arrays if a.size)
     if not arrays:
         return jnp.zeros((), dtype)

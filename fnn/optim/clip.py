@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, divide, increment, norm, norm_over, sqrt
+from fnn.optim.arithmetic import as_dtype, at_most, increment, norm, norm_over, sqrt
 from fnn.optim.transform import (
     Transform,
     check_floating,
@@ -72,7 +72,7 @@ def clip_by_global_norm(max_norm: Any) -> Transform:
     def update(grads, opt_state, params=None, **extra):
         length = global_norm(grads)
         most = as_dtype(max_norm, length.dtype)
-        factor = _at_most(most, length)
+        factor = at_most(most, length)
         (updates,) = each_leaf(lambda p, g: (g * factor.astype(g.dtype),), grads)
         return updates, opt_state
 
@@ -112,7 +112,7 @@ def clip_by_block_rms(threshold: Any) -> Transform:
     checks.number("threshold", threshold, 0.0, float("inf"))
 
     def rule(p, g):
-        return g * _at_most(as_dtype(threshold, g.dtype), norm(g) / max(g.size, 1) ** 0.5)
+        return g * at_most(as_dtype(threshold, g.dtype), norm(g) / max(g.size, 1) ** 0.5)
 
     return stateless(rule)
 
@@ -144,7 +144,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Any = None) -> Tran
     def rule(p, g):
         axes = axis if axis is not None else tuple(range(g.ndim - (g.ndim > 1)))
         weights = jnp.maximum(norm_over(p, axes), as_dtype(eps, g.dtype))
-        return g * _at_most(as_dtype(clipping, g.dtype) * weights, norm_over(g, axes))
+        return g * at_most(as_dtype(clipping, g.dtype) * weights, norm_over(g, axes))
 
     return _of_params(rule)
 
@@ -158,11 +158,6 @@ def _of_params(rule: Any) -> Transform:
         return tx.update(grads, opt_state, params)
 
     return Transform(tx.init, update)
-
-
-def _at_most(most: jax.Array, length: jax.Array) -> jax.Array:
-    """What to multiply by, for a length of at most `most`."""
-    return jnp.where(length > most, divide(most, length), 1)
 
 
 @errors.builder

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, divide, norm_over
+from fnn.optim.arithmetic import as_dtype, at_most, norm_over
 from fnn.optim.transform import Transform, each_leaf, need_params
 
 
@@ -91,8 +91,7 @@ def l2_ball(radius: Any, axis: Any = None) -> Callable[[jax.Array], jax.Array]:
 
     def onto(x):
         length = norm_over(x, tuple(range(x.ndim)) if axis is None else axis)
-        most = as_dtype(radius, x.dtype)
-        return x * jnp.where(length > most, divide(most, length), 1)
+        return x * at_most(as_dtype(radius, x.dtype), length)
 
     return onto
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import wide, widest
-from fnn.optim.arithmetic import as_dtype, divide, norm
+from fnn.optim.arithmetic import as_dtype, at_most, divide, norm
 from fnn.optim.transform import check_floating, widened
 
 
@@ -160,8 +160,7 @@ def per_example_clip(
         def clipped(example):
             out, g = grad_fn(chosen, example)
             length = norm(*jax.tree.leaves(g))
-            most = as_dtype(max_norm, length.dtype)
-            factor = jnp.where(length > most, divide(most, length), 1)
+            factor = at_most(as_dtype(max_norm, length.dtype), length)
             return out, jax.tree.map(lambda a: widened(a) * factor.astype(wide(a.dtype)), g)
 
         examples = jax.tree.map(lambda a: _cut(a, size), rest)

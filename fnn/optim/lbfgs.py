@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, divide, increment, norm
-from fnn.optim.schedule_free import tree_dtype
+from fnn.optim.arithmetic import as_dtype, divide, increment, norm, tree_dtype
 from fnn.optim.transform import (
     Transform,
     apply_updates,
@@ -74,9 +73,13 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
 
     def init(params):
         x, g = zeros_like(params), zeros_like(params)
-        s, y = (jax.tree.map(lambda a: jnp.zeros((memory_size, *a.shape), a.dtype), x),) * 2
+
+        def memory(a):
+            return jnp.zeros((memory_size, *a.shape), a.dtype)
+
+        s, y = (jax.tree.map(memory, x) for _ in range(2))
         rho = jnp.zeros(memory_size, tree_dtype(params))
-        return ScaleByLBFGSState(jnp.zeros((), jnp.int32), x, g, s, jax.tree.map(jnp.copy, y), rho)
+        return ScaleByLBFGSState(jnp.zeros((), jnp.int32), x, g, s, y, rho)
 
     def update(grads, opt_state, params=None, **extra):
         need_params(params)

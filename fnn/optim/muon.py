@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import wide
 from fnn.optim.adam import scale_by_adam
-from fnn.optim.arithmetic import as_dtype, divide, norm_over
+from fnn.optim.arithmetic import as_dtype, divide, matmul, norm_over
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.masking import check_mask, partition, resolve
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate, stateless
@@ -64,12 +64,8 @@ def orthogonalize(x: Any, steps: int = 5, coefficients: Any = QUINTIC) -> jax.Ar
 
 def _iterate(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
     a, b, c = abc
-    gram = _dot(x, x.mT)  # [..., m, m]
-    return a * x + _dot(b * gram + c * _dot(gram, gram), x), None
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    gram = matmul(x, x.mT)  # [..., m, m]
+    return a * x + matmul(b * gram + c * matmul(gram, gram), x), None
 
 
 @errors.builder

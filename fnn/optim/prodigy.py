@@ -8,8 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, increment, sqrt
-from fnn.optim.schedule_free import check_rate, rate_at, tree_dtype
+from fnn.optim.arithmetic import (
+    as_dtype,
+    average,
+    correction,
+    divide,
+    increment,
+    sqrt,
+    tree_dtype,
+)
+from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.transform import (
     Transform,
     chain,
@@ -98,16 +106,16 @@ def scale_by_prodigy(
         scale = sqrt(1 / correction(b2, t)) * correction(b1, t) if bias_correction else 1
         gamma = scale * rate_at(learning_rate, count, d.dtype)
 
-        def rule(p, g, m, v, s, p0):
+        def rule(p, g, m, v, s):
             dk, scaled = d.astype(g.dtype), as_dtype(scale, g.dtype)
             m = average(b1, m, dk * g)
             v = average(b2, v, jnp.square(dk * g))
             s = average(decay, s, gamma.astype(g.dtype) * dk**2 * g)
             root = sqrt(v) + dk * as_dtype(eps, g.dtype)
             u = scaled * dk * (divide(m, root) + as_dtype(weight_decay, g.dtype) * p)
-            return u, m, v, s, p0
+            return u, m, v, s
 
-        updates, m, v, s, p0 = each_leaf(rule, grads, params, (m, v, s, p0))
+        updates, m, v, s = each_leaf(rule, grads, params, (m, v, s))
         inner = each_leaf(lambda p, g, p0: (g, g * (p0 - p)), grads, params, [p0])[1]
         r = average(decay, r, gamma * d**2 * _total(inner, d.dtype))
         bound = as_dtype(estim_lr_coef, d.dtype) * r

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widest
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, increment, sqrt
+from fnn.dtypes import wide
+from fnn.optim.arithmetic import (
+    as_dtype,
+    average,
+    correction,
+    divide,
+    increment,
+    over_root,
+    tree_dtype,
+)
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import (
     Transform,
@@ -208,7 +215,7 @@ def _scale_by_second_moment(b2: Any, eps: Any) -> Transform:
 
     def rule(t, p, g, v):
         v = average(b2, v, g**2)
-        return divide(g, sqrt(v * correction(b2, t)) + as_dtype(eps, g.dtype)), v
+        return over_root(g, v * correction(b2, t), eps), v
 
     return leafwise(SecondMomentState, rule)
 
@@ -238,12 +245,6 @@ def check_rate(learning_rate: Any) -> None:
 def rate_at(learning_rate: Any, count: jax.Array, dtype: Any) -> jax.Array:
     """The learning rate, or the schedule's at this count."""
     return as_dtype(learning_rate(count) if callable(learning_rate) else learning_rate, dtype)
-
-
-def tree_dtype(tree: Any) -> Any:
-    """The widest dtype of the leaves, at least float32: of numbers that sum over all of them."""
-    dtypes = map(jnp.result_type, jax.tree.leaves(tree))
-    return reduce(widest, dtypes, jnp.dtype(jnp.float32))
 
 
 def _widened(tree: Any) -> Any:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, sqrt
+from fnn.optim.arithmetic import as_dtype, average, correction, divide, matmul, over_root, sqrt
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
@@ -154,8 +154,7 @@ def scale_by_soap(
     def rule(t, p, g, m, v, left, right, ql, qr):
         m = average(b1, m, g)
         v = average(b2, v, _between(ql.mT, g, qr) ** 2)
-        root = sqrt(v * correction(b2, t)) + as_dtype(eps, g.dtype)
-        n = divide(_between(ql.mT, m * correction(b1, t), qr), root)
+        n = over_root(_between(ql.mT, m * correction(b1, t), qr), v * correction(b2, t), eps)
         u = _between(ql, n, qr.mT)
         squares = zip((left, right), _squares(g, left, right), strict=True)
         left, right = (average(b2, old, new) for old, new in squares)
@@ -216,16 +215,12 @@ def _identities(p: jax.Array, longest: int) -> list[jax.Array]:
 
 def _squares(g: jax.Array, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
     """G G^T and G^T G, where they are kept."""
-    return _dot(g, g.mT) if left.size else left, _dot(g.mT, g) if right.size else right
+    return matmul(g, g.mT) if left.size else left, matmul(g.mT, g) if right.size else right
 
 
 def _between(left: jax.Array, g: jax.Array, right: jax.Array) -> jax.Array:
-    g = _dot(left, g) if left.size else g
-    return _dot(g, right) if right.size else g
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    g = matmul(left, g) if left.size else g
+    return matmul(g, right) if right.size else g
 
 
 def _kept(sides: tuple, *_: Any) -> tuple:
@@ -248,7 +243,7 @@ def _refreshed(p: jax.Array, q: jax.Array) -> jax.Array:
     if not p.size:
         return q
     shift = 1e-4 * jnp.trace(p, axis1=-2, axis2=-1)[..., None, None] / p.shape[-1]
-    return jnp.linalg.qr(_dot(p, q) + jnp.where(shift > 0, shift, 1) * q)[0]
+    return jnp.linalg.qr(matmul(p, q) + jnp.where(shift > 0, shift, 1) * q)[0]
 
 
 # --- roots of positive matrices
@@ -262,7 +257,7 @@ def inverse_fourth_root(a: jax.Array, floor: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _fourth_root(a: jax.Array, floor: jax.Array) -> jax.Array:
     q, r = _eigen(a, floor)
-    return _dot(q * r[..., None, :], q.mT)
+    return matmul(q * r[..., None, :], q.mT)
 
 
 @_fourth_root.defjvp
@@ -278,11 +273,13 @@ def _fourth_root_jvp(primals: tuple, tangents: tuple) -> tuple:
     ri, rj = r[..., :, None], r[..., None, :]
 
     def product(dp):
-        p2, p3 = _dot(p, p), _dot(p, _dot(p, p))
-        return _dot(p3, dp) + _dot(p2, _dot(dp, p)) + _dot(p, _dot(dp, p2)) + _dot(dp, p3)
+        p2, p3 = matmul(p, p), matmul(p, matmul(p, p))
+        return (
+            matmul(p3, dp) + matmul(p2, matmul(dp, p)) + matmul(p, matmul(dp, p2)) + matmul(dp, p3)
+        )
 
     def solve(_, da):
-        return _dot(q, _dot(_dot(q.mT, _dot(da, q)) / ((ri + rj) * (ri**2 + rj**2)), q.mT))
+        return matmul(q, matmul(matmul(q.mT, matmul(da, q)) / ((ri + rj) * (ri**2 + rj**2)), q.mT))
 
     return p, jax.lax.custom_linear_solve(product, tangents[0], solve, symmetric=True)
 

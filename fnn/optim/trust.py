@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.adam import scale_by_adam
-from fnn.optim.arithmetic import as_dtype, average, divide, norm, sqrt
+from fnn.optim.arithmetic import as_dtype, average, divide, norm, over_root
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.masking import masked
 from fnn.optim.sgd import trace
@@ -69,7 +69,7 @@ def scale_by_novograd(
     def rule(t, p, g, m, v):
         square = jnp.sum(g**2)
         v = jnp.where(t == 1, square, average(b2, v, square))
-        step = divide(g, sqrt(v) + as_dtype(eps, g.dtype))
+        step = over_root(g, v, eps)
         if weight_decay is not None:
             need_params(p)
             step = step + as_dtype(weight_decay, g.dtype) * p
