@@ -4,10 +4,19 @@ from fnn import convert, data, initializers, losses, metrics, optim, testing, tr
 from fnn.combinators import ensemble, parallel, remat, repeat, residual, serial
 from fnn.errors import FnnError
 from fnn.flops import count_flops
+from fnn.generate import unroll_generate
 from fnn.initializing import Derived, Param
 from fnn.layer import Layer, compose, leaf
 from fnn.layers.activations import prelu
 from fnn.layers.attention import attention, transformer_block
+from fnn.layers.cell_combinators import (
+    as_cell,
+    conv_lstm_cell,
+    stack,
+    variational_dropout,
+    zoneout,
+)
+from fnn.layers.cells import gru_cell, lstm_cell, mgu_cell, rnn_cell
 from fnn.layers.conv import conv
 from fnn.layers.conv_transpose import conv_transpose
 from fnn.layers.dense import bilinear, dense
@@ -15,10 +24,13 @@ from fnn.layers.depthwise import depthwise_conv, separable_conv
 from fnn.layers.dropout import alpha_dropout, drop_path, dropout, gaussian_noise, spatial_dropout
 from fnn.layers.embedding import embedding, parameter
 from fnn.layers.global_pool import adaptive_avg_pool, global_avg_pool, global_max_pool
+from fnn.layers.linear_recurrent import lru
 from fnn.layers.local_conv import local_conv
 from fnn.layers.lp_pool import lp_pool
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.pool import avg_pool, max_pool, min_pool, sum_pool
+from fnn.layers.recurrent import forget, rnn
+from fnn.layers.recurrent_layers import bidirectional, gru, lstm, simple_rnn
 from fnn.layers.reshape import flatten
 from fnn.layers.resize import pixel_shuffle, pixel_unshuffle, upsample
 from fnn.precision import cast
@@ -35,13 +47,16 @@ __all__ = [
     "Param",
     "adaptive_avg_pool",
     "alpha_dropout",
+    "as_cell",
     "attention",
     "avg_pool",
     "batch_norm",
+    "bidirectional",
     "bilinear",
     "cast",
     "compose",
     "conv",
+    "conv_lstm_cell",
     "conv_transpose",
     "convert",
     "count_flops",
@@ -53,10 +68,13 @@ __all__ = [
     "embedding",
     "ensemble",
     "flatten",
+    "forget",
     "gaussian_noise",
     "global_avg_pool",
     "global_max_pool",
     "group_norm",
+    "gru",
+    "gru_cell",
     "initializers",
     "instance_norm",
     "layer_norm",
@@ -65,8 +83,12 @@ __all__ = [
     "lora",
     "losses",
     "lp_pool",
+    "lstm",
+    "lstm_cell",
+    "lru",
     "max_pool",
     "metrics",
+    "mgu_cell",
     "min_pool",
     "nan_report",
     "optim",
@@ -82,10 +104,14 @@ __all__ = [
     "repeat",
     "residual",
     "rms_norm",
+    "rnn",
+    "rnn_cell",
     "separable_conv",
     "serial",
+    "simple_rnn",
     "spatial_dropout",
     "spectral_norm",
+    "stack",
     "sum_pool",
     "summary",
     "swap",
@@ -94,6 +120,9 @@ __all__ = [
     "train",
     "transformer_block",
     "tree",
+    "unroll_generate",
     "upsample",
+    "variational_dropout",
     "weight_norm",
+    "zoneout",
 ]

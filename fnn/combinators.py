@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     >>> net(params, jnp.ones((2, 4))).shape
     (2, 3)
     """
-    children = _numbered(layers, named)
+    children = numbered(layers, named)
 
     def serial(f, *xs):
         if len(xs) != 1 and not children:
@@ -67,7 +68,7 @@ def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     >>> jax.tree.map(jnp.shape, heads(params, jnp.ones((2, 8))))
     {'policy': (2, 4), 'value': (2, 1)}
     """
-    children = _numbered(layers, named)
+    children = numbered(layers, named)
 
     def parallel(f, *xs):
         return {name: getattr(f, name)(*xs) for name in children}
@@ -82,8 +83,8 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
     - `shortcut`: None adds x itself; a layer that gives the shape of `layer`'s output, as
       `fnn.conv(64, (1, 1), strides=2)`, where that is not x's.
 
-    Further inputs go to both. Raises ShapeError, and DtypeError, if the two cannot be added:
-    nothing is broadcast.
+    Further inputs go to both. Of a recurrent cell it makes a cell: y = shortcut(x) + the cell's y.
+    Raises ShapeError, and DtypeError, if the two cannot be added: nothing is broadcast.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = residual(fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(4)))
@@ -92,16 +93,25 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
     (2, 4)
     """
     children = {"layer": layer} if shortcut is None else {"layer": layer, "shortcut": shortcut}
+    cell = as_layer(layer).carry
 
-    def residual(f, x, *rest):
-        y = f.layer(x, *rest)
+    def add(f, y, x, *rest):
         old = x if shortcut is None else f.shortcut(x, *rest)
         source = "x" if shortcut is None else "shortcut(x)"
         mend = "give a shortcut that makes them alike, as shortcut=fnn.dense(features)"
         _check_alike(f"layer(x) of the shape and dtype of {source}", old, y, mend)
         return jax.tree.map(jnp.add, old, y)
 
-    return compose(**children)(residual)
+    def residual_(f, x, *rest):
+        return add(f, f.layer(x, *rest), x, *rest)
+
+    def step(f, carry, x):
+        carry, y = f.layer(carry, x)
+        return carry, add(f, y, x)
+
+    first = None if cell is None else partial(_of_layer, cell)
+    net = compose(**children)(residual_ if cell is None else step)
+    return replace(net, name="residual", carry=first, rebuild=lambda new: residual(**new))
 
 
 @errors.builder
@@ -144,13 +154,13 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
         with errors.within("repeat"):
             if not xs:
                 errors.wrong_arity(1, float("inf"), 0)
-            _check_trees(params, state, key, n)
+            check_trees(params, state, key, n)
             x, *rest = jax.tree.map(as_array, xs)
-            run, came_back = _noting(layer)
+            run, came_back = noting(layer)
 
             def member(x, own):
                 i, params, state = own
-                y, after = run(params, state, x, *rest, key=_fold(key, i), train=train)
+                y, after = run(params, state, x, *rest, key=fold(key, i), train=train)
                 check(x, y)
                 return y, after
 
@@ -188,12 +198,12 @@ def ensemble(layer: Layer | Callable, n: int) -> Layer:
     def apply(params, state, *xs, key=None, train=False):
         """(y, state) of all members side by side; see `fnn.Layer`."""
         with errors.within("ensemble"):
-            _check_trees(params, state, key, n)
+            check_trees(params, state, key, n)
             xs = jax.tree.map(as_array, xs)
-            run, came_back = _noting(layer)
+            run, came_back = noting(layer)
 
             def member(i, params, state):
-                return run(params, state, *xs, key=_fold(key, i), train=train)
+                return run(params, state, *xs, key=fold(key, i), train=train)
 
             y, after = jax.vmap(member)(jnp.arange(n), params, state)
             return y, state if all(came_back) else after
@@ -225,9 +235,9 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
     def apply(params, state, *xs, key=None, train=False):
         """(y, state), recomputed in the backward pass; see `fnn.Layer`."""
         with errors.within(layer.name):
-            _check_trees(params, state, key)
+            check_trees(params, state, key)
             xs = jax.tree.map(as_array, xs)
-            run, came_back = _noting(layer)
+            run, came_back = noting(layer)
 
             def again(params, state, xs, key):
                 return run(params, state, *xs, key=key, train=train)
@@ -241,7 +251,7 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
 # --- what they share
 
 
-def _numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
+def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
     """Layers by name: kind and number for those that have none."""
     counts: dict[str, int] = {}
     children: dict[str, Layer | Callable] = {}
@@ -296,7 +306,7 @@ def _stacked(specs: Any, n: int) -> Any:
     return jax.tree.map(stack, specs)
 
 
-def _check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
+def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
     """Refuse here what a transform of JAX would: no arrays, or other stacks than of n."""
     if key is not None:
         checks.key(key)
@@ -321,7 +331,7 @@ def _check_alike(wanted: str, x: Any, y: Any, mend: str) -> None:
     raise error(wanted, f"{errors.show(y)} for {errors.show(x)}", mend)
 
 
-def _noting(layer: Layer) -> tuple[Callable, list[bool]]:
+def noting(layer: Layer) -> tuple[Callable, list[bool]]:
     """The layer's apply, and for each call of it whether the state came back as it was.
 
     The transforms hand back copies, but a state that did not change is to be the very one given.
@@ -336,5 +346,9 @@ def _noting(layer: Layer) -> tuple[Callable, list[bool]]:
     return run, came_back
 
 
-def _fold(key: Any, i: Any) -> Any:
+def _of_layer(carry: Callable, params: Any, x: Any, **mode: Any) -> Any:
+    return carry(params.get("layer", {}), x, **mode)
+
+
+def fold(key: Any, i: Any) -> Any:
     return None if key is None else jax.random.fold_in(key, i)

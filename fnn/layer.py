@@ -45,7 +45,8 @@ class Layer:
       the state second, by position; calling the layer takes it last, `state=`, and returns y
       alone. Under `jit`, `train` is static: `jax.jit(net.apply, static_argnames="train")`.
     - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
-    - `carry(params, *xs)`: a recurrent cell's first carry; None for any other layer.
+    - `carry(params, x, key=None, train=False)`: a recurrent cell's first carry for one step's x,
+      of which only shape and dtype matter; None for any other layer.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.dense(3)
@@ -90,7 +91,8 @@ class Layer:
         }
         layer = self
         if self.rebuild and any(below[name] is not child for name, child in self.children):
-            layer = replace(self.rebuild(below), name=self.name, carry=self.carry)
+            rebuilt = self.rebuild(below)
+            layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
         return fn(path, layer)
 
 

@@ -174,10 +174,15 @@ def _noise(name: str, least: int, layout: str, draw) -> Layer:
 
 def _drop(key, x: jax.Array, rate, shape: tuple[int, ...]) -> jax.Array:
     """x / (1 - rate) under a mask of a shape that broadcasts to x's."""
+    return drop_where(_mask(key, _keep(rate, x), shape), x, rate)
+
+
+def drop_where(mask: jax.Array, x: jax.Array, rate) -> jax.Array:
+    """x / (1 - rate) where the mask is True, 0 elsewhere."""
     keep = _keep(rate, x)
     scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0)
     scaled = (x.astype(scale.dtype) * scale).astype(x.dtype)
-    return jnp.where(_mask(key, keep, shape), scaled, jnp.zeros_like(x))
+    return jnp.where(mask, scaled, jnp.zeros_like(x))
 
 
 def _keep(rate, x: jax.Array) -> jax.Array:

@@ -222,6 +222,15 @@ def instance_norm(
 # --- what they share
 
 
+def standardize(x: jax.Array, eps=1e-5) -> jax.Array:
+    """(x - mean) / sqrt(var + eps) over the last axis, with statistics in float32 or wider."""
+    values = x.astype(wide(x.dtype))
+    centred, _, var = _moments(
+        values, _first(values, (-1,)), lambda v: jnp.mean(v, axis=-1, keepdims=True)
+    )
+    return (centred * _inverse_root(var, eps)).astype(x.dtype)
+
+
 def _norm(
     name: str,
     n_spatial: int,

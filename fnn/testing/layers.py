@@ -141,7 +141,7 @@ def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
 
 def check_inside(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
     """The gradient through jit(grad(vmap(scan(checkpoint)))) is the gradient."""
-    floating = [x for x in xs if is_floating(x)]
+    floating = _floating(xs)
 
     def loss(params, inputs):
         y, _ = layer.apply(params, state, *_with_floating(xs, inputs))
@@ -184,7 +184,7 @@ def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
     with jax.enable_x64(True):
         xs = tuple(as_dtype(x, jnp.float64) for x in xs)
         params, state = layer.init(jax.random.key(0), *xs)
-        floating = [x for x in xs if is_floating(x)]
+        floating = _floating(xs)
         if not floating:  # then the layer tells its params' dtype, and takes them wider
             params = as_dtype(params, jnp.float64)
 
@@ -247,10 +247,15 @@ def _like(tree: Any, seed: int) -> Any:
     return jax.tree.map(lambda a: jax.random.normal(key, a.shape, a.dtype), tree)
 
 
-def _with_floating(xs: tuple, floating: Sequence) -> list[Any]:
-    """The inputs with others in the place of the floating ones, which are differentiated."""
+def _floating(xs: tuple) -> list[Any]:
+    """The arrays among the inputs that are differentiated."""
+    return [x for x in jax.tree.leaves(xs) if is_floating(x)]
+
+
+def _with_floating(xs: tuple, floating: Sequence) -> tuple:
+    """The inputs with others in the place of the arrays that are differentiated."""
     values = iter(floating)
-    return [next(values) if is_floating(x) else x for x in xs]
+    return jax.tree.map(lambda x: next(values) if is_floating(x) else x, xs)
 
 
 def _dot(a: Any, b: Any) -> Any:

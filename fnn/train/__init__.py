@@ -2,5 +2,6 @@
 
 from fnn.train.fit import evaluator, fit
 from fnn.train.step import TrainState, init, step, supervised
+from fnn.train.tbptt import tbptt
 
-__all__ = ["TrainState", "evaluator", "fit", "init", "step", "supervised"]
+__all__ = ["TrainState", "evaluator", "fit", "init", "step", "supervised", "tbptt"]

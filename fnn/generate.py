@@ -1,0 +1,147 @@
+"""Writing: a cell whose outputs are its next inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.combinators import fold
+from fnn.layer import Layer
+from fnn.layers.cell_combinators import carry_of
+from fnn.layers.cells import check_carry
+from fnn.layers.recurrent import time_of
+from fnn.shapes import as_array, struct
+
+
+class Generated(NamedTuple):
+    """What `unroll_generate` gives: x with the rest filled in, all y, and the last carry."""
+
+    x: jax.Array
+    y: Any
+    carry: Any
+
+
+def unroll_generate(
+    cell: Layer,
+    params: Any,
+    x: Any,
+    given: Any,
+    *,
+    key: Any = None,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+    next_input: Callable[[Any, Any], Any] | None = None,
+    carry: Any = None,
+    state: Any = None,
+) -> Generated:
+    """Run a cell along time on its own outputs, wherever no input is given.
+
+        (carry_t, y_t) = cell(carry_{t-1}, x_t),  x_{t+1} ~ softmax(y_t / temperature)
+
+    One scan over all steps, whether their input is given or not: under `jit` it compiles once for
+    prompts of any length, and a prompt is one with the text that it begins.
+
+    - `cell`: in evaluation mode, as `fnn.stack(embed=..., rnn=fnn.lstm_cell(n), head=...)`, which
+      takes the params of the `serial` of the same names that was trained. Without `next_input`,
+      its y [..., V] are logits.
+    - `x`: the inputs [..., T]; where they are not given, any values will do.
+    - `given`: booleans [..., T], or how many of the first are given, integers [...]; all given is
+      teacher forcing. The first must be, for there is nothing to draw it from.
+    - `key`: to draw from; not needed at temperature 0 or if `next_input` does not.
+    - `temperature`: at least 0; 0 takes the most likely.
+    - `top_k`: draws from the k most likely alone (Fan, Lewis & Dauphin, 2018).
+    - `next_input(key, y)`: the next x instead, as `lambda key, y: y` for a series of numbers;
+      it has the shape and dtype of one step of x.
+    - `carry`, `state`: to start from; None are the cell's first carry, and no state.
+
+    Returns `Generated(x, y, carry)`, y [..., T, V]. Raises as `fnn.rnn`, and RandomKeyError where a
+    key is needed.
+
+    >>> import fnn
+    >>> cell = fnn.stack(fnn.embedding(10, 4), fnn.gru_cell(8), fnn.dense(10))
+    >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
+    >>> prompt = jnp.array([[3, 1, 4, 0, 0, 0]])
+    >>> text = unroll_generate(cell, params, prompt, jnp.array([3]), key=jax.random.key(1)).x
+    >>> text.shape, bool((text[:, :3] == prompt[:, :3]).all())
+    ((1, 6), True)
+    """
+    with errors.within("unroll_generate"):
+        first_carry = carry_of(cell)
+        x, given = as_array(x), as_array(given)
+        time = _time(x, given)
+        if top_k is not None:
+            checks.count("top_k", top_k)
+        checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
+        draw = next_input
+        if draw is None:
+            if not (isinstance(temperature, (int, float)) and temperature == 0):
+                checks.need_key(key)
+            draw = _sampler(temperature, top_k, x.dtype)
+        else:
+            checks.function("next_input", draw, "(key, y)")
+        if key is not None:
+            checks.key(key)
+        state = {} if state is None else state
+        first = first_carry(params, time.one)
+        if carry is not None:
+            check_carry(carry, jax.tree.map(struct, first))
+        carry = first if carry is None else carry
+
+        def step(loop, now):
+            (carry, drawn), (t, x, real) = loop, now
+            x = time.where(real, x, drawn)
+            (carry, y), _ = cell.apply(params, state, carry, x)
+            drawn = draw(fold(key, t), y)
+            _check_drawn(drawn, x)
+            return (carry, drawn), (x, y)
+
+        start = carry, jnp.zeros(time.one.shape, x.dtype)
+        steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
+        (carry, _), filled = jax.lax.scan(step, start, steps)
+        x, y = jax.tree.map(time.back, filled)
+    return Generated(x, y, carry)
+
+
+def _time(x: Any, given: Any) -> Any:
+    """The axes of x, of whose steps `given` has as many axes, or one less if it counts them."""
+    counts = jnp.issubdtype(given.dtype, jnp.integer)
+    steps = given.ndim if counts else given.ndim - 1
+    if not 0 <= steps < x.ndim:
+        raise errors.ShapeError(
+            "given with the leading axes of x, and its time where it is of booleans",
+            f"given {errors.show(given)}, x {errors.show(x)}",
+            "one for each step of x, or one count for each sequence",
+        )
+    return time_of(x, given, None, x.ndim - steps - 1)
+
+
+def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:
+    """(key, logits [..., V]) -> the number of one of them [...]."""
+    greedy = isinstance(temperature, (int, float)) and temperature == 0
+
+    def draw(key, logits):
+        most = jnp.argmax(logits, axis=-1)
+        if greedy:
+            return most.astype(dtype)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if top_k is not None and top_k < logits.shape[-1]:
+            least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        heat = jnp.asarray(temperature, logits.dtype)
+        drawn = jax.random.categorical(key, logits / jnp.where(heat > 0, heat, 1))
+        return jnp.where(heat > 0, drawn, most).astype(dtype)
+
+    return draw
+
+
+def _check_drawn(drawn: Any, x: jax.Array) -> None:
+    if struct(drawn) != struct(x):
+        raise errors.ShapeError(
+            f"next inputs like x of one step, {errors.show(x)}",
+            errors.show(drawn),
+            "x of integers [..., T] for logits y, or give next_input",
+        )

@@ -1,0 +1,333 @@
+"""Recurrent networks: a cell run along time by one `jax.lax.scan`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn import checks, errors
+from fnn.combinators import around, check_trees, fold, noting
+from fnn.initializers import zeros
+from fnn.initializing import Param
+from fnn.layer import Layer, outline
+from fnn.layers.cell_combinators import carry_of
+from fnn.layers.cells import check_carry
+from fnn.shapes import as_array, struct
+
+
+@errors.builder
+def rnn(
+    cell: Layer,
+    *,
+    reverse: bool = False,
+    return_sequence: bool = True,
+    return_carry: bool = False,
+    stateful: bool = False,
+    checkpoint_every: int | None = None,
+    truncate: int | None = None,
+    feature_axes: int = 1,
+    unroll: int = 1,
+) -> Layer:
+    """A cell along time: (carry_t, y_t) = cell(carry_{t-1}, x_t): [..., T, C] -> [..., T, H].
+
+    Called as `net(params, x, mask, carry, resets)`, of which all but x may be None or left out:
+
+    - mask: booleans [..., T], or lengths, integers [...]. Where it is False the carry is held and
+      y is zero, and what x has there changes nothing, NaN included. A length outside 0 to T is an
+      error, or under `jit`, where it is not known, taken as the nearest one.
+    - carry: to start from; None is the cell's first one.
+    - resets: booleans [..., T], True where a new episode starts: no carry goes from the step
+      before it into it, or in reverse from it into the step before. Ignored where masked.
+
+    Options:
+
+    - `cell`: any layer with a carry; its key at step t is folded from t, its state goes along.
+    - `reverse`: from the last step to the first. Each y stays at the place of its x.
+    - `return_sequence`: False gives y of the last step that is not masked (the first, in reverse)
+      alone, [..., H], and zero where there is none.
+    - `return_carry`: gives (y, the carry at the end).
+    - `stateful`: the carry stands in the state, and a call starts where the one before it ended,
+      without gradient into it. It does so in evaluation mode too, so take the state from
+      `y, state = net.apply(params, state, x)`; `fnn.forget(state)` starts again. All batches have
+      one size.
+    - `checkpoint_every`: k keeps one carry every k steps for the backward pass, which computes what
+      lies between again: memory grows as T / k + k instead of T (Chen et al., 2016).
+    - `truncate`: no gradient goes from the start of a chunk of k steps to the chunk before.
+    - `feature_axes`: how many axes an x of one step has: 3 for images, 0 for words.
+    - `unroll`: as of `jax.lax.scan`.
+
+    Params and state are named as the cell's. Raises OptionError for something that is no cell,
+    ShapeError and DtypeError for a mask, carry or resets that do not fit: nothing is broadcast.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.rnn(fnn.gru_cell(3))
+    >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
+    >>> y = net(params, jnp.ones((2, 5, 4)), jnp.array([5, 2]))
+    >>> y.shape, bool((y[1, 2:] == 0).all())
+    ((2, 5, 3), True)
+    """
+    first_carry = carry_of(cell)
+    feature_axes = checks.count("feature_axes", feature_axes, 0)
+    unroll = checks.count("unroll", unroll)
+    for name, value in (("checkpoint_every", checkpoint_every), ("truncate", truncate)):
+        if value is not None:
+            checks.count(name, value)
+
+    def declare(x, mask=None, carry=None, resets=None):
+        with errors.within("rnn"):
+            time = time_of(x, mask, resets, feature_axes)
+            (params, state), (kept, y) = outline(cell, (None, _zeros(time.one)))
+            if stateful:
+                state = {**state, SEQUENCE: kept_in_state(kept)}
+            if carry is not None:
+                check_carry(carry, jax.tree.map(struct, kept))
+            if return_sequence:
+                y = jax.tree.map(time.repeated, y)
+        return (params, state), (y, kept) if return_carry else y
+
+    def apply(params, state, x, mask=None, carry=None, resets=None, *, key=None, train=False):
+        """(y, state) of whole sequences; see `fnn.Layer`."""
+        with errors.within("rnn"):
+            check_trees(params, state, key)
+            x, mask, carry, resets = jax.tree.map(as_array, (x, mask, carry, resets))
+            time = time_of(x, mask, resets, feature_axes)
+            own = fold(key, zlib.crc32(b"carry"))
+            first = first_carry(params, time.one, key=own, train=train)
+            alike = jax.tree.map(struct, first)
+            if carry is not None:
+                check_carry(carry, alike)
+            if stateful:
+                state, going_on = apart(state, first)
+                carry = going_on if carry is None else carry
+            run, came_back = noting(cell)
+
+            def step(loop, now):
+                (carry, state, last), (t, x, real, new) = loop, now
+                if new is not None:
+                    carry = time.where(new, first, carry)
+                if truncate is not None:
+                    begins = (time.length - 1 - t if reverse else t) % truncate == 0
+                    cut = jax.lax.stop_gradient(carry)
+                    carry = jax.tree.map(partial(jnp.where, begins), cut, carry)
+                if real is not None:
+                    x = time.where(real, x, jnp.zeros_like(x))
+                (after, y), state = run(params, state, carry, x, key=fold(key, t), train=train)
+                check_carry(after, alike)
+                if real is not None:
+                    after = time.where(real, after, carry)
+                    y = time.where(real, y, _zeros(y) if return_sequence else last)
+                return (
+                    after,
+                    state,
+                    None if return_sequence else y,
+                ), y if return_sequence else None
+
+            start = first if carry is None else carry
+            last = None
+            if not return_sequence:
+                one = jax.eval_shape(
+                    partial(run, key=key, train=train), params, state, start, time.one
+                )
+                last = _zeros(one[0][1])
+            xs = jax.tree.map(time.first, (x, time.mask, boundaries(time.mask, resets, reverse)))
+            (carry, after, last), ys = _scan(
+                step,
+                (start, state, last),
+                (jnp.arange(time.length), *xs),
+                checkpoint_every,
+                reverse=reverse,
+                unroll=unroll,
+            )
+            y = jax.tree.map(time.back, ys) if return_sequence else last
+            state = state if all(came_back) else after
+            state = together(state, carry) if stateful else state
+        return (y, carry) if return_carry else y, state
+
+    def again(cell):
+        return rnn(
+            cell,
+            reverse=reverse,
+            return_sequence=return_sequence,
+            return_carry=return_carry,
+            stateful=stateful,
+            checkpoint_every=checkpoint_every,
+            truncate=truncate,
+            feature_axes=feature_axes,
+            unroll=unroll,
+        )
+
+    return around(cell, again, apply, declare, "rnn")
+
+
+class Time(NamedTuple):
+    """The axes of a sequence: those before time, the length, and an x of one step."""
+
+    lead: tuple[int, ...]
+    length: int
+    one: jax.ShapeDtypeStruct
+    mask: Any  # booleans [..., T], or None
+
+    def first(self, a: jax.Array) -> jax.Array:
+        """[..., T, C] -> [T, ..., C]."""
+        return jnp.moveaxis(a, len(self.lead), 0)
+
+    def back(self, a: jax.Array) -> jax.Array:
+        """[T, ..., C] -> [..., T, C]."""
+        return jnp.moveaxis(a, 0, len(self.lead))
+
+    def repeated(self, a: jax.Array) -> jax.Array:
+        """[..., C] -> [..., T, C]."""
+        return self.back(jnp.broadcast_to(a, (self.length, *a.shape)))
+
+    def where(self, chosen: jax.Array, new: Any, old: Any) -> Any:
+        """Trees of `new` where `chosen` [...] is True, `old` elsewhere."""
+
+        def pick(a, b):
+            if a.shape[: len(self.lead)] != self.lead:
+                raise errors.ShapeError(
+                    f"a cell whose arrays have the leading axes {self.lead} of x, to be masked",
+                    f"one with {errors.show(a)}",
+                    "give each of its arrays these axes",
+                )
+            return jnp.where(chosen.reshape(self.lead + (1,) * (a.ndim - len(self.lead))), a, b)
+
+        return jax.tree.map(pick, new, old)
+
+
+def check_time(x: Any, mask: Any, resets: Any, feature_axes: int) -> tuple[tuple[int, ...], int]:
+    """The axes before time, and the length of x; mask and resets are held against them."""
+    checks.rank(x, feature_axes + 1, f"[..., T, and {feature_axes} axes of one step]")
+    at = len(x.shape) - feature_axes - 1
+    lead, length = tuple(x.shape[:at]), x.shape[at]
+    if mask is not None and jnp.issubdtype(mask.dtype, jnp.integer):
+        _check_flags("lengths", mask, lead, jnp.integer)
+    elif mask is not None:
+        _check_flags("mask", mask, (*lead, length), jnp.bool_)
+    if resets is not None:
+        _check_flags("resets", resets, (*lead, length), jnp.bool_)
+    return lead, length
+
+
+def time_of(x: jax.Array, mask: Any, resets: Any, feature_axes: int) -> Time:
+    """The axes of x, checked, and the mask, which lengths are turned into."""
+    lead, length = check_time(x, mask, resets, feature_axes)
+    one = jax.ShapeDtypeStruct(lead + x.shape[len(lead) + 1 :], x.dtype)
+    if mask is None or mask.dtype == bool:
+        return Time(lead, length, one, mask)
+    if not isinstance(mask, jax.core.Tracer):
+        wrong = np.asarray(mask)[(np.asarray(mask) < 0) | (np.asarray(mask) > length)]
+        if wrong.size:
+            mend = "count the steps of x that are real"
+            raise errors.InputError(f"lengths of 0 to {length}", f"{wrong[0]}", mend)
+    real = jnp.arange(length, dtype=jnp.int32) < mask.astype(jnp.int32)[..., None]
+    return Time(lead, length, one, real)
+
+
+def _check_flags(name: str, flags: Any, shape: tuple, kind: Any) -> None:
+    if not jnp.issubdtype(flags.dtype, kind):
+        mend = "pass booleans [..., T], or as a mask, lengths: integers [...]"
+        raise errors.DtypeError(f"{name} of booleans", f"{name} {errors.show(flags)}", mend)
+    if flags.shape != shape:
+        mend = "pass one for each " + ("sequence of x" if name == "lengths" else "step of x")
+        raise errors.ShapeError(f"{name} {shape}", f"{name} {flags.shape}", mend)
+
+
+def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
+    """Where the carry starts anew before a step [..., T]; None for nowhere."""
+    if resets is None:
+        return None
+    starts = resets if mask is None else resets & mask
+    if not reverse:
+        return starts
+    episode = jnp.cumsum(starts, axis=-1)
+    beyond = jnp.iinfo(episode.dtype).max
+    real = episode if mask is None else jnp.where(mask, episode, beyond)
+    later = jax.lax.cummin(
+        real, axis=real.ndim - 1, reverse=True
+    )  # the next real step's, or its own
+    later = jnp.pad(later[..., 1:], ((0, 0),) * (real.ndim - 1) + ((0, 1),), constant_values=beyond)
+    return (episode < later) & (later < beyond)
+
+
+def _scan(step: Callable, loop: Any, xs: Any, every: int | None, **how: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`, in chunks of so many steps that are computed again on the way back."""
+    if every is None:
+        return jax.lax.scan(step, loop, xs, **how)
+    length = xs[0].shape[0]
+    whole = length - length % every
+
+    @jax.checkpoint
+    def chunk(loop, xs):
+        return jax.lax.scan(step, loop, xs, **how)
+
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1 if whole else 0, every, *a.shape[1:]), xs)
+    rest = jax.tree.map(lambda a: a[whole:], xs)
+    if how["reverse"]:
+        loop, tail = chunk(loop, rest)
+    loop, ys = jax.lax.scan(chunk, loop, chunks, reverse=how["reverse"])
+    if not how["reverse"]:
+        loop, tail = chunk(loop, rest)
+    flat = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
+    return loop, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, tail)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
+
+
+# --- a carry in the state
+
+SEQUENCE = "sequence"  # where a stateful layer keeps it, beside the cell's own state
+
+
+def forget(state: Any) -> Any:
+    """The state of a network whose stateful layers start from their first carries again.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.serial(fnn.rnn(fnn.gru_cell(3), stateful=True))
+    >>> params, state = net.init(jax.random.key(0), (2, 5, 4))
+    >>> _, state = net.apply(params, state, jnp.ones((2, 5, 4)))
+    >>> print(state["rnn1"]["sequence"]["started"])
+    True
+    >>> print(forget(state)["rnn1"]["sequence"]["started"])
+    False
+    """
+    if not isinstance(state, Mapping):
+        return state
+    fresh = {name: forget(value) for name, value in state.items()}
+    if isinstance(kept := fresh.get(SEQUENCE), dict) and "started" in kept:
+        fresh[SEQUENCE] = {**kept, "started": jnp.zeros_like(kept["started"])}
+    return fresh
+
+
+def kept_in_state(carry: Any) -> dict[str, Param]:
+    """The declaration of a carry in the state, its arrays numbered."""
+    arrays = [Param(tuple(a.shape), zeros, a.dtype, "carry") for a in jax.tree.leaves(carry)]
+    started = Param((), zeros, jnp.bool_, "carry")
+    return {"started": started} | {str(i): a for i, a in enumerate(arrays)}
+
+
+def apart(state: Any, first: Any) -> tuple[dict, Any]:
+    """The cell's own state, and the carry in the state: the first one, if there is none yet."""
+    arrays = [struct(a) for a in jax.tree.leaves(first)]
+    started = jax.ShapeDtypeStruct((), jnp.bool_)
+    wanted = {"started": started} | {str(i): a for i, a in enumerate(arrays)}
+    kept = state.get(SEQUENCE, {})
+    errors.check_same(f"state of {SEQUENCE!r}", kept, wanted)
+    went = jax.tree.unflatten(jax.tree.structure(first), [kept[str(i)] for i in range(len(arrays))])
+    carry = jax.tree.map(partial(jnp.where, kept["started"]), went, first)
+    return {name: value for name, value in state.items() if name != SEQUENCE}, carry
+
+
+def together(state: dict, carry: Any) -> dict:
+    """The cell's own state with the carry in it, which takes no gradient back to this call."""
+    leaves = jax.lax.stop_gradient(jax.tree.leaves(carry))
+    kept = {"started": jnp.ones((), bool)} | {str(i): a for i, a in enumerate(leaves)}
+    return {**state, SEQUENCE: kept}

@@ -1,0 +1,65 @@
+"""Truncated back-propagation through time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fnn import checks, errors
+from fnn.train.step import TrainState
+
+
+@errors.builder
+def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+    """A step that learns from long sequences chunk by chunk, in one `jax.lax.scan`.
+
+    Every array of its batch, [B, T, ...], is cut into chunks of `length` steps, and `step` is made
+    on each in turn, [B, length, ...]: T / length updates of the params, each with the gradient of
+    its own chunk (Williams & Peng, 1990). What a stateful layer remembers goes on from chunk to
+    chunk and from batch to batch, by value; `fnn.forget` of the training state's state starts
+    again.
+
+    - `step(train_state, batch) -> (train_state, metrics)`: as of `fnn.train.step`, of a network
+      whose recurrent layers are `stateful=True`.
+    - `length`: of a chunk; it divides T.
+
+    Returns the step, whose metrics have a leading axis [T / length].
+    Raises ShapeError for arrays that cannot be cut.
+
+    >>> import fnn, jax.numpy as jnp
+    >>> net = fnn.serial(fnn.gru(4, stateful=True), fnn.dense(1))
+    >>> loss_fn = fnn.train.supervised(net, fnn.losses.squared_error)
+    >>> ts = fnn.train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (2, 5, 3))
+    >>> long_step = fnn.train.tbptt(fnn.train.step(loss_fn, fnn.optim.sgd(0.1)), 5)
+    >>> ts, metrics = long_step(ts, (jnp.ones((2, 20, 3)), jnp.ones((2, 20, 1))))
+    >>> int(ts.step), metrics["loss"].shape
+    (4, (4,))
+    """
+    checks.function("step", step, "(train_state, batch)")
+    length = checks.count("length", length)
+
+    def chunks(array: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [T / length, B, length, ...]."""
+        if array.ndim < 2 or array.shape[1] % length or not array.shape[1]:
+            raise errors.ShapeError(
+                f"arrays [B, T, ...] with T a multiple of length={length}",
+                errors.show(array),
+                "cut T to a multiple, or choose a length that divides it",
+            )
+        b, t, *rest = array.shape
+        return array.reshape(b, t // length, length, *rest).swapaxes(0, 1)
+
+    @jax.jit
+    def run(train_state, batch):
+        with errors.within("tbptt"):
+            cut = jax.tree.map(chunks, batch)
+        after, metrics = jax.lax.scan(step, train_state, cut)
+        return after._replace(key=None), metrics
+
+    def long_step(train_state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        after, metrics = run(train_state, batch)
+        return after._replace(key=train_state.key), metrics
+
+    return long_step
