@@ -70,7 +70,7 @@ def cast(
     def again(new):
         return cast(new, compute_dtype, output_dtype=output_dtype, param_dtype=param_dtype)
 
-    return around(layer, again, apply, declare)
+    return replace(around(layer, again, apply, declare), carry=layer.carry)
 
 
 def _lowered(layer: Layer, dtype: Any) -> Layer:

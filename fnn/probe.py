@@ -225,6 +225,8 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
     def declare(*xs):
         (params, state), y = outline(layer, xs)
         note()
+        if layer.carry and xs[0] is None:  # for the first one, which is like the next
+            xs = (y[0], *xs[1:])
         room = {"input": _floats(xs), "output": _floats(y)}
         room, params = _declared(room), _declared(arrays_of(params))
         return ({**params, _SEEN: room}, {**state, _SEEN: {**room, "depth": Param((), zeros)}}), y
@@ -232,6 +234,8 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
     def apply(params, state, *xs, key=None, train=False):
         zero, depth = params[_SEEN], state[_SEEN]["depth"]
         params, state = _without(params), _without(state)
+        if layer.carry and xs[0] is None:
+            xs = (layer.carry(params, *xs[1:], key=key, train=train), *xs[1:])
         xs = _plus(xs, zero["input"])
         y, state = layer.apply(params, state, *xs, key=key, train=train)
         y = _plus(y, zero["output"])

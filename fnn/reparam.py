@@ -73,7 +73,18 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
         assert layer.rebuild is not None
         return reparam(layer.rebuild(new), encode, decode)
 
-    return replace(layer, specs=specs, apply=apply, rebuild=layer.rebuild and rebuild, carry=None)
+    def carry(params, x, **mode):
+        """The first carry of a recurrent cell."""
+        assert layer.carry is not None
+        return layer.carry(decode(params), x, **mode)
+
+    return replace(
+        layer,
+        specs=specs,
+        apply=apply,
+        rebuild=layer.rebuild and rebuild,
+        carry=layer.carry and carry,
+    )
 
 
 _SEED = Param((2,), lambda key, shape, dtype: jax.random.bits(key, shape, dtype), jnp.uint32)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fnn
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
@@ -179,3 +181,62 @@ def test_optimizers(tmp_path, monkeypatch, capsys):
     assert max(numbers(r"digits +(\S+)% wrong", out)) < 60
     assert numbers(r"lbfgs .*valley +(\S+) at", out)[0] < 1e-6
     assert (tmp_path / "optimizers.png").stat().st_size > 10_000
+
+
+# --- lstm_sequences
+
+
+def test_lstm_sequences(tmp_path, monkeypatch, capsys):
+    sequences = example("lstm_sequences")
+    small = dict(UNITS=8, HIDDEN=4, LONG=10, INTERVAL=5, BATCH_SIZE=16, HELD_OUT=200)
+    for name, value in small.items():
+        monkeypatch.setattr(sequences, name, value)
+    gru = sequences.fnn.gru(4, return_sequence=False)
+    monkeypatch.setattr(sequences, "LAYERS", {"GRU": gru})
+
+    out = run(sequences, "--steps 60", tmp_path, monkeypatch, capsys)
+    assert numbers(r"(\S+)% right", out)[0] > 60
+    assert numbers(r"error (\S+),", out)[0] < 0.5
+    assert (tmp_path / "lstm_sequences.png").stat().st_size > 10_000
+
+
+def test_an_addition_is_what_its_marks_say():
+    sequences = example("lstm_sequences")
+    x, y = map(np.asarray, sequences.additions(jax.random.key(0), 50))
+    for (values, marks), total in zip(np.swapaxes(x, 1, 2), y, strict=True):
+        assert set(marks) == {0.0, 1.0} and marks.sum() == 2
+        assert marks[:50].sum() == 1
+        np.testing.assert_allclose(values[marks == 1].sum(), total[0], rtol=1e-6)
+
+
+# --- char_lm
+
+
+def test_char_lm(tmp_path, monkeypatch, capsys):
+    lm = example("char_lm")
+    small = dict(FEATURES=8, HIDDEN=16, STREAMS=4, CHUNK=16, CHUNKS=4, LENGTH=20)
+    for name, value in small.items():
+        monkeypatch.setattr(lm, name, value)
+    monkeypatch.setattr(lm, "train_text", lm.train_text[:2000])
+    monkeypatch.setattr(lm, "held_text", lm.held_text[:2000])
+    rnns = {
+        "learner": (fnn.serial, fnn.lstm(16, stateful=True)),
+        "reader": (fnn.serial, fnn.lstm(16)),
+        "writer": (fnn.stack, fnn.lstm_cell(16)),
+    }
+    for name, (join, rnn) in rnns.items():
+        monkeypatch.setattr(lm, name, lm.network(join, rnn))
+
+    out = run(lm, "--epochs 3", tmp_path, monkeypatch, capsys)
+    first, _, last = numbers(r"(\S+) bits per held-out", out)
+    assert last < first < 2 * np.log2(len(lm.alphabet))
+    assert "An object " in out
+    assert (tmp_path / "char_lm.png").stat().st_size > 10_000
+
+
+def test_streams_go_on_where_they_end():
+    lm = example("char_lm")
+    text = lm.streams(lm.held_text, 8)
+    assert text["x"].shape == text["next"].shape and text["x"].shape[0] == 8
+    np.testing.assert_array_equal(text["x"][:, 1:], text["next"][:, :-1])
+    np.testing.assert_array_equal(text["x"][1:, 0], text["next"][:-1, -1])
