@@ -50,10 +50,7 @@ def stax(case: Case) -> Call:
 def linen(case: Case) -> Call:
     """flax.linen: TrainState and a jitted step"""
     import flax.linen as nn
-    import jax
     import jax.numpy as jnp
-    import optax
-    from flax.training.train_state import TrainState
 
     make = {
         "conv": lambda n, _: nn.Conv(n, (3, 3)),
@@ -63,9 +60,18 @@ def linen(case: Case) -> Call:
         "flatten": lambda *_: lambda x: x.reshape(x.shape[0], -1),
         "dropout": lambda rate, _: nn.Dropout(rate, deterministic=False),
     }
-    model, key = nn.Sequential(build(case, make)), jax.random.key(0)
     names = [f"layers_{i}" for i, (kind, _) in enumerate(case.net) if kind in ("conv", "dense")]
     arrays = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
+    params = dict(zip(names, arrays, strict=True))
+    return linen_training(nn.Sequential(build(case, make)), params, batches(case, jnp.asarray))
+
+
+def linen_training(model: Any, params: Any, data: list[Any]) -> Call:
+    import jax
+    import optax
+    from flax.training.train_state import TrainState
+
+    key = jax.random.key(0)
 
     @jax.jit
     def step(train_state: Any, batch: Any) -> Any:
@@ -78,15 +84,13 @@ def linen(case: Case) -> Call:
         value, grads = jax.value_and_grad(loss)(train_state.params)
         return train_state.apply_gradients(grads=grads), value
 
-    params = dict(zip(names, arrays, strict=True))
     start = TrainState.create(apply_fn=model.apply, params=params, tx=optax.adam(RATE))
-    return loop(step, start, batches(case, jnp.asarray))
+    return loop(step, start, data)
 
 
 def nnx_parts(case: Case) -> tuple[Any, Any, Callable[..., Any]]:
     """Model, optimizer and the step that moves them, not yet compiled."""
     import jax.numpy as jnp
-    import optax
     from flax import nnx
 
     rngs = nnx.Rngs(0)
@@ -102,7 +106,12 @@ def nnx_parts(case: Case) -> tuple[Any, Any, Callable[..., Any]]:
     with_weights = [layer for layer in layers if hasattr(layer, "kernel")]
     for layer, (kernel, bias) in zip(with_weights, weights(case), strict=True):
         layer.kernel[...], layer.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
-    model = nnx.Sequential(*layers)
+    return nnx_training(nnx.Sequential(*layers))
+
+
+def nnx_training(model: Any) -> tuple[Any, Any, Callable[..., Any]]:
+    import optax
+    from flax import nnx
 
     def step(model: Any, optimizer: Any, batch: Any) -> Any:
         value, grads = nnx.value_and_grad(lambda m: cross_entropy(m(batch[0]), batch[1]))(model)
@@ -145,7 +154,6 @@ def equinox(case: Case) -> Call:
     import equinox as eqx
     import jax
     import jax.numpy as jnp
-    import optax
 
     key = jax.random.key(0)
     make = {
@@ -162,10 +170,19 @@ def equinox(case: Case) -> Call:
             kernel, bias = next(arrays)
             new = (jnp.asarray(kernel), jnp.asarray(bias).reshape(layer.bias.shape))
             layers[i] = eqx.tree_at(lambda m: (m.weight, m.bias), layer, new)
-    model, tx = eqx.nn.Sequential(layers), optax.adam(RATE)
+    data = batches(case, jnp.asarray, channels_first=True)
+    return equinox_training(eqx.nn.Sequential(layers), data)
+
+
+def equinox_training(model: Any, data: list[Any]) -> Call:
+    import equinox as eqx
+    import jax
+    import optax
+
+    tx, key = optax.adam(RATE), jax.random.key(0)
 
     def loss(model: Any, batch: Any, key: Any) -> Any:
-        keys = jax.random.split(key, case.shape[0])
+        keys = jax.random.split(key, batch[0].shape[0])
         return cross_entropy(jax.vmap(lambda x, k: model(x, key=k))(batch[0], keys), batch[1])
 
     @eqx.filter_jit
@@ -177,7 +194,7 @@ def equinox(case: Case) -> Call:
         return (eqx.apply_updates(model, updates), opt_state, key), value
 
     start = (model, tx.init(eqx.filter(model, eqx.is_array)), key)
-    return loop(step, start, batches(case, jnp.asarray, channels_first=True))
+    return loop(step, start, data)
 
 
 def haiku(case: Case) -> Call:
@@ -185,7 +202,6 @@ def haiku(case: Case) -> Call:
     import haiku as hk
     import jax
     import jax.numpy as jnp
-    import optax
 
     make = {
         "conv": lambda n, _: hk.Conv2D(n, 3),
@@ -196,10 +212,17 @@ def haiku(case: Case) -> Call:
         "dropout": lambda rate, _: lambda x: hk.dropout(hk.next_rng_key(), rate, x),
     }
     net = hk.transform(lambda x: hk.Sequential(build(case, make))(x))
-    key, data, tx = jax.random.key(0), batches(case, jnp.asarray), optax.adam(RATE)
-    names = jax.eval_shape(net.init, key, data[0][0])
+    data = batches(case, jnp.asarray)
+    names = jax.eval_shape(net.init, jax.random.key(0), data[0][0])
     arrays = [{"w": jnp.asarray(k), "b": jnp.asarray(b)} for k, b in weights(case)]
-    params = dict(zip(names, arrays, strict=True))
+    return haiku_training(net, dict(zip(names, arrays, strict=True)), data)
+
+
+def haiku_training(net: Any, params: Any, data: list[Any]) -> Call:
+    import jax
+    import optax
+
+    key, tx = jax.random.key(0), optax.adam(RATE)
 
     @jax.jit
     def step(train_state: Any, batch: Any) -> Any:
@@ -219,7 +242,6 @@ def torch(case: Case) -> Call:
     import torch
     from torch import nn
 
-    torch.set_flush_denormal(True)  # as XLA does
     make = {
         "conv": lambda n, c: nn.Conv2d(c, n, 3, padding=1),
         "dense": lambda n, c: nn.Linear(c, n),
@@ -232,10 +254,17 @@ def torch(case: Case) -> Call:
     with_weights = [layer for layer in layers if hasattr(layer, "weight")]
     for layer, (kernel, bias) in zip(with_weights, weights(case, True), strict=True):
         layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(bias)})
+    return torch_training(nn.Sequential(*layers), case)
+
+
+def torch_training(model: Any, case: Case) -> Call:
+    import torch
+
+    torch.set_flush_denormal(True)  # as XLA does
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    model = nn.Sequential(*layers).to(place).to(memory_format=torch.channels_last)  # pyright: ignore
+    model = model.to(place).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), RATE, fused=True)
-    loss = nn.CrossEntropyLoss()
+    loss = torch.nn.CrossEntropyLoss()
 
     def step(_: None, batch: Any) -> Any:
         optimizer.zero_grad()

@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.task import Goal
 
-Row = Mapping[str, Any]  # "seconds", "first_call", "peak_mib"; or "failed" or "skipped", a reason
+# "seconds", "first_call", "first_calls", "peak_mib"; or "failed" or "skipped", a reason
+Row = Mapping[str, Any]
 HEADER = """# Benchmarks
 
 Written by `python -m benchmarks.run TASK`; do not edit. Every contender runs in a process of its
@@ -56,13 +57,13 @@ def judge(
             "why": f"{goal.contender}: {reason}",
         }
     if not goal.over:
-        measured, against = median(mine["seconds"]), ""
+        measured, against = median(mine[goal.of]), ""
     else:
-        others = {k: than[k]["seconds"] for k in goal.over if "seconds" in than.get(k, {})}
+        others = {k: than[k][goal.of] for k in goal.over if "seconds" in than.get(k, {})}
         if not others:
             return verdict | {"why": f"none of {', '.join(goal.over)} was measured"}
         against = min(others, key=lambda k: median(others[k]))
-        measured = ratio(mine["seconds"], others[against])
+        measured = ratio(mine[goal.of], others[against])
         against += f" in {goal.than}" if goal.than else ""
     met = measured <= goal.limit
     why = "" if met else goal.cause or "cause not yet found"

@@ -113,6 +113,7 @@ class Measurement:
         worker = self.workers[contender] = Worker(self.name, self.case, contender)
         worker.ask("build")
         row["first_call"] = worker.ask("first")
+        row["first_calls"] = [row["first_call"]]
         row["peak_mib"] = worker.ask("memory")
         row["numbers"] = worker.ask("check")
         self.device = self.device or worker.ask("device")
@@ -143,7 +144,7 @@ class Measurement:
         self.workers.pop(contender).close()
         worker = self.workers[contender] = Worker(self.name, self.case, contender)
         worker.ask("build")
-        worker.ask("first")
+        self.rows[contender]["first_calls"].append(worker.ask("first"))
         worker.ask("time 3")
 
     def run(self, contenders: Iterable[str], rounds: int) -> None:

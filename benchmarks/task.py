@@ -20,7 +20,8 @@ class Missing(Exception):
 class Goal:
     """A contender's time is at most `limit` times the best of `over`; `limit` seconds if none.
 
-    `than`: the case in which `over` are timed; empty is the same case.
+    `than`: the case in which `over` are timed; empty is the same case. `of`: the times compared,
+    those of the rounds or, as "first_calls", those of the first call in each process.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Goal:
     contender: str = "fnn"
     cause: str = ""  # why it is missed, as far as is known
     than: str = ""
+    of: str = "seconds"
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,8 @@ def main():
         error = float(jnp.mean((net(train_state.params, x) - y) ** 2))
         curves[name] = losses[: len(losses) // INTERVAL * INTERVAL].reshape(-1, INTERVAL).mean(1)
         below = np.flatnonzero(curves[name] < SOLVED)
-        when = (
-            f"below {SOLVED} after {(below[0] + 1) * INTERVAL} steps" if below.size else "unsolved"
-        )
-        print(f"{name}: held-out error {error:.4f}, {when}, {seconds:.0f} s", flush=True)
+        solved = f"solved after {(below[0] + 1) * INTERVAL} steps" if below.size else "not solved"
+        print(f"{name}: held-out error {error:.4f}, {solved}, {seconds:.0f} s", flush=True)
 
     args.out.mkdir(parents=True, exist_ok=True)
     draw(curves, args.out / "lstm_sequences.png")

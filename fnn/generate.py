@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from fnn import checks, errors
 from fnn.combinators import fold
@@ -50,7 +52,8 @@ def unroll_generate(
       its y [..., V] are logits.
     - `x`: the inputs [..., T]; where they are not given, any values will do.
     - `given`: booleans [..., T], or how many of the first are given, integers [...]; all given is
-      teacher forcing. The first must be, for there is nothing to draw it from.
+      teacher forcing. The first must be, for there is nothing to draw it from; under `jit`, where
+      that is not seen, it is taken as given.
     - `key`: to draw from; not needed at temperature 0 or if `next_input` does not.
     - `temperature`: at least 0; 0 takes the most likely.
     - `top_k`: draws from the k most likely alone (Fan, Lewis & Dauphin, 2018).
@@ -73,6 +76,11 @@ def unroll_generate(
         first_carry = carry_of(cell)
         x, given = as_array(x), as_array(given)
         time = _time(x, given)
+        known = time.length and not isinstance(time.mask, jax.core.Tracer)
+        if known and not np.asarray(time.mask)[..., 0].all():
+            raise errors.InputError(
+                "the first input of each sequence to be given", "one that is not", "give it"
+            )
         if top_k is not None:
             checks.count("top_k", top_k)
         checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
@@ -93,7 +101,7 @@ def unroll_generate(
 
         def step(loop, now):
             (carry, drawn), (t, x, real) = loop, now
-            x = time.where(real, x, drawn)
+            x = time.where(real | (t == 0), x, drawn)
             (carry, y), _ = cell.apply(params, state, carry, x)
             drawn = draw(fold(key, t), y)
             _check_drawn(drawn, x)
@@ -128,11 +136,15 @@ def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, 
         if greedy:
             return most.astype(dtype)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        if top_k is not None and top_k < logits.shape[-1]:
-            least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
+        if top_k is not None and top_k > logits.shape[-1]:
+            raise errors.OptionError(
+                f"top_k of at most the {logits.shape[-1]} logits", f"{top_k}", "make it smaller"
+            )
+        likely, numbers = (logits, None) if top_k is None else jax.lax.top_k(logits, top_k)
         heat = jnp.asarray(temperature, logits.dtype)
-        drawn = jax.random.categorical(key, logits / jnp.where(heat > 0, heat, 1))
+        drawn = jax.random.categorical(key, likely / jnp.where(heat > 0, heat, 1))
+        if numbers is not None:
+            drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]
         return jnp.where(heat > 0, drawn, most).astype(dtype)
 
     return draw

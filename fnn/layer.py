@@ -123,13 +123,19 @@ def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]]) -> Specs:
     return Specs(declare, outline)
 
 
-def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) -> Layer:
+def leaf(
+    name: str,
+    specs: Callable[..., tuple[dict, dict]],
+    apply: Callable,
+    carry: Callable[..., Any] | None = None,
+) -> Layer:
     """A layer without sublayers, from its declarations and its mathematics.
 
     - `specs(*xs)`: the declarations, `(params, state)`, for inputs of which shape and dtype are
       known; it raises what is wrong with them.
     - `apply(params, state, *xs, key, train) -> (y, state)`: run once the inputs, and the names,
       shapes and dtypes of params and state, have been held against the declarations.
+    - `carry`: makes it a recurrent cell, whose first input is the carry; see `fnn.Layer`.
 
     >>> def scale():
     ...     def specs(x):
@@ -168,6 +174,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
             xs = jax.tree.map(as_array, xs)
             structs = jax.tree.map(struct, xs)
             params_spec, state_spec = declare(*structs)
+            structs = structs[1:] if carry else structs
             errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
             errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
             if key is not None:
@@ -179,7 +186,7 @@ def leaf(name: str, specs: Callable[..., tuple[dict, dict]], apply: Callable) ->
                 errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
-    return Layer(name, Specs(declare, outline), checked_apply)
+    return Layer(name, Specs(declare, outline), checked_apply, carry=carry)
 
 
 def as_layer(fn: Any) -> Layer:

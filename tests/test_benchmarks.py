@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import report
+from benchmarks.networks import Case
 from benchmarks.task import Goal, load
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +76,10 @@ def test_goals_are_judged_and_misses_printed():
     assert "without gone" in said(1.3, ("floor", "gone"))
     twice = report.judge(Goal("flat", "96", 1.5, ("fnn",), than="4"), {"fnn": row(2.0, 2.0)}, rows)
     assert report.state(twice).startswith("**MISSED**: flat: 1.67 x fnn in 4 (limit 1.5).")
+    compiled = {name: rows[name] | {"first_calls": [seconds, 1.0, seconds]}
+                for name, seconds in (("fnn", 2.0), ("floor", 4.0))}  # fmt: skip
+    first = Goal("early", "case", 1.0, ("floor",), of="first_calls")
+    assert report.state(report.judge(first, compiled)) == "met: early: 0.5 x floor (limit 1)."
     rows["fnn"] = {"failed": "wrong losses"}
     assert said(1.3, ("floor",)) == "**MISSED**: quick. fnn: wrong losses."
 
@@ -105,6 +111,16 @@ def test_fnn_and_the_floor_take_the_same_steps(tmp_path):
     rows = json.loads(path.read_text())["cases"]["2"]
     assert rows["fnn"]["numbers"] == pytest.approx(rows["floor"]["numbers"], rel=1e-3)
     assert len(rows["fnn"]["numbers"]) == 20 and rows["fnn"]["first_call"] > 0
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_fnn_and_the_floor_train_the_same_recurrent_network(kind):
+    pytest.importorskip("optax")
+    task, case = load("recurrent"), Case((2, 3, 4), ((kind, 5), ("dense", 10)))
+    with jax.numpy_dtype_promotion("standard"):  # as in a worker; optax needs it
+        of_fnn, of_floor = (task.check(task.contenders[name], case) for name in ("fnn", "floor"))
+    assert of_fnn == pytest.approx(of_floor, rel=1e-5)
+    assert len(of_fnn) == 3 and len(set(of_fnn)) == 3
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/tasks").glob("[!_]*.py")))

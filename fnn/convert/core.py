@@ -70,12 +70,15 @@ class Framework(NamedTuple):
     - `separator`: what stands between the names in a path.
     - `ordered`: whether its layers come in order of declaration.
     - `unused`: entries that have no place here.
+    - `inside(where, entry)`: what an entry of lstm2/backward, say, is called, where all layers and
+      directions of a recurrent layer are one; None where each is a layer of its own.
     """
 
     table: Mapping[str, Mapping[str, tuple[str, Way]]]
     separator: str = "/"
     ordered: bool = False
     unused: tuple[str, ...] = ()
+    inside: Callable[[str, str], str] | None = None
 
     def join(self, name: str, entry: str) -> str:
         return self.separator.join(filter(None, (name, entry)))
@@ -143,50 +146,91 @@ def parts(framework: Framework, net: Layer, xs: tuple) -> list[Part]:
         for path, node in tree.flatten(specs).items()
     }
     found = []
-    for path, layer in _leaves(net):
+    for path, layer in _leaves(net, whole=framework.inside is not None):
         own = {
             name: nodes.pop(full)
             for full in list(nodes)
             if (name := full.removeprefix(f"{path}/" if path else "")) != full or not path
         }
         if own:
+            first = next(x for p, x in inputs.items() if f"{p}/".startswith(path and f"{path}/"))
             with errors.at(path) if path else errors.within(layer.name):
-                slots = _slots(framework, layer.name, own, inputs[path].shape)
-            found.append(Part(path, layer.name, inputs[path].origin, slots))
+                kind = _kind(layer.name, own)
+                slots = _slots(framework, kind, own, first.shape)
+            found.append(Part(path, kind, first.origin, slots))
     for path in nodes:
         with errors.at(path):
             raise errors.ParamsError("an array of a layer", "one of none", "convert it by hand")
     return found
 
 
-def _leaves(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    if not layer.children:
+_LAYERS = ("gru", "lstm", "simple_rnn")  # of recurrent layers, one or more
+_CELLS = ("bidirectional", "gru_cell", "lstm_cell", "rnn", "rnn_cell")  # of which kind, they tell
+_WITHIN = re.compile(r"((gru|lstm|simple_rnn)(\d+)/?)?(forward|backward)?")
+
+
+def _leaves(layer: Layer, path: str = "", *, whole: bool) -> Iterator[tuple[str, Layer]]:
+    """The layers that have no others within; `whole`: nor recurrent layers within theirs."""
+    names = [name for name, _ in layer.children if name != "dropout"]
+    recurrent = layer.name in (*_LAYERS, "bidirectional") and all(map(_WITHIN.fullmatch, names))
+    if not layer.children or (whole and recurrent):
         yield path, layer
+        return
     for name, child in layer.children:
-        yield from _leaves(child, f"{path}/{name}" if path else name)
+        yield from _leaves(child, f"{path}/{name}" if path else name, whole=whole)
+
+
+def _kind(name: str, own: Mapping[str, Any]) -> str:
+    """The kind of a layer; of one made of a cell, told by the number of gates."""
+    shapes = {leaf.rpartition("/")[2]: arrays_of(node).shape for leaf, (_, node) in own.items()}
+    shape = shapes.get("recurrent_kernel", ())
+    if name not in _CELLS or len(shape) != 2:
+        return name
+    features = shapes.get("projection", shape)[0]
+    return {1: "simple_rnn", 3: "gru", 4: "lstm"}.get(shape[1] // features, name)
+
+
+def _place(leaf: str) -> tuple[int, bool]:
+    """Sorts lstm1/forward, lstm1/backward, lstm2/forward ... lstm10/backward."""
+    within = _WITHIN.fullmatch(leaf.rpartition("/")[0])
+    return (int(within[3] or 0), within[4] == "backward") if within else (0, False)
 
 
 def _slots(framework: Framework, kind: str, own: Mapping, x: tuple) -> tuple[Slot, ...]:
     rows = framework.table.get(kind, {})
-    if not set(own) <= set(rows):
+    within = [leaf.rpartition("/") for leaf in own]
+    if not all(name in rows and _WITHIN.fullmatch(where) for where, _, name in within):
         raise errors.ParamsError(
             f"a layer of a kind that this framework has, {errors.names(sorted(framework.table))}",
             f"{kind} with {errors.names(own)}",
             "convert its network without it, and put its values in with fnn.tree.merge",
         )
-    slots = []
-    for leaf, (entry, way) in rows.items():
-        if leaf in own:
-            part, node = own[leaf]
-            if getattr(node, "stack", ()):
-                raise errors.ParamsError(
-                    "layers that are not stacked",
-                    f"{leaf} of a stack of {node.stack}",
-                    "convert the members one by one, and stack them",
-                )
-            axes = getattr(node, "axes", None) or ()
-            slots.append(Slot(leaf, part, arrays_of(node), axes, x, entry, way))
+    slots, order = [], list(rows)
+    for leaf in sorted(own, key=lambda leaf: (_place(leaf), order.index(leaf.rpartition("/")[2]))):
+        part, node = own[leaf]
+        if getattr(node, "stack", ()):
+            raise errors.ParamsError(
+                "layers that are not stacked",
+                f"{leaf} of a stack of {node.stack}",
+                "convert the members one by one, and stack them",
+            )
+        where, _, name = leaf.rpartition("/")
+        entry, way = rows[name]
+        entry = framework.inside(where, entry) if where and framework.inside else entry
+        axes = getattr(node, "axes", None) or ()
+        slots.append(Slot(leaf, part, arrays_of(node), axes, x, entry, way))
+    _check_reset(kind, [name for _, _, name in within])
     return tuple(slots)
+
+
+def _check_reset(kind: str, names: list[str]) -> None:
+    """Of a GRU with reset_after, which all frameworks have, each bias has its recurrent_bias."""
+    if kind == "gru" and names.count("bias") != names.count("recurrent_bias"):
+        raise errors.ParamsError(
+            "a GRU that resets after the product with h, as that of the other framework does",
+            "one without recurrent_bias",
+            "build it with reset_after=True",
+        )
 
 
 # --- pairing and moving
@@ -225,7 +269,7 @@ def store(framework: Framework, ours: list[Part], params: Any, state: Any, names
         groups[name] = {}
         for slot in part.slots:
             path = f"{part.path}/{slot.leaf}" if part.path else slot.leaf
-            array = np.array(slot.theirs(_on_host(path, flat[slot.part][path])), order="C")
+            array = np.array(slot.theirs(on_host(path, flat[slot.part][path])), order="C")
             groups[name][slot.entry] = array
     return groups
 
@@ -346,7 +390,7 @@ def _check_entries(framework: Framework, part: Part, name: str, group: Mapping[s
 
 def _read(name: str, value: Any, slot: Slot) -> np.ndarray:
     """Their array, if it is what the slot asks for."""
-    array = _on_host(name, value)
+    array = on_host(name, value)
     if array.shape != slot.shape():
         raise errors.ParamsError(
             f"{name} {slot.shape()} for {slot.leaf} {slot.array.shape}",
@@ -362,7 +406,7 @@ def _read(name: str, value: Any, slot: Slot) -> np.ndarray:
     return array
 
 
-def _on_host(name: str, value: Any) -> np.ndarray:
+def on_host(name: str, value: Any) -> np.ndarray:
     value = value.detach() if hasattr(value, "detach") else value  # a tensor that takes gradients
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise errors.InputError(f"{name} to be an array", errors.show(value), "pass an array")

@@ -1,12 +1,25 @@
-"""Flax, linen and nnx: laid out and named as fnn, but for where the state is."""
+"""Flax, linen and nnx: laid out and named as fnn, but for the state and for recurrent cells."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fnn import errors, tree
-from fnn.convert.core import SAME, Framework, Names, load, mapping, parts, store
+from fnn.convert.core import (
+    SAME,
+    Framework,
+    Groups,
+    Names,
+    Part,
+    load,
+    mapping,
+    on_host,
+    parts,
+    store,
+)
 from fnn.layer import Layer
 
 
@@ -16,6 +29,10 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
     - `variables`: {"params": ..., "batch_stats": ...}, nested dicts of arrays.
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}, for layers that nothing else pairs.
+
+    A recurrent layer is the cell there (LSTMCell or OptimizedLSTMCell, GRUCell, SimpleCell), whose
+    gates are joined; each layer and direction of an `fnn.lstm` is a cell of its own, its path as
+    lstm1/lstm2/backward.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
@@ -35,7 +52,8 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
                     "leave out what layers of fnn do not have",
                 )
             flat |= tree.flatten(mapping(part, inside))
-        return load(FLAX, parts(FLAX, net, xs), FLAX.group(flat), names)
+        ours = parts(FLAX, net, xs)
+        return load(FLAX, ours, _joined(ours, FLAX.group(flat)), names)
 
 
 def to_flax(
@@ -60,6 +78,10 @@ def to_flax(
         groups = store(FLAX, ours, params, state, names)
         flat: dict[str, dict[str, Any]] = {"params": {}}
         for part, (name, group) in zip(ours, groups.items(), strict=True):
+            if part.kind in _GATES:
+                gates = _by_gate(part.kind, group).items()
+                flat["params"] |= {FLAX.join(name, entry): array for entry, array in gates}
+                continue
             for slot in part.slots:
                 inside = flat.setdefault(_PARTS[slot.part], {})
                 inside[FLAX.join(name, slot.entry)] = group[slot.entry]
@@ -73,6 +95,8 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
       `(nnx.Param, nnx.BatchStat)`.
     - `xs`, `names`: as of `from_flax`, and so are the errors.
 
+    The `recurrent_bias` of a GRU, which nnx.GRUCell does not have, is zero.
+
     >>> import numpy as np, fnn
     >>> linear = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
     >>> params, state = from_nnx(fnn.serial(fnn.dense(2)), {"linear": linear}, (1, 3))
@@ -80,8 +104,8 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
     (3, 2)
     """
     with errors.within("from_nnx"):
-        flat = tree.flatten(mapping("pure", pure))
-        return load(FLAX, parts(FLAX, net, xs), FLAX.group(flat), names)
+        flat, ours = tree.flatten(mapping("pure", pure)), parts(FLAX, net, xs)
+        return load(FLAX, ours, _joined(ours, FLAX.group(flat)), names)
 
 
 def to_nnx(
@@ -92,7 +116,8 @@ def to_nnx(
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}; a layer without one keeps its path.
 
-    `nnx.replace_by_pure_dict(model_state, pure)` takes it. Raises as `from_flax`.
+    `nnx.replace_by_pure_dict(model_state, pure)` takes it; an LSTM is an nnx.OptimizedLSTMCell.
+    Raises as `from_flax`, and ParamsError for a GRU whose `recurrent_bias` is not zero.
 
     >>> import jax, fnn
     >>> net = fnn.serial(fnn.dense(2))
@@ -102,7 +127,11 @@ def to_nnx(
     {'linear': {'bias': (2,), 'kernel': (3, 2)}}
     """
     with errors.within("to_nnx"):
-        groups = store(FLAX, parts(FLAX, net, xs), params, state, names)
+        ours = parts(FLAX, net, xs)
+        groups = store(FLAX, ours, params, state, names)
+        for part, name in zip(ours, list(groups), strict=True):
+            if part.kind in _GATES:
+                groups[name] = _by_side(part, groups[name])
         return tree.unflatten(FLAX.flat(groups))
 
 
@@ -111,6 +140,8 @@ def to_nnx(
 _PARTS = {"params": "params", "state": "batch_stats"}
 _LINEAR = {"kernel": ("kernel", SAME), "bias": ("bias", SAME)}
 _NORM = {"scale": ("scale", SAME), "bias": ("bias", SAME)}
+
+_RNN = {name: (name, SAME) for name in ("kernel", "recurrent_kernel", "bias")}  # see _joined
 
 FLAX = Framework(
     {
@@ -121,9 +152,104 @@ FLAX = Framework(
         "depthwise_conv": _LINEAR,
         "embedding": {"embedding": ("embedding", SAME)},
         "group_norm": _NORM,
+        "gru": _RNN | {"recurrent_bias": ("recurrent_bias", SAME)},
         "instance_norm": _NORM,
         "layer_norm": _NORM,
+        "lstm": _RNN,
         "parameter": {"value": ("", SAME)},
         "rms_norm": _NORM,
+        "simple_rnn": _RNN,
     }
 )
+
+
+# --- recurrent cells: a dense layer for each side and gate, or in nnx for each side
+
+_GATES = {"gru": ("r", "z", "n"), "lstm": ("i", "f", "g", "o"), "simple_rnn": ("",)}
+
+
+def _joined(ours: list[Part], groups: Groups) -> Groups:
+    """The same, with all arrays of a cell in one group, the gates side by side."""
+    cells: dict[str, dict[str, str]] = {}
+    for name in groups:
+        cell, _, part = name.rpartition("/")
+        cells.setdefault(cell, {})[part.rstrip("_")] = name  # nnx writes if_
+    found, kinds = dict(groups), {part.kind for part in ours}
+    for cell, names in cells.items():
+        parts = {part.removeprefix("dense_"): groups[name] for part, name in names.items()}
+        kind = _kind(parts)
+        if kind in kinds:
+            for name in names.values():
+                del found[name]
+            found[cell] = _cell(kind, parts, cell)
+    return found
+
+
+def _kind(parts: Groups) -> str:
+    """The kind of a cell with these parts, or nothing; of nnx's, by how wide they are."""
+    sets = {
+        kind: {side + gate for side in "ih" for gate in gates} for kind, gates in _GATES.items()
+    }
+    kind = next((kind for kind, names in sets.items() if set(parts) == names), "")
+    shape = np.shape(parts["h"].get("kernel", 0)) if kind == "simple_rnn" else ()
+    gates = shape[1] // max(shape[0], 1) if len(shape) == 2 else 0
+    return {3: "gru", 4: "lstm"}.get(gates, kind)
+
+
+def _entry(kind: str, part: str, entry: str) -> str:
+    """What an entry of ii, hi ... is called here; its own path if it is of no use."""
+    if entry == "kernel":
+        return "kernel" if part.startswith("i") else "recurrent_kernel"
+    if entry == "bias" and part.startswith("h" if kind == "lstm" else "i"):
+        return "bias"
+    return "recurrent_bias" if (kind, part, entry) == ("gru", "hn", "bias") else f"{part}/{entry}"
+
+
+def _cell(kind: str, parts: Groups, cell: str) -> dict[str, Any]:
+    gates = [""] if "h" in parts else _GATES[kind]
+    found: dict[str, list[np.ndarray]] = {}
+    for part in (side + gate for side in "ih" for gate in gates):
+        for entry, array in parts[part].items():
+            array = on_host(FLAX.join(cell, f"{part}/{entry}"), array)
+            found.setdefault(_entry(kind, part, entry), []).append(array)
+    with errors.at(cell) if cell else errors.within(kind):
+        for entry, arrays in found.items():
+            if len({a.shape for a in arrays}) > 1 or not arrays[0].shape:
+                shapes = errors.names(str(a.shape) for a in arrays)
+                raise errors.ParamsError(
+                    f"one shape of {entry} for all gates", shapes, "take the variables of one cell"
+                )
+    group = {entry: np.concatenate(arrays, axis=-1) for entry, arrays in found.items()}
+    if kind == "gru" and "h" in parts and "bias" in group:  # nnx has no more biases
+        group["recurrent_bias"] = np.zeros_like(group["bias"][: len(group["bias"]) // 3])
+    return group
+
+
+def _by_gate(kind: str, group: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a cell of linen, {"ii/kernel": ...}."""
+    gates, found = _GATES[kind], {}
+    for side, name in (("i", "kernel"), ("h", "recurrent_kernel")):
+        for gate, array in zip(gates, np.split(group[name], len(gates), axis=-1), strict=True):
+            found[f"{side}{gate}/kernel"] = array.copy()
+    if "bias" in group:
+        side = "h" if kind == "lstm" else "i"
+        for gate, array in zip(gates, np.split(group["bias"], len(gates)), strict=True):
+            found[f"{side}{gate}/bias"] = array.copy()
+    if "recurrent_bias" in group:
+        found["hn/bias"] = group["recurrent_bias"]
+    return found
+
+
+def _by_side(part: Part, group: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a cell of nnx, {"dense_i/kernel": ...}."""
+    found = {"dense_i/kernel": group["kernel"], "dense_h/kernel": group["recurrent_kernel"]}
+    if "bias" in group:
+        found["dense_h/bias" if part.kind == "lstm" else "dense_i/bias"] = group["bias"]
+    if np.any(group.get("recurrent_bias", 0)):
+        with errors.at(part.path) if part.path else errors.within(part.kind):
+            raise errors.ParamsError(
+                "a recurrent_bias of zeros, since nnx.GRUCell has none",
+                "other values",
+                "use to_flax, or train the layer with recurrent_bias frozen at zero",
+            )
+    return found

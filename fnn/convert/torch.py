@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ from fnn.convert import origins
 from fnn.convert.core import (
     SAME,
     Framework,
+    Groups,
     Names,
     Part,
     Slot,
     Way,
     load,
     mapping,
+    on_host,
     parts,
     store,
     stores_adjoint,
@@ -37,7 +40,9 @@ def from_torch(
     """(params, state) of `net` with the values of a PyTorch `state_dict`.
 
     Convolutions (O, I, H, W) become (H, W, I, O), linear layers (out, in) become (in, out),
-    transposed convolutions (I, O, H, W) what their `transpose_kernel` asks for.
+    transposed convolutions (I, O, H, W) what their `transpose_kernel` asks for. An LSTM, GRU or RNN
+    of PyTorch, all of its layers and directions, is one `fnn.lstm`, `gru` or `simple_rnn`; its two
+    biases are added up where the sum is all that matters.
 
     - `state_dict`: {name: tensor on the CPU, or NumPy array}. `num_batches_tracked` is not used.
     - `xs`: as for `net.init`.
@@ -61,7 +66,7 @@ def from_torch(
      [2. 5.]]
     """
     with errors.within("from_torch"):
-        groups = TORCH.group(mapping("state_dict", state_dict))
+        groups = _gathered(TORCH.group(mapping("state_dict", state_dict)))
         return load(TORCH, _parts(net, xs, flattened), groups, names)
 
 
@@ -80,7 +85,7 @@ def to_torch(
       dots, as block.conv1.
 
     In PyTorch, `model.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})`
-    takes it. Raises as `from_torch`.
+    takes it. Of two biases that PyTorch adds, the second is zero. Raises as `from_torch`.
 
     >>> import jax, fnn
     >>> net = fnn.serial(fnn.dense(2))
@@ -90,10 +95,12 @@ def to_torch(
     {'fc.weight': (2, 3), 'fc.bias': (2,)}
     """
     with errors.within("to_torch"):
-        groups = store(TORCH, _parts(net, xs, flattened), params, state, names)
-        return {
-            TORCH.join(n, entry): a for n, group in groups.items() for entry, a in group.items()
-        }
+        ours = _parts(net, xs, flattened)
+        groups = store(TORCH, ours, params, state, names)
+        for part, name in zip(ours, list(groups), strict=True):
+            if part.kind in _RECURRENT:
+                groups[name] = _two_biases(groups[name])
+        return TORCH.flat(groups)
 
 
 # --- the table
@@ -119,6 +126,23 @@ _IN_OUT = Way(  # as a convolution's, of which this one is the adjoint
 _LINEAR = {"kernel": ("weight", _OUT_IN), "bias": ("bias", SAME)}
 _NORM = {"scale": ("weight", SAME), "bias": ("bias", SAME)}
 
+_RNN = {
+    "kernel": ("weight_ih_l0", _OUT_IN),
+    "recurrent_kernel": ("weight_hh_l0", _OUT_IN),
+    "bias": ("bias_ih_l0", SAME),  # both of them
+}
+_RECURRENT = {
+    "gru": _RNN | {"recurrent_bias": ("bias_hh_l0", SAME)},  # what n has of it
+    "lstm": _RNN | {"projection": ("weight_hr_l0", _OUT_IN)},
+    "simple_rnn": _RNN,
+}
+
+
+def _inside(where: str, entry: str) -> str:
+    """weight_ih_l0 of lstm2/backward is weight_ih_l1_reverse."""
+    return f"{entry.removesuffix('0')}{_layer(where)}" + "_reverse" * where.endswith("backward")
+
+
 TORCH = Framework(
     {
         "batch_norm": _NORM | {"mean": ("running_mean", SAME), "var": ("running_var", SAME)},
@@ -134,11 +158,71 @@ TORCH = Framework(
         "parameter": {"value": ("", SAME)},
         "prelu": {"alpha": ("weight", SAME)},
         "rms_norm": _NORM,
+        **_RECURRENT,
     },
     separator=".",
     ordered=True,
     unused=("num_batches_tracked",),
+    inside=_inside,
 )
+
+
+# --- recurrent layers
+
+
+def _layer(path: str) -> int:
+    """1 for lstm2/backward/kernel, 0 for that of the only layer."""
+    number = re.search(r"\d+", path)
+    return int(number[0]) - 1 if number else 0
+
+
+def _gathered(groups: Groups) -> Groups:
+    """The same, with all arrays of a recurrent layer in one group and its two biases in one."""
+    found: Groups = {}
+    for name, group in groups.items():
+        layer, _, entry = name.rpartition(".")
+        if re.fullmatch(r"(weight|bias)_(ih|hh|hr)_l\d+(_reverse)?", entry):
+            found.setdefault(layer, {})[entry] = group[""]
+        else:
+            found.setdefault(name, {}).update(group)
+    for name, group in found.items():
+        for entry in list(group):
+            if entry.startswith("bias_hh_l"):
+                _add_biases(name, group, entry.removeprefix("bias_hh"))
+    return found
+
+
+def _add_biases(name: str, group: dict[str, Any], of: str) -> None:
+    """bias_ih becomes the sum, and bias_hh goes, but for what is added within a GRU's reset."""
+    first, second, weight = f"bias_ih{of}", f"bias_hh{of}", f"weight_hh{of}"
+    if not {first, weight} <= set(group):
+        return  # what is missing is said by its name
+    a, b, w = (on_host(TORCH.join(name, e), group[e]) for e in (first, second, weight))
+    if a.ndim != 1 or a.shape != b.shape:
+        raise errors.ParamsError(
+            f"two biases of one shape, {TORCH.join(name, first)} and {second}",
+            f"{a.shape} and {b.shape}",
+            "take the state_dict of one layer",
+        )
+    gru = w.ndim == 2 and len(w) == 3 * w.shape[1] and f"weight_hr{of}" not in group
+    apart = 2 * w.shape[1] if gru else len(a)
+    group[first] = np.concatenate([a[:apart] + b[:apart], a[apart:]])
+    del group[second]
+    if gru:
+        group[second] = b[apart:]
+
+
+def _two_biases(group: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with a bias_hh for each bias_ih: zero, but for what a GRU adds within its reset."""
+    found: dict[str, np.ndarray] = {}
+    for entry, array in group.items():
+        if entry.startswith("bias_hh"):
+            found[entry][-len(array) :] = array
+            continue
+        found[entry] = array
+        if entry.startswith("bias_ih"):
+            found[entry.replace("ih", "hh")] = np.zeros_like(array)
+    return found
 
 
 # --- joined axes
@@ -175,11 +259,12 @@ def _in_order(part: Part, flattened: str | None) -> Part:
         return part._replace(slots=tuple(_with_rows(s, origin.axes) for s in part.slots))
 
 
-_BY_ROW = ("batch_norm", "dense", "layer_norm", "prelu", "rms_norm")  # one row a value of x
+# one row a value of x
+_BY_ROW = ("batch_norm", "dense", "layer_norm", "prelu", "rms_norm", *_RECURRENT)
 
 
 def _with_rows(slot: Slot, axes: tuple[int, ...]) -> Slot:
-    if "in" not in slot.axes:
+    if "in" not in slot.axes or _layer(slot.leaf):
         return slot
     theirs = np.arange(math.prod(axes)).reshape(axes[-1], *axes[:-1])  # C, H, W
     return slot._replace(order=np.moveaxis(theirs, 0, -1).reshape(-1))

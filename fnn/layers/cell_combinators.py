@@ -98,13 +98,17 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
         """The first carry for an x of one step."""
         return carry(x)
 
-    def apply(params, state, kept, x, *, key=None, train=False):
-        """((carry, y), state) of one step; see `fnn.Layer`."""
-        kept = carry(x) if kept is None else kept
-        return layer.apply(params, state, kept, x, key=key, train=train)
+    def begun(xs):
+        with errors.within(layer.name):
+            kept, x = carry_and_x(xs)
+        return carry(x) if kept is None else kept, x
 
-    def declare(kept, x):
-        return outline(layer, (carry(x) if kept is None else kept, x))
+    def apply(params, state, *xs, key=None, train=False):
+        """((carry, y), state) of one step; see `fnn.Layer`."""
+        return layer.apply(params, state, *begun(xs), key=key, train=train)
+
+    def declare(*xs):
+        return outline(layer, begun(xs))
 
     again = around(layer, lambda new: as_cell(new, carry), apply, declare, layer.name)
     return replace(again, carry=first)
@@ -137,9 +141,10 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
     for one in jax.tree.leaves(rate):
         checks.number("rate", one, 0.0, 1.0)
 
-    def apply(params, state, carry, x, *, key=None, train=False):
+    def apply(params, state, *xs, key=None, train=False):
         """((carry, y), state) of one step; see `fnn.Layer`."""
         with errors.within("zoneout"):
+            carry, x = carry_and_x(xs)
             carry = first_or(carry, first, params, x, key, train)
             (new, y), state = cell.apply(params, state, carry, x, key=fold(key, 0), train=train)
             if train:
@@ -219,7 +224,7 @@ def variational_dropout(rate: Any) -> Layer:
         mask = first_or(carry, first, params, x, key, train)
         return (mask, drop_where(mask, x, rate) if train else x), state
 
-    return replace(leaf("variational_dropout", specs, apply), carry=first)
+    return leaf("variational_dropout", specs, apply, first)
 
 
 @errors.builder
@@ -293,6 +298,13 @@ def carry_of(cell: Any) -> Callable[..., Any]:
         f"the layer {cell.name}" if isinstance(cell, Layer) else errors.show(cell),
         "make one of a layer by fnn.as_cell(layer, carry)",
     )
+
+
+def carry_and_x(xs: tuple) -> tuple:
+    """The two inputs of a cell."""
+    if len(xs) != 2:
+        errors.wrong_arity(2, 2, len(xs))
+    return xs
 
 
 def check_parts(carry: Any, parts: Any) -> None:

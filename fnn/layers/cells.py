@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -432,7 +431,7 @@ def _cell(
         carry = packed if recurrent_dropout is None else {**carry, "carry": packed}
         return (carry, new["h"]), state
 
-    return replace(leaf(name, specs, apply), carry=first)
+    return leaf(name, specs, apply, first)
 
 
 def _packed(kept: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import wide
-from fnn.initializers import lecun_normal, uniform
+from fnn.initializers import uniform, variance_scaling
 from fnn.initializing import Derived, Param
 from fnn.layer import Layer, leaf
 from fnn.layers.cells import check_carry
@@ -80,13 +80,14 @@ def lru(
         dtype, c = x.dtype, x.shape[-1]
         ring = Param((2, hidden), uniform(1.0), dtype, "rate")
 
-        def weights(n, m):
-            return Param((n, m), lecun_normal(), dtype, "kernel", ("in", "out"))
+        def weights(n, m, scale=1.0):
+            init = variance_scaling(scale)
+            return Param((n, m), init, dtype, "kernel", ("in", "out"))
 
         return {
             "rates": Derived(rates, ring),
-            "b_re": weights(c, hidden),
-            "b_im": weights(c, hidden),
+            "b_re": weights(c, hidden, 0.5),  # of |B|^2 together 1 / C
+            "b_im": weights(c, hidden, 0.5),
             "c_re": weights(hidden, features),
             "c_im": weights(hidden, features),
             "d": weights(c, features),

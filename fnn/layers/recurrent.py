@@ -73,37 +73,66 @@ def rnn(
     >>> y.shape, bool((y[1, 2:] == 0).all())
     ((2, 5, 3), True)
     """
-    first_carry = carry_of(cell)
-    feature_axes = checks.count("feature_axes", feature_axes, 0)
-    unroll = checks.count("unroll", unroll)
-    for name, value in (("checkpoint_every", checkpoint_every), ("truncate", truncate)):
-        if value is not None:
-            checks.count(name, value)
+    how = How(
+        reverse=reverse,
+        return_sequence=return_sequence,
+        return_carry=return_carry,
+        stateful=stateful,
+        checkpoint_every=checkpoint_every,
+        truncate=truncate,
+        feature_axes=feature_axes,
+        unroll=unroll,
+    )
+    return along_time("rnn", cell, how)
 
-    def declare(x, mask=None, carry=None, resets=None):
-        with errors.within("rnn"):
-            time = time_of(x, mask, resets, feature_axes)
+
+class How(NamedTuple):
+    """The options of `rnn`."""
+
+    reverse: bool = False
+    return_sequence: bool = True
+    return_carry: bool = False
+    stateful: bool = False
+    checkpoint_every: int | None = None
+    truncate: int | None = None
+    feature_axes: int = 1
+    unroll: int = 1
+
+
+def along_time(name: str, cell: Layer, how: How) -> Layer:
+    """`rnn`, under a name."""
+    first_carry = carry_of(cell)
+    checks.count("feature_axes", how.feature_axes, 0)
+    checks.count("unroll", how.unroll)
+    for option, value in (("checkpoint_every", how.checkpoint_every), ("truncate", how.truncate)):
+        if value is not None:
+            checks.count(option, value)
+
+    def declare(*xs):
+        with errors.within(name):
+            x, mask, carry, resets = _four(xs)
+            time = time_of(x, mask, resets, how.feature_axes)
             (params, state), (kept, y) = outline(cell, (None, _zeros(time.one)))
-            if stateful:
+            if how.stateful:
                 state = {**state, SEQUENCE: kept_in_state(kept)}
             if carry is not None:
                 check_carry(carry, jax.tree.map(struct, kept))
-            if return_sequence:
+            if how.return_sequence:
                 y = jax.tree.map(time.repeated, y)
-        return (params, state), (y, kept) if return_carry else y
+        return (params, state), (y, kept) if how.return_carry else y
 
-    def apply(params, state, x, mask=None, carry=None, resets=None, *, key=None, train=False):
+    def apply(params, state, *xs, key=None, train=False):
         """(y, state) of whole sequences; see `fnn.Layer`."""
-        with errors.within("rnn"):
+        with errors.within(name):
             check_trees(params, state, key)
-            x, mask, carry, resets = jax.tree.map(as_array, (x, mask, carry, resets))
-            time = time_of(x, mask, resets, feature_axes)
+            x, mask, carry, resets = jax.tree.map(as_array, _four(xs))
+            time = time_of(x, mask, resets, how.feature_axes)
             own = fold(key, zlib.crc32(b"carry"))
             first = first_carry(params, time.one, key=own, train=train)
             alike = jax.tree.map(struct, first)
             if carry is not None:
                 check_carry(carry, alike)
-            if stateful:
+            if how.stateful:
                 state, going_on = apart(state, first)
                 carry = going_on if carry is None else carry
             run, came_back = noting(cell)
@@ -112,8 +141,8 @@ def rnn(
                 (carry, state, last), (t, x, real, new) = loop, now
                 if new is not None:
                     carry = time.where(new, first, carry)
-                if truncate is not None:
-                    begins = (time.length - 1 - t if reverse else t) % truncate == 0
+                if how.truncate is not None:
+                    begins = (time.length - 1 - t if how.reverse else t) % how.truncate == 0
                     cut = jax.lax.stop_gradient(carry)
                     carry = jax.tree.map(partial(jnp.where, begins), cut, carry)
                 if real is not None:
@@ -122,48 +151,31 @@ def rnn(
                 check_carry(after, alike)
                 if real is not None:
                     after = time.where(real, after, carry)
-                    y = time.where(real, y, _zeros(y) if return_sequence else last)
-                return (
-                    after,
-                    state,
-                    None if return_sequence else y,
-                ), y if return_sequence else None
+                    y = time.where(real, y, _zeros(y) if how.return_sequence else last)
+                if how.return_sequence:
+                    return (after, state, None), y
+                return (after, state, y), None
 
-            start = first if carry is None else carry
-            last = None
-            if not return_sequence:
-                one = jax.eval_shape(
-                    partial(run, key=key, train=train), params, state, start, time.one
-                )
-                last = _zeros(one[0][1])
-            xs = jax.tree.map(time.first, (x, time.mask, boundaries(time.mask, resets, reverse)))
-            (carry, after, last), ys = _scan(
-                step,
-                (start, state, last),
-                (jnp.arange(time.length), *xs),
-                checkpoint_every,
-                reverse=reverse,
-                unroll=unroll,
-            )
-            y = jax.tree.map(time.back, ys) if return_sequence else last
+            start, last = first if carry is None else carry, None
+            if not how.return_sequence:
+                one = partial(run, key=key, train=train)
+                last = _zeros(jax.eval_shape(one, params, state, start, time.one)[0][1])
+            new = boundaries(time.mask, resets, how.reverse)
+            xs = jnp.arange(time.length), *jax.tree.map(time.first, (x, time.mask, new))
+            (carry, after, last), ys = _scan(step, (start, state, last), xs, how)
+            y = jax.tree.map(time.back, ys) if how.return_sequence else last
             state = state if all(came_back) else after
-            state = together(state, carry) if stateful else state
-        return (y, carry) if return_carry else y, state
+            state = together(state, carry) if how.stateful else state
+        return (y, carry) if how.return_carry else y, state
 
-    def again(cell):
-        return rnn(
-            cell,
-            reverse=reverse,
-            return_sequence=return_sequence,
-            return_carry=return_carry,
-            stateful=stateful,
-            checkpoint_every=checkpoint_every,
-            truncate=truncate,
-            feature_axes=feature_axes,
-            unroll=unroll,
-        )
+    return around(cell, lambda new: along_time(name, new, how), apply, declare, name)
 
-    return around(cell, again, apply, declare, "rnn")
+
+def _four(xs: tuple) -> tuple:
+    """x, mask, carry and resets, None where they are left out."""
+    if not 1 <= len(xs) <= 4:
+        errors.wrong_arity(1, 4, len(xs))
+    return (*xs, None, None, None)[:4]
 
 
 class Time(NamedTuple):
@@ -249,33 +261,30 @@ def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
     episode = jnp.cumsum(starts, axis=-1)
     beyond = jnp.iinfo(episode.dtype).max
     real = episode if mask is None else jnp.where(mask, episode, beyond)
-    later = jax.lax.cummin(
-        real, axis=real.ndim - 1, reverse=True
-    )  # the next real step's, or its own
-    later = jnp.pad(later[..., 1:], ((0, 0),) * (real.ndim - 1) + ((0, 1),), constant_values=beyond)
-    return (episode < later) & (later < beyond)
+    least = jax.lax.cummin(real, axis=real.ndim - 1, reverse=True)
+    shift = ((0, 0),) * (real.ndim - 1) + ((0, 1),)
+    following = jnp.pad(least[..., 1:], shift, constant_values=beyond)  # of the next real step
+    crossed = (episode < following) & (following < beyond)
+    return crossed if mask is None else crossed & mask
 
 
-def _scan(step: Callable, loop: Any, xs: Any, every: int | None, **how: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan`, in chunks of so many steps that are computed again on the way back."""
-    if every is None:
-        return jax.lax.scan(step, loop, xs, **how)
-    length = xs[0].shape[0]
-    whole = length - length % every
-
-    @jax.checkpoint
-    def chunk(loop, xs):
-        return jax.lax.scan(step, loop, xs, **how)
-
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1 if whole else 0, every, *a.shape[1:]), xs)
-    rest = jax.tree.map(lambda a: a[whole:], xs)
-    if how["reverse"]:
-        loop, tail = chunk(loop, rest)
-    loop, ys = jax.lax.scan(chunk, loop, chunks, reverse=how["reverse"])
-    if not how["reverse"]:
-        loop, tail = chunk(loop, rest)
-    flat = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys)
-    return loop, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, tail)
+def _scan(step: Callable, loop: Any, xs: Any, how: How) -> tuple[Any, Any]:
+    """`jax.lax.scan`; with `checkpoint_every`, in chunks computed again on the way back."""
+    scan = partial(jax.lax.scan, step, reverse=how.reverse, unroll=how.unroll)
+    if how.checkpoint_every is None:
+        return scan(loop, xs)
+    chunk = jax.checkpoint(scan)
+    length, every = xs[0].shape[0], how.checkpoint_every
+    chunks, rest = divmod(length, every)
+    whole = jax.tree.map(lambda a: a[: length - rest].reshape(chunks, every, *a.shape[1:]), xs)
+    tail = jax.tree.map(lambda a: a[length - rest :], xs)
+    if how.reverse:
+        loop, last = chunk(loop, tail)
+    loop, ys = jax.lax.scan(chunk, loop, whole, reverse=how.reverse)
+    if not how.reverse:
+        loop, last = chunk(loop, tail)
+    flat = jax.tree.map(lambda a: a.reshape(length - rest, *a.shape[2:]), ys)
+    return loop, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, last)
 
 
 def _zeros(tree: Any) -> Any:
@@ -319,8 +328,13 @@ def apart(state: Any, first: Any) -> tuple[dict, Any]:
     arrays = [struct(a) for a in jax.tree.leaves(first)]
     started = jax.ShapeDtypeStruct((), jnp.bool_)
     wanted = {"started": started} | {str(i): a for i, a in enumerate(arrays)}
-    kept = state.get(SEQUENCE, {})
-    errors.check_same(f"state of {SEQUENCE!r}", kept, wanted)
+    kept = state.get(SEQUENCE)
+    if jax.tree.map(struct, kept) != wanted:
+        raise errors.ParamsError(
+            f"state with {SEQUENCE} {errors.show(wanted)}",
+            "none" if kept is None else f"{SEQUENCE} {errors.show(kept)}",
+            "a stateful layer takes batches of one size: take the state from net.init for this one",
+        )
     went = jax.tree.unflatten(jax.tree.structure(first), [kept[str(i)] for i in range(len(arrays))])
     carry = jax.tree.map(partial(jnp.where, kept["started"]), went, first)
     return {name: value for name, value in state.items() if name != SEQUENCE}, carry

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
@@ -13,7 +14,8 @@ from fnn.layer import Layer, compose
 from fnn.layers.cell_combinators import check_parts
 from fnn.layers.cells import gru_cell, lstm_cell, rnn_cell
 from fnn.layers.dropout import dropout as dropout_layer
-from fnn.layers.recurrent import rnn
+from fnn.layers.recurrent import How, along_time, rnn
+from fnn.shapes import struct
 
 
 @errors.builder
@@ -61,10 +63,21 @@ def bidirectional(
         check_parts(starts, ("forward", "backward"))
         y1, end1 = f.forward(x, mask, starts["forward"], resets)
         y2, end2 = f.backward(x, mask, starts["backward"], resets)
+        if merge in ("sum", "mean", "mul"):
+            check_alike(y1, y2)
         y = join(y1, y2)
         return (y, {"forward": end1, "backward": end2}) if return_carry else y
 
     return bidirectional
+
+
+def check_alike(y1: Any, y2: Any) -> None:
+    if jax.tree.map(struct, y1) != jax.tree.map(struct, y2):
+        raise errors.ShapeError(
+            "two cells whose y have one shape and dtype",
+            f"{errors.show(y1)} and {errors.show(y2)}",
+            'give both the same features, or merge="concat"',
+        )
 
 
 _MERGES: dict[str, Callable[[Any, Any], Any]] = {
@@ -176,23 +189,27 @@ _OF_RNN = ("reverse", "stateful", "checkpoint_every", "truncate", "unroll")
 
 def _layers(name: str, build: Callable, features: int, how: _How, options: dict) -> Layer:
     count = checks.count("layers", how.layers)
+    drop = dropout_layer(how.dropout)
     along = {option: options.pop(option) for option in _OF_RNN if option in options}
     if how.bidirectional and along.pop("reverse", False):
         raise errors.OptionError("reverse=False of both ways", "reverse=True", "leave it out")
-    run = bidirectional if how.bidirectional else rnn
 
     def one(last: bool) -> Layer:
-        sequence = how.return_sequence or not last
         cell = build(features, **options)
-        built = run(cell, return_sequence=sequence, return_carry=how.return_carry, **along)
-        return replace(built, name=name)
+        outputs = {
+            "return_sequence": how.return_sequence or not last,
+            "return_carry": how.return_carry,
+        }
+        if how.bidirectional:
+            return replace(bidirectional(cell, **outputs, **along), name=name)
+        return along_time(name, cell, How(**outputs, **along))
 
     if count == 1:
         return one(last=True)
     names = [f"{name}{i + 1}" for i in range(count)]
     children = {own: one(last=own == names[-1]) for own in names}
 
-    @compose(**children, dropout=dropout_layer(how.dropout))
+    @compose(**children, dropout=drop)
     def layered(f, x, mask=None, carry=None, resets=None):
         starts = dict.fromkeys(names) if carry is None else carry
         check_parts(starts, names)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fnn import checks, errors
+from fnn.shapes import as_array
 from fnn.train.step import TrainState
 
 
@@ -55,10 +56,16 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
     def run(train_state, batch):
         with errors.within("tbptt"):
             cut = jax.tree.map(chunks, batch)
+            if len({a.shape[0] for a in jax.tree.leaves(cut)}) != 1:
+                raise errors.ShapeError(
+                    "arrays [B, T, ...] of one T", errors.show(batch), "give all the same T"
+                )
         after, metrics = jax.lax.scan(step, train_state, cut)
         return after._replace(key=None), metrics
 
     def long_step(train_state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        with errors.within("tbptt"):
+            batch = jax.tree.map(as_array, batch)
         after, metrics = run(train_state, batch)
         return after._replace(key=train_state.key), metrics
 
