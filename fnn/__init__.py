@@ -1,6 +1,18 @@
 """fnn: a neural network is a pure function over a parameter tree, y = net(params, x)."""
 
-from fnn import convert, data, initializers, losses, metrics, optim, testing, train, tree
+from fnn import (
+    convert,
+    curvature,
+    data,
+    initializers,
+    losses,
+    metrics,
+    optim,
+    plot,
+    testing,
+    train,
+    tree,
+)
 from fnn.combinators import ensemble, parallel, remat, repeat, residual, serial
 from fnn.errors import FnnError
 from fnn.flops import count_flops
@@ -60,6 +72,7 @@ __all__ = [
     "conv_transpose",
     "convert",
     "count_flops",
+    "curvature",
     "data",
     "dense",
     "depthwise_conv",
@@ -96,6 +109,7 @@ __all__ = [
     "parameter",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "plot",
     "prelu",
     "prune",
     "quantize",

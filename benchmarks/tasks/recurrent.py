@@ -326,14 +326,18 @@ PRODUCTS = (
     "its products of matrices alone, in the same scan, forward and backward, take the time in the "
     "row `matmul`, and all JAX libraries make these; only what is elementwise can be saved."
 )
+LONG = (
+    f"{PRODUCTS} With a batch of 16 the gradient of the weights is a thin product in each step; "
+    "formed once for 25 steps, in a trial of the LSTM that is not built in, all took 0.73 of it."
+)
 
 
 def goals(name: str) -> tuple[Goal, ...]:
     best, eager = LIMITS[sizes(CASES[name])[0]]
-    peers = tuple(JAX_PEERS)
+    peers, cause = tuple(JAX_PEERS), LONG if name.endswith("1000") else PRODUCTS
     return (
-        Goal(f"{name}: at most {best:g} x the best JAX library", name, best, peers, cause=PRODUCTS),
-        Goal(f"{name}: at most {eager:g} x PyTorch", name, eager, ("torch",), cause=PRODUCTS),
+        Goal(f"{name}: at most {best:g} x the best JAX library", name, best, peers, cause=cause),
+        Goal(f"{name}: at most {eager:g} x PyTorch", name, eager, ("torch",), cause=cause),
         Goal(f"{name}: compiled no later than flax.linen", name, 1.0, ("linen",), of="first_calls"),
     )
 

@@ -1,7 +1,8 @@
 """Training: one noun, the step, a pure (train_state, batch) -> (train_state, metrics)."""
 
 from fnn.train.fit import evaluator, fit
+from fnn.train.run import run
 from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.tbptt import tbptt
 
-__all__ = ["TrainState", "evaluator", "fit", "init", "step", "supervised", "tbptt"]
+__all__ = ["TrainState", "evaluator", "fit", "init", "run", "step", "supervised", "tbptt"]
