@@ -17,6 +17,13 @@ flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_coun
 os.environ["XLA_FLAGS"] = " ".join(flags + QUICK * ("FNN_QUICK" in os.environ))
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
+# Both workers, and tests that compile the same program, share what is compiled.
+if "FNN_QUICK" in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="fnn-compiled-")  # removed when this process ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="fnn-data-")  # the home stays clean
 
 from hypothesis import HealthCheck, settings  # noqa: E402

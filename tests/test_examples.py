@@ -240,3 +240,19 @@ def test_streams_go_on_where_they_end():
     assert text["x"].shape == text["next"].shape and text["x"].shape[0] == 8
     np.testing.assert_array_equal(text["x"][:, 1:], text["next"][:, :-1])
     np.testing.assert_array_equal(text["x"][1:, 0], text["next"][:-1, -1])
+
+
+# --- sweep_learning_rate
+
+
+def test_sweep_learning_rate(tmp_path, monkeypatch, capsys):
+    sweep = example("sweep_learning_rate")
+    monkeypatch.setattr(sweep, "RATES", np.float32([1e-6, 1e-2]))
+    monkeypatch.setattr(sweep, "STEPS", 30)
+    monkeypatch.setattr(sweep, "OPTIMIZERS", [fnn.optim.sgd, fnn.optim.adam])
+
+    out = run(sweep, "--seeds 2", tmp_path, monkeypatch, capsys)
+    assert "8 runs of 30 steps" in out
+    first = next(line for line in out.splitlines() if line.startswith("\u2502"))
+    assert "adam" in first and "0.01" in first and "2/2" in first
+    assert (tmp_path / "sweep_learning_rate.png").stat().st_size > 10_000

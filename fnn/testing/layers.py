@@ -6,6 +6,7 @@ AssertionError that names the property, the layer and the numbers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -180,7 +181,10 @@ def check_dtypes(layer: Layer, xs: tuple) -> None:
 
 
 def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
-    """First and second derivatives along random directions equal central differences."""
+    """First and second derivatives along random directions equal central differences.
+
+    Where training is another function than evaluation, the second ones are those of training.
+    """
     with jax.enable_x64(True):
         xs = tuple(as_dtype(x, jnp.float64) for x in xs)
         params, state = layer.init(jax.random.key(0), *xs)
@@ -197,15 +201,19 @@ def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
 
         point = (params, floating)
         directions = jax.tree.map(lambda *two: jnp.stack(two), *(_like(point, s) for s in (1, 2)))
-        _check_derivatives(layer, "evaluation", lambda p: loss(False, p), point, directions, step)
         here = jax.jit(lambda point: (loss(True, point), loss(False, point)))(point)
-        if here[0] != here[1]:  # else training is the same function
-            _check_derivatives(layer, "training", lambda p: loss(True, p), point, directions, step)
+        modes = [False] if here[0] == here[1] else [True, False]  # one, if they are one function
+        for train in modes:
+            f, second = functools.partial(loss, train), train is modes[0]
+            mode = "training" if train else "evaluation"
+            _check_derivatives(layer, mode, f, point, directions, step, second)
 
 
-def _check_derivatives(layer, mode: str, f: Callable, point, directions, step: float) -> None:
+def _check_derivatives(layer, mode, f: Callable, point, directions, step, second) -> None:
     def along(v):
         slope = jax.jvp(f, (point,), (v,))[1]
+        if not second:
+            return slope, _dot(jax.grad(f)(point), v)
         gradient, forward = jax.jvp(jax.grad(f), (point,), (v,))
         reverse = jax.grad(lambda p: _dot(jax.grad(f)(p), v))(point)
         return slope, _dot(gradient, v), forward, reverse
@@ -218,12 +226,12 @@ def _check_derivatives(layer, mode: str, f: Callable, point, directions, step: f
 
     derivatives = jax.jit(jax.vmap(along))(directions)
     for i in range(2):
-        slope, from_grad, forward, reverse = jax.tree.map(lambda d, i=i: d[i], derivatives)
+        slope, from_grad, *bends = jax.tree.map(lambda d, i=i: d[i], derivatives)
         numeric, numeric_grad = differences(jax.tree.map(lambda d, i=i: d[i], directions))
         _close(layer, f"jvp equals differences in {mode}", slope, numeric, 1e-5)
         _close(layer, f"grad equals differences in {mode}", from_grad, numeric, 1e-5)
-        _close(layer, f"jvp of grad equals differences in {mode}", forward, numeric_grad, 1e-4)
-        _close(layer, f"grad of grad equals differences in {mode}", reverse, numeric_grad, 1e-4)
+        for name, bend in zip(("jvp of grad", "grad of grad"), bends, strict=second):
+            _close(layer, f"{name} equals differences in {mode}", bend, numeric_grad, 1e-4)
 
 
 # --- the small tools of the checks

@@ -3,6 +3,18 @@
 from fnn.train.fit import evaluator, fit
 from fnn.train.run import run
 from fnn.train.step import TrainState, init, step, supervised
+from fnn.train.sweep import Sweep, sweep
 from fnn.train.tbptt import tbptt
 
-__all__ = ["TrainState", "evaluator", "fit", "init", "run", "step", "supervised", "tbptt"]
+__all__ = [
+    "Sweep",
+    "TrainState",
+    "evaluator",
+    "fit",
+    "init",
+    "run",
+    "step",
+    "supervised",
+    "sweep",
+    "tbptt",
+]

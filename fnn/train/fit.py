@@ -57,7 +57,7 @@ def fit(
     epoch_of, total = _epochs(data, batch_size, train_state)
     train: list[dict] = []
     evaluated: list[dict] = []
-    with _bar(total and epochs * total, progress) as bar:
+    with Bar(total and epochs * total, progress) as bar:
         for epoch in range(epochs):
             before = len(train)
             for batch in epoch_of(epoch):
@@ -171,10 +171,10 @@ def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
 
-class _bar:
+class Bar:
     """A tqdm bar, or nothing; it shows the loss now and then, so that it does not wait for it."""
 
-    def __init__(self, total: int | None, shown: bool):
+    def __init__(self, total: int | None, shown: bool, unit: str = "step"):
         self.bar = None
         if shown:
             try:
@@ -184,11 +184,11 @@ class _bar:
                     "the progress bar needs tqdm: pip install 'fnn[progress]', "
                     "or pass progress=False"
                 ) from None
-            self.bar = tqdm(total=total, unit="step")
+            self.bar = tqdm(total=total, unit=unit)
         self.shown: dict[str, str] = {}
         self.next = 0.0
 
-    def __enter__(self) -> _bar:
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -203,6 +203,10 @@ class _bar:
         if elapsed >= self.next and len(rows) > 1:
             self.next = elapsed + 0.5
             self.note(rows[-2])  # the step before this one, which is likely done
+
+    def advance(self, count: int) -> None:
+        if self.bar is not None:
+            self.bar.update(count)
 
     def note(self, row: Mapping[str, Any]) -> None:
         if self.bar is not None:

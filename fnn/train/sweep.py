@@ -1,0 +1,404 @@
+"""Many runs at once: over seeds and hyperparameters, compiled once, in chunks that fit."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn import checks, errors
+from fnn.train.fit import Bar
+
+STRATEGIES = ("auto", "vmap", "map", "loop")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found, one row a run.
+
+    - `settings`: {name: its value in each run}, and `seed`, the number of the key.
+    - `results`: the tree that the run function returns, each leaf with a leading axis [runs].
+    - `shape`: how many values each name has, in order, and how many keys; `grid` folds by it.
+    - `strategy`: how the runs were made, by the values of the static names, if there are any.
+
+    >>> shape, settings = {"rate": 2, "seed": 1}, {"rate": [0.1, 0.2], "seed": [0, 0]}
+    >>> found = Sweep(settings, {"loss": np.array([3.0, 4.0])}, shape, {(): "vmap"})
+    >>> print(found.grid(found.results["loss"]))
+    [[3.]
+     [4.]]
+    """
+
+    settings: dict[str, Any]
+    results: Any
+    shape: dict[str, int]
+    strategy: dict[tuple, str]
+
+    def grid(self, values: Any) -> np.ndarray:
+        """[runs, ...] as one axis a name, the last for the seeds: [len(a), len(b), keys, ...]."""
+        values = np.asarray(values)
+        return values.reshape(*self.shape.values(), *values.shape[1:])
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Settings and the results that are one number a run, as columns by name."""
+        columns = {name: np.asarray(_shown(values)) for name, values in self.settings.items()}
+        flat, _ = jax.tree_util.tree_flatten_with_path(self.results)
+        for path, leaf in flat:
+            if np.ndim(leaf) == 1:
+                name = jax.tree_util.keystr(path, simple=True, separator="/") or "result"
+                columns[name if name not in columns else f"result/{name}"] = np.asarray(leaf)
+        return columns
+
+    def frame(self) -> Any:
+        """The rows as a pandas data frame (extra `frame`)."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ImportError("Sweep.frame needs pandas: pip install 'fnn[frame]'") from None
+        return pd.DataFrame(self.rows())
+
+    def table(self, by: str | None = None, best: str = "low", limit: int = 20) -> Any:
+        """A rich table (extra `table`): each setting with its median over seeds, the best first.
+
+        - `by`: the column of `rows()` that counts; None is the last one.
+        """
+        checks.choice("best", best, ("low", "high"))
+        try:
+            from rich.table import Table
+        except ImportError:
+            raise ImportError("Sweep.table needs rich: pip install 'fnn[table]'") from None
+        rows = self.rows()
+        by = list(rows)[-1] if by is None else by
+        if by not in rows:
+            raise errors.OptionError(f"one of {errors.names(rows)}", by, "name a column")
+        names = [name for name in self.settings if name != "seed"]
+        seeds = self.grid(rows[by]).reshape(-1, self.shape["seed"]).astype(float)
+        firsts = {name: self.grid(rows[name]).reshape(-1, self.shape["seed"]) for name in names}
+        kept = [row[np.isfinite(row)] for row in seeds]
+        medians = [np.median(row) if row.size else np.nan for row in kept]
+        order = np.argsort(np.array(medians) * (1 if best == "low" else -1))
+        table = Table(*names, f"{by}, median", "lowest", "highest", "finite")
+        for i in order[:limit]:
+            span = (f"{f(kept[i]):.4g}" if kept[i].size else "" for f in (np.min, np.max))
+            settings = [_text(firsts[name][i, 0]) for name in names]
+            table.add_row(*settings, f"{medians[i]:.4g}", *span, f"{kept[i].size}/{len(seeds[i])}")
+        return table
+
+
+def sweep(
+    run_fn: Callable[..., Any],
+    *,
+    keys: Any,
+    static: Sequence[str] = (),
+    strategy: str = "auto",
+    chunk: int | None = None,
+    memory: float = 2**30,
+    directory: str | os.PathLike | None = None,
+    progress: bool = True,
+    **grid: Any,
+) -> Sweep:
+    """Run a function for every combination of hyperparameters, with every key.
+
+    - `run_fn(key, **settings)`: a pure function, as one that calls `fnn.train.run`, that returns a
+      tree of arrays.
+    - `keys`: `jax.random.split(key, n)`, one for each seed.
+    - `grid`: by name, the values of each hyperparameter: an array [n, ...], whose rows are traced
+      (so that one program serves all of them), or a list of anything else, as optimizers.
+    - `static`: names of numbers that may not be traced, as a width. Each combination of static
+      values is a program of its own.
+    - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` one after the other in
+      one program, `"loop"` one call each. `"auto"` times a run alone against a chunk side by side,
+      and goes on with what is faster: small networks gain, convolutions on CPU lose.
+    - `chunk`: how many runs side by side; None is what fits `memory`, in bytes, as the compiler
+      estimates it. With several devices they share each chunk.
+    - `directory`: where finished chunks are kept, so that the same sweep, interrupted, goes on
+      where it stopped. It belongs to one `run_fn`, which is not looked at.
+    - `progress`: show a bar (extra `progress`).
+
+    A run that ends in NaN leaves the others alone. Raises OptionError, and ShapeError for runs of
+    different static values whose results have different shapes.
+
+    >>> def run_fn(key, rate, power):
+    ...     return {"loss": rate**power + 0 * jax.random.uniform(key)}
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> found = sweep(
+    ...     run_fn, keys=keys, rate=[1.0, 2.0], power=[1, 2], static=["power"], progress=False
+    ... )
+    >>> print(found.grid(found.results["loss"])[..., 0])
+    [[1. 1.]
+     [2. 4.]]
+    """
+    with errors.within("sweep"):
+        plan = _plan(grid, keys, static)
+        checks.choice("strategy", strategy, STRATEGIES)
+        checks.number("memory", memory, 0, float("inf"))
+        if chunk is not None:
+            checks.count("chunk", chunk)
+        store = None if directory is None else pathlib.Path(directory)
+        if store:
+            store.mkdir(parents=True, exist_ok=True)
+    filled, used = _Filled(plan.runs), {}
+    with Bar(plan.runs, progress, "run") as shown:
+        for group in plan.groups():
+
+            def one(lane, fixed=group.fixed):
+                return run_fn(lane["key"], **lane["settings"], **fixed)
+
+            lanes = _Lanes(one, group, strategy, chunk, memory, store)
+            for rows, result in lanes.chunks():
+                filled.put(rows, result)
+                shown.advance(len(rows))
+            used[tuple(group.labels.values())] = lanes.strategy
+    return Sweep(plan.settings(), filled.tree(), plan.shape, used)
+
+
+# --- what is to be run
+
+
+class _Group(NamedTuple):
+    """The runs of one program: static values, the traced ones of each run, and their rows."""
+
+    fixed: dict[str, Any]
+    labels: dict[str, str]
+    settings: dict[str, np.ndarray]
+    keys: Any
+    rows: np.ndarray
+
+
+class _Plan(NamedTuple):
+    values: dict[str, Any]
+    fixed: tuple[str, ...]
+    keys: Any
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {name: len(v) for name, v in self.values.items()} | {"seed": len(self.keys)}
+
+    @property
+    def runs(self) -> int:
+        return int(np.prod(list(self.shape.values())))
+
+    def indices(self) -> dict[str, np.ndarray]:
+        """For each name, the number of its value in each run."""
+        found = np.indices(tuple(self.shape.values())).reshape(len(self.shape), -1)
+        return dict(zip(self.shape, found, strict=True))
+
+    def settings(self) -> dict[str, Any]:
+        at = self.indices()
+        columns = {name: [v[i] for i in at[name]] for name, v in self.values.items()}
+        return columns | {"seed": at["seed"]}
+
+    def groups(self) -> Iterator[_Group]:
+        at = self.indices()
+        choices = [range(len(self.values[name])) for name in self.fixed]
+        for chosen in itertools.product(*choices):
+            here = np.ones(self.runs, bool)
+            for name, i in zip(self.fixed, chosen, strict=True):
+                here &= at[name] == i
+            rows = np.flatnonzero(here)
+            fixed = {n: self.values[n][i] for n, i in zip(self.fixed, chosen, strict=True)}
+            settings = {n: v[at[n][rows]] for n, v in self.values.items() if n not in self.fixed}
+            labels = {name: _text(value) for name, value in fixed.items()}
+            yield _Group(fixed, labels, settings, self.keys[at["seed"][rows]], rows)
+
+
+def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
+    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not typed or keys.ndim != 1 or not len(keys):
+        raise errors.RandomKeyError(
+            "keys, one for each seed", errors.show(keys), "pass jax.random.split(key, n)"
+        )
+    for name in static:
+        if name not in grid:
+            raise errors.OptionError(f"one of {errors.names(grid)} in static", name, "name it")
+    values, fixed = {}, []
+    for name, given in grid.items():
+        if name == "seed" or not hasattr(given, "__len__") or isinstance(given, (str, Mapping)):
+            mend = "give a list, or an array, under another name than seed"
+            raise errors.OptionError(f"values of {name}", errors.show(given), mend)
+        if not len(given):
+            raise errors.OptionError(f"at least one value of {name}", "none", "give one")
+        array = None if name in static else _numbers(given)
+        values[name] = list(given) if array is None else array
+        if array is None:
+            fixed.append(name)
+    return _Plan(values, tuple(fixed), keys)
+
+
+def _numbers(given: Any) -> np.ndarray | None:
+    """Values that can be traced, as an array of JAX's dtype; None for any others."""
+    try:
+        array = np.asarray(given)
+        return array.astype(jnp.result_type(array)) if array.dtype.kind in "biuf" else None
+    except (TypeError, ValueError):
+        return None
+
+
+# --- how it is run
+
+
+class _Lanes:
+    """The runs of a group, chunk by chunk."""
+
+    def __init__(self, one, group, strategy, chunk, memory, store):
+        self.one, self.group, self.store = one, group, store
+        self.total, self.strategy = len(group.rows), "loop" if len(group.rows) == 1 else strategy
+        self.memory, self.asked = memory, chunk
+        self.programs: dict[str, Any] = {}
+
+    def lanes(self, start: int, size: int) -> Any:
+        """The inputs of `size` runs from `start` on, the last one again where there are no more."""
+        rows = np.minimum(np.arange(start, start + size), self.total - 1)
+        settings = {name: v[rows] for name, v in self.group.settings.items()}
+        return {"key": self.group.keys[rows], "settings": settings}
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, Any]]:
+        """(rows, results) until all are made."""
+        start, size = 0, 0
+        while start < self.total:
+            if kept := self._kept(start):
+                count, result = kept
+            else:
+                size = size or self._size()
+                count = 1 if self.strategy == "loop" else min(size, self.total - start)
+                make = self._measured if self.strategy == "auto" else self._made
+                result = make(start, size, count)
+                self._keep(start, count, result)
+            yield self.group.rows[start : start + count], result
+            start += count
+
+    def _size(self) -> int:
+        """How many runs side by side."""
+        if self.strategy == "loop":
+            return 1
+        devices = len(jax.devices())
+        most = self.asked
+        if most is None:
+            program = self._program("loop", self._first(0))
+            need = program.memory_analysis()
+            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+            most = int(max(1, self.memory // max(each, 1)))
+        most = min(most, self.total)
+        even = -(-self.total // -(-self.total // most))  # chunks of one size
+        return -(-even // devices) * devices if even > 1 else 1
+
+    def _first(self, start: int) -> Any:
+        return jax.tree.map(lambda a: a[0], self.lanes(start, 1))
+
+    def _program(self, strategy: str, lanes: Any) -> Any:
+        """Compiled ahead, so that what is timed is the run alone."""
+        if strategy not in self.programs:
+            fn = {
+                "loop": self.one,
+                "vmap": jax.vmap(self.one),
+                "map": lambda lanes: jax.lax.map(self.one, lanes),
+            }[strategy]
+            self.programs[strategy] = jax.jit(fn).lower(lanes).compile()
+        return self.programs[strategy]
+
+    def _made(self, start: int, size: int, count: int) -> Any:
+        if self.strategy == "loop":
+            lane = self._first(start)
+            result = self._program("loop", lane)(lane)
+            return jax.tree.map(lambda a: np.asarray(a)[None], result)
+        lanes = self.lanes(start, size)
+        lanes = _spread(lanes) if self.strategy == "vmap" else lanes
+        result = self._program(self.strategy, lanes)(lanes)
+        return jax.tree.map(lambda a: np.asarray(a)[:count], result)
+
+    def _measured(self, start: int, size: int, count: int) -> Any:
+        """A chunk side by side and one run alone, timed; the faster is taken from here on."""
+        lane = self._first(start)
+        alone = self._program("loop", lane)
+        seconds = _timed(alone, lane)[0]
+        lanes = _spread(self.lanes(start, size))
+        together, result = _timed(self._program("vmap", lanes), lanes)
+        self.strategy = "vmap" if together / size <= seconds else "loop"
+        return jax.tree.map(lambda a: np.asarray(a)[:count], result)
+
+    # --- what is kept on disk
+
+    def _name(self, start: int) -> pathlib.Path:
+        digest = hashlib.sha256(repr(self.group.labels).encode())
+        for name, values in sorted(self.group.settings.items()):
+            digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+        digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
+        assert self.store is not None
+        return self.store / f"{digest.hexdigest()[:16]}-{start}.npz"
+
+    def _keep(self, start: int, count: int, result: Any) -> None:
+        if self.store is None:
+            return
+        path = self._name(start)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, *jax.tree.leaves(result), count=count)
+        os.replace(temporary, path)
+
+    def _kept(self, start: int) -> tuple[int, Any] | None:
+        if self.store is None or not (path := self._name(start)).exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
+            count = int(file["count"])
+        treedef = jax.tree.structure(jax.eval_shape(self.one, self._first(start)))
+        return count, jax.tree.unflatten(treedef, leaves)
+
+
+def _spread(lanes: Any) -> Any:
+    """The runs shared among all devices, if there are several."""
+    devices = jax.devices()
+    if len(devices) == 1 or len(lanes["key"]) % len(devices):
+        return lanes
+    mesh = Mesh(np.array(devices), ("runs",))
+    return jax.device_put(lanes, NamedSharding(mesh, PartitionSpec("runs")))
+
+
+def _timed(program: Any, inputs: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(program(inputs))
+    return time.perf_counter() - start, result
+
+
+class _Filled:
+    """Results by row, as they come."""
+
+    def __init__(self, runs: int):
+        self.runs, self.treedef, self.leaves = runs, None, []
+
+    def put(self, rows: np.ndarray, result: Any) -> None:
+        leaves, treedef = jax.tree.flatten(result)
+        if self.treedef is None:
+            self.treedef = treedef
+            self.leaves = [np.empty((self.runs, *a.shape[1:]), a.dtype) for a in leaves]
+        shapes = [[a.shape[1:] for a in some] for some in (leaves, self.leaves)]
+        if treedef != self.treedef or shapes[0] != shapes[1]:
+            raise errors.ShapeError(
+                f"all runs to return arrays {shapes[1]}", f"{shapes[0]}", "return what they share"
+            )
+        for whole, part in zip(self.leaves, leaves, strict=True):
+            whole[rows] = part
+
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    return str(getattr(value, "__name__", value))
+
+
+def _shown(values: Sequence[Any]) -> list[Any]:
+    """Values that a column can hold: names in the place of functions."""
+    plain = (bool, int, float, str, np.generic)
+    return [v if isinstance(v, plain) else _text(v) for v in values]

@@ -1,0 +1,232 @@
+"""A sweep is its runs, one by one, however they are made."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn import errors
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+RATES, POWERS = np.float32([0.5, 2.0]), [1.0, 2.0, 3.0]
+
+
+def run_fn(key, rate, power, shift=0.0):
+    noise = jax.random.normal(key, (4,))
+    return {"loss": jnp.sum(noise * rate**power) + shift, "curve": noise * rate}
+
+
+def expected(rate, power, seed, shift=0.0):
+    noise = np.asarray(jax.random.normal(KEYS[seed], (4,)))
+    return noise.sum() * rate**power + shift, noise * rate
+
+
+def check(found, powers=POWERS):
+    combinations = itertools.product(enumerate(RATES), enumerate(powers), range(3))
+    losses, curves = (found.grid(found.results[name]) for name in ("loss", "curve"))
+    assert losses.shape == (2, len(powers), 3) and curves.shape == (2, len(powers), 3, 4)
+    for (i, rate), (j, power), seed in combinations:
+        loss, curve = expected(rate, power, seed)
+        np.testing.assert_allclose(losses[i, j, seed], loss, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(curves[i, j, seed], curve, rtol=1e-6)
+
+
+def swept(run_fn=run_fn, **options):
+    grid = {"keys": KEYS, "rate": RATES, "power": POWERS, "progress": False} | options
+    return fnn.train.sweep(run_fn, **grid)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "map", "loop"])
+@pytest.mark.parametrize("static", [(), ("power",)])
+def test_every_run_is_the_function_of_its_settings(strategy, static):
+    found = swept(strategy=strategy, static=static)
+    check(found)
+    assert len(found.strategy) == (3 if static else 1)
+    assert set(found.strategy.values()) <= ({"vmap", "loop"} if strategy == "auto" else {strategy})
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 18, 100])
+def test_chunks_of_any_size_are_the_whole(chunk):
+    check(swept(strategy="vmap", chunk=chunk))
+
+
+def test_a_small_memory_makes_small_chunks():
+    check(swept(strategy="vmap", memory=1.0))
+
+
+def test_settings_stand_beside_their_results():
+    found = swept(static=["power"])
+    for row in range(18):
+        rate, power, seed = (found.settings[name][row] for name in ("rate", "power", "seed"))
+        loss, _ = expected(rate, power, seed)
+        np.testing.assert_allclose(found.results["loss"][row], loss, rtol=1e-5, atol=1e-6)
+    assert list(found.rows()) == ["rate", "power", "seed", "loss"]
+
+
+def test_functions_and_words_are_static_by_themselves():
+    def run_fn(key, fn, word, rate):
+        return fn(rate) * len(word)
+
+    found = fnn.train.sweep(
+        run_fn, keys=KEYS[:1], fn=[jnp.sin, jnp.cos], word=["a", "bc"], rate=RATES, progress=False
+    )
+    expected = [[[np.sin(r) * n for r in RATES] for n in (1, 2)] for _ in "s"]
+    np.testing.assert_allclose(found.grid(found.results)[:1, ..., 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.grid(found.results)[1, 1, :, 0], 2 * np.cos(RATES), rtol=1e-6)
+    assert set(found.strategy) == set(itertools.product(("sin", "cos"), ("a", "bc")))
+
+
+def test_rows_of_an_array_are_lists_of_settings():
+    pairs = np.float32([[0.5, 1.0], [2.0, 3.0]])
+    found = fnn.train.sweep(
+        lambda key, pair: run_fn(key, pair[0], pair[1]), keys=KEYS, pair=pairs, progress=False
+    )
+    for row, (rate, power) in enumerate(pairs):
+        for seed in range(3):
+            loss = found.grid(found.results["loss"])[row, seed]
+            np.testing.assert_allclose(loss, expected(rate, power, seed)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_breaks_leaves_the_others_alone():
+    def run_fn(key, rate):
+        return jnp.log(rate)
+
+    found = fnn.train.sweep(
+        run_fn, keys=KEYS[:1], rate=np.float32([1, -1, 2]), strategy="vmap", progress=False
+    )
+    np.testing.assert_allclose(found.results, [0, np.nan, np.log(2)], rtol=1e-6)
+
+
+def test_runs_are_shared_among_devices():
+    assert len(jax.devices()) == 8  # fake ones
+    placed = []
+
+    def run_fn(key, rate):
+        return rate * 2
+
+    rates = np.arange(13, dtype=np.float32)
+    spread = fnn.train.sweep.__globals__["_spread"]
+
+    def watched(lanes):
+        placed.append(len(spread(lanes)["settings"]["rate"].sharding.device_set))
+        return spread(lanes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fnn.train.sweep.__globals__, "_spread", watched)
+        found = fnn.train.sweep(
+            run_fn, keys=KEYS[:1], rate=rates, strategy="vmap", chunk=13, progress=False
+        )
+    np.testing.assert_array_equal(found.results, rates * 2)
+    assert placed == [8]
+
+
+# --- on disk
+
+
+def test_what_is_kept_is_not_made_again(tmp_path):
+    first = swept(strategy="vmap", chunk=8, directory=tmp_path)
+    check(first)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 3 and all(file.suffix == ".npz" for file in files)
+    with np.load(files[0]) as file:
+        kept = dict(file)
+    kept["arr_1"] = kept["arr_1"] + 100  # to see that it is read
+    np.savez(files[0], **kept)
+    again = swept(strategy="vmap", chunk=8, directory=tmp_path)
+    moved = again.results["loss"] - first.results["loss"] > 99
+    assert moved.sum() == kept["count"]
+    for file in files:
+        file.unlink()
+    check(swept(strategy="vmap", chunk=8, directory=tmp_path))
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path):
+    made, lanes = [], fnn.train.sweep.__globals__["_Lanes"]
+    make = lanes._made
+
+    def stopping(self, start, *rest):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(start)
+        return make(self, start, *rest)
+
+    options = {"strategy": "vmap", "chunk": 8, "directory": tmp_path}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "_made", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            swept(**options)
+        made.clear()
+        check(swept(**options))
+    assert made == [16]
+
+
+def test_other_settings_are_not_taken_for_the_same(tmp_path):
+    check(swept(strategy="vmap", directory=tmp_path))
+    other = swept(strategy="vmap", directory=tmp_path, rate=RATES + 1)
+    loss = expected(RATES[1] + 1, 2, 0)[0]
+    np.testing.assert_allclose(other.grid(other.results["loss"])[1, 1, 0], loss, rtol=1e-5)
+
+
+# --- how it is shown
+
+
+def test_the_table_shows_the_best_first():
+    found = swept(run_fn=lambda key, rate, power: {"loss": rate * power})
+    table = found.table()
+    columns = [list(column.cells) for column in table.columns]
+    assert [column.header for column in table.columns][:3] == ["rate", "power", "loss, median"]
+    assert columns[2] == ["0.5", "1", "1.5", "2", "4", "6"]
+    assert found.table(best="high", limit=1).row_count == 1
+
+
+def test_a_frame_holds_every_run():
+    pandas = pytest.importorskip("pandas")
+    frame = swept().frame()
+    assert isinstance(frame, pandas.DataFrame) and frame.shape == (18, 4)
+
+
+# --- a real run
+
+
+def test_seeds_and_rates_of_a_network():
+    data = fnn.data.load("digits", "train")
+    data = {"image": data["image"][:256].astype(np.float32) / 255, "label": data["label"][:256]}
+    net = fnn.serial(fnn.flatten(3), fnn.dense(10))
+
+    def run_fn(key, rate):
+        tx = fnn.optim.adam(rate)
+        loss = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
+        ts = fnn.train.init(net, tx, key, data["image"][:1])
+        _, history = fnn.train.run(fnn.train.step(loss, tx), ts, data, steps=40, batch_size=64)
+        return history["train"]["loss"]
+
+    found = fnn.train.sweep(run_fn, keys=KEYS, rate=np.geomspace(1e-4, 1e-1, 4), progress=False)
+    last = found.grid(found.results)[..., -1]
+    assert last.shape == (4, 3) and (last[3] < last[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"keys": jax.random.key(0)}, errors.RandomKeyError, "split"),
+        ({"keys": 3}, errors.RandomKeyError, "split"),
+        ({"rate": 0.1}, errors.OptionError, "values of rate"),
+        ({"rate": []}, errors.OptionError, "at least one"),
+        ({"static": ["width"]}, errors.OptionError, "width"),
+        ({"strategy": "fast"}, errors.OptionError, "strategy"),
+        ({"chunk": 0}, errors.OptionError, "chunk"),
+    ],
+)
+def test_wrong_inputs_are_refused(options, kind, text):
+    with pytest.raises(kind, match=text):
+        swept(**options)
+
+
+def test_results_of_other_shapes_are_refused():
+    with pytest.raises(errors.ShapeError, match="all runs"):
+        fnn.train.sweep(
+            lambda key, n: jnp.zeros(n), keys=KEYS, n=[2, 3], static=["n"], progress=False
+        )
