@@ -139,10 +139,19 @@ def section(result: Mapping[str, Any]) -> str:
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
-    """The result as JSON, and the report of all results in the folder as RESULTS.md."""
-    results = folder / "results"
+    """The result as JSON, and the report of all results in the folder as RESULTS.md.
+
+    A part of the report whose JSON is not there stays as it stands.
+    """
+    results, path = folder / "results", folder / "RESULTS.md"
     results.mkdir(parents=True, exist_ok=True)
     name = f"{result['task']}-{result['platform']}.json"
     (results / name).write_text(json.dumps(result, indent=1) + "\n")
-    parts = [section(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
-    (folder / "RESULTS.md").write_text("\n".join([HEADER, *parts]).rstrip() + "\n")
+    there = [json.loads(file.read_text()) for file in results.glob("*.json")]
+    parts = {(one["task"], one["platform"]): section(one) for one in there}
+    timed = {task for task, _ in parts}
+    for part in path.read_text().split("\n## ")[1:] if path.exists() else ():
+        task = part.split(":", 1)[0]
+        if task not in timed:
+            parts[task, ""] = f"## {part}".rstrip()
+    path.write_text("\n".join([HEADER, *(parts[key] for key in sorted(parts))]).rstrip() + "\n")

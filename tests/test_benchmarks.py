@@ -101,6 +101,22 @@ def test_a_toy_task_end_to_end(tmp_path):
         assert words in report_text and words in done.stdout + report.HEADER
 
 
+def test_a_report_keeps_what_it_has_no_data_of(tmp_path):
+    """Parts without JSON stay; a part with JSON is written from it, the others in order."""
+    old = "## alpha: by hand\n\n| a |\n\n## optim: out of date\n\n## zeta: last\n\n| z |\n"
+    (tmp_path / "RESULTS.md").write_text(f"{report.HEADER}\n{old}")
+    results = ROOT / "benchmarks/results"
+    result = json.loads((results / "optim-cpu.json").read_text())
+    for _ in range(2):
+        report.write(result, tmp_path)
+        text = (tmp_path / "RESULTS.md").read_text()
+        assert [line.split(":")[0] for line in text.splitlines() if line.startswith("## ")] == [
+            "## alpha", "## optim", "## zeta",
+        ]  # fmt: skip
+        assert "| a |" in text and "| z |" in text and "out of date" not in text
+        assert report.section(result).rstrip() in text
+
+
 def test_fnn_and_the_floor_take_the_same_steps(tmp_path):
     """The quickest real task: both contenders run, and their losses agree."""
     pytest.importorskip("optax")
