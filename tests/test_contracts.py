@@ -152,9 +152,9 @@ LAYERS = {
 
 
 HEAVY = (  # made of others in the table: in `make test-full` alone
-    "attention to memory", "bidirectional", "conv_lstm_cell", "lru", "lstm layers",
-    "lstm_cell with all", "max_pool large", "repeat remat", "repeat weight_norm", "rnn masked",
-    "rnn reset", "transformer_block", "zoneout",
+    "attention causal, rotary", "attention to memory", "bidirectional", "conv_lstm_cell",
+    "ensemble", "lru", "lstm layers", "lstm_cell with all", "max_pool large", "repeat remat",
+    "repeat weight_norm", "rnn masked", "rnn reset", "stack", "transformer_block", "zoneout",
 )  # fmt: skip
 
 
