@@ -139,6 +139,18 @@ def array(x: Any, least: int, layout: str, name: str = "x") -> None:
         )
 
 
+def examples(name: str, tree: Any) -> int:
+    """How many examples a tree of arrays holds: the leading axis that all of them have."""
+    sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ShapeError(
+            f"{name}, arrays with one leading axis [N, ...]",
+            show(tree),
+            "stack the examples of each along axis 0",
+        )
+    return sizes.pop()[0]
+
+
 def mapping(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise InputError(f"{name} to be a dict of functions", show(value), "name them in a dict")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.initializing import Derived
 from fnn.layer import Layer, as_layer, compose, outline, same_arrays, traced
-from fnn.shapes import as_array, from_numpy, struct
+from fnn.shapes import as_array, from_numpy, unlike
 
 __all__ = ["ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
@@ -323,12 +323,8 @@ def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None
 
 def _check_alike(wanted: str, x: Any, y: Any, mend: str) -> None:
     """Two trees of arrays of one structure, with the same shapes and dtypes."""
-    first, second = jax.tree.map(struct, x), jax.tree.map(struct, y)
-    if first == second:
-        return
-    shapes = [jax.tree.map(lambda a: a.shape, tree) for tree in (first, second)]
-    error = errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
-    raise error(wanted, f"{errors.show(y)} for {errors.show(x)}", mend)
+    if error := unlike(x, y):
+        raise error(wanted, f"{errors.show(y)} for {errors.show(x)}", mend)
 
 
 def noting(layer: Layer) -> tuple[Callable, list[bool]]:

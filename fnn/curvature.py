@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from fnn import checks, errors
-from fnn.dtypes import is_floating, wide
+from fnn.dtypes import is_floating, wide, widened
 from fnn.shapes import struct
 
 __all__ = [
@@ -43,13 +43,7 @@ def per_example_gradients(loss: Callable[..., Any], params: Any, *examples: Any)
     [0. 1. 4. 9.]
     """
     with errors.within("per_example_gradients"):
-        sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(examples)}
-        if len(sizes) != 1 or sizes == {()}:
-            raise errors.ShapeError(
-                "examples, arrays with one leading axis [N, ...]",
-                errors.show(examples),
-                "stack them along axis 0",
-            )
+        checks.examples("examples", examples)
         return jax.vmap(_grad(loss), (None, *(0,) * len(examples)))(params, *examples)
 
 
@@ -281,4 +275,4 @@ def _check_alike(params: Any, v: Any) -> None:
 
 
 def _wide(tree: Any) -> Any:
-    return jax.tree.map(lambda a: a.astype(wide(a.dtype)) if is_floating(a) else a, tree)
+    return jax.tree.map(lambda a: widened(a) if is_floating(a) else a, tree)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -21,6 +22,16 @@ def wide(dtype: Any) -> Any:
     (dtype('float32'), dtype('float32'))
     """
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widened(a: Any) -> jax.Array:
+    """An array in float32, if it is of narrower floats.
+
+    >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    a = jnp.asarray(a)
+    return a.astype(wide(a.dtype))
 
 
 def widest(a: Any, b: Any) -> Any:

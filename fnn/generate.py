@@ -86,9 +86,10 @@ def unroll_generate(
         checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
         draw = next_input
         if draw is None:
-            if not (isinstance(temperature, (int, float)) and temperature == 0):
+            greedy = isinstance(temperature, (int, float)) and temperature == 0
+            if not greedy:
                 checks.need_key(key)
-            draw = _sampler(temperature, top_k, x.dtype)
+            draw = _most_likely(x.dtype) if greedy else _sampler(temperature, top_k, x.dtype)
         else:
             checks.function("next_input", draw, "(key, y)")
         if key is not None:
@@ -96,7 +97,7 @@ def unroll_generate(
         state = {} if state is None else state
         first = first_carry(params, time.one)
         if carry is not None:
-            check_carry(carry, jax.tree.map(struct, first))
+            check_carry(carry, first)
         carry = first if carry is None else carry
 
         def step(loop, now):
@@ -129,12 +130,9 @@ def _time(x: Any, given: Any) -> Any:
 
 def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:
     """(key, logits [..., V]) -> the number of one of them [...]."""
-    greedy = isinstance(temperature, (int, float)) and temperature == 0
 
     def draw(key, logits):
-        most = jnp.argmax(logits, axis=-1)
-        if greedy:
-            return most.astype(dtype)
+        most = _most_likely(dtype)(key, logits)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if top_k is not None and top_k > logits.shape[-1]:
             raise errors.OptionError(
@@ -145,9 +143,13 @@ def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, 
         drawn = jax.random.categorical(key, likely / jnp.where(heat > 0, heat, 1))
         if numbers is not None:
             drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]
-        return jnp.where(heat > 0, drawn, most).astype(dtype)
+        return jnp.where(heat > 0, drawn.astype(dtype), most)
 
     return draw
+
+
+def _most_likely(dtype: Any) -> Callable[[Any, Any], Any]:
+    return lambda key, logits: jnp.argmax(logits, axis=-1).astype(dtype)
 
 
 def _check_drawn(drawn: Any, x: jax.Array) -> None:

@@ -57,6 +57,15 @@ def _is_traced_int(d: Any) -> bool:
     return traced and jnp.issubdtype(d.dtype, jnp.integer)
 
 
+def unlike(a: Any, b: Any) -> type[errors.FnnError] | None:
+    """The error for two trees of arrays of other structure or shapes, or of other dtypes."""
+    first, second = jax.tree.map(struct, a), jax.tree.map(struct, b)
+    if first == second:
+        return None
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (first, second)]
+    return errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
+
+
 def from_numpy(x: Any) -> Any:
     """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
     try:

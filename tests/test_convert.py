@@ -11,6 +11,7 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_errors import assert_teaches
 
 import fnn
 from fnn import convert, errors, tree
@@ -919,6 +920,5 @@ def test_wrong_inputs(name):
     with pytest.raises(fnn.FnnError) as caught:
         call()
     error = caught.value
-    assert error.expected and error.got and error.mend
-    assert str(error) == f"{where}: expected {error.expected}, got {error.got}; {error.mend}"
+    assert_teaches(error, where)
     assert said in str(error)

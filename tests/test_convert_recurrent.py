@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from test_errors import assert_teaches
 
 import fnn
 from fnn import convert, errors, tree
@@ -357,7 +358,6 @@ def test_wrong_inputs(name):
     with pytest.raises(fnn.FnnError) as caught:
         call()
     error = caught.value
-    assert error.expected and error.got and error.mend
-    assert str(error) == f"{where}: expected {error.expected}, got {error.got}; {error.mend}"
+    assert_teaches(error, where)
     assert said in str(error)
     assert isinstance(error, errors.ParamsError)

@@ -14,6 +14,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_errors import assert_teaches
 
 import fnn
 from fnn import errors, tree
@@ -343,8 +344,7 @@ def test_wrong_inputs(name):
     with pytest.raises(fnn.FnnError) as caught:
         call()
     error = caught.value
-    assert error.expected and error.got and error.mend
-    assert str(error) == f"{where}: expected {error.expected}, got {error.got}; {error.mend}"
+    assert_teaches(error, where)
     assert said in str(error) and len(str(error)) < 400
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.combinators import around, fold, numbered
-from fnn.dtypes import is_floating, wide
+from fnn.dtypes import is_floating, wide, widened
 from fnn.initializers import lecun_normal
 from fnn.layer import Layer, as_layer, compose, leaf, outline
 from fnn.layers.cells import check_carry, first_or, keep_mask, lstm_step, open_forget_gate
@@ -276,9 +276,9 @@ def conv_lstm_cell(
         zero = first(None, x)
         c, h = zero if carry is None else carry
         if carry is not None:
-            check_carry(carry, jax.tree.map(struct, zero))
+            check_carry(carry, zero)
         z = f.input(x) + f.hidden(h)
-        c, h = lstm_step(z.astype(wide(z.dtype)), c.astype(wide(c.dtype)))
+        c, h = lstm_step(widened(z), widened(c))
         c, h = c.astype(x.dtype), h.astype(x.dtype)
         return (c, h), h
 

@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.dtypes import widened
 from fnn.initializers import lecun_normal, ones, orthogonal, zeros
 from fnn.initializing import Derived, Param
 from fnn.layer import Layer, leaf
 from fnn.layers.dropout import drop_where
 from fnn.layers.norm import standardize
-from fnn.shapes import struct
+from fnn.shapes import unlike
 
 sigmoid = jax.nn.sigmoid
 
@@ -76,7 +76,7 @@ def rnn_cell(
         return inits.declare(x, 1, features, features)
 
     def step(p, x, h, old):
-        z = _wide(x @ p["kernel"] + h @ p["recurrent_kernel"] + _bias(p))
+        z = widened(x @ p["kernel"] + h @ p["recurrent_kernel"] + _bias(p))
         return {"h": activation(z).astype(x.dtype)}
 
     return _cell("rnn_cell", {"h": features}, declare, step, recurrent_dropout, learned_carry)
@@ -159,18 +159,18 @@ def lstm_cell(
         if layer_norm:
             of_x, of_h = standardize(of_x), standardize(of_h)
             of_x, of_h = of_x * p["input_scale"], of_h * p["recurrent_scale"]
-        z, c = _wide(of_x + of_h + _bias(p)), _wide(old["c"])
+        z, c = widened(of_x + of_h + _bias(p)), widened(old["c"])
         c, h = seeing(p, z, c) if peepholes or layer_norm else lstm_step(z, c)
         c, h = c.astype(x.dtype), h.astype(x.dtype)
         return {"c": c, "h": h if projection is None else h @ p["projection"]}
 
     def seeing(p, z, c):
         i, f, g, o = jnp.split(z, 4, axis=-1)
-        to_i, to_f, to_o = map(_wide, p["peephole"]) if peepholes else (0, 0, 0)
+        to_i, to_f, to_o = map(widened, p["peephole"]) if peepholes else (0, 0, 0)
         c = sigmoid(f + to_f * c) * c + sigmoid(i + to_i * c) * jnp.tanh(g)
         seen = c
         if layer_norm:
-            seen = standardize(c) * _wide(p["cell_scale"]) + _wide(p["cell_bias"])
+            seen = standardize(c) * widened(p["cell_scale"]) + widened(p["cell_bias"])
         return c, sigmoid(o + to_o * c) * jnp.tanh(seen)
 
     sizes = {"c": features, "h": size}
@@ -225,14 +225,14 @@ def gru_cell(
         a, q = x @ p["kernel"] + _bias(p), h @ p["recurrent_kernel"]
         if use_bias:
             q = q + jnp.pad(p["recurrent_bias"], (2 * features, 0))
-        return {"h": gru_step(_wide(a), _wide(q), _wide(old["h"])).astype(x.dtype)}
+        return {"h": gru_step(widened(a), widened(q), widened(old["h"])).astype(x.dtype)}
 
     def before(p, x, h, old):
         rz, n = jnp.split(x @ p["kernel"] + _bias(p), (2 * features,), axis=-1)
         to_rz, to_n = jnp.split(p["recurrent_kernel"], (2 * features,), axis=-1)
-        r, z = jnp.split(sigmoid(_wide(rz + h @ to_rz)), 2, axis=-1)
-        n = jnp.tanh(_wide(n + (r * _wide(h)).astype(x.dtype) @ to_n))
-        return {"h": _between(z, n, _wide(old["h"])).astype(x.dtype)}
+        r, z = jnp.split(sigmoid(widened(rz + h @ to_rz)), 2, axis=-1)
+        n = jnp.tanh(widened(n + (r * widened(h)).astype(x.dtype) @ to_n))
+        return {"h": _between(z, n, widened(old["h"])).astype(x.dtype)}
 
     step = after if reset_after else before
     return _cell("gru_cell", {"h": features}, declare, step, recurrent_dropout, learned_carry)
@@ -279,9 +279,9 @@ def mgu_cell(
     def step(p, x, h, old):
         f, n = jnp.split(x @ p["kernel"] + _bias(p), 2, axis=-1)
         to_f, to_n = jnp.split(p["recurrent_kernel"], 2, axis=-1)
-        f = sigmoid(_wide(f + h @ to_f))
-        n = jnp.tanh(_wide(n + (f * _wide(h)).astype(x.dtype) @ to_n))
-        return {"h": _between(f, _wide(old["h"]), n).astype(x.dtype)}
+        f = sigmoid(widened(f + h @ to_f))
+        n = jnp.tanh(widened(n + (f * widened(h)).astype(x.dtype) @ to_n))
+        return {"h": _between(f, widened(old["h"]), n).astype(x.dtype)}
 
     return _cell("mgu_cell", {"h": features}, declare, step, recurrent_dropout, learned_carry)
 
@@ -371,10 +371,6 @@ def _bias(params: Mapping) -> Any:
     return params.get("bias", 0)
 
 
-def _wide(a: jax.Array) -> jax.Array:
-    return a.astype(wide(a.dtype))
-
-
 def _cell(
     name: str,
     sizes: Mapping[str, int],
@@ -457,10 +453,6 @@ def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
 
 def check_carry(carry: Any, wanted: Any) -> None:
     """A carry like the first one, in structure, shapes and dtypes."""
-    got = jax.tree.map(struct, carry)
-    if got == wanted:
-        return
-    mend = "take the carry that came out for inputs like x, or None for the first one"
-    shapes = [jax.tree.map(lambda a: a.shape, tree) for tree in (got, wanted)]
-    error = errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
-    raise error(f"carry {errors.show(wanted)}", f"carry {errors.show(carry)}", mend)
+    if error := unlike(carry, wanted):
+        mend = "take the carry that came out for inputs like x, or None for the first one"
+        raise error(f"carry {errors.show(wanted)}", f"carry {errors.show(carry)}", mend)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.dtypes import wide, widened
 from fnn.initializers import ones, zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
@@ -224,7 +224,7 @@ def instance_norm(
 
 def standardize(x: jax.Array, eps=1e-5) -> jax.Array:
     """(x - mean) / sqrt(var + eps) over the last axis, with statistics in float32 or wider."""
-    values = x.astype(wide(x.dtype))
+    values = widened(x)
     centred, _, var = _moments(
         values, _first(values, (-1,)), lambda v: jnp.mean(v, axis=-1, keepdims=True)
     )

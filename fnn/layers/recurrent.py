@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from fnn.initializers import zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, outline
 from fnn.layers.cell_combinators import carry_of
-from fnn.layers.cells import check_carry
+from fnn.layers.cells import check_carry, first_or
 from fnn.shapes import as_array, struct
 
 
@@ -116,7 +115,7 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
             if how.stateful:
                 state = {**state, SEQUENCE: kept_in_state(kept)}
             if carry is not None:
-                check_carry(carry, jax.tree.map(struct, kept))
+                check_carry(carry, kept)
             if how.return_sequence:
                 y = jax.tree.map(time.repeated, y)
         return (params, state), (y, kept) if how.return_carry else y
@@ -127,11 +126,9 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
             check_trees(params, state, key)
             x, mask, carry, resets = jax.tree.map(as_array, _four(xs))
             time = time_of(x, mask, resets, how.feature_axes)
-            own = fold(key, zlib.crc32(b"carry"))
-            first = first_carry(params, time.one, key=own, train=train)
-            alike = jax.tree.map(struct, first)
+            first = first_or(None, first_carry, params, time.one, key, train)
             if carry is not None:
-                check_carry(carry, alike)
+                check_carry(carry, first)
             if how.stateful:
                 state, going_on = apart(state, first)
                 carry = going_on if carry is None else carry
@@ -148,7 +145,7 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 if real is not None:
                     x = time.where(real, x, jnp.zeros_like(x))
                 (after, y), state = run(params, state, carry, x, key=fold(key, t), train=train)
-                check_carry(after, alike)
+                check_carry(after, first)
                 if real is not None:
                     after = time.where(real, after, carry)
                     y = time.where(real, y, _zeros(y) if how.return_sequence else last)
@@ -319,15 +316,13 @@ def forget(state: Any) -> Any:
 def kept_in_state(carry: Any) -> dict[str, Param]:
     """The declaration of a carry in the state, its arrays numbered."""
     arrays = [Param(tuple(a.shape), zeros, a.dtype, "carry") for a in jax.tree.leaves(carry)]
-    started = Param((), zeros, jnp.bool_, "carry")
-    return {"started": started} | {str(i): a for i, a in enumerate(arrays)}
+    return _numbered(Param((), zeros, jnp.bool_, "carry"), arrays)
 
 
 def apart(state: Any, first: Any) -> tuple[dict, Any]:
     """The cell's own state, and the carry in the state: the first one, if there is none yet."""
     arrays = [struct(a) for a in jax.tree.leaves(first)]
-    started = jax.ShapeDtypeStruct((), jnp.bool_)
-    wanted = {"started": started} | {str(i): a for i, a in enumerate(arrays)}
+    wanted = _numbered(jax.ShapeDtypeStruct((), jnp.bool_), arrays)
     kept = state.get(SEQUENCE)
     if jax.tree.map(struct, kept) != wanted:
         raise errors.ParamsError(
@@ -343,5 +338,8 @@ def apart(state: Any, first: Any) -> tuple[dict, Any]:
 def together(state: dict, carry: Any) -> dict:
     """The cell's own state with the carry in it, which takes no gradient back to this call."""
     leaves = jax.lax.stop_gradient(jax.tree.leaves(carry))
-    kept = {"started": jnp.ones((), bool)} | {str(i): a for i, a in enumerate(leaves)}
-    return {**state, SEQUENCE: kept}
+    return {**state, SEQUENCE: _numbered(jnp.ones((), bool), leaves)}
+
+
+def _numbered(started: Any, arrays: list[Any]) -> dict[str, Any]:
+    return {"started": started} | {str(i): a for i, a in enumerate(arrays)}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
@@ -15,7 +14,7 @@ from fnn.layers.cell_combinators import check_parts
 from fnn.layers.cells import gru_cell, lstm_cell, rnn_cell
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent import How, along_time, rnn
-from fnn.shapes import struct
+from fnn.shapes import unlike
 
 
 @errors.builder
@@ -63,21 +62,16 @@ def bidirectional(
         check_parts(starts, ("forward", "backward"))
         y1, end1 = f.forward(x, mask, starts["forward"], resets)
         y2, end2 = f.backward(x, mask, starts["backward"], resets)
-        if merge in ("sum", "mean", "mul"):
-            check_alike(y1, y2)
+        if merge in ("sum", "mean", "mul") and unlike(y1, y2):
+            raise errors.ShapeError(
+                "two cells whose y have one shape and dtype",
+                f"{errors.show(y1)} and {errors.show(y2)}",
+                'give both the same features, or merge="concat"',
+            )
         y = join(y1, y2)
         return (y, {"forward": end1, "backward": end2}) if return_carry else y
 
     return bidirectional
-
-
-def check_alike(y1: Any, y2: Any) -> None:
-    if jax.tree.map(struct, y1) != jax.tree.map(struct, y2):
-        raise errors.ShapeError(
-            "two cells whose y have one shape and dtype",
-            f"{errors.show(y1)} and {errors.show(y2)}",
-            'give both the same features, or merge="concat"',
-        )
 
 
 _MERGES: dict[str, Callable[[Any, Any], Any]] = {

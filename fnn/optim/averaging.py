@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widest
+from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, average, correction, increment, rounded
 from fnn.optim.transform import (
     Transform,
@@ -20,7 +20,6 @@ from fnn.optim.transform import (
     leafwise,
     need_params,
     taking_extra,
-    widened,
 )
 
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widest
+from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, at_most, divide, norm
-from fnn.optim.transform import check_floating, widened
+from fnn.optim.transform import check_floating
 
 
 @errors.builder

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import widened
 from fnn.optim.arithmetic import as_dtype, divide, increment, norm, tree_dtype
 from fnn.optim.transform import (
     Transform,
@@ -18,7 +19,6 @@ from fnn.optim.transform import (
     check_state,
     need_params,
     scale_by_learning_rate,
-    widened,
     zeros_like,
 )
 

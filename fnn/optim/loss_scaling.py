@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.dtypes import wide, widened
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate
 from fnn.optim.safety import all_finite
-from fnn.optim.transform import check_floating, widened
+from fnn.optim.transform import check_floating
 
 
 class LossScale(NamedTuple):

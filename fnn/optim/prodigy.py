@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import widened
 from fnn.optim.arithmetic import (
     as_dtype,
     average,
@@ -26,7 +27,6 @@ from fnn.optim.transform import (
     each_leaf,
     need_params,
     scale_by_learning_rate,
-    widened,
     zeros_like,
 )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.dtypes import wide, widened
 from fnn.optim.arithmetic import increment, rounded, spacing
 from fnn.optim.transform import (
     Transform,
@@ -19,7 +19,6 @@ from fnn.optim.transform import (
     check_transform,
     need_params,
     taking_extra,
-    widened,
 )
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widest
+from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, increment
 
 
@@ -262,11 +262,6 @@ def _columns(treedef: Any, rows: list, n: int) -> list[Any]:
     """The n trees of which every row holds one leaf each."""
     columns = zip(*rows, strict=True) if rows else [()] * n
     return [jax.tree.unflatten(treedef, column) for column in columns]
-
-
-def widened(p: Any) -> jax.Array:
-    p = jnp.asarray(p)
-    return p.astype(wide(p.dtype))
 
 
 # --- checks

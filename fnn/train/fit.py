@@ -148,7 +148,7 @@ def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable
     batch_size = checks.count("batch_size", batch_size)
     leaves = jax.tree.leaves(data)
     count = len(leaves[0]) // batch_size if leaves and np.ndim(leaves[0]) else 0
-    key = jax.random.fold_in(checks.typed_key(ts.key), zlib.crc32(b"data"))
+    key = data_key(ts)
     start = int(ts.step)
 
     def epoch_of(epoch: int) -> Iterable:
@@ -164,6 +164,11 @@ def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable
     if not count:
         batches(data, batch_size)  # raises, and says why
     return epoch_of, count
+
+
+def data_key(train_state: TrainState) -> jax.Array:
+    """What a run's order of the data is drawn from."""
+    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
 
 
 def _stack(rows: list[dict]) -> dict[str, np.ndarray]:

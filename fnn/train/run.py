@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.data.batching import permutation
 from fnn.shapes import as_array
+from fnn.train.fit import data_key
 from fnn.train.step import TrainState, check_train_state
 
 
@@ -61,15 +61,15 @@ def run(
                 "eval_every and eval_fn together", "one of them", "give both, or none"
             )
         data = jax.tree.map(as_array, data)
-        per_epoch = _examples(data) // batch_size
+        n = checks.examples("data", data)
+        per_epoch = n // batch_size
         if not per_epoch:
             raise errors.OptionError(
-                f"a batch_size of at most the {_examples(data)} examples",
+                f"a batch_size of at most the {n} examples",
                 f"{batch_size}",
                 "make it smaller: a batch that is not full is left out",
             )
-    n, size = _examples(data), per_epoch * batch_size
-    key = jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
+    key, size = data_key(train_state), per_epoch * batch_size
 
     def some(train_state, count):
         """`count` steps; (training state, metrics [count])."""
@@ -96,16 +96,3 @@ def run(
         train_state, more = some(train_state, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, more)
     return train_state, {"train": metrics, "eval": evaluated}
-
-
-def _examples(data: Any) -> int:
-    """How many examples all arrays have."""
-    leaves = jax.tree.leaves(data)
-    sizes = {a.shape[:1] for a in leaves}
-    if len(sizes) != 1 or sizes == {()}:
-        raise errors.ShapeError(
-            "data, arrays with one leading axis [N, ...]",
-            errors.show(data),
-            "stack the examples of each along axis 0",
-        )
-    return leaves[0].shape[0]
