@@ -126,8 +126,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
     - `layer`: gives back the shape and dtype of its first input.
     - `n`: how many, at least 1.
 
-    On CPU, convolutions inside it want `weight_grad="matmul"` (see `fnn.conv`). Raises ShapeError
-    or DtypeError if x comes back changed, ParamsError for params of another n.
+    Raises ShapeError or DtypeError if x comes back changed, ParamsError for params of another n.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = repeat(fnn.residual(fnn.serial(fnn.dense(4), jnp.tanh)), 12)

@@ -1,5 +1,6 @@
 """Layers against the NumPy oracles: forward, backward, and every mode of differentiation."""
 
+import re
 from contextlib import nullcontext
 from functools import cache, partial
 
@@ -189,13 +190,14 @@ def test_causal_conv_does_not_see_the_future():
     assert (np.diag(seen) == 1).all()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("weight_grad", ["conv", "matmul"])
-def test_conv_differentiates_in_every_mode(weight_grad):
+def test_conv_differentiates_in_every_mode(weight_grad, groups):
     """A convolution is bilinear, so its jvp is two convolutions and its Hessian is known."""
-    options = dict(strides=2, padding="SAME", dilation=(1, 2), groups=2)
+    options = dict(strides=2, padding="SAME", dilation=(1, 2), groups=groups)
     layer = fnn.conv(4, (3, 2), use_bias=False, weight_grad=weight_grad, **options)
-    draw = np.random.default_rng(2).normal
-    x, dx, kernel, dkernel = (draw(size=s) for s in [(2, 5, 4, 2)] * 2 + [(3, 2, 1, 4)] * 2)
+    draw, size = np.random.default_rng(2).normal, (3, 2, 2 // groups, 4)
+    x, dx, kernel, dkernel = (draw(size=s) for s in [(2, 5, 4, 2)] * 2 + [size] * 2)
     with jax.enable_x64(True):
 
         def f(kernel, x):
@@ -224,6 +226,18 @@ def test_conv_differentiates_in_every_mode(weight_grad):
             return jax.jvp(loss, args, tangents)[1]
 
         assert_close(jax.grad(along)(*args), want, dtype="float64")
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_the_weight_gradient_keeps_the_order_of_axes_that_is_fast_in_a_loop(spatial):
+    """XLA's CPU compiler brings convolutions into this order outside of loops alone."""
+    layer = fnn.conv(3, (2,) * spatial)
+    params, _ = layer.init(jax.random.key(0), x := jnp.ones((2, *[5] * spatial, 4)))
+    grad = jax.jit(jax.grad(lambda params: jnp.sum(layer(params, x) ** 2)))
+    text = grad.trace(params).lower(lowering_platforms=("cpu",)).as_text()
+    found = re.findall(r"dim_numbers = (.*?->.*?\])", text)
+    axes = ", ".join(map(str, range(spatial)))
+    assert found == [f"[b, {axes}, f]x[{axes}, i, o]->[b, {axes}, f]"] * 2
 
 
 def test_conv_vmap_and_jit_and_scan_are_the_batch():

@@ -51,7 +51,8 @@ def fnn(case: Case) -> Call:
     return lambda: call()["loss"]
 
 
-def hand_written(case: Case, pool: Callable[[Any], Any]) -> Call:
+def by_hand(case: Case, pool: Callable[[Any], Any]) -> tuple[Callable[..., Any], Any]:
+    """The step, and the state it starts from."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -97,8 +98,13 @@ def hand_written(case: Case, pool: Callable[[Any], Any]) -> Call:
         return (*moved, key), value
 
     params = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
-    start = (jnp.int32(0), params, tx.init(params), jax.random.key(0))
-    return loop(step, start, batches(case, jnp.asarray))
+    return step, (jnp.int32(0), params, tx.init(params), jax.random.key(0))
+
+
+def hand_written(case: Case, pool: Callable[[Any], Any]) -> Call:
+    import jax.numpy as jnp
+
+    return loop(*by_hand(case, pool), batches(case, jnp.asarray))
 
 
 def floor(case: Case) -> Call:
@@ -111,15 +117,16 @@ def floor(case: Case) -> Call:
     )
 
 
-def floor_slices(case: Case) -> Call:
-    """the floor with its max pool written as jnp.maximum of slices"""
+def slices(x: Any) -> Any:
     import jax.numpy as jnp
 
-    def pool(x: Any) -> Any:
-        rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-        return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
-    return hand_written(case, pool)
+
+def floor_slices(case: Case) -> Call:
+    """the floor with its max pool written as jnp.maximum of slices"""
+    return hand_written(case, slices)
 
 
 JAX_PEERS: dict[str, Contender] = {

@@ -233,7 +233,7 @@ def conv_lstm_cell(
     kernel_size: tuple[int, ...],
     *,
     use_bias: bool = True,
-    weight_grad: str = "matmul",
+    weight_grad: str = "conv",
     kernel_init=lecun_normal(),
     recurrent_init=lecun_normal(),
     bias_init=open_forget_gate,
@@ -248,7 +248,7 @@ def conv_lstm_cell(
 
     - `features`: the channels of c and h.
     - `kernel_size`: of both convolutions, which pad to keep the size.
-    - `weight_grad`: as of `fnn.conv`; on CPU `"conv"` is many times slower inside a scan.
+    - `weight_grad`: as of `fnn.conv`.
     - the others: as of `fnn.lstm_cell`.
 
     Params: `input` (`kernel` [*kernel_size, C, 4 features], `bias`), `hidden` (`kernel`
