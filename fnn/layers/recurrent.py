@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fnn.initializing import Param
 from fnn.layer import Layer, outline
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry, first_or
+from fnn.scanning import scan
 from fnn.shapes import as_array, struct
 
 
@@ -159,7 +160,14 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 last = _zeros(jax.eval_shape(one, params, state, start, time.one)[0][1])
             new = boundaries(time.mask, resets, how.reverse)
             xs = jnp.arange(time.length), *jax.tree.map(time.first, (x, time.mask, new))
-            (carry, after, last), ys = _scan(step, (start, state, last), xs, how)
+            (carry, after, last), ys = scan(
+                step,
+                (start, state, last),
+                xs,
+                checkpoint_every=how.checkpoint_every,
+                reverse=how.reverse,
+                unroll=how.unroll,
+            )
             y = jax.tree.map(time.back, ys) if how.return_sequence else last
             state = state if all(came_back) else after
             state = together(state, carry) if how.stateful else state
@@ -263,25 +271,6 @@ def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
     following = jnp.pad(least[..., 1:], shift, constant_values=beyond)  # of the next real step
     crossed = (episode < following) & (following < beyond)
     return crossed if mask is None else crossed & mask
-
-
-def _scan(step: Callable, loop: Any, xs: Any, how: How) -> tuple[Any, Any]:
-    """`jax.lax.scan`; with `checkpoint_every`, in chunks computed again on the way back."""
-    scan = partial(jax.lax.scan, step, reverse=how.reverse, unroll=how.unroll)
-    if how.checkpoint_every is None:
-        return scan(loop, xs)
-    chunk = jax.checkpoint(scan)
-    length, every = xs[0].shape[0], how.checkpoint_every
-    chunks, rest = divmod(length, every)
-    whole = jax.tree.map(lambda a: a[: length - rest].reshape(chunks, every, *a.shape[1:]), xs)
-    tail = jax.tree.map(lambda a: a[length - rest :], xs)
-    if how.reverse:
-        loop, last = chunk(loop, tail)
-    loop, ys = jax.lax.scan(chunk, loop, whole, reverse=how.reverse)
-    if not how.reverse:
-        loop, last = chunk(loop, tail)
-    flat = jax.tree.map(lambda a: a.reshape(length - rest, *a.shape[2:]), ys)
-    return loop, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, last)
 
 
 def _zeros(tree: Any) -> Any:

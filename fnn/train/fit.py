@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from fnn import checks, errors
-from fnn.data.batching import batches, eval_batches
+from fnn.data.batching import eval_batches
 from fnn.layer import Layer
 from fnn.metrics.metric import check_metrics
+from fnn.train.drivers import DRIVERS, calls
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
 
 
@@ -25,21 +24,33 @@ def fit(
     epochs: int,
     batch_size: int | None = None,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    driver: str = "loop",
+    chunk: int = 32,
+    callback: Callable[[TrainState, Mapping[str, Any]], Any] | None = None,
     progress: bool = True,
-) -> tuple[TrainState, dict[str, dict[str, np.ndarray]]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """Run `step` over `data` for `epochs`; return the training state and the history.
 
     - `step`: of `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
     - `data`: a tree of arrays [N, ...], shuffled anew each epoch and cut into batches of
       `batch_size`; or a function of the epoch, counted from 0, that gives its batches.
     - `evaluate(train_state) -> dict`: called after each epoch, as `fnn.train.evaluator` makes it.
+    - `driver`: how steps are made. `"loop"` calls each, with its batch from the host; `"chunk"`
+      makes `chunk` of them in one compiled scan, over data that is on the device; `"scan"` a whole
+      epoch. `"auto"` times the first two on steps that it throws away and takes the faster, as
+      `"scan"` where an epoch takes less than a second; for batches from a function it is `"loop"`.
+      All make the same steps on the same batches, equal bitwise for dense networks and to 1e-6 or
+      so for others, and each the same bits every time, which is why `"auto"` is not the default.
+    - `callback(train_state, metrics)`: called after each of these calls, with the metrics of a
+      step, or [k] of k; `True` in return ends the run.
     - `progress`: show a bar (extra `progress`).
 
     With arrays the order is a pure function of the run's key and the step: training 2 epochs, or
     1 and then 1 more from the returned state, gives the same result bitwise.
 
-    The history is `{"train": {name: [steps]}, "eval": {name: [epochs]}}`.
-    Raises OptionError for a missing batch_size, and InputError for an epoch without batches.
+    The history is `{"train": {name: [steps]}, "eval": {name: [epochs]}, "driver": its name}`.
+    Raises OptionError for a missing batch_size or a driver that needs arrays, and InputError for
+    an epoch without batches.
 
     >>> import fnn
     >>> net, tx = fnn.dense(3), fnn.optim.adam(0.1)
@@ -48,22 +59,27 @@ def fit(
     >>> step = fnn.train.step(
     ...     fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx
     ... )
-    >>> ts, history = fit(step, ts, data, epochs=5, batch_size=3, progress=False)
+    >>> ts, history = fit(step, ts, data, epochs=5, batch_size=3, driver="scan", progress=False)
     >>> history["train"]["loss"].shape
     (10,)
     """
     epochs = checks.count("epochs", epochs, least=0)
     check_train_state(train_state)
-    epoch_of, total = _epochs(data, batch_size, train_state)
-    train: list[dict] = []
+    checks.choice("driver", driver, DRIVERS)
+    if callback is not None:
+        checks.function("callback", callback, "(train_state, metrics)")
+    driver, total, calls_of = calls(step, train_state, data, batch_size, driver, chunk)
+    train: list[Mapping[str, Any]] = []
     evaluated: list[dict] = []
     with Bar(total and epochs * total, progress) as bar:
         for epoch in range(epochs):
             before = len(train)
-            for batch in epoch_of(epoch):
-                train_state, metrics = step(train_state, batch)
+            for after, metrics, count in calls_of(epoch, train_state):
+                train_state = after
                 train.append(metrics)
-                bar.update(train)
+                bar.update(train, count)
+                if callback is not None and callback(train_state, metrics) is True:
+                    return train_state, _history(train, evaluated, driver)
             if len(train) == before:
                 raise errors.InputError(
                     "batches in every epoch",
@@ -73,7 +89,7 @@ def fit(
             if evaluate is not None:
                 evaluated.append({k: np.asarray(v) for k, v in evaluate(train_state).items()})
                 bar.note(evaluated[-1])
-    return train_state, {"train": _stack(train), "eval": _stack(evaluated)}
+    return train_state, _history(train, evaluated, driver)
 
 
 def evaluator(
@@ -129,51 +145,14 @@ def evaluator(
     return evaluate
 
 
-def _epochs(data: Any, batch_size: int | None, ts: TrainState) -> tuple[Callable, int | None]:
-    """A function from the epoch of this call to its batches, and how many there are."""
-    if callable(data):
-        return data, None
-    if hasattr(data, "__next__"):
-        raise errors.InputError(
-            "arrays, or a function of the epoch",
-            "an iterator, which one epoch would use up",
-            "pass a function of the epoch that makes its batches",
-        )
-    if batch_size is None:
-        raise errors.OptionError(
-            "a batch_size for arrays",
-            "None",
-            "pass batch_size=64, or as data a function of the epoch that gives its batches",
-        )
-    batch_size = checks.count("batch_size", batch_size)
-    leaves = jax.tree.leaves(data)
-    count = len(leaves[0]) // batch_size if leaves and np.ndim(leaves[0]) else 0
-    key = data_key(ts)
-    start = int(ts.step)
-
-    def epoch_of(epoch: int) -> Iterable:
-        """Steps start + epoch * count and on, wherever in the data's own epochs they lie."""
-        first = start + epoch * count
-        own, skipped = divmod(first, count)
-        now = itertools.islice(batches(data, batch_size, seed=key, epoch=own), skipped, None)
-        if not skipped:
-            return now
-        then = batches(data, batch_size, seed=key, epoch=own + 1)
-        return itertools.chain(now, itertools.islice(then, skipped))
-
-    if not count:
-        batches(data, batch_size)  # raises, and says why
-    return epoch_of, count
+def _history(train: list, evaluated: list, driver: str) -> dict[str, Any]:
+    join = np.stack if driver == "loop" else np.concatenate
+    return {"train": _joined(train, join), "eval": _joined(evaluated, np.stack), "driver": driver}
 
 
-def data_key(train_state: TrainState) -> jax.Array:
-    """What a run's order of the data is drawn from."""
-    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
-
-
-def _stack(rows: list[dict]) -> dict[str, np.ndarray]:
+def _joined(rows: list, join: Callable[[list], np.ndarray]) -> dict[str, np.ndarray]:
     rows = jax.device_get(rows)
-    return {name: np.stack([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    return {name: join([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
 
 class Bar:
@@ -200,14 +179,16 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, rows: list[dict]) -> None:
+    def update(self, rows: list[Mapping[str, Any]], count: int) -> None:
+        """`count` steps on; a row of several steps shows its last."""
         if self.bar is None:
             return
-        self.bar.update()
+        self.bar.update(count)
         elapsed = self.bar.format_dict["elapsed"]
         if elapsed >= self.next and len(rows) > 1:
             self.next = elapsed + 0.5
-            self.note(rows[-2])  # the step before this one, which is likely done
+            row = rows[-2]  # of the call before this one, which is likely done
+            self.note({name: a[-1] if np.ndim(a) else a for name, a in row.items()})
 
     def advance(self, count: int) -> None:
         if self.bar is not None:

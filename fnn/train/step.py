@@ -50,6 +50,11 @@ def init(net: Layer, tx: Transform, key, *xs) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
 
 
+def data_key(train_state: TrainState) -> jax.Array:
+    """What a run's order of the data is drawn from."""
+    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
+
+
 def check_train_state(train_state: Any) -> None:
     if not isinstance(train_state, TrainState):
         raise errors.InputError(

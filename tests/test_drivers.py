@@ -1,0 +1,157 @@
+"""However `fit` makes its steps, they are the same ones."""
+
+import itertools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn import errors
+
+N, SIZE, TOTAL = 23, 4, 5  # five batches an epoch, three examples left out
+DATA = {
+    "image": np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32),
+    "label": np.arange(N, dtype=np.int32) % 3,
+}
+TX = fnn.optim.adam(1e-2)
+
+
+def step_of(net):
+    return fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), TX)
+
+
+DENSE = fnn.serial(fnn.dense(8), jnp.tanh, fnn.dropout(0.2), fnn.dense(3))
+IMAGES = fnn.serial(lambda x: x.reshape(-1, 3, 2, 1), fnn.conv(4, (2, 2)), jax.nn.relu)
+CONV = fnn.serial(IMAGES, fnn.flatten(3), fnn.dense(3))
+STEPS = {"dense": (DENSE, step_of(DENSE)), "conv": (CONV, step_of(CONV))}
+
+
+def start(net=DENSE):
+    return fnn.train.init(net, TX, jax.random.key(0), DATA["image"][:1])
+
+
+def fit(ts, step=STEPS["dense"][1], data=DATA, epochs=2, **options):
+    options = {"batch_size": SIZE, "progress": False} | options
+    return fnn.train.fit(step, ts, data, epochs=epochs, **options)
+
+
+def looped(step, ts, steps):
+    """The steps by hand, over the batches of `fnn.data`; (params, losses)."""
+    key, losses = jax.random.fold_in(ts.key, zlib.crc32(b"data")), []
+    epochs = (fnn.data.batches(DATA, SIZE, seed=key, epoch=e) for e in itertools.count())
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), int(ts.step), None):
+        ts, metrics = step(ts, batch)
+        losses.append(metrics["loss"])
+        if len(losses) == steps:
+            return ts.params, np.stack(losses)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(("driver", "chunk"), [("scan", 1), ("chunk", 2), ("chunk", 7)])
+def test_a_dense_network_learns_the_same_bits(driver, chunk):
+    for begun in (0, 3):  # in the middle of an epoch too
+        ts = start()._replace(step=jnp.int32(begun))
+        after, history = fit(ts, driver=driver, chunk=chunk)
+        params, losses = looped(STEPS["dense"][1], ts, 2 * TOTAL)
+        same(after.params, params)
+        same(history["train"]["loss"], losses)
+        assert history["driver"] == driver and int(after.step) == begun + 2 * TOTAL
+
+
+@pytest.mark.parametrize("driver", ["scan", "chunk"])
+def test_a_convolution_learns_the_same_within_rounding(driver):
+    net, step = STEPS["conv"]
+    after, history = fit(start(net), step, driver=driver, chunk=3)
+    params, losses = looped(step, start(net), 2 * TOTAL)
+    np.testing.assert_allclose(history["train"]["loss"], losses, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params, params)
+
+
+@pytest.mark.parametrize("driver", ["loop", "scan", "chunk"])
+def test_each_driver_repeats_itself_and_goes_on(driver):
+    net, step = STEPS["conv"]
+    options = {"driver": driver, "chunk": 2}
+    whole, _ = fit(start(net), step, **options)
+    same(fit(start(net), step, **options)[0].params, whole.params)
+    half, _ = fit(start(net), step, epochs=1, **options)
+    same(fit(half, step, epochs=1, **options)[0].params, whole.params)
+
+
+def test_auto_is_the_driver_that_it_names():
+    net, step = STEPS["conv"]
+    after, history = fit(start(net), step, driver="auto", chunk=2)
+    pinned, again = fit(start(net), step, driver=history["driver"], chunk=2)
+    assert history["driver"] in ("scan", "chunk", "loop")
+    same(after.params, pinned.params)
+    same(history["train"], again["train"])
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "patience", "taken"),
+    [(1.0, 2.0, 9.0, "loop"), (2.0, 1.0, 9.0, "scan"), (2.0, 1.0, 0.1, "chunk")],
+)
+def test_auto_takes_the_faster(monkeypatch, alone, together, patience, taken):
+    """By the times that it measures, which stand here in the place of a clock."""
+
+    def seconds(calls_of, ts, count):
+        return alone if count > 1 else together
+
+    monkeypatch.setattr("fnn.train.drivers._seconds", seconds)
+    monkeypatch.setattr("fnn.train.drivers.PATIENCE", patience)
+    assert fit(start(), driver="auto", chunk=4)[1]["driver"] == taken
+
+
+def test_a_function_of_the_epoch_is_looped_over():
+    history = fit(start(), data=lambda epoch: [DATA], batch_size=None, driver="auto")[1]
+    assert history["driver"] == "loop" and history["train"]["loss"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("driver", "shapes"),
+    [("loop", [()] * 10), ("chunk", [(2,), (2,), (1,)] * 2), ("scan", [(5,)] * 2)],
+)
+def test_a_callback_sees_every_call(driver, shapes):
+    seen = []
+
+    def callback(ts, metrics):
+        seen.append((int(ts.step), metrics["loss"]))
+
+    _, history = fit(start(), driver=driver, chunk=2, callback=callback)
+    assert [loss.shape for _, loss in seen] == shapes
+    same(np.concatenate([np.reshape(loss, -1) for _, loss in seen]), history["train"]["loss"])
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    assert [step for step, _ in seen] == list(ends)
+
+
+def test_a_callback_ends_the_run():
+    after, history = fit(start(), driver="chunk", chunk=2, callback=lambda ts, _: int(ts.step) >= 7)
+    params, losses = looped(STEPS["dense"][1], start(), 7)
+    same(after.params, params)
+    same(history["train"]["loss"], losses)
+
+
+def test_the_bar_counts_steps(capsys):
+    fit(start(), driver="chunk", chunk=2, progress=True)
+    assert "10/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"driver": "fast"}, errors.OptionError, "auto, scan, chunk, loop"),
+        ({"chunk": 0}, errors.OptionError, "chunk"),
+        ({"driver": "scan", "data": lambda epoch: []}, errors.OptionError, "function of the epoch"),
+        ({"driver": "chunk", "data": iter([DATA])}, errors.InputError, "an iterator"),
+        ({"driver": "scan", "batch_size": None}, errors.OptionError, "batch_size"),
+        ({"callback": 3}, errors.OptionError, "callback"),
+    ],
+)
+def test_wrong_options_are_refused(options, kind, text):
+    with pytest.raises(kind, match=text):
+        fit(start(), **options)
