@@ -1,6 +1,7 @@
 """Training: one noun, the step, a pure (train_state, batch) -> (train_state, metrics)."""
 
 from fnn.train.fit import evaluator, fit
+from fnn.train.hypergradients import forward_value_and_grad
 from fnn.train.run import run
 from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.sweep import Sweep, sweep
@@ -11,6 +12,7 @@ __all__ = [
     "TrainState",
     "evaluator",
     "fit",
+    "forward_value_and_grad",
     "init",
     "run",
     "step",

@@ -40,8 +40,8 @@ def run(
     - `eval_every`, `eval_fn`: `eval_fn(train_state) -> dict` of arrays is called, while tracing,
       after every so many steps; so it is made of jax operations.
     - `checkpoint_every`: for `jax.grad` through the run, which keeps what every step computed: k
-      keeps one training state every k steps and computes the steps between again, twice the time
-      in about 1 / k of the memory (least near the root of `steps`). `jax.jvp` keeps nothing: see
+      keeps one training state every k steps, and at each evaluation, and computes the steps between
+      again; memory is least with k near the root of `steps`. Forward mode keeps nothing: see
       `fnn.train.forward_value_and_grad`.
 
     Returns the training state and the history `{"train": {name: [steps]}, "eval": {name:
@@ -69,7 +69,9 @@ def run(
             )
         data = jax.tree.map(as_array, data)
         per_epoch = check_batches(data, batch_size)
-    length = per_epoch if eval_every is None else checks.count("eval_every", eval_every)
+    length = max(per_epoch, checkpoint_every or 0)
+    if eval_every is not None:
+        length = checks.count("eval_every", eval_every)
 
     def some(train_state, count):
         return some_steps(step, train_state, data, count, batch_size, checkpoint_every)
