@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import report
+from benchmarks import crossover, report
 from benchmarks.networks import Case
 from benchmarks.task import Goal, load
 
@@ -137,6 +137,45 @@ def test_fnn_and_the_floor_train_the_same_recurrent_network(kind):
         of_fnn, of_floor = (task.check(task.contenders[name], case) for name in ("fnn", "floor"))
     assert of_fnn == pytest.approx(of_floor, rel=1e-5)
     assert len(of_fnn) == 3 and len(set(of_fnn)) == 3
+
+
+def test_all_runs_of_a_sweep_end_where_those_of_the_loop_end():
+    """Side by side, one by one and with the order given; a seed is the same in all of them."""
+    pytest.importorskip("optax")
+    task, net = load("sweep"), Case((4, 3), (("dense", 5), ("relu", None), ("dense", 10)))
+    runs = type(task.cases["16"])(net, rates=2, steps=11)
+    with jax.numpy_dtype_promotion("standard"):
+        of_loop, *others = (
+            task.check(task.contenders[name], runs)
+            for name in ("optax_loop", "fnn", "fnn_loop", "fnn_given", "compiled")
+        )
+    assert len(set(of_loop)) == runs.count == 16
+    for losses in others:
+        assert losses == pytest.approx(of_loop, rel=1e-4)
+
+
+def test_labels_are_spread_no_further_than_needed():
+    assert crossover.spread([0.1, 0.5], 0.1) == pytest.approx([0.1, 0.5])
+    assert crossover.spread([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
+    assert crossover.spread([0.2, 0.26, 0.3], 0.1) == pytest.approx([0.153333, 0.253333, 0.353333])
+
+
+def test_the_crossover_is_drawn_from_a_result(tmp_path):
+    """Runs per second of the cases that are widths, whichever of them were measured."""
+    pytest.importorskip("matplotlib")
+    counts = {name: runs.count for name, runs in load("sweep").cases.items()}
+    cases = {
+        "64": {"fnn": row(2.0, 2.0, 5.0), "torch": {"skipped": "not installed"}},
+        "16": {"fnn": row(0.5), "compiled": row(4.0)},
+        "cnn": {"fnn": row(1.0)},
+    }
+    result = {"device": "a device", "cases": cases}
+    assert crossover.speeds(result) == {
+        "fnn": {16: counts["16"] / 0.5, 64: counts["64"] / 2.0},
+        "compiled": {16: counts["16"] / 4.0},
+    }
+    crossover.draw([result, result], tmp_path / "new/picture.png")
+    assert (tmp_path / "new/picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/tasks").glob("[!_]*.py")))

@@ -256,3 +256,36 @@ def test_sweep_learning_rate(tmp_path, monkeypatch, capsys):
     first = next(line for line in out.splitlines() if line.startswith("\u2502"))
     assert "adam" in first and "0.01" in first and "2/2" in first
     assert (tmp_path / "sweep_learning_rate.png").stat().st_size > 10_000
+
+
+# --- double_descent
+
+
+def test_double_descent(tmp_path, monkeypatch, capsys):
+    descent = example("double_descent")
+    monkeypatch.setattr(descent, "EXAMPLES", 60)
+    flags = "--widths 2 32 --seeds 2 --steps 200"
+    out = run(descent, flags, tmp_path, monkeypatch, capsys)
+    assert "4 runs of 200 steps" in out
+    rows = numbers(r"\u2502 (?:2|32) +\u2502 (\S+)", out.replace(",", ""))
+    assert rows == [75 * width + 10 for width in (2, 32)]
+    (train, test), (wide_train, wide_test) = np.reshape(numbers(r"(\S+)%", out), (2, 2))
+    assert wide_train < 5 < 40 < train  # 32 units fit the labels, two cannot
+    assert wide_test < test - 10 and wide_test > 10  # and the noise costs something
+    assert (tmp_path / "double_descent.png").stat().st_size > 10_000
+
+
+def test_double_descent_threshold_and_noise():
+    """A width of 53.2 has 4,000 parameters; of ten random labels one is right by chance."""
+    descent = example("double_descent")
+    np.testing.assert_allclose(75 * descent.THRESHOLD + 10, 400 * 10)
+    images = np.asarray(descent.train["image"]).reshape(len(descent.train["label"]), -1)
+    labels = {
+        image.tobytes(): label for image, label in zip(images, descent.train["label"], strict=True)
+    }
+    for noise in (0.0, 0.2, 1.0):
+        data = descent.noisy(jax.random.key(0), noise)
+        rows = np.asarray(data["image"]).reshape(400, -1)
+        right = np.array([labels[image.tobytes()] for image in rows])
+        assert len({image.tobytes() for image in rows}) == 400
+        np.testing.assert_allclose(np.mean(right != data["label"]), 0.9 * noise, atol=0.06)

@@ -14,9 +14,9 @@ N, SIZE, STEPS = 23, 5, 9
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(N, 4))
 HYPER = {
-    "rate": 0.02,
+    "rate": np.array(0.02),
     "schedule": np.array([1.0, 0.5, 0.8]),
-    "scale": 1.3,
+    "scale": np.array(1.3),
     "weights": RANDOM.uniform(0.5, 1.5, size=N),
 }
 
