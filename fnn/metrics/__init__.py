@@ -9,6 +9,7 @@ from fnn.metrics.classification import (
     recall,
     top_k,
 )
+from fnn.metrics.combining import after, each
 from fnn.metrics.metric import Metric, mean
 from fnn.metrics.regression import mean_squared_error, r2
 from fnn.metrics.scores import calibration_error, perplexity, roc_auc
@@ -16,9 +17,11 @@ from fnn.metrics.scores import calibration_error, perplexity, roc_auc
 __all__ = [
     "Metric",
     "accuracy",
+    "after",
     "binary_accuracy",
     "calibration_error",
     "confusion_matrix",
+    "each",
     "f1",
     "mean",
     "mean_squared_error",

@@ -1,0 +1,258 @@
+"""Many networks as one: how an ensemble learns, what it predicts and how sure it is, soups.
+
+The members of an ensemble are the leading axis [n] of its params and outputs, as
+`fnn.ensemble(net, n)` and `jax.vmap` make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.dtypes import is_floating, widened
+from fnn.losses.inputs import floating
+from fnn.shapes import unlike
+
+__all__ = [
+    "Uncertainty",
+    "each",
+    "gaussian_uncertainty",
+    "greedy_soup",
+    "mean_logits",
+    "soup",
+    "stack",
+    "uncertainty",
+]
+
+
+class Uncertainty(NamedTuple):
+    """How unsure an ensemble is, [...]: total = aleatoric + epistemic.
+
+    - `aleatoric`: what the members say the data leaves open.
+    - `epistemic`: what they disagree about, which more data would settle.
+    """
+
+    total: jax.Array
+    aleatoric: jax.Array
+    epistemic: jax.Array
+
+
+def each(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The loss of an ensemble whose members learn as each would alone, from the same batches.
+
+        each(loss)(outputs, labels) = sum over i of loss(outputs[i], labels)
+
+    A sum and not a mean, so that every member has the gradient, and the learning rate, of its own.
+
+    - `loss(outputs, *labels)`: of one network, as `fnn.losses.softmax_cross_entropy`.
+
+    Returns a function of outputs [n, ...] and the labels, for `fnn.train.supervised`.
+
+    >>> import fnn
+    >>> logits = jnp.zeros((5, 2, 4))  # five members, two examples
+    >>> print(each(fnn.losses.softmax_cross_entropy)(logits, jnp.array([0, 1])) / 5)  # log 4
+    [1.3862944 1.3862944]
+    """
+    checks.function("loss", loss, "(outputs, *labels)")
+
+    def losses(outputs: Any, *labels: Any) -> jax.Array:
+        with errors.within("each"):
+            checks.examples("outputs of an ensemble", outputs)
+        return jnp.sum(jax.vmap(lambda y: loss(y, *labels))(outputs), axis=0)
+
+    return losses
+
+
+def mean_logits(logits: jax.Array) -> jax.Array:
+    """What an ensemble predicts: log mean over i of softmax(logits_i), [n, ..., C] -> [..., C].
+
+    The logarithms of the mean of the members' probabilities (Lakshminarayanan et al., 2017,
+    section 2.4), which are logits for any loss or metric; in float32 or wider.
+
+    >>> print(jnp.exp(mean_logits(jnp.log(jnp.array([[0.9, 0.1], [0.5, 0.5]])))).round(2))
+    [0.7 0.3]
+    """
+    with errors.within("mean_logits"):
+        return _mean(_log_probabilities(logits))
+
+
+def uncertainty(logits: jax.Array) -> Uncertainty:
+    """How unsure an ensemble of classifiers is, in nats: [n, ..., C] -> three of [...].
+
+        total     = H(mean over i of p_i)
+        aleatoric = mean over i of H(p_i)
+        epistemic = mean over i of KL(p_i | mean p), the mutual information of class and member
+
+    for p_i = softmax(logits_i) (Depeweg et al., 2018, section 3). In float32 or wider.
+
+    >>> sure_but_at_odds = jnp.array([[30.0, 0.0], [0.0, 30.0]])
+    >>> print(uncertainty(sure_but_at_odds).epistemic)  # log 2
+    0.6931472
+    """
+    with errors.within("uncertainty"):
+        logs = _log_probabilities(logits)
+    p, mean = jnp.exp(logs), _mean(logs)
+
+    def expected(values):
+        """The mean over members of the sum over classes of p values, none where p is 0."""
+        return jnp.mean(jnp.sum(p * jnp.where(p > 0, values, 0), axis=-1), axis=0)
+
+    aleatoric, epistemic = -expected(logs), expected(logs - mean)
+    return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
+
+
+def gaussian_uncertainty(
+    mean: jax.Array, variance: jax.Array | None = None
+) -> tuple[jax.Array, Uncertainty]:
+    """Mean and variances of a mixture of Gaussians, one a member: [n, ...] -> [...].
+
+        m = mean over i of m_i,  aleatoric = mean of s2_i,  epistemic = mean of (m_i - m)^2
+
+    (Lakshminarayanan et al., 2017, section 2.4.)
+
+    - `mean`: m_i, [n, ...]. `variance`: s2_i, [n, ...], as `fnn.losses.gaussian_nll` teaches it;
+      None is zero.
+
+    >>> mean, unsure = gaussian_uncertainty(jnp.array([1.0, 3.0]), jnp.array([0.5, 0.5]))
+    >>> print(mean, unsure.total)
+    2.0 1.5
+    """
+    with errors.within("gaussian_uncertainty"):
+        means = _members("mean", mean)
+        if variance is None:
+            variances = jnp.zeros_like(means)
+        elif unlike(mean, variance):
+            both = f"{errors.show(mean)} and {errors.show(variance)}"
+            raise errors.ShapeError("a mean and a variance alike", both, "give one for each output")
+        else:
+            variances = _members("variance", variance)
+    middle = jnp.mean(means, axis=0)
+    aleatoric = jnp.mean(variances, axis=0)
+    epistemic = jnp.mean((means - middle) ** 2, axis=0)
+    return middle, Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
+
+
+def stack(members: list[Any]) -> Any:
+    """Trees of one structure, as params of networks trained apart, as one tree of leaves [n, ...].
+
+    Raises ShapeError or DtypeError where they differ.
+
+    >>> print(stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"])
+    [[0. 0.]
+     [1. 1.]]
+    """
+    with errors.within("stack"):
+        if not members:
+            raise errors.InputError("members to stack", "none", "pass a list of trees")
+        for i, member in enumerate(members):
+            if error := unlike(member, members[0]):
+                wanted = f"member {i} like member 0, {errors.show(members[0])}"
+                mend = "stack networks that were built alike"
+                raise error(wanted, errors.show(member), mend)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def soup(params: Any, weights: jax.Array | None = None) -> Any:
+    """One network out of n: the mean of their params, each leaf [n, ...] -> [...].
+
+        soup = sum over i of w_i params_i / sum over i of w_i
+
+    Good where the members set out from the same, pretrained, params (Wortsman et al., 2022); means
+    are taken in float32 or wider, and the leaves keep their dtypes. Batch statistics of the mean
+    are not the mean of the statistics: take them anew.
+
+    - `weights`: [n], None for all alike.
+
+    Raises ShapeError for leaves without one leading axis, DtypeError for leaves of no floats.
+
+    >>> print(soup({"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])})["w"])
+    [2. 4.]
+    """
+    with errors.within("soup"):
+        n = _check_floats(params)
+        weights = jnp.ones(n) if weights is None else _members("weights", weights)
+        if weights.shape != (n,):
+            raise errors.ShapeError(f"weights ({n},)", f"{weights.shape}", "give one a member")
+    return _blend(params, weights)
+
+
+def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Array]:
+    """The soup of those members that each make it better (Wortsman et al., 2022, algorithm 1).
+
+    The members are taken in the order of their own scores, the best first, and each stays if the
+    soup with it scores at least as well as without: so it is at least as good as the best member.
+
+    - `score(params)`: higher is better, of one network on data held out, made of jax operations.
+
+    Returns the soup's params and which members are in it, bool [n]. A member that scores NaN is
+    left out. Raises as `soup`.
+
+    >>> members = jnp.array([[1.0], [5.0], [-1.5]])
+    >>> mean, kept = greedy_soup(members, lambda w: -jnp.abs(w[0]))  # zero is best
+    >>> print(mean, kept)
+    [-0.25] [ True False  True]
+    """
+    with errors.within("greedy_soup"):
+        n = _check_floats(params)
+    alone = jax.lax.map(score, params)
+    if alone.shape != (n,):
+        raise errors.ShapeError("score to return a scalar", f"{alone.shape[1:]}", "average it")
+    order = jnp.argsort(jnp.where(jnp.isnan(alone), jnp.inf, -alone))
+
+    def add(carry, i):
+        kept, best = carry
+        tried = kept.at[i].set(True)
+        now = score(_blend(params, tried.astype(jnp.float32)))
+        better = now >= best
+        return (jnp.where(better, tried, kept), jnp.where(better, now, best)), None
+
+    first = jnp.zeros(n, bool).at[order[0]].set(True)
+    (kept, _), _ = jax.lax.scan(add, (first, alone[order[0]]), order[1:])
+    return _blend(params, kept.astype(jnp.float32)), kept
+
+
+def _blend(params: Any, weights: jax.Array) -> Any:
+    """The weighted mean over members; one of weight 0 does not count, whatever it holds."""
+
+    def mean(a):
+        w = weights.reshape(-1, *(1,) * (a.ndim - 1)).astype(widened(a).dtype)
+        parts = jnp.where(w == 0, 0, widened(a) * (w / jnp.sum(w)))
+        return jnp.sum(parts, axis=0).astype(a.dtype)
+
+    return jax.tree.map(mean, params)
+
+
+def _members(name: str, x: Any) -> jax.Array:
+    """An array [n, ...] of floats, n at least 1, in float32 or wider."""
+    x = floating(name, x)
+    if x.ndim < 1 or not x.shape[0]:
+        raise errors.ShapeError(f"{name} [n, ...] of members", errors.show(x), "stack the members")
+    return widened(x)
+
+
+def _log_probabilities(logits: Any) -> jax.Array:
+    logits = _members("logits", logits)
+    if logits.ndim < 2:
+        raise errors.ShapeError("logits [n, ..., C]", errors.show(logits), "stack the members")
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def _mean(logs: jax.Array) -> jax.Array:
+    """log mean over the first axis of exp(logs), with gradient 0 where all are -inf."""
+    most = jax.lax.stop_gradient(jnp.max(logs, axis=0))
+    most = jnp.where(jnp.isfinite(most), most, 0)
+    total = jnp.mean(jnp.exp(logs - most), axis=0)
+    some = total > 0
+    return jnp.where(some, most + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
+
+
+def _check_floats(params: Any) -> int:
+    n = checks.examples("params of an ensemble", params)
+    for leaf in jax.tree.leaves(params):
+        if not is_floating(leaf):
+            raise errors.DtypeError("params of floats", errors.show(leaf), "leave it out")
+    return n

@@ -1,0 +1,63 @@
+"""Metrics of something else: of a function of the outputs, of every member of an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn import checks, errors
+from fnn.metrics.metric import Metric, check_metrics
+
+
+@errors.builder
+def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
+    """The metric of `fn(outputs)`, where a network says more than the metric wants to know.
+
+    - `fn`: as `fnn.ensembles.mean_logits`, for the metric of an ensemble's prediction.
+    - `metric`: a Metric, or a function `(outputs, labels)` of values per example, for their mean.
+
+    >>> import fnn
+    >>> of_all = after(fnn.ensembles.mean_logits, fnn.metrics.accuracy())
+    >>> logits = jnp.array([[[2.0, 0.0]], [[0.0, 3.0]], [[0.0, 3.0]]])  # [n, B, C]
+    >>> print(of_all.value(logits, jnp.array([1])))
+    1.0
+    """
+    checks.function("fn", fn, "the outputs")
+    metric = check_metrics({"metric": metric})["metric"]
+
+    def update(accumulator, outputs, labels, mask=None):
+        return metric.update(accumulator, fn(outputs), labels, mask)
+
+    return Metric(metric.init, update, metric.compute)
+
+
+@errors.builder
+def each(metric: Metric | Callable, n: int) -> Metric:
+    """The metric of every member of an ensemble: outputs [n, ...], one value a member.
+
+    - `metric`: as of `after`; all members are held against the same labels.
+    - `n`: how many members there are.
+
+    >>> import fnn
+    >>> accuracies = each(fnn.metrics.accuracy(), 2)
+    >>> print(accuracies.value(jnp.array([[[2.0, 0.0]], [[0.0, 3.0]]]), jnp.array([1])))
+    [0. 1.]
+    """
+    metric, n = check_metrics({"metric": metric})["metric"], checks.count("n", n)
+
+    def init():
+        return jax.tree.map(lambda a: jnp.stack([a] * n), metric.init())
+
+    def update(accumulator, outputs, labels, mask=None):
+        with errors.within("each"):
+            if checks.examples("outputs of an ensemble", outputs) != n:
+                raise errors.ShapeError(
+                    f"outputs [{n}, ...] of {n} members", errors.show(outputs), "stack them"
+                )
+        member = jax.vmap(lambda own, y: metric.update(own, y, labels, mask))
+        return member(accumulator, outputs)
+
+    return Metric(init, update, jax.vmap(metric.compute))
