@@ -69,6 +69,17 @@ def test_a_run_that_is_resumed_is_the_whole_run_bitwise(first):
     np.testing.assert_array_equal(losses, history["train"]["loss"])
 
 
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_checkpoints_change_no_bit(every):
+    fn = jax.jit(
+        lambda ts: fnn.train.run(STEP, ts, DATA, steps=11, batch_size=SIZE, checkpoint_every=every)
+    )
+    ts, history = fn(start())
+    by_hand, losses = looped(start(), 11)
+    same(ts, by_hand)
+    np.testing.assert_array_equal(history["train"]["loss"], losses)
+
+
 @pytest.mark.parametrize("every", [2, 4, 7])
 def test_evaluation_sees_the_state_of_its_step(every):
     def weight(ts):
