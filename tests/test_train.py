@@ -283,7 +283,7 @@ def test_fits_errors():
     ts, step = setup()
     with pytest.raises(errors.OptionError, match="batch_size"):
         train.fit(step, ts, data(), epochs=1)
-    with pytest.raises(ValueError, match="larger than the data"):
+    with pytest.raises(errors.OptionError, match="at most the 24 examples"):
         train.fit(step, ts, data(), epochs=1, batch_size=25)
     with pytest.raises(errors.InputError, match="function of the epoch"):
         train.fit(step, ts, iter([data()]), epochs=1)

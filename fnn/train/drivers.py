@@ -5,16 +5,16 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from fnn import checks, errors
-from fnn.data.batching import batches
-from fnn.shapes import as_array
-from fnn.train.run import some_steps
+from fnn.data.batching import permutation
+from fnn.train.run import check_batches, steps_over
 from fnn.train.step import TrainState, data_key
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
@@ -44,18 +44,24 @@ def calls(
             "pass batch_size=64, or as data a function of the epoch that gives its batches",
         )
     batch_size = checks.count("batch_size", batch_size)
-    batches(data, batch_size)  # raises where there are none, and says why
-    total = len(jax.tree.leaves(data)[0]) // batch_size
-    looped = partial(_loop, step, _epochs(data, batch_size, total, train_state))
+    total = check_batches(data, batch_size)
+    order_of = _orders(data, batch_size, total, train_state)
+
+    def batches_of(epoch):
+        arrays = jax.tree.map(np.asarray, data)
+        return (jax.tree.map(lambda a, rows=rows: a[rows], arrays) for rows in order_of(epoch))
+
+    looped = partial(_loop, step, batches_of)
     if driver == "loop":
         return driver, total, looped
-    resident = jax.device_put(jax.tree.map(as_array, data))
+    resident = jax.device_put(data)
 
-    def scanned(size, _, train_state):
+    def scanned(size, epoch, train_state):
+        order = order_of(epoch)
         for start in range(0, total, size):
-            count = min(size, total - start)
-            train_state, metrics = _steps(step, train_state, resident, count, batch_size)
-            yield train_state, metrics, count
+            rows = order[start : start + size]
+            train_state, metrics = _steps(step, train_state, resident, rows)
+            yield train_state, metrics, len(rows)
 
     if driver == "auto":
         some = min(chunk, total)
@@ -87,31 +93,29 @@ def _loop(step: Callable, batches_of: Callable, epoch: int, train_state: TrainSt
         yield train_state, metrics, 1
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _compiled(step, train_state, data, count, batch_size):
-    train_state, metrics = some_steps(step, train_state, data, count, batch_size)
+@partial(jax.jit, static_argnums=0)
+def _compiled(step, train_state, data, rows):
+    train_state, metrics = steps_over(step, train_state, data, rows)
     return train_state._replace(key=None), metrics
 
 
-def _steps(step, train_state, data, count, batch_size):
-    after, metrics = _compiled(step, train_state, data, count, batch_size)
+def _steps(step, train_state, data, rows):
+    after, metrics = _compiled(step, train_state, data, rows)
     return after._replace(key=train_state.key), metrics  # as `fnn.train.step` does
 
 
-def _epochs(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[[int], Iterable]:
-    """A function from the epoch of this call to its batches."""
-    key, start = data_key(ts), int(ts.step)
+def _orders(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[[int], np.ndarray]:
+    """A function from the epoch of this call to the rows of its batches, [total, batch_size]."""
+    key, begun, n = data_key(ts), int(ts.step), len(jax.tree.leaves(data)[0])
 
-    def epoch_of(epoch: int) -> Iterable:
-        """Steps start + epoch * total and on, wherever in the data's own epochs they lie."""
-        own, skipped = divmod(start + epoch * total, total)
-        now = itertools.islice(batches(data, batch_size, seed=key, epoch=own), skipped, None)
-        if not skipped:
-            return now
-        then = batches(data, batch_size, seed=key, epoch=own + 1)
-        return itertools.chain(now, itertools.islice(then, skipped))
+    def order_of(epoch: int) -> np.ndarray:
+        """Steps begun + epoch * total and on, wherever in the data's own epochs they lie."""
+        own, skipped = divmod(begun + epoch * total, total)
+        whole = [np.asarray(permutation(key, own + i, n)) for i in range(2 if skipped else 1)]
+        rows = np.concatenate([order[: total * batch_size] for order in whole])
+        return rows.reshape(-1, batch_size)[skipped : skipped + total]
 
-    return epoch_of
+    return order_of
 
 
 def _seconds(calls_of: Callable[[int, TrainState], Calls], ts: TrainState, count: int) -> float:

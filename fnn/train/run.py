@@ -69,48 +69,56 @@ def run(
             )
         data = jax.tree.map(as_array, data)
         per_epoch = check_batches(data, batch_size)
+    n, key = per_epoch * batch_size, data_key(train_state)
     length = max(per_epoch, checkpoint_every or 0)
     if eval_every is not None:
         length = checks.count("eval_every", eval_every)
 
-    def some(train_state, count):
-        return some_steps(step, train_state, data, count, batch_size, checkpoint_every)
+    def draw(epoch):
+        """The rows of each batch of an epoch, [per_epoch, batch_size]."""
+        order = permutation(key, epoch, checks.examples("data", data))
+        return order[:n].reshape(per_epoch, batch_size)
 
-    def chunk(train_state, _):
-        train_state, metrics = some(train_state, length)
-        return train_state, (metrics, {} if eval_fn is None else dict(eval_fn(train_state)))
+    def some(train_state, order, count):
+        """`count` steps on, from the order of the epoch that the first of them is in."""
+        epoch, start = jnp.divmod(train_state.step, per_epoch)
+        more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
+        orders = jnp.concatenate([order[None], jax.vmap(draw)(epoch + more)])
+        rows = orders.reshape(-1, batch_size)
+        rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
+        after, metrics = steps_over(step, train_state, data, rows, checkpoint_every)
+        return after, orders[(start + count) // per_epoch], metrics
+
+    def chunk(loop, _):
+        train_state, order, metrics = some(loop[0], loop[1], length)
+        evaluated = {} if eval_fn is None else dict(eval_fn(train_state))
+        return (train_state, order), (metrics, evaluated)
 
     chunks, rest = divmod(steps, length)
-    train_state, (metrics, evaluated) = jax.lax.scan(chunk, train_state, length=chunks)
+    first = train_state, draw(train_state.step // per_epoch)
+    loop, (metrics, evaluated) = jax.lax.scan(chunk, first, length=chunks)
     metrics = jax.tree.map(lambda a: a.reshape(chunks * length, *a.shape[2:]), metrics)
+    train_state, order = loop
     if rest:
-        train_state, more = some(train_state, rest)
+        train_state, _, more = some(train_state, order, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, more)
     return train_state, {"train": metrics, "eval": evaluated}
 
 
-def some_steps(
+def steps_over(
     step: Callable,
     train_state: TrainState,
     data: Any,
-    count: int,
-    batch_size: int,
+    rows: jax.Array,
     checkpoint_every: int | None = None,
 ) -> tuple[TrainState, Any]:
-    """`count` steps on, at least 1, in one scan: (training state, metrics [count])."""
-    n = checks.examples("data", data)
-    per_epoch, key = n // batch_size, data_key(train_state)
-    epoch, start = jnp.divmod(train_state.step, per_epoch)
-    epochs = epoch + jnp.arange(-(-(count - 1) // per_epoch) + 1, dtype=epoch.dtype)
-    order = jax.vmap(lambda e: permutation(key, e, n)[: per_epoch * batch_size])(epochs)
-    order = order.reshape(-1, batch_size)
+    """A step for the batch of each row of numbers [count, batch_size], in one scan."""
 
-    def one(train_state, i):
-        rows = order[start + i]
-        return step(train_state, jax.tree.map(lambda a: a[rows], data))
+    def one(train_state, rows):
+        batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="clip"), data)
+        return step(train_state, batch)  # no row is out of bounds, and not to check is faster
 
-    numbers = jnp.arange(count, dtype=start.dtype)
-    return scan(one, train_state, numbers, checkpoint_every=checkpoint_every)
+    return scan(one, train_state, rows, checkpoint_every=checkpoint_every)
 
 
 def check_batches(data: Any, batch_size: int) -> int:
