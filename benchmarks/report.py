@@ -93,11 +93,14 @@ def state(verdict: Mapping[str, Any]) -> str:
     return f"{line}. {verdict['why']}".rstrip(". ") + "."
 
 
-def table(rows: Mapping[str, Row], baseline: str) -> str:
-    """The rows as aligned Markdown, fastest first; then those without times, with the reason."""
+def table(rows: Mapping[str, Row], baseline: str, samples: int | None = None) -> str:
+    """The rows as aligned Markdown, fastest first; then those without times, with the reason.
+
+    With the `samples` of a call, its median is also how many of them a second."""
     timed = {name: row for name, row in rows.items() if "seconds" in row}
     references = [r for r in dict.fromkeys((baseline, "fnn")) if r in timed]
     head = ["contender", "median", "quartiles", "fastest", *(f"/ {r}" for r in references)]
+    head += ["samples / s"] if samples else []
     cells = [[*head, "first call", "peak memory"]]
     for name, row in sorted(timed.items(), key=lambda item: median(item[1]["seconds"])):
         times = row["seconds"]
@@ -105,6 +108,7 @@ def table(rows: Mapping[str, Row], baseline: str) -> str:
         cells.append(
             [name, duration(middle), f"{duration(low)} to {duration(high)}", duration(min(times))]
             + [f"{ratio(times, timed[r]['seconds']):.2f}" for r in references]
+            + ([f"{samples / middle:,.0f}"] if samples else [])
             + [duration(row["first_call"]), f"{row['peak_mib']:.0f} MiB"]
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -131,8 +135,9 @@ def section(result: Mapping[str, Any]) -> str:
         f"{result['when']}, load average {result['load'][0]:.1f} before and "
         f"{result['load'][1]:.1f} after, commit {result['commit']}. {versions}.\n",
     ]
+    samples = result.get("samples", {})
     for case, rows in result["cases"].items():
-        lines += [f"### {case}\n", table(rows, result["baseline"]) + "\n"]
+        lines += [f"### {case}\n", table(rows, result["baseline"], samples.get(case)) + "\n"]
     lines += ["### Goals\n", *(f"- {state(v)}" for v in result["goals"]), ""]
     lines += [f"`{name}`: {legend}.  " for name, legend in result["legends"].items()]
     return "\n".join(lines)

@@ -41,7 +41,7 @@ LIMIT = 900.0  # seconds until a worker that does not answer is ended
 # and keep bytecode, as installed packages do: all contenders run as a user finds them.
 DROPPED = ("JAX_", "XLA_", "PYTHONDONTWRITEBYTECODE")
 KEPT = ("JAX_PLATFORMS",)
-PACKAGES = ("fnn", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch")
+PACKAGES = ("fnn", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "keras")
 
 
 class Failed(Exception):
@@ -228,6 +228,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "quick": options.quick,
         "rounds": rounds,
         "baseline": task.baseline,
+        "samples": dict(task.samples),
         "legends": {c: lines[0] for c, lines in docs.items() if lines},
         "cases": {case: m.rows for case, m in measured.items()},
         "goals": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Call = Callable[[], Any]  # one timed call; returns what must be ready for it to be over
@@ -47,6 +47,7 @@ class Task:
     - `cold`: every timed call is the first of a fresh process; otherwise a process is kept for each
       contender, warmed up by its check, and times a block of calls whenever it is asked.
     - `baseline`: the contender that the others are compared with, besides fnn.
+    - `samples`: by case, how many a call works through; its table then has samples a second.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Task:
     cold: bool = False
     rounds: int = 27
     baseline: str = "floor"
+    samples: Mapping[str, int] = field(default_factory=dict)
 
 
 def load(name: str) -> Task:

@@ -258,6 +258,45 @@ def test_sweep_learning_rate(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "sweep_learning_rate.png").stat().st_size > 10_000
 
 
+# --- meta_learning_rate
+
+
+def test_meta_learning_rate(tmp_path, monkeypatch, capsys):
+    meta = example("meta_learning_rate")
+    small = dict(STEPS=20, KNOTS=np.array([0, 10, 20]), SEEDS=2, COMPARED=2)
+    small |= dict(RATES=np.float32([1e-3, 1e-2, 0.1]), FIRST_RATE=0.02)
+    for name, value in small.items():
+        monkeypatch.setattr(meta, name, value)
+
+    out = run(meta, "--steps 10", tmp_path, monkeypatch, capsys)
+    first, _ = numbers(r"loss (\S+) at first", out)
+    _, one, _, knots = numbers(r"validation loss (\S+) \(", out)
+    assert max(one, knots) < 0.8 * first
+    (rate,) = numbers(r"learnt constant \[(\S+)\]", out)
+    assert 0.03 < rate < 0.3
+    assert (tmp_path / "meta_learning_rate.png").stat().st_size > 10_000
+
+
+def test_meta_learning_rate_knots_and_slope(monkeypatch):
+    """The schedule is NumPy's interpolation, and the slope that of finite differences."""
+    meta = example("meta_learning_rate")
+    rates, count = np.float32([0.02, 0.1, 0.3, 0.2, 0.05, 0.01]), np.arange(meta.STEPS + 5)
+    wanted = np.exp(np.interp(count, meta.KNOTS, np.log(rates)))
+    np.testing.assert_allclose(meta.knotted(rates)(count), wanted, rtol=1e-5)
+
+    monkeypatch.setattr(meta, "STEPS", 12)
+    monkeypatch.setattr(meta, "KNOTS", np.array([0, 6, 12]))
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(middle):
+        rates = jnp.exp(jnp.stack([jnp.float32(-3.0), middle, jnp.float32(-4.0)]))
+        return meta.run_fn(jax.random.key(0), meta.knotted, rates)["validation"]
+
+    numeric = (loss(-1.9)[0] - loss(-2.1)[0]) / 0.2
+    np.testing.assert_allclose(loss(-2.0)[1], numeric, rtol=0.02)
+
+
 # --- double_descent
 
 
