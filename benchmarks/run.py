@@ -41,7 +41,18 @@ LIMIT = 900.0  # seconds until a worker that does not answer is ended
 # and keep bytecode, as installed packages do: all contenders run as a user finds them.
 DROPPED = ("JAX_", "XLA_", "PYTHONDONTWRITEBYTECODE")
 KEPT = ("JAX_PLATFORMS",)
-PACKAGES = ("fnn", "jax", "jaxlib", "numpy", "optax", "flax", "equinox", "dm-haiku", "torch", "keras")
+PACKAGES = (
+    "fnn",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "optax",
+    "flax",
+    "equinox",
+    "dm-haiku",
+    "torch",
+    "keras",
+)
 
 
 class Failed(Exception):

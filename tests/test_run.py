@@ -59,6 +59,20 @@ def test_a_run_is_what_fit_does():
     np.testing.assert_array_equal(history["train"]["loss"], shown["train"]["loss"])
 
 
+def test_a_step_that_counts_several_sees_the_batches_of_fit_too():
+    """As one of `fnn.train.tbptt` does, which updates more than once for a batch."""
+
+    def twice(ts, batch):
+        ts, _ = STEP(ts, batch)
+        ts, metrics = STEP(ts, batch)
+        return ts, metrics | {"first": batch["image"][0, 0]}
+
+    ts, history = RUN(twice, start(), DATA, steps=8, batch_size=SIZE)
+    fitted, shown = fnn.train.fit(twice, start(), DATA, epochs=2, batch_size=SIZE, progress=False)
+    np.testing.assert_array_equal(history["train"]["first"], shown["train"]["first"])
+    assert int(ts.step) == int(fitted.step) == 16
+
+
 @pytest.mark.parametrize("first", [4, 6])
 def test_a_run_that_is_resumed_is_the_whole_run_bitwise(first):
     whole, history = RUN(STEP, start(), DATA, steps=11, batch_size=SIZE)

@@ -69,40 +69,39 @@ def run(
             )
         data = jax.tree.map(as_array, data)
         per_epoch = check_batches(data, batch_size)
-    n, key = per_epoch * batch_size, data_key(train_state)
+    n, key = checks.examples("data", data), data_key(train_state)
     length = max(per_epoch, checkpoint_every or 0)
     if eval_every is not None:
         length = checks.count("eval_every", eval_every)
 
     def draw(epoch):
         """The rows of each batch of an epoch, [per_epoch, batch_size]."""
-        order = permutation(key, epoch, checks.examples("data", data))
-        return order[:n].reshape(per_epoch, batch_size)
+        order = permutation(key, epoch, n)[: per_epoch * batch_size]
+        return order.reshape(per_epoch, batch_size)
 
-    def some(train_state, order, count):
-        """`count` steps on, from the order of the epoch that the first of them is in."""
-        epoch, start = jnp.divmod(train_state.step, per_epoch)
+    def some(loop, count):
+        """`count` steps on from batch number `at`, whose epoch has this order."""
+        train_state, at, order = loop
+        epoch, start = jnp.divmod(at, per_epoch)
         more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
         orders = jnp.concatenate([order[None], jax.vmap(draw)(epoch + more)])
         rows = orders.reshape(-1, batch_size)
         rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
         after, metrics = steps_over(step, train_state, data, rows, checkpoint_every)
-        return after, orders[(start + count) // per_epoch], metrics
+        return (after, at + count, orders[(start + count) // per_epoch]), metrics
 
     def chunk(loop, _):
-        train_state, order, metrics = some(loop[0], loop[1], length)
-        evaluated = {} if eval_fn is None else dict(eval_fn(train_state))
-        return (train_state, order), (metrics, evaluated)
+        loop, metrics = some(loop, length)
+        return loop, (metrics, {} if eval_fn is None else dict(eval_fn(loop[0])))
 
     chunks, rest = divmod(steps, length)
-    first = train_state, draw(train_state.step // per_epoch)
-    loop, (metrics, evaluated) = jax.lax.scan(chunk, first, length=chunks)
+    loop = train_state, train_state.step, draw(train_state.step // per_epoch)
+    loop, (metrics, evaluated) = jax.lax.scan(chunk, loop, length=chunks)
     metrics = jax.tree.map(lambda a: a.reshape(chunks * length, *a.shape[2:]), metrics)
-    train_state, order = loop
     if rest:
-        train_state, _, more = some(train_state, order, rest)
+        loop, more = some(loop, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, more)
-    return train_state, {"train": metrics, "eval": evaluated}
+    return loop[0], {"train": metrics, "eval": evaluated}
 
 
 def steps_over(

@@ -113,7 +113,8 @@ def sweep(
       tree of arrays.
     - `keys`: `jax.random.split(key, n)`, one for each seed.
     - `grid`: by name, the values of each hyperparameter: an array [n, ...], whose rows are traced
-      (so that one program serves all of them), or a list of anything else, as optimizers.
+      (so that one program serves all of them), or a list of anything else, as optimizers. A list of
+      points instead of a grid, as of a random search, is one array [n, k] with a row a point.
     - `static`: names of numbers that may not be traced, as a width. Each combination of static
       values is a program of its own.
     - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` one after the other in
