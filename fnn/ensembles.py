@@ -186,10 +186,11 @@ def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Arra
     The members are taken in the order of their own scores, the best first, and each stays if the
     soup with it scores at least as well as without: so it is at least as good as the best member.
 
-    - `score(params)`: higher is better, of one network on data held out, made of jax operations.
+    - `score(params)`: a float, higher is better, of one network on data held out, made of jax
+      operations.
 
-    Returns the soup's params and which members are in it, bool [n]. A member that scores NaN is
-    left out. Raises as `soup`.
+    Returns the soup's params and which members are in it, bool [n]. Members that score NaN are
+    left out (all but the first, if all do). Raises as `soup`, and DtypeError for other scores.
 
     >>> members = jnp.array([[1.0], [5.0], [-1.5]])
     >>> mean, kept = greedy_soup(members, lambda w: -jnp.abs(w[0]))  # zero is best
@@ -198,16 +199,19 @@ def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Arra
     """
     with errors.within("greedy_soup"):
         n = _check_floats(params)
-    alone = jax.lax.map(score, params)
-    if alone.shape != (n,):
-        raise errors.ShapeError("score to return a scalar", f"{alone.shape[1:]}", "average it")
-    order = jnp.argsort(jnp.where(jnp.isnan(alone), jnp.inf, -alone))
+        alone = jax.lax.map(lambda params: jnp.asarray(score(params)), params)
+        if alone.shape != (n,):
+            raise errors.ShapeError("score to return a scalar", f"{alone.shape[1:]}", "average it")
+        if not is_floating(alone):
+            raise errors.DtypeError("a floating score", errors.show(alone), "cast it")
+    broken = jnp.isnan(alone)
+    order = jnp.lexsort((-alone, broken))
 
     def add(carry, i):
         kept, best = carry
         tried = kept.at[i].set(True)
         now = score(_blend(params, tried.astype(jnp.float32)))
-        better = now >= best
+        better = (now >= best) & ~broken[i]
         return (jnp.where(better, tried, kept), jnp.where(better, now, best)), None
 
     first = jnp.zeros(n, bool).at[order[0]].set(True)
@@ -220,8 +224,8 @@ def _blend(params: Any, weights: jax.Array) -> Any:
 
     def mean(a):
         w = weights.reshape(-1, *(1,) * (a.ndim - 1)).astype(widened(a).dtype)
-        parts = jnp.where(w == 0, 0, widened(a) * (w / jnp.sum(w)))
-        return jnp.sum(parts, axis=0).astype(a.dtype)
+        counted = jnp.where((w == 0) & ~jnp.isfinite(a), 0, widened(a))
+        return jnp.sum(counted * (w / jnp.sum(w)), axis=0).astype(a.dtype)
 
     return jax.tree.map(mean, params)
 
@@ -246,7 +250,7 @@ def _mean(logs: jax.Array) -> jax.Array:
     most = jax.lax.stop_gradient(jnp.max(logs, axis=0))
     most = jnp.where(jnp.isfinite(most), most, 0)
     total = jnp.mean(jnp.exp(logs - most), axis=0)
-    some = total > 0
+    some = total != 0  # of NaN too
     return jnp.where(some, most + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
 
 

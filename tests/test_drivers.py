@@ -130,10 +130,33 @@ def test_a_callback_sees_every_call(driver, shapes):
 
 
 def test_a_callback_ends_the_run():
-    after, history = fit(start(), driver="chunk", chunk=2, callback=lambda ts, _: int(ts.step) >= 7)
+    after, history = fit(start(), driver="chunk", chunk=2, callback=lambda ts, _: ts.step >= 7)
     params, losses = looped(STEPS["dense"][1], start(), 7)
     same(after.params, params)
     same(history["train"]["loss"], losses)
+
+
+@pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
+def test_metrics_may_be_trees(driver):
+    def step(ts, batch):
+        ts, metrics = STEPS["dense"][1](ts, batch)
+        return ts, {"of": {"both": metrics["loss"], "twice": 2 * metrics["loss"]}}
+
+    evaluate = lambda ts: {"at": {"step": ts.step}}  # noqa: E731
+    _, history = fit(start(), step, driver=driver, chunk=2, evaluate=evaluate)
+    of = history["train"]["of"]
+    np.testing.assert_array_equal(of["twice"], 2 * of["both"])
+    assert of["both"].shape == (10,)
+    np.testing.assert_array_equal(history["eval"]["at"]["step"], [5, 10])
+
+
+def test_a_step_need_not_hash():
+    class Step(dict):
+        def __call__(self, ts, batch):
+            return STEPS["dense"][1](ts, batch)
+
+    after, _ = fit(start(), Step(), driver="scan")
+    same(after.params, fit(start(), driver="scan")[0].params)
 
 
 def test_the_bar_counts_steps(capsys):

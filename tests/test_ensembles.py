@@ -144,6 +144,25 @@ def test_a_member_of_nan_is_not_in_the_soup():
     members = jnp.array([[jnp.nan], [1.0], [3.0]])
     mean, kept = ensembles.greedy_soup(members, lambda w: -jnp.abs(w[0] - 2.0))
     assert mean == 2.0 and kept.tolist() == [False, True, True]
+    members = jnp.array([[3.0], [-1.0]])  # whose mean has a score, unlike the second
+    _, kept = ensembles.greedy_soup(members, lambda w: -(jnp.log(w[0]) ** 2))
+    assert kept.tolist() == [True, False]
+    members = jnp.array([[jnp.nan], [jnp.inf]])
+    _, kept = ensembles.greedy_soup(members, lambda w: -w[0])
+    assert kept.tolist() == [False, True]
+
+
+def test_nan_is_not_hidden():
+    logits = jnp.zeros((3, 4)).at[1].set(jnp.nan)
+    assert jnp.isnan(ensembles.mean_logits(logits)).all()
+    assert jnp.isnan(ensembles.uncertainty(logits).total)
+
+
+def test_the_derivative_by_a_weight_is_the_formula():
+    """d soup / d w_i = (params_i - soup) / sum w, where w_i is zero too."""
+    params, w = jnp.array([1.0, 4.0, -2.0]), jnp.array([1.0, 0.0, 1.0])
+    slope = jax.grad(lambda w: ensembles.soup(params, w))(w)
+    np.testing.assert_allclose(slope, (params + 0.5) / 2, rtol=1e-6)
 
 
 def test_stacked_networks_are_an_ensemble():
@@ -168,6 +187,11 @@ def test_stacked_networks_are_an_ensemble():
         (lambda: ensembles.soup({"w": jnp.ones(())}), errors.ShapeError, "leading axis"),
         (lambda: ensembles.soup(jnp.ones((2, 3)), jnp.ones(3)), errors.ShapeError, r"\(2,\)"),
         (lambda: ensembles.greedy_soup(jnp.ones((2, 3)), lambda w: w), errors.ShapeError, "scalar"),
+        (
+            lambda: ensembles.greedy_soup(jnp.ones((2, 3)), lambda w: jnp.int32(1)),
+            errors.DtypeError,
+            "floating score",
+        ),
         (lambda: ensembles.stack([]), errors.InputError, "none"),
         (lambda: ensembles.stack([jnp.ones(2), jnp.ones(3)]), errors.ShapeError, "member 1"),
         (lambda: ensembles.each(3), errors.OptionError, "a function"),

@@ -144,6 +144,17 @@ def test_it_has_a_derivative_and_maps():
         (lambda: fnn.train.evolve(round_fn, {}, rounds=1), errors.InputError, "a Population"),
         (lambda: evolve(start(), 1, lambda t, h, k: (t, t)), errors.ShapeError, "scalar score"),
         (lambda: evolve(start(), 1, lambda t, h, k: (t[0], 0.0)), errors.ShapeError, "members"),
+        (lambda: evolve(start(), 1, lambda t, h, k: t), errors.InputError, "member, score"),
+        (
+            lambda: evolve(start(), 1, explore=lambda k, h: h[:1]),
+            errors.ShapeError,
+            "explore to return",
+        ),
+        (
+            lambda: fnn.train.population(jnp.ones(3), jnp.arange(3), jax.random.key(0)),
+            errors.DtypeError,
+            "of floats",
+        ),
         (
             lambda: fnn.train.population(jnp.ones(3), jnp.ones(2), jax.random.key(0)),
             errors.ShapeError,

@@ -230,3 +230,80 @@ def test_results_of_other_shapes_are_refused():
         fnn.train.sweep(
             lambda key, n: jnp.zeros(n), keys=KEYS, n=[2, 3], static=["n"], progress=False
         )
+
+
+# --- what once went wrong
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.12341, 0.12344],
+        [lambda: 1.0, lambda: 10.0],
+        ["1", 1],
+        [np.zeros(2000), np.arange(2000) == 1000],
+    ],
+)
+def test_settings_that_look_alike_keep_their_own_results(values, tmp_path):
+    def run_fn(key, setting):
+        return jnp.float32(setting() if callable(setting) else np.sum(np.float32(setting)))
+
+    options = dict(keys=KEYS[:1], setting=values, static=["setting"], progress=False)
+    for _ in range(2):  # made, then read
+        found = fnn.train.sweep(run_fn, directory=tmp_path, **options)
+        wanted = [run_fn(None, value) for value in values]
+        np.testing.assert_array_equal(found.results, wanted)
+        assert len(found.strategy) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_objects_are_found_again_by_another_process(tmp_path):
+    """Their names hold no address."""
+    make = lambda: [fnn.optim.adam(0.1), fnn.optim.adam(0.2)]  # noqa: E731
+
+    def sweep(run_fn):
+        fnn.train.sweep(run_fn, keys=KEYS[:1], tx=make(), directory=tmp_path, progress=False)
+
+    def never(key, tx):
+        assert isinstance(key, jax.core.Tracer)
+        return jnp.float32(0)
+
+    sweep(lambda key, tx: jnp.float32(1))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    sweep(never)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_narrow_floats_come_back_from_disk(tmp_path):
+    options = dict(keys=KEYS, rate=RATES, directory=tmp_path, progress=False)
+    for _ in range(2):
+        found = fnn.train.sweep(lambda key, rate: rate.astype(jnp.bfloat16), **options)
+        assert found.results.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(found.grid(found.results)[:, 0].astype(np.float32), RATES)
+
+
+def test_another_generators_keys_are_other_runs(tmp_path):
+    def run_fn(key):
+        return jax.random.uniform(key)
+
+    drawn = []
+    for impl in ("rbg", "unsafe_rbg"):
+        keys = jax.random.wrap_key_data(np.ones((1, 4), np.uint32), impl=impl)
+        found = fnn.train.sweep(run_fn, keys=keys, directory=tmp_path, progress=False)
+        drawn.append(found.results)
+        np.testing.assert_array_equal(found.results[0], run_fn(keys[0]))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_would_be_cast_is_refused(tmp_path):
+    def run_fn(key, kind):
+        return jnp.ones((), kind)
+
+    options = dict(keys=KEYS[:1], progress=False)
+    with pytest.raises(errors.DtypeError, match="int32"):
+        fnn.train.sweep(run_fn, kind=["int32", "float32"], **options)
+    with pytest.raises(errors.OptionError, match="integers of int32"):
+        fnn.train.sweep(run_fn, kind=[2**40, 1], **options)
+    fnn.train.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
+    with pytest.raises(errors.InputError, match="directory of its own"):
+        fnn.train.sweep(lambda key: jnp.ones(3), directory=tmp_path, **options)

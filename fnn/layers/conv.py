@@ -120,11 +120,12 @@ def over_images(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """A convolution whose derivatives run as fast inside a loop as outside, on CPU too.
+    """A convolution whose gradients are fast inside a loop too, on CPU.
 
     XLA's CPU compiler has a fast convolution for one order of axes, the one used here, and brings
     others into it in the outermost program alone, not in the body of a `scan`. JAX transposes a
-    convolution into another order, unless it stands in the order of `_by_kernel`.
+    convolution into another order, unless it stands in the order of `_by_kernel`. In groups none
+    is fast, so that there the gradient of the kernel is a product with patches.
     """
     return _convolve(x, kernel, how)
 
@@ -142,9 +143,12 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
-    """`convolve`, in the order of axes whose transpose by the kernel is XLA's own order."""
+    """`convolve`, written so that its transpose by the kernel is fast."""
+    plain = functools.partial(_convolve, how=how)
     if how.groups > 1:
-        return _convolve(x, dkernel, how)
+        fits = how.input_dilation is None and min(itertools.chain(*how.pads), default=0) >= 0
+        patches = functools.partial(_by_patches, how=how)
+        return jax.lax.platform_dependent(x, dkernel, cpu=patches if fits else plain, default=plain)
 
     def swapped(x, dkernel):
         n = x.ndim - 2
@@ -162,7 +166,6 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
         )
         return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]
 
-    plain = functools.partial(_convolve, how=how)
     return jax.lax.platform_dependent(x, dkernel, cpu=swapped, default=plain)
 
 
@@ -197,13 +200,17 @@ def convolve_matmul(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
 def _convolve_matmul_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
     y = convolve_matmul(x, kernel, how)
+    return y, convolve_matmul(dx, kernel, how) + _by_patches(x, dkernel, how)
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    """`convolve` as a product with the patches of x."""
     patches = patches_of(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
     *lead, taps, channels = patches.shape
     patches = patches.reshape(*lead, taps, how.groups, channels // how.groups)
     split = (channels // how.groups, how.groups, kernel.shape[-1] // how.groups)
-    weights = dkernel.reshape(taps, *split)
-    dy = jnp.einsum("...kgc,kcgo->...go", patches, weights).reshape(y.shape)
-    return y, convolve_matmul(dx, kernel, how) + dy
+    products = jnp.einsum("...kgc,kcgo->...go", patches, kernel.reshape(taps, *split))
+    return products.reshape(*lead, kernel.shape[-1])
 
 
 def patches_of(x: jax.Array, size: tuple[int, ...], how: How) -> jax.Array:

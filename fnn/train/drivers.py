@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,12 +56,13 @@ def calls(
     if driver == "loop":
         return driver, total, looped
     resident = jax.device_put(data)
+    steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state):
         order = order_of(epoch)
         for start in range(0, total, size):
             rows = order[start : start + size]
-            train_state, metrics = _steps(step, train_state, resident, rows)
+            train_state, metrics = steps(train_state, resident, rows)
             yield train_state, metrics, len(rows)
 
     if driver == "auto":
@@ -93,15 +95,23 @@ def _loop(step: Callable, batches_of: Callable, epoch: int, train_state: TrainSt
         yield train_state, metrics, 1
 
 
-@partial(jax.jit, static_argnums=0)
-def _compiled(step, train_state, data, rows):
-    train_state, metrics = steps_over(step, train_state, data, rows)
-    return train_state._replace(key=None), metrics
+def _program(step: Callable) -> Callable:
+    """(train_state, data, rows) -> (train_state, metrics): a step for each of the rows."""
+
+    @jax.jit
+    def program(train_state, data, rows):
+        train_state, metrics = steps_over(step, train_state, data, rows)
+        return train_state._replace(key=None), metrics
+
+    def steps(train_state, data, rows):
+        after, metrics = program(train_state, data, rows)
+        return after._replace(key=train_state.key), metrics  # as `fnn.train.step` does
+
+    return steps
 
 
-def _steps(step, train_state, data, rows):
-    after, metrics = _compiled(step, train_state, data, rows)
-    return after._replace(key=train_state.key), metrics  # as `fnn.train.step` does
+# So that to go on compiles nothing anew; a few, since each keeps its step alive.
+_kept_program = functools.lru_cache(maxsize=4)(_program)
 
 
 def _orders(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[[int], np.ndarray]:

@@ -42,7 +42,7 @@ def fit(
       All make the same steps on the same batches, equal bitwise for dense networks and to 1e-6 or
       so for others, and each the same bits every time, which is why `"auto"` is not the default.
     - `callback(train_state, metrics)`: called after each of these calls, with the metrics of a
-      step, or [k] of k; `True` in return ends the run.
+      step, or [k] of k; something true in return, as `metrics["loss"] < 0.1`, ends the run.
     - `progress`: show a bar (extra `progress`).
 
     With arrays the order is a pure function of the run's key and the step: training 2 epochs, or
@@ -78,7 +78,7 @@ def fit(
                 train_state = after
                 train.append(metrics)
                 bar.update(train, count)
-                if callback is not None and callback(train_state, metrics) is True:
+                if callback is not None and callback(train_state, metrics):
                     return train_state, _history(train, evaluated, driver)
             if len(train) == before:
                 raise errors.InputError(
@@ -87,7 +87,7 @@ def fit(
                     "pass a function of the epoch that makes its iterator anew",
                 )
             if evaluate is not None:
-                evaluated.append({k: np.asarray(v) for k, v in evaluate(train_state).items()})
+                evaluated.append(jax.tree.map(np.asarray, dict(evaluate(train_state))))
                 bar.note(evaluated[-1])
     return train_state, _history(train, evaluated, driver)
 
@@ -150,9 +150,9 @@ def _history(train: list, evaluated: list, driver: str) -> dict[str, Any]:
     return {"train": _joined(train, join), "eval": _joined(evaluated, np.stack), "driver": driver}
 
 
-def _joined(rows: list, join: Callable[[list], np.ndarray]) -> dict[str, np.ndarray]:
+def _joined(rows: list, join: Callable[[tuple], np.ndarray]) -> dict[str, np.ndarray]:
     rows = jax.device_get(rows)
-    return {name: join([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    return jax.tree.map(lambda *values: join(values), *rows) if rows else {}
 
 
 class Bar:

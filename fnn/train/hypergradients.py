@@ -36,12 +36,12 @@ def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:
     """
     checks.function("fn", fn, "(x, *args)")
 
-    def value_and_grad(x: Any, *args: Any) -> Any:
+    def value_and_grad(x: Any, *args: Any, **kwargs: Any) -> Any:
         with errors.within("forward_value_and_grad"):
             x = jax.tree.map(_floating, x)
 
         def twice(x):
-            out = fn(x, *args)
+            out = fn(x, *args, **kwargs)
             value = out[0] if has_aux else out
             if jnp.shape(value) != ():
                 mend = "average it: jnp.mean(value)"
@@ -49,7 +49,7 @@ def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:
             return value, out
 
         grads, out = jax.jacfwd(twice, has_aux=True)(x)
-        return out, grads
+        return out, jax.tree.map(lambda g, a: g.astype(a.dtype), grads, x)
 
     return value_and_grad
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import is_floating
 from fnn.optim.arithmetic import increment
 from fnn.shapes import unlike
 
@@ -19,7 +19,7 @@ class Population(NamedTuple):
 
     - `members`: what learns, as stacked training states.
     - `hyper`: the hyperparameters of each, a tree of floats.
-    - `score`: of each after the last round, float32; NaN before the first.
+    - `score`: of each after the last round, float32 (float64 in x64 mode); NaN before the first.
     - `round`: how many rounds have been made, int32.
     - `key`: of the whole; round r draws from the key folded with r.
     """
@@ -36,7 +36,7 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
 
     - `members`, `hyper`: trees with one leading axis [n], the number of members.
 
-    Raises ShapeError where the leading axes differ.
+    Raises ShapeError where the leading axes differ, DtypeError for hyperparameters of no floats.
 
     >>> import fnn
     >>> people = population({"w": jnp.zeros((4, 2))}, {"rate": jnp.ones(4)}, jax.random.key(0))
@@ -45,6 +45,8 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
     """
     with errors.within("population"):
         n = checks.examples("members and hyper", (members, hyper))
+        for leaf in jax.tree.leaves(hyper):
+            _floating(jnp.asarray(leaf))
     return Population(members, hyper, jnp.full(n, jnp.nan), jnp.int32(0), checks.typed_key(key))
 
 
@@ -58,7 +60,7 @@ def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> An
     keys = jax.random.split(key, len(leaves))
 
     def moved(key, a):
-        a = jnp.asarray(a)
+        a = _floating(jnp.asarray(a))
         return a * jax.random.choice(key, jnp.asarray(factors, a.dtype), a.shape)
 
     return jax.tree.unflatten(treedef, list(map(moved, keys, leaves)))
@@ -80,7 +82,8 @@ def evolve(
 
     - `round_fn(member, hyper, key) -> (member, score)`: one round of one member, as some steps of
       `fnn.train.run` with an optimizer of these hyperparameters, and a scalar measured on data
-      held out, where higher is better. A score of NaN is the lowest.
+      held out, where higher is better. A score of NaN is the lowest. A copy has its donor's
+      training state, the key in it too: `ts._replace(key=key)` gives it batches of its own.
     - `population`: of `population`, or of an earlier call, to go on: 3 rounds and 3 more are 6.
     - `rounds`: static. `fraction`: in [0, 0.5]; with 0 nobody is replaced.
     - `explore(key, hyper) -> hyper`: of one member; write your own to keep numbers in their range.
@@ -102,12 +105,14 @@ def evolve(
         if not isinstance(population, Population):
             mend = "make one: fnn.train.population(members, hyper, key)"
             raise errors.InputError("a Population", errors.show(population), mend)
-        if isinstance(fraction, jax.core.Tracer) or not 0 <= fraction <= 0.5:
+        checks.function("round_fn", round_fn, "(member, hyper, key)")
+        checks.function("explore", explore, "(key, hyper)")
+        if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 0.5:
             raise errors.OptionError(
                 "a fraction in [0, 0.5], a plain number", f"{fraction}", "replace fewer"
             )
     n = population.score.shape[0]
-    replaced = min(max(1, int(fraction * n)), n // 2) if fraction else 0
+    replaced = min(max(1, int(fraction * n + 1e-9)), n // 2) if fraction else 0
 
     def one_round(now: Population, _: None) -> tuple[Population, dict[str, Any]]:
         key = jax.random.fold_in(now.key, now.round)
@@ -120,11 +125,15 @@ def evolve(
 
         members, hyper = jax.tree.map(lambda a: a[parent], (now.members, now.hyper))
         moved = jax.vmap(explore)(jax.random.split(move, n), hyper)
+        if error := unlike(moved, hyper):
+            with errors.within("evolve"):
+                wanted = f"explore to return hyperparameters {errors.show(hyper)}"
+                raise error(wanted, errors.show(moved), "keep their shapes and dtypes")
         hyper = jax.tree.map(lambda a, b: _where(parent != own, a, b), moved, hyper)
 
-        members, score = jax.vmap(round_fn)(members, hyper, jax.random.split(train, n))
+        out = jax.vmap(round_fn)(members, hyper, jax.random.split(train, n))
         with errors.within("evolve"):
-            _check_returned(members, score, now.members, n)
+            members, score = _check_returned(out, now.members, n)
         score = score.astype(now.score.dtype)
         later = Population(members, hyper, score, increment(now.round), now.key)
         return later, {"score": score, "hyper": hyper, "parent": parent}
@@ -136,10 +145,21 @@ def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
-def _check_returned(members: Any, score: Any, before: Any, n: int) -> None:
+def _floating(a: jax.Array) -> jax.Array:
+    if not is_floating(a):
+        mend = "cast them, and round where they are used"
+        raise errors.DtypeError("hyperparameters of floats", errors.show(a), mend)
+    return a
+
+
+def _check_returned(out: Any, before: Any, n: int) -> tuple[Any, Any]:
+    if not (isinstance(out, tuple) and len(out) == 2):
+        errors.not_a_pair("round_fn", "(member, score)", out)
+    members, score = out
     if error := unlike(members, before):
         wanted = f"round_fn to return members {errors.show(before)}"
         raise error(wanted, errors.show(members), "return (member, score), a member as it came")
     if jnp.shape(score) != (n,):
         wanted, got = "round_fn to return a scalar score", f"{jnp.shape(score)[1:]}"
         raise errors.ShapeError(wanted, got, "average it: jnp.mean(score)")
+    return members, score

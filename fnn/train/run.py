@@ -33,8 +33,9 @@ def run(
     batches are those of `fnn.train.fit`: each epoch is the data in an order drawn from the run's
     key and the epoch's number, and what does not fill a last batch is left out of it.
 
-    - `step`: of `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
-    - `train_state`: which step of which epoch comes next follows from its `step`.
+    - `step`: of `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`, which
+      adds 1 to the state's `step`.
+    - `train_state`: which batch of which epoch comes first follows from its `step`.
     - `data`: a tree of arrays [N, ...]; under `jit` pass it as an argument, or it is compiled in.
     - `steps`, `batch_size`: static; of the last epoch only the steps that are left are made.
     - `eval_every`, `eval_fn`: `eval_fn(train_state) -> dict` of arrays is called, while tracing,
@@ -67,12 +68,13 @@ def run(
             raise errors.OptionError(
                 "eval_every and eval_fn together", "one of them", "give both, or none"
             )
+        if eval_every is not None:
+            checks.count("eval_every", eval_every)
+            checks.function("eval_fn", eval_fn, "the training state")
         data = jax.tree.map(as_array, data)
         per_epoch = check_batches(data, batch_size)
     n, key = checks.examples("data", data), data_key(train_state)
-    length = max(per_epoch, checkpoint_every or 0)
-    if eval_every is not None:
-        length = checks.count("eval_every", eval_every)
+    length = eval_every or max(per_epoch, checkpoint_every or 0)
 
     def draw(epoch):
         """The rows of each batch of an epoch, [per_epoch, batch_size]."""
@@ -83,8 +85,12 @@ def run(
         """`count` steps on from batch number `at`, whose epoch has this order."""
         train_state, at, order = loop
         epoch, start = jnp.divmod(at, per_epoch)
-        more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
-        orders = jnp.concatenate([order[None], jax.vmap(draw)(epoch + more)])
+        if count < per_epoch:  # an order costs more than a few steps may
+            ends = start + count >= per_epoch
+            orders = jnp.stack([order, jax.lax.cond(ends, draw, lambda _: order, epoch + 1)])
+        else:
+            more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
+            orders = jnp.concatenate([order[None], jax.vmap(draw)(epoch + more)])
         rows = orders.reshape(-1, batch_size)
         rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
         after, metrics = steps_over(step, train_state, data, rows, checkpoint_every)

@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import checks, errors
+from fnn.shapes import unlike
 from fnn.train.fit import Bar
 
+PLAIN = (bool, int, float, str, np.generic)
 STRATEGIES = ("auto", "vmap", "map", "loop")
 PROBES = 4  # on CPU, "auto" learns from a fourth of the runs what is faster for the others
 
@@ -208,8 +210,9 @@ class _Plan(NamedTuple):
                 here &= at[name] == i
             rows = np.flatnonzero(here)
             fixed = {n: self.values[n][i] for n, i in zip(self.fixed, chosen, strict=True)}
+            names = zip(self.fixed, chosen, strict=True)
+            labels = {name: _labels(self.values[name])[i] for name, i in names}
             settings = {n: v[at[n][rows]] for n, v in self.values.items() if n not in self.fixed}
-            labels = {name: _text(value) for name, value in fixed.items()}
             yield _Group(fixed, labels, settings, self.keys[at["seed"][rows]], rows)
 
 
@@ -240,9 +243,14 @@ def _numbers(given: Any) -> np.ndarray | None:
     """Values that can be traced, as an array of JAX's dtype; None for any others."""
     try:
         array = np.asarray(given)
-        return array.astype(jnp.result_type(array)) if array.dtype.kind in "biuf" else None
+        if array.dtype.kind not in "biuf":
+            return None
     except (TypeError, ValueError):
         return None
+    cast = array.astype(jnp.result_type(array))
+    if array.dtype.kind in "iu" and (cast != array).any():
+        raise errors.OptionError(f"integers of {cast.dtype}", f"{array}", "pass floats, or use x64")
+    return cast
 
 
 # --- how it is run
@@ -335,6 +343,7 @@ class _Lanes:
         digest = hashlib.sha256(repr(self.group.labels).encode())
         for name, values in sorted(self.group.settings.items()):
             digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+        digest.update(str(jax.random.key_impl(self.group.keys)).encode())
         digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
         assert self.store is not None
         return self.store / f"{digest.hexdigest()[:16]}-{start}.npz"
@@ -354,7 +363,14 @@ class _Lanes:
         with np.load(path, allow_pickle=False) as file:
             leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
             count = int(file["count"])
-        treedef = jax.tree.structure(jax.eval_shape(self.one, self._first(start)))
+        wanted, treedef = jax.tree.flatten(jax.eval_shape(self.one, self._first(start)))
+        if [a.shape for a in wanted] != [a.shape[1:] for a in leaves]:
+            raise errors.InputError(
+                f"a directory of this sweep, with results {[a.shape for a in wanted]}",
+                f"{[a.shape[1:] for a in leaves]} in {self._name(start)}",
+                "give each run_fn a directory of its own",
+            )
+        leaves = [a.view(w.dtype) for a, w in zip(leaves, wanted, strict=True)]  # bfloat16 too
         return count, jax.tree.unflatten(treedef, leaves)
 
 
@@ -384,11 +400,13 @@ class _Filled:
         if self.treedef is None:
             self.treedef = treedef
             self.leaves = [np.empty((self.runs, *a.shape[1:]), a.dtype) for a in leaves]
-        shapes = [[a.shape[1:] for a in some] for some in (leaves, self.leaves)]
-        if treedef != self.treedef or shapes[0] != shapes[1]:
-            raise errors.ShapeError(
-                f"all runs to return arrays {shapes[1]}", f"{shapes[0]}", "return what they share"
-            )
+        first, now = (
+            jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in some])
+            for tree, some in ((self.treedef, self.leaves), (treedef, leaves))
+        )
+        if error := unlike(now, first):
+            wanted = f"all runs to return {errors.show(first)}"
+            raise error(wanted, errors.show(now), "return what they share")
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[rows] = part
 
@@ -399,10 +417,19 @@ class _Filled:
 def _text(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return f"{value:.4g}"
-    return str(getattr(value, "__name__", value))
+    if isinstance(value, PLAIN):
+        return str(value)
+    return getattr(value, "__name__", None) or getattr(value, "name", type(value).__name__)
+
+
+def _labels(values: Sequence[Any]) -> list[str]:
+    """What each of some static values is called, in this process and the next: no two alike."""
+    texts = [str(v) if isinstance(v, PLAIN) else _text(v) for v in values]
+    return [text if texts.count(text) == 1 else f"{text} {i}" for i, text in enumerate(texts)]
 
 
 def _shown(values: Sequence[Any]) -> list[Any]:
     """Values that a column can hold: names in the place of functions."""
-    plain = (bool, int, float, str, np.generic)
-    return [v if isinstance(v, plain) else _text(v) for v in values]
+    if all(isinstance(v, PLAIN) for v in values):
+        return list(values)
+    return [_text(v) for v in values]
