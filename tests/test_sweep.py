@@ -147,11 +147,11 @@ def test_an_interrupted_sweep_goes_on(tmp_path):
     made, lanes = [], fnn.train.sweep.__globals__["_Lanes"]
     make = lanes._made
 
-    def stopping(self, start, *rest):
+    def stopping(self, strategy, start, *rest):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(start)
-        return make(self, start, *rest)
+        return make(self, strategy, start, *rest)
 
     options = {"strategy": "vmap", "chunk": 8, "directory": tmp_path}
     with pytest.MonkeyPatch.context() as patch:

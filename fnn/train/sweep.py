@@ -22,7 +22,7 @@ from fnn.train.fit import Bar
 
 PLAIN = (bool, int, float, str, np.generic)
 STRATEGIES = ("auto", "vmap", "map", "loop")
-PROBES = 4  # on CPU, "auto" learns from a fourth of the runs what is faster for the others
+PROBES = 4  # runs that "auto" times one by one; on CPU a fourth of all are timed side by side
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,10 @@ class _Lanes:
             else:
                 size = size or self._size()
                 count = 1 if self.strategy == "loop" else min(size, self.total - start)
-                make = self._measured if self.strategy == "auto" else self._made
-                result = make(start, size, count)
+                if self.strategy == "auto":
+                    result = self._measured(start, size, count)
+                else:
+                    result = self._made(self.strategy, start, size, count)
                 self._keep(start, count, result)
             yield self.group.rows[start : start + count], result
             start += count
@@ -317,25 +319,28 @@ class _Lanes:
             self.programs[strategy] = jax.jit(fn).lower(lanes).compile()
         return self.programs[strategy]
 
-    def _made(self, start: int, size: int, count: int) -> Any:
-        if self.strategy == "loop":
+    def _made(self, strategy: str, start: int, size: int, count: int) -> Any:
+        if strategy == "loop":
             lane = self._first(start)
             result = self._program("loop", lane)(lane)
             return jax.tree.map(lambda a: np.asarray(a)[None], result)
         lanes = self.lanes(start, size)
-        lanes = _spread(lanes) if self.strategy == "vmap" else lanes
-        result = self._program(self.strategy, lanes)(lanes)
+        lanes = _spread(lanes) if strategy == "vmap" else lanes
+        result = self._program(strategy, lanes)(lanes)
         return jax.tree.map(lambda a: np.asarray(a)[:count], result)
 
     def _measured(self, start: int, size: int, count: int) -> Any:
-        """A chunk side by side and one run alone, timed; the faster is taken from here on."""
-        lane = self._first(start)
-        alone = self._program("loop", lane)
-        seconds = min(_timed(alone, lane)[0] for _ in range(3))
-        lanes = _spread(self.lanes(start, size))
-        together, result = _timed(self._program("vmap", lanes), lanes)
+        """A chunk side by side and a few runs one by one, timed as they are made from here on."""
+        self._program("loop", self._first(start))  # compiled before anything is timed
+        self._program("vmap", _spread(self.lanes(start, size)))
+        begin = time.perf_counter()
+        for _ in range(PROBES):
+            self._made("loop", start, 1, 1)
+        middle = time.perf_counter()
+        result = self._made("vmap", start, size, count)
+        seconds, together = (middle - begin) / PROBES, time.perf_counter() - middle
         self.strategy = "vmap" if together / size <= seconds else "loop"
-        return jax.tree.map(lambda a: np.asarray(a)[:count], result)
+        return result
 
     # --- what is kept on disk
 
@@ -381,12 +386,6 @@ def _spread(lanes: Any) -> Any:
         return lanes
     mesh = Mesh(np.array(devices), ("runs",))
     return jax.device_put(lanes, NamedSharding(mesh, PartitionSpec("runs")))
-
-
-def _timed(program: Any, inputs: Any) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = jax.block_until_ready(program(inputs))
-    return time.perf_counter() - start, result
 
 
 class _Filled:
