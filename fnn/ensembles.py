@@ -73,8 +73,9 @@ def mean_logits(logits: jax.Array) -> jax.Array:
     The logarithms of the mean of the members' probabilities (Lakshminarayanan et al., 2017,
     section 2.4), which are logits for any loss or metric; in float32 or wider.
 
-    >>> print(jnp.exp(mean_logits(jnp.log(jnp.array([[0.9, 0.1], [0.5, 0.5]])))).round(2))
-    [0.7 0.3]
+    >>> p = jnp.exp(mean_logits(jnp.log(jnp.array([[0.9, 0.1], [0.5, 0.5]]))))
+    >>> [round(float(each), 2) for each in p]
+    [0.7, 0.3]
     """
     with errors.within("mean_logits"):
         return _mean(_log_probabilities(logits))
