@@ -104,6 +104,12 @@ def permutation(seed: int | jax.Array, epoch: int | jax.Array, n: int) -> jax.Ar
     return _permutation(_shuffle_key(seed), jnp.asarray(epoch, jnp.uint32), n)
 
 
+def rows_of_batches(seed, epoch, n: int, batch_size: int) -> jax.Array:
+    """The examples of each full batch of an epoch, int32 [n // batch_size, batch_size]."""
+    full = n // batch_size
+    return permutation(seed, epoch, n)[: full * batch_size].reshape(full, batch_size)
+
+
 def _checked(data, batch_size) -> tuple[Any, int, int]:
     """(data as NumPy arrays, number of examples, batch_size), or the error that says what is off.
 
@@ -166,11 +172,10 @@ def batches(
             f"batch_size {batch_size} is larger than the data ({n} examples), and the last partial "
             "batch is dropped, so no batch would come; use a smaller batch_size, or eval_batches"
         )
-    order = np.asarray(permutation(seed, epoch, n))
+    order = np.asarray(rows_of_batches(seed, epoch, n, batch_size))
 
     def generate():
-        for start in range(0, n - batch_size + 1, batch_size):
-            rows = order[start : start + batch_size]
+        for rows in order:
             yield jax.tree.map(lambda x: x[rows], data)  # noqa: B023
 
     return generate()

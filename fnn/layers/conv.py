@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +77,7 @@ def conv(
         return kernel_and_bias(window.size, cin, features, x.dtype, kernel_init, bias), {}
 
     def apply(params, state, x, *, key, train):
-        product = convolve if weight_grad == "conv" else convolve_matmul
-        return over_images(params, x, window, groups, product), state
+        return over_images(params, x, window, groups, weight_grad), state
 
     return leaf("conv", specs, apply)
 
@@ -103,16 +101,18 @@ class How(NamedTuple):
     dilation: tuple[int, ...]
     groups: int = 1
     input_dilation: tuple[int, ...] | None = None  # of the input: a transposed convolution's
+    weight_grad: str = "conv"
 
 
 def over_images(
-    params: Any, x: jax.Array, window: windows.Window, groups: int, product: Callable
+    params: Any, x: jax.Array, window: windows.Window, groups: int, weight_grad: str = "conv"
 ) -> jax.Array:
-    """`product` of every image with the kernel, and the bias added where there is one."""
+    """Every image convolved with the kernel, and the bias added where there is one."""
 
     def run(x):  # [B, H, W, C]
         x, pads = windows.pad(x, window)
-        return product(x, params["kernel"], How(window.strides, pads, window.dilation, groups))
+        how = How(window.strides, pads, window.dilation, groups, weight_grad=weight_grad)
+        return convolve(x, params["kernel"], how)
 
     y = windows.over_images(run, x, len(window.size))
     return y + params["bias"] if "bias" in params else y
@@ -143,7 +143,12 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
-    """`convolve`, written so that its transpose by the kernel is fast."""
+    """`convolve`, linear in the kernel, written so that its transpose is fast.
+
+    The transpose is what reverse mode runs: of a product with patches, patches^T dy.
+    """
+    if how.weight_grad == "matmul":
+        return _by_patches(x, dkernel, how)
     plain = functools.partial(_convolve, how=how)
     if how.groups > 1:
         fits = how.input_dilation is None and min(itertools.chain(*how.pads), default=0) >= 0
@@ -184,23 +189,6 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
             channels_last, (n + 1, n, *range(n)), channels_last
         ),
     )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def convolve_matmul(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """A convolution whose derivative by the kernel is a product with the patches of x.
-
-    The derivative is linear in the kernel's tangent, so its transpose, which is what reverse mode
-    runs, is the one matrix product patches^T dy.
-    """
-    return convolve(x, kernel, how)
-
-
-@convolve_matmul.defjvp
-def _convolve_matmul_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = convolve_matmul(x, kernel, how)
-    return y, convolve_matmul(dx, kernel, how) + _by_patches(x, dkernel, how)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:

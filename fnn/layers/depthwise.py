@@ -6,7 +6,7 @@ from fnn import checks, errors
 from fnn.initializers import lecun_normal, zeros
 from fnn.layer import Layer, compose, leaf
 from fnn.layers import windows
-from fnn.layers.conv import conv, convolve, kernel_and_bias, over_images
+from fnn.layers.conv import conv, kernel_and_bias, over_images
 
 
 @errors.builder
@@ -50,7 +50,7 @@ def depthwise_conv(
         return kernel_and_bias(window.size, 1, features, x.dtype, kernel_init, bias), {}
 
     def apply(params, state, x, *, key, train):
-        return over_images(params, x, window, x.shape[-1], convolve), state
+        return over_images(params, x, window, x.shape[-1]), state
 
     return leaf("depthwise_conv", specs, apply)
 

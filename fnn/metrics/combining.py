@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.metrics.metric import Metric, check_metrics
+from fnn.metrics.metric import Metric, as_metric
 
 
 @errors.builder
@@ -26,7 +26,7 @@ def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
     1.0
     """
     checks.function("fn", fn, "the outputs")
-    metric = check_metrics({"metric": metric})["metric"]
+    metric = as_metric("metric", metric)
 
     def update(accumulator, outputs, labels, mask=None):
         return metric.update(accumulator, fn(outputs), labels, mask)
@@ -46,7 +46,7 @@ def each(metric: Metric | Callable, n: int) -> Metric:
     >>> print(accuracies.value(jnp.array([[[2.0, 0.0]], [[0.0, 3.0]]]), jnp.array([1])))
     [0. 1.]
     """
-    metric, n = check_metrics({"metric": metric})["metric"], checks.count("n", n)
+    metric, n = as_metric("metric", metric), checks.count("n", n)
 
     def init():
         return jax.tree.map(lambda a: jnp.stack([a] * n), metric.init())

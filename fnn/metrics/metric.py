@@ -58,7 +58,7 @@ class Metric(NamedTuple):
 
 
 @errors.builder
-def mean(fn: Callable[[Any, Any], Array]) -> Metric:
+def mean(fn: Callable[[Any, Any], Any]) -> Metric:
     """The mean of `fn(outputs, labels)`, one value or several per example: [B, ...] -> [].
 
     - `fn`: per example, as a loss: reals [...], of which those that the mask leaves are averaged.
@@ -109,14 +109,18 @@ def averaged(name: str, values: Callable, finish: Callable = lambda mean: mean) 
 def check_metrics(metrics: Any) -> dict[str, Metric]:
     """A dict of metrics and per-example functions as a dict of metrics."""
     checks.mapping("metrics", metrics)
-    for name, value in metrics.items():
-        if errors.is_builder(value) or not (isinstance(value, Metric) or callable(value)):
-            raise errors.OptionError(
-                f"metric {name} to be a Metric, or a function (outputs, labels) per example",
-                _called(value),
-                "call the builder, as fnn.metrics.accuracy()",
-            )
-    return {name: m if isinstance(m, Metric) else mean(m) for name, m in metrics.items()}
+    return {name: as_metric(f"metric {name}", value) for name, value in metrics.items()}
+
+
+def as_metric(name: str, value: Any) -> Metric:
+    """A metric, or the mean of a per-example function."""
+    if errors.is_builder(value) or not (isinstance(value, Metric) or callable(value)):
+        raise errors.OptionError(
+            f"{name} to be a Metric, or a function (outputs, labels) per example",
+            _called(value),
+            "call the builder, as fnn.metrics.accuracy()",
+        )
+    return value if isinstance(value, Metric) else mean(value)
 
 
 def _called(value: Any) -> str:

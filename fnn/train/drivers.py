@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from fnn import checks, errors
-from fnn.data.batching import permutation
+from fnn.data.batching import rows_of_batches
 from fnn.train.run import check_batches, steps_over
 from fnn.train.step import TrainState, data_key
 
@@ -47,31 +47,40 @@ def calls(
     batch_size = checks.count("batch_size", batch_size)
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state)
-
-    def batches_of(epoch):
-        arrays = jax.tree.map(np.asarray, data)
-        return (jax.tree.map(lambda a, rows=rows: a[rows], arrays) for rows in order_of(epoch))
-
-    looped = partial(_loop, step, batches_of)
     if driver == "loop":
-        return driver, total, looped
-    resident = jax.device_put(data)
-    steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
-
-    def scanned(size, epoch, train_state):
-        order = order_of(epoch)
-        for start in range(0, total, size):
-            rows = order[start : start + size]
-            train_state, metrics = steps(train_state, resident, rows)
-            yield train_state, metrics, len(rows)
-
+        return driver, total, _looped(step, data, order_of)
+    scanned = _scanned(step, data, order_of)
     if driver == "auto":
-        some = min(chunk, total)
+        looped, some = _looped(step, data, order_of), min(chunk, total)
         seconds = _seconds(partial(scanned, some), train_state, 1)
         if _seconds(looped, train_state, some) <= seconds:
             return "loop", total, looped
         driver = "scan" if seconds / some * total < PATIENCE else "chunk"
     return driver, total, partial(scanned, total if driver == "scan" else chunk)
+
+
+def _looped(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
+    arrays = jax.tree.map(np.asarray, data)  # on the host
+
+    def batches_of(epoch):
+        for rows in order_of(epoch):
+            yield jax.tree.map(lambda a: a[rows], arrays)  # noqa: B023
+
+    return partial(_loop, step, batches_of)
+
+
+def _scanned(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
+    resident = jax.device_put(data)
+    steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
+
+    def scanned(size, epoch, train_state):
+        order = order_of(epoch)
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            train_state, metrics = steps(train_state, resident, rows)
+            yield train_state, metrics, len(rows)
+
+    return scanned
 
 
 def _check_stream(data: Any, driver: str) -> None:
@@ -121,9 +130,9 @@ def _orders(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[
     def order_of(epoch: int) -> np.ndarray:
         """Steps begun + epoch * total and on, wherever in the data's own epochs they lie."""
         own, skipped = divmod(begun + epoch * total, total)
-        whole = [np.asarray(permutation(key, own + i, n)) for i in range(2 if skipped else 1)]
-        rows = np.concatenate([order[: total * batch_size] for order in whole])
-        return rows.reshape(-1, batch_size)[skipped : skipped + total]
+        epochs = (own, own + 1) if skipped else (own,)
+        rows = np.concatenate([rows_of_batches(key, epoch, n, batch_size) for epoch in epochs])
+        return rows[skipped : skipped + total]
 
     return order_of
 

@@ -183,7 +183,7 @@ class Bar:
         """`count` steps on; a row of several steps shows its last."""
         if self.bar is None:
             return
-        self.bar.update(count)
+        self.advance(count)
         elapsed = self.bar.format_dict["elapsed"]
         if elapsed >= self.next and len(rows) > 1:
             self.next = elapsed + 0.5

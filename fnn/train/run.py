@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.data.batching import permutation
+from fnn.data.batching import rows_of_batches
 from fnn.scanning import scan
 from fnn.shapes import as_array
 from fnn.train.step import TrainState, check_train_state, data_key
@@ -77,9 +77,7 @@ def run(
     length = eval_every or max(per_epoch, checkpoint_every or 0)
 
     def draw(epoch):
-        """The rows of each batch of an epoch, [per_epoch, batch_size]."""
-        order = permutation(key, epoch, n)[: per_epoch * batch_size]
-        return order.reshape(per_epoch, batch_size)
+        return rows_of_batches(key, epoch, n, batch_size)
 
     def some(loop, count):
         """`count` steps on from batch number `at`, whose epoch has this order."""

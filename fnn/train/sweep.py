@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -344,35 +345,43 @@ class _Lanes:
 
     # --- what is kept on disk
 
-    def _name(self, start: int) -> pathlib.Path:
+    @functools.cached_property
+    def _digest(self) -> str:
+        """What tells these runs from others, by their settings and keys."""
         digest = hashlib.sha256(repr(self.group.labels).encode())
         for name, values in sorted(self.group.settings.items()):
             digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
         digest.update(str(jax.random.key_impl(self.group.keys)).encode())
         digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
-        assert self.store is not None
-        return self.store / f"{digest.hexdigest()[:16]}-{start}.npz"
+        return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _outline(self) -> Any:
+        """What a run returns, without the numbers."""
+        return jax.eval_shape(self.one, self._first(0))
+
+    def _path(self, start: int) -> pathlib.Path | None:
+        return self.store / f"{self._digest}-{start}.npz" if self.store else None
 
     def _keep(self, start: int, count: int, result: Any) -> None:
-        if self.store is None:
+        if (path := self._path(start)) is None:
             return
-        path = self._name(start)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as file:
             np.savez(file, *jax.tree.leaves(result), count=count)
         os.replace(temporary, path)
 
     def _kept(self, start: int) -> tuple[int, Any] | None:
-        if self.store is None or not (path := self._name(start)).exists():
+        if (path := self._path(start)) is None or not path.exists():
             return None
         with np.load(path, allow_pickle=False) as file:
             leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
             count = int(file["count"])
-        wanted, treedef = jax.tree.flatten(jax.eval_shape(self.one, self._first(start)))
+        wanted, treedef = jax.tree.flatten(self._outline)
         if [a.shape for a in wanted] != [a.shape[1:] for a in leaves]:
             raise errors.InputError(
                 f"a directory of this sweep, with results {[a.shape for a in wanted]}",
-                f"{[a.shape[1:] for a in leaves]} in {self._name(start)}",
+                f"{[a.shape[1:] for a in leaves]} in {path}",
                 "give each run_fn a directory of its own",
             )
         leaves = [a.view(w.dtype) for a, w in zip(leaves, wanted, strict=True)]  # bfloat16 too
