@@ -9,6 +9,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from fnn.train import lanes
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 RATES, POWERS = np.float32([0.5, 2.0]), [1.0, 2.0, 3.0]
@@ -100,27 +101,59 @@ def test_a_run_that_breaks_leaves_the_others_alone():
     np.testing.assert_allclose(found.results, [0, np.nan, np.log(2)], rtol=1e-6)
 
 
-def test_runs_are_shared_among_devices():
+@pytest.mark.parametrize(
+    "points, seeds, share", [(13, 1, [2, 1]), (2, 3, [1, 1]), (5, 16, [5, 2]), (8, 2, [2, 1])]
+)
+def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
     assert len(jax.devices()) == 8  # fake ones
     placed = []
 
     def run_fn(key, rate):
-        return rate * 2
+        return rate + 0 * jax.random.uniform(key)
 
-    rates = np.arange(13, dtype=np.float32)
-    spread = fnn.train.sweep.__globals__["_spread"]
+    rates = np.arange(points, dtype=np.float32)
+    keys = jax.random.split(jax.random.key(1), seeds)
+    spread = lanes._spread
 
-    def watched(lanes):
-        placed.append(len(spread(lanes)["settings"]["rate"].sharding.device_set))
-        return spread(lanes)
+    def watched(*inputs):
+        inputs = spread(*inputs)
+        placed.append([len(a.addressable_shards[0].data) for a in inputs])
+        assert all(len(a.sharding.device_set) == 8 for a in inputs)
+        return inputs
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fnn.train.sweep.__globals__, "_spread", watched)
-        found = fnn.train.sweep(
-            run_fn, keys=KEYS[:1], rate=rates, strategy="vmap", chunk=13, progress=False
-        )
-    np.testing.assert_array_equal(found.results, rates * 2)
-    assert placed == [8]
+    monkeypatch.setattr(lanes, "_spread", watched)
+    found = fnn.train.sweep(run_fn, keys=keys, rate=rates, strategy="vmap", progress=False)
+    np.testing.assert_array_equal(found.grid(found.results), np.repeat(rates[:, None], seeds, 1))
+    assert placed == [share]
+
+
+def test_what_the_key_decides_alone_is_computed_once_a_seed():
+    """Seen by how often a call to the host is made, one for each lane of a batch."""
+    drawn = []
+
+    def note(number):
+        drawn.append(number)
+        return number
+
+    def run_fn(key, rate):
+        number = jax.random.bits(key, (), jnp.uint32)
+        like = jax.ShapeDtypeStruct((), jnp.uint32)
+        seen = jax.pure_callback(note, like, number, vmap_method="sequential")
+        return rate * seen.astype(jnp.float32)
+
+    rates = np.float32([1, 2, 3, 4])
+    options = {"keys": KEYS, "rate": rates, "strategy": "vmap", "progress": False}
+    found = fnn.train.sweep(run_fn, memory=2.0**30, **options)
+    bits = np.asarray([jax.random.bits(key, (), jnp.uint32) for key in KEYS])
+    wanted = np.multiply.outer(rates, bits.astype(np.float32))
+    np.testing.assert_allclose(found.grid(found.results), wanted, rtol=1e-6)
+    assert len(jax.devices()) == 8 and set(map(int, drawn)) == set(map(int, bits))
+    assert len(drawn) < len(rates) * len(KEYS)
+
+
+def test_keys_are_no_results():
+    with pytest.raises(errors.RandomKeyError, match="key_data"):
+        fnn.train.sweep(lambda key: {"key": key}, keys=KEYS, progress=False)
 
 
 # --- on disk
@@ -137,30 +170,42 @@ def test_what_is_kept_is_not_made_again(tmp_path):
     np.savez(files[0], **kept)
     again = swept(strategy="vmap", chunk=8, directory=tmp_path)
     moved = again.results["loss"] - first.results["loss"] > 99
-    assert moved.sum() == kept["count"]
+    np.testing.assert_array_equal(np.flatnonzero(moved), kept["rows"])
     for file in files:
         file.unlink()
     check(swept(strategy="vmap", chunk=8, directory=tmp_path))
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path):
-    made, lanes = [], fnn.train.sweep.__globals__["_Lanes"]
-    make = lanes._made
+@pytest.mark.parametrize("then", [{}, {"chunk": 4}, {"strategy": "loop"}, {"chunk": 100}])
+def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, then):
+    """In other chunks too: what is done is neither made again nor shown as made."""
+    kept, keep = [], lanes.Lanes._keep
 
-    def stopping(self, strategy, start, *rest):
-        if len(made) == 2:
+    def stopping(self, rows, result):
+        if kept:
             raise KeyboardInterrupt
-        made.append(start)
-        return make(self, strategy, start, *rest)
+        keep(self, rows, result)
+        kept.extend(rows)
 
-    options = {"strategy": "vmap", "chunk": 8, "directory": tmp_path}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "_made", stopping)
+    options = {"strategy": "vmap", "chunk": 7, "directory": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(lanes.Lanes, "_keep", stopping)
         with pytest.raises(KeyboardInterrupt):
             swept(**options)
-        made.clear()
-        check(swept(**options))
-    assert made == [16]
+    fresh = []
+    monkeypatch.setattr(lanes.Lanes, "_keep", lambda self, rows, result: fresh.extend(rows))
+    check(swept(**options | then))
+    assert sorted(kept + fresh) == list(range(18)) and 0 < len(kept) < 18
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    swept(strategy="vmap", directory=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(errors.InputError, match=f"{path}.*its runs are made again"):
+        swept(strategy="vmap", directory=tmp_path)
+    path.unlink()
+    check(swept(strategy="vmap", directory=tmp_path))
 
 
 def test_other_settings_are_not_taken_for_the_same(tmp_path):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import itertools
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,15 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import checks, errors
 from fnn.shapes import unlike
 from fnn.train.fit import Bar
+from fnn.train.lanes import Group, Lanes
 
 PLAIN = (bool, int, float, str, np.generic)
 STRATEGIES = ("auto", "vmap", "map", "loop")
-PROBES = 4  # runs that "auto" times one by one; on CPU a fourth of all are timed side by side
 
 
 @dataclass(frozen=True)
@@ -123,8 +119,9 @@ def sweep(
     - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` one after the other in
       one program, `"loop"` one call each. `"auto"` times a run alone against a chunk side by side,
       and goes on with what is faster: small networks gain, convolutions on CPU lose.
-    - `chunk`: how many runs side by side; None is what fits `memory`, in bytes, as the compiler
-      estimates it. With several devices they share each chunk.
+    - `chunk`: how many runs side by side at most; None is what fits `memory`, in bytes, as the
+      compiler estimates it. All settings come before a second key: what the key alone decides, as
+      the order of the batches, is computed once for them all. Several devices share each chunk.
     - `directory`: where finished chunks are kept, so that the same sweep, interrupted, goes on
       where it stopped. It belongs to one `run_fn`, which is not looked at.
     - `progress`: show a bar (extra `progress`).
@@ -154,11 +151,7 @@ def sweep(
     filled, used = _Filled(plan.runs), {}
     with Bar(plan.runs, progress, "run") as shown:
         for group in plan.groups():
-
-            def one(lane, fixed=group.fixed):
-                return run_fn(lane["key"], **lane["settings"], **fixed)
-
-            lanes = _Lanes(one, group, strategy, chunk, memory, store)
+            lanes = Lanes(run_fn, group, strategy, chunk, memory, store)
             for rows, result in lanes.chunks():
                 filled.put(rows, result)
                 shown.advance(len(rows))
@@ -167,16 +160,6 @@ def sweep(
 
 
 # --- what is to be run
-
-
-class _Group(NamedTuple):
-    """The runs of one program: static values, the traced ones of each run, and their rows."""
-
-    fixed: dict[str, Any]
-    labels: dict[str, str]
-    settings: dict[str, np.ndarray]
-    keys: Any
-    rows: np.ndarray
 
 
 class _Plan(NamedTuple):
@@ -202,7 +185,7 @@ class _Plan(NamedTuple):
         columns = {name: [v[i] for i in at[name]] for name, v in self.values.items()}
         return columns | {"seed": at["seed"]}
 
-    def groups(self) -> Iterator[_Group]:
+    def groups(self) -> Iterator[Group]:
         at = self.indices()
         choices = [range(len(self.values[name])) for name in self.fixed]
         for chosen in itertools.product(*choices):
@@ -213,8 +196,9 @@ class _Plan(NamedTuple):
             fixed = {n: self.values[n][i] for n, i in zip(self.fixed, chosen, strict=True)}
             names = zip(self.fixed, chosen, strict=True)
             labels = {name: _labels(self.values[name])[i] for name, i in names}
-            settings = {n: v[at[n][rows]] for n, v in self.values.items() if n not in self.fixed}
-            yield _Group(fixed, labels, settings, self.keys[at["seed"][rows]], rows)
+            rows = rows.reshape(-1, len(self.keys))  # the seeds are the last axis of the grid
+            points = {n: v[at[n][rows[:, 0]]] for n, v in self.values.items() if n not in fixed}
+            yield Group(fixed, labels, points, self.keys, rows)
 
 
 def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
@@ -254,147 +238,7 @@ def _numbers(given: Any) -> np.ndarray | None:
     return cast
 
 
-# --- how it is run
-
-
-class _Lanes:
-    """The runs of a group, chunk by chunk."""
-
-    def __init__(self, one, group, strategy, chunk, memory, store):
-        self.one, self.group, self.store = one, group, store
-        self.total, self.strategy = len(group.rows), "loop" if len(group.rows) == 1 else strategy
-        self.memory, self.asked = memory, chunk
-        self.programs: dict[str, Any] = {}
-
-    def lanes(self, start: int, size: int) -> Any:
-        """The inputs of `size` runs from `start` on, the last one again where there are no more."""
-        rows = np.minimum(np.arange(start, start + size), self.total - 1)
-        settings = {name: v[rows] for name, v in self.group.settings.items()}
-        return {"key": self.group.keys[rows], "settings": settings}
-
-    def chunks(self) -> Iterator[tuple[np.ndarray, Any]]:
-        """(rows, results) until all are made."""
-        start, size = 0, 0
-        while start < self.total:
-            if kept := self._kept(start):
-                count, result = kept
-            else:
-                size = size or self._size()
-                count = 1 if self.strategy == "loop" else min(size, self.total - start)
-                if self.strategy == "auto":
-                    result = self._measured(start, size, count)
-                else:
-                    result = self._made(self.strategy, start, size, count)
-                self._keep(start, count, result)
-            yield self.group.rows[start : start + count], result
-            start += count
-
-    def _size(self) -> int:
-        """How many runs side by side."""
-        if self.strategy == "loop":
-            return 1
-        devices = len(jax.devices())
-        most = self.asked
-        if most is None:
-            program = self._program("loop", self._first(0))
-            need = program.memory_analysis()
-            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
-            most = int(max(1, self.memory // max(each, 1)))
-        most = min(most, self.total)
-        if self.strategy == "auto" and jax.default_backend() == "cpu":
-            most = min(most, -(-self.total // PROBES))  # where side by side is often slower
-        even = -(-self.total // -(-self.total // most))  # chunks of one size
-        return -(-even // devices) * devices if even > 1 else 1
-
-    def _first(self, start: int) -> Any:
-        return jax.tree.map(lambda a: a[0], self.lanes(start, 1))
-
-    def _program(self, strategy: str, lanes: Any) -> Any:
-        """Compiled ahead, so that what is timed is the run alone."""
-        if strategy not in self.programs:
-            fn = {
-                "loop": self.one,
-                "vmap": jax.vmap(self.one),
-                "map": lambda lanes: jax.lax.map(self.one, lanes),
-            }[strategy]
-            self.programs[strategy] = jax.jit(fn).lower(lanes).compile()
-        return self.programs[strategy]
-
-    def _made(self, strategy: str, start: int, size: int, count: int) -> Any:
-        if strategy == "loop":
-            lane = self._first(start)
-            result = self._program("loop", lane)(lane)
-            return jax.tree.map(lambda a: np.asarray(a)[None], result)
-        lanes = self.lanes(start, size)
-        lanes = _spread(lanes) if strategy == "vmap" else lanes
-        result = self._program(strategy, lanes)(lanes)
-        return jax.tree.map(lambda a: np.asarray(a)[:count], result)
-
-    def _measured(self, start: int, size: int, count: int) -> Any:
-        """A chunk side by side and a few runs one by one, timed as they are made from here on."""
-        self._program("loop", self._first(start))  # compiled before anything is timed
-        self._program("vmap", _spread(self.lanes(start, size)))
-        begin = time.perf_counter()
-        for _ in range(PROBES):
-            self._made("loop", start, 1, 1)
-        middle = time.perf_counter()
-        result = self._made("vmap", start, size, count)
-        seconds, together = (middle - begin) / PROBES, time.perf_counter() - middle
-        self.strategy = "vmap" if together / size <= seconds else "loop"
-        return result
-
-    # --- what is kept on disk
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        """What tells these runs from others, by their settings and keys."""
-        digest = hashlib.sha256(repr(self.group.labels).encode())
-        for name, values in sorted(self.group.settings.items()):
-            digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
-        digest.update(str(jax.random.key_impl(self.group.keys)).encode())
-        digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
-        return digest.hexdigest()[:16]
-
-    @functools.cached_property
-    def _outline(self) -> Any:
-        """What a run returns, without the numbers."""
-        return jax.eval_shape(self.one, self._first(0))
-
-    def _path(self, start: int) -> pathlib.Path | None:
-        return self.store / f"{self._digest}-{start}.npz" if self.store else None
-
-    def _keep(self, start: int, count: int, result: Any) -> None:
-        if (path := self._path(start)) is None:
-            return
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, *jax.tree.leaves(result), count=count)
-        os.replace(temporary, path)
-
-    def _kept(self, start: int) -> tuple[int, Any] | None:
-        if (path := self._path(start)) is None or not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as file:
-            leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
-            count = int(file["count"])
-        wanted, treedef = jax.tree.flatten(self._outline)
-        if [a.shape for a in wanted] != [a.shape[1:] for a in leaves]:
-            raise errors.InputError(
-                f"a directory of this sweep, with results {[a.shape for a in wanted]}",
-                f"{[a.shape[1:] for a in leaves]} in {path}",
-                "give each run_fn a directory of its own",
-            )
-        leaves = [a.view(w.dtype) for a, w in zip(leaves, wanted, strict=True)]  # bfloat16 too
-        return count, jax.tree.unflatten(treedef, leaves)
-
-
-def _spread(lanes: Any) -> Any:
-    """The runs shared among all devices, if there are several."""
-    devices = jax.devices()
-    if len(devices) == 1 or len(lanes["key"]) % len(devices):
-        return lanes
-    mesh = Mesh(np.array(devices), ("runs",))
-    return jax.device_put(lanes, NamedSharding(mesh, PartitionSpec("runs")))
+# --- what came of it
 
 
 class _Filled:

@@ -1,0 +1,241 @@
+"""The runs of one program, every point with every key: made in chunks, and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pathlib
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn import errors
+
+PROBES = 4  # runs that "auto" times one by one; on CPU a fourth of all are timed side by side
+DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+
+Made = tuple[np.ndarray, Any]  # rows of the sweep [runs], and their results [runs, ...]
+
+
+class Group(NamedTuple):
+    """The runs of one program: its static values, and all its points, each with all keys."""
+
+    fixed: dict[str, Any]
+    labels: dict[str, str]  # what the static values are called
+    points: dict[str, np.ndarray]  # by name, the value at each point [P, ...]
+    keys: Any  # [K]
+    rows: np.ndarray  # the number of each run in the sweep [P, K]
+
+
+class Lanes:
+    """How the runs of a group are made. Side by side, what a key alone decides is computed once."""
+
+    def __init__(
+        self,
+        run_fn: Callable[..., Any],
+        group: Group,
+        strategy: str,
+        most: int | None,
+        memory: float,
+        store: pathlib.Path | None,
+    ):
+        self.run_fn, self.group, self.store = run_fn, group, store
+        self.strategy = "loop" if group.rows.size == 1 else strategy
+        self.most, self.memory = most, memory
+        self.programs: dict[str, Any] = {}
+
+    def chunks(self) -> Iterator[Made]:
+        """All runs: those on disk, and then the others as they are made."""
+        done = np.zeros(self.group.rows.size, bool)
+        for rows, result in self._kept():
+            done[rows] = True
+            yield self.group.rows.flat[rows], result
+        while not done.all():
+            points, keys = self._box(int(np.flatnonzero(~done)[0]))
+            rows = np.add.outer(points * len(self.group.keys), keys).reshape(-1)
+            make = self._measured if self.strategy == "auto" else self._made
+            result, new = make(points, keys), ~done[rows]
+            rows, result = rows[new], jax.tree.map(lambda a: a[new], result)  # noqa: B023
+            self._keep(rows, result)
+            done[rows] = True
+            yield self.group.rows.flat[rows], result
+
+    def one(self, point: Any, key: Any) -> Any:
+        """The run at the point of this number."""
+        settings = {name: jnp.asarray(v)[point] for name, v in self.group.points.items()}
+        result = self.run_fn(key, **settings, **self.group.fixed)
+        for leaf in jax.tree.leaves(result):
+            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+                mend = "return jax.random.key_data of them"
+                raise errors.RandomKeyError("results that are numbers", "typed keys", mend)
+        return result
+
+    # --- which runs are made together
+
+    @functools.cached_property
+    def _together(self) -> tuple[int, int]:
+        """How many points, and keys of each, side by side: all points before a second key."""
+        most, total = self.most, self.group.rows.size
+        if most is None:
+            first = np.zeros(1, np.int32), self.group.keys[:1]
+            need = self._program("loop", *first).memory_analysis()
+            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+            most = int(max(1, min(total, self.memory // max(each, 1))))
+        if self.strategy == "auto" and jax.default_backend() == "cpu":
+            most = min(most, -(-total // PROBES))  # where side by side is often slower
+        points, keys = self.group.rows.shape
+        points = _even(points, most)
+        keys = _even(keys, most // points)
+        if points * keys == 1:
+            return 1, 1
+        a, b = _shares(points, keys)
+        return -(-points // a) * a, -(-keys // b) * b
+
+    def _box(self, run: int) -> tuple[np.ndarray, np.ndarray]:
+        """The chunk that holds a run: the numbers of its points, and of its keys."""
+        sizes = (1, 1) if self.strategy == "loop" else self._together
+        at = divmod(run, len(self.group.keys))
+        points, keys = (
+            np.arange(i // size * size, min(i // size * size + size, n), dtype=np.int32)
+            for i, size, n in zip(at, sizes, self.group.rows.shape, strict=True)
+        )
+        return points, keys
+
+    # --- how they are made
+
+    def _made(self, points: np.ndarray, keys: np.ndarray, strategy: str | None = None) -> Any:
+        """Every point with every key, [points * keys, ...] in NumPy."""
+        strategy, real = strategy or self.strategy, (len(points), len(keys))
+        inputs = self._inputs(strategy, points, keys)
+        result = self._program(strategy, *inputs)(*inputs)
+
+        def rows(a):  # [P, K, ...]
+            return np.asarray(a)[: real[0], : real[1]].reshape(-1, *a.shape[2:])
+
+        return jax.tree.map(rows, result)
+
+    def _inputs(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
+        """What a program takes: the last ones again where a chunk is not full."""
+        if strategy != "loop":
+            points, keys = (
+                np.pad(numbers, (0, size - len(numbers)), mode="edge")
+                for numbers, size in zip((points, keys), self._together, strict=True)
+            )
+        inputs = points, self.group.keys[keys]
+        return _spread(*inputs) if strategy == "vmap" else inputs
+
+    def _program(self, strategy: str, *inputs: Any) -> Any:
+        """(points [P], keys [K]) -> results [P, K, ...], compiled ahead of its timing."""
+        if strategy not in self.programs:
+            fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
+            self.programs[strategy] = jax.jit(fn).lower(*inputs).compile()
+        return self.programs[strategy]
+
+    def _measured(self, points: np.ndarray, keys: np.ndarray) -> Any:
+        """A chunk side by side and a few runs one by one, timed as they are made from here on."""
+        for strategy, chunk in (("loop", (points[:1], keys[:1])), ("vmap", (points, keys))):
+            self._program(strategy, *self._inputs(strategy, *chunk))
+        begin = time.perf_counter()
+        for _ in range(PROBES):
+            self._made(points[:1], keys[:1], "loop")
+        middle = time.perf_counter()
+        result = self._made(points, keys, "vmap")
+        alone, together = (middle - begin) / PROBES, time.perf_counter() - middle
+        self.strategy = "vmap" if together / (len(points) * len(keys)) <= alone else "loop"
+        return result
+
+    # --- what is kept on disk
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        """What tells these runs from others, by their settings and keys."""
+        digest = hashlib.sha256(repr(self.group.labels).encode())
+        for name, values in sorted(self.group.points.items()):
+            digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+        digest.update(str(jax.random.key_impl(self.group.keys)).encode())
+        digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _keep(self, rows: np.ndarray, result: Any) -> None:
+        if self.store is None:
+            return
+        path = self.store / f"{self._digest}-{rows[0]}.npz"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, *jax.tree.leaves(result), rows=rows)
+        os.replace(temporary, path)
+
+    def _kept(self) -> Iterator[Made]:
+        paths = sorted(self.store.glob(f"{self._digest}-*.npz")) if self.store else []
+        if not paths:
+            return
+        outline = jax.eval_shape(self.one, np.int32(0), self.group.keys[0])
+        wanted, treedef = jax.tree.flatten(outline)
+        for path in paths:
+            try:
+                with open(path, "rb") as whole, np.load(whole, allow_pickle=False) as file:
+                    leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
+                    rows = file["rows"]
+            except DAMAGED as error:
+                mend = "remove it, and its runs are made again"
+                raise errors.InputError("a whole file", f"{path}: {error}", mend) from error
+            if [a.shape for a in wanted] != [a.shape[1:] for a in leaves]:
+                raise errors.InputError(
+                    f"a directory of this sweep, with results {[a.shape for a in wanted]}",
+                    f"{[a.shape[1:] for a in leaves]} in {path}",
+                    "give each run_fn a directory of its own",
+                )
+            leaves = [a.view(w.dtype) for a, w in zip(leaves, wanted, strict=True)]  # bfloat16 too
+            yield rows, jax.tree.unflatten(treedef, leaves)
+
+
+# --- the strategies, (points [P], keys [K]) -> results [P, K, ...] of one(point, key)
+
+
+def _side_by_side(one: Callable) -> Callable:
+    """Mapped twice, not once over the pairs: so what follows from the key alone is not repeated."""
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))
+
+
+def _in_turn(one: Callable) -> Callable:
+    def of_point(point, keys):
+        return jax.lax.map(functools.partial(one, point), keys)
+
+    return lambda points, keys: jax.lax.map(lambda point: of_point(point, keys), points)
+
+
+def _alone(one: Callable) -> Callable:
+    return lambda points, keys: jax.tree.map(
+        lambda a: jnp.asarray(a)[None, None], one(points[0], keys[0])
+    )
+
+
+def _even(n: int, most: int) -> int:
+    """The size of n things in parts of one size, of at most so many."""
+    return -(-n // -(-n // most))
+
+
+def _shares(points: int, keys: int) -> tuple[int, int]:
+    """All devices as a grid over points and keys, by which the fullest has the fewest runs."""
+    devices = len(jax.devices())
+    ways = [(a, devices // a) for a in range(1, devices + 1) if devices % a == 0]
+    return min(ways, key=lambda way: -(-points // way[0]) * -(-keys // way[1]))
+
+
+def _spread(points: np.ndarray, keys: Any) -> tuple[Any, Any]:
+    """The runs shared among all devices, if there are several."""
+    a, b = _shares(len(points), len(keys))
+    if len(points) % a or len(keys) % b or a * b == 1:
+        return points, keys
+    mesh = Mesh(np.array(jax.devices()).reshape(a, b), ("points", "keys"))
+    return (
+        jax.device_put(points, NamedSharding(mesh, PartitionSpec("points"))),
+        jax.device_put(keys, NamedSharding(mesh, PartitionSpec("keys"))),
+    )
