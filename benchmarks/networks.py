@@ -80,6 +80,13 @@ def weights(case: Case, channels_first: bool = False) -> list[tuple[Any, Any]]:
     return arrays
 
 
+def arrays(case: Case) -> list[dict[str, Any]]:
+    """The same as arrays on the device, for JAX."""
+    import jax.numpy as jnp
+
+    return [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
+
+
 def batches(case: Case, put: Callable[[Any], Any], channels_first: bool = False) -> list[Any]:
     """Batches (x, labels) of noise, each array through `put` (to the device)."""
     import numpy as np
@@ -99,6 +106,72 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     import optax
 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def forward(
+    case: Case, params: list[Any], x: Any, pool: Callable[[Any], Any] | None = None, key: Any = None
+) -> Any:
+    """A case by hand, in plain JAX; its max pool a reduce_window, unless one is given."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    layers, dimensions = iter(params), ("NHWC", "HWIO", "NHWC")
+    for i, (kind, n) in enumerate(case.net):
+        match kind:
+            case "conv":
+                p = next(layers)
+                x = lax.conv_general_dilated(
+                    x, p["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
+                )
+                x = x + p["bias"]
+            case "dense":
+                p = next(layers)
+                x = x @ p["kernel"] + p["bias"]
+            case "relu":
+                x = jax.nn.relu(x)
+            case "pool" if pool:
+                x = pool(x)
+            case "pool":
+                window = (1, n, n, 1)
+                x = lax.reduce_window(x, -float("inf"), lax.max, window, window, "VALID")
+            case "flatten":
+                x = x.reshape(x.shape[0], -1)
+            case "dropout":
+                keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - n, x.shape)
+                x = jnp.where(keep, x / (1 - n), 0)
+    return x
+
+
+def fnn_network(case: Case, **conv: Any) -> tuple[Any, dict[str, Any]]:
+    """A case in fnn, and its params; `conv` are options of its convolutions."""
+    import jax
+
+    import fnn
+
+    make = {
+        "conv": lambda n, _: fnn.conv(n, (3, 3), **conv),
+        "dense": lambda n, _: fnn.dense(n),
+        "relu": lambda *_: jax.nn.relu,
+        "pool": lambda n, _: fnn.max_pool((n, n)),
+        "flatten": lambda *_: fnn.flatten(3),
+        "dropout": lambda rate, _: fnn.dropout(rate),
+    }
+    net = fnn.serial(*build(case, make))
+    names, _ = net.specs(case.shape)
+    return net, dict(zip(names, arrays(case), strict=True))
+
+
+def fnn_training(case: Case, rate: float = RATE, **conv: Any) -> tuple[Callable[..., Any], Any]:
+    """The step with Adam, and the state it starts from."""
+    import jax
+
+    import fnn
+
+    (net, params), tx = fnn_network(case, **conv), fnn.optim.adam(rate)
+    start = fnn.train.init(net, tx, jax.random.key(0), case.shape)
+    start = start._replace(params=params, opt_state=tx.init(params))
+    return fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx), start
 
 
 def loop(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: list[Any]) -> Call:

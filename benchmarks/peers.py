@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.networks import RATE, Case, batches, build, cross_entropy, loop, weights
+from benchmarks.networks import RATE, Case, arrays, batches, build, cross_entropy, loop, weights
 from benchmarks.task import Call
 
 
@@ -61,8 +61,7 @@ def linen(case: Case) -> Call:
         "dropout": lambda rate, _: nn.Dropout(rate, deterministic=False),
     }
     names = [f"layers_{i}" for i, (kind, _) in enumerate(case.net) if kind in ("conv", "dense")]
-    arrays = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
-    params = dict(zip(names, arrays, strict=True))
+    params = dict(zip(names, arrays(case), strict=True))
     return linen_training(nn.Sequential(build(case, make)), params, batches(case, jnp.asarray))
 
 
@@ -151,6 +150,12 @@ def nnx_functional(case: Case) -> Call:
 
 def equinox(case: Case) -> Call:
     """equinox: eqx.filter_jit, vmap over examples (channels first), optax"""
+    import jax.numpy as jnp
+
+    return equinox_training(equinox_network(case), batches(case, jnp.asarray, channels_first=True))
+
+
+def equinox_network(case: Case) -> Any:
     import equinox as eqx
     import jax
     import jax.numpy as jnp
@@ -170,8 +175,7 @@ def equinox(case: Case) -> Call:
             kernel, bias = next(arrays)
             new = (jnp.asarray(kernel), jnp.asarray(bias).reshape(layer.bias.shape))
             layers[i] = eqx.tree_at(lambda m: (m.weight, m.bias), layer, new)
-    data = batches(case, jnp.asarray, channels_first=True)
-    return equinox_training(eqx.nn.Sequential(layers), data)
+    return eqx.nn.Sequential(layers)
 
 
 def equinox_training(model: Any, data: list[Any]) -> Call:
@@ -239,6 +243,10 @@ def haiku_training(net: Any, params: Any, data: list[Any]) -> Call:
 
 def torch(case: Case) -> Call:
     """PyTorch, eager: fused Adam and channels_last, as in its tuning guide"""
+    return torch_training(torch_network(case), case)
+
+
+def torch_network(case: Case) -> Any:
     import torch
     from torch import nn
 
@@ -254,7 +262,7 @@ def torch(case: Case) -> Call:
     with_weights = [layer for layer in layers if hasattr(layer, "weight")]
     for layer, (kernel, bias) in zip(with_weights, weights(case, True), strict=True):
         layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(bias)})
-    return torch_training(nn.Sequential(*layers), case)
+    return nn.Sequential(*layers)
 
 
 def torch_training(model: Any, case: Case) -> Call:

@@ -75,6 +75,16 @@ def floating(name: str, value: Any) -> Any:
     return dtype
 
 
+def floating_leaves(
+    what: str, tree: Any, mend: str = "keep integers out of what is trained"
+) -> None:
+    """All leaves of a floating dtype."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise DtypeError(f"{what} of floating dtypes", f"{name} {show(leaf)}".strip(), mend)
+
+
 def function(name: str, value: Any, of: str) -> None:
     if not callable(value):
         raise OptionError(f"{name} to be a function of {of}", show(value), "pass a function")

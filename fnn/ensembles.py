@@ -257,7 +257,5 @@ def _mean(logs: jax.Array) -> jax.Array:
 
 def _check_floats(params: Any) -> int:
     n = checks.examples("params of an ensemble", params)
-    for leaf in jax.tree.leaves(params):
-        if not is_floating(leaf):
-            raise errors.DtypeError("params of floats", errors.show(leaf), "leave it out")
+    checks.floating_leaves("params", params, "leave it out")
     return n

@@ -183,7 +183,7 @@ def test_stacked_networks_are_an_ensemble():
             errors.ShapeError,
             "alike",
         ),
-        (lambda: ensembles.soup({"w": jnp.arange(3)}), errors.DtypeError, "floats"),
+        (lambda: ensembles.soup({"w": jnp.arange(3)}), errors.DtypeError, "floating.*w .* int32"),
         (lambda: ensembles.soup({"w": jnp.ones(())}), errors.ShapeError, "leading axis"),
         (lambda: ensembles.soup(jnp.ones((2, 3)), jnp.ones(3)), errors.ShapeError, r"\(2,\)"),
         (lambda: ensembles.greedy_soup(jnp.ones((2, 3)), lambda w: w), errors.ShapeError, "scalar"),

@@ -153,7 +153,7 @@ def test_it_has_a_derivative_and_maps():
         (
             lambda: fnn.train.population(jnp.ones(3), jnp.arange(3), jax.random.key(0)),
             errors.DtypeError,
-            "of floats",
+            "hyperparameters of floating",
         ),
         (
             lambda: fnn.train.population(jnp.ones(3), jnp.ones(2), jax.random.key(0)),

@@ -12,9 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.networks import CNN, MLP, RATE, Case, build, dense_net, weights
+from benchmarks.networks import (
+    CNN,
+    MLP,
+    RATE,
+    Case,
+    arrays,
+    build,
+    dense_net,
+    fnn_training,
+    weights,
+)
+from benchmarks.peers import torch_network
 from benchmarks.task import Call, Contender, Goal, Task
-from benchmarks.tasks.sweep import arrays, optax_step
+from benchmarks.tasks.sweep import optax_step
 
 CHECKED = 256  # samples
 STEPS = 3  # over all of them, whose losses must agree
@@ -53,19 +64,7 @@ def fit(epoch: Epoch, driver: str) -> Call:
 
     import fnn
 
-    make = {
-        "conv": lambda n, _: fnn.conv(n, (3, 3)),
-        "dense": lambda n, _: fnn.dense(n),
-        "relu": lambda *_: jax.nn.relu,
-        "pool": lambda n, _: fnn.max_pool((n, n)),
-        "flatten": lambda *_: fnn.flatten(3),
-    }
-    net, tx = fnn.serial(*build(epoch.case, make)), fnn.optim.adam(epoch.rate)
-    train_state = fnn.train.init(net, tx, jax.random.key(0), epoch.case.shape)
-    names = [name for name, _ in net.children if name in train_state.params]
-    params = dict(zip(names, arrays(epoch.case), strict=True))
-    train_state = train_state._replace(params=params, opt_state=tx.init(params))
-    step = fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx)
+    step, train_state = fnn_training(epoch.case, epoch.rate)
     examples = jax.device_put(data(epoch))  # as PyTorch's tensors are
 
     def call() -> Any:
@@ -133,18 +132,7 @@ def torch_parts(epoch: Epoch) -> tuple[Callable[[Any, Any], Any], tuple[Any, Any
 
     torch.set_flush_denormal(True)  # as XLA does
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    make = {
-        "conv": lambda n, c: nn.Conv2d(c, n, 3, padding=1),
-        "dense": lambda n, c: nn.Linear(c, n),
-        "relu": lambda *_: nn.ReLU(),
-        "pool": lambda n, _: nn.MaxPool2d(n),
-        "flatten": lambda *_: nn.Flatten(),
-    }
-    layers = build(epoch.case, make)
-    with_weights = [layer for layer in layers if hasattr(layer, "weight")]
-    for layer, (kernel, bias) in zip(with_weights, weights(epoch.case, True), strict=True):
-        layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(bias)})
-    model = nn.Sequential(*layers).to(place).to(memory_format=torch.channels_last)  # pyright: ignore
+    model = torch_network(epoch.case).to(place).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), epoch.rate, fused=True)
     loss_fn = nn.CrossEntropyLoss()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.networks import BATCHES, CNN, RATE, batches
+from benchmarks.networks import BATCHES, CNN, batches, fnn_training
 from benchmarks.task import Call, Contender, Goal, Task
 from benchmarks.tasks.train_step import by_hand, slices
 
@@ -39,24 +39,7 @@ def calls(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, scanned: bool
 
 
 def steps(weight_grad: str, scanned: bool) -> Call:
-    import jax
-    import jax.numpy as jnp
-
-    import fnn
-    from benchmarks.networks import weights
-
-    def conv(features: int) -> fnn.Layer:
-        return fnn.conv(features, (3, 3), weight_grad=weight_grad)
-
-    pool, relu = fnn.max_pool((2, 2)), jax.nn.relu
-    head = (fnn.flatten(3), fnn.dense(128), relu, fnn.dense(10))
-    net = fnn.serial(conv(32), relu, pool, conv(64), relu, pool, *head)
-    tx = fnn.optim.adam(RATE)
-    arrays = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(CASE)]
-    start = fnn.train.init(net, tx, jax.random.key(0), CASE.shape)
-    params = dict(zip(("conv1", "conv2", "dense1", "dense2"), arrays, strict=True))
-    start = start._replace(params=params, opt_state=tx.init(params))
-    step = fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx)
+    step, start = fnn_training(CASE, weight_grad=weight_grad)
 
     def with_loss(state, batch):
         state, metrics = step(state, batch)

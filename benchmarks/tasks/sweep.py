@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.networks import Case, batches, build, cross_entropy, dense_net, weights
+from benchmarks.networks import (
+    Case,
+    arrays,
+    batches,
+    cross_entropy,
+    dense_net,
+    fnn_network,
+    forward,
+)
+from benchmarks.peers import equinox_network, torch_network
 from benchmarks.task import Call, Contender, Goal, Task
 
 SEEDS = 8
@@ -43,13 +52,6 @@ def data(runs: Runs, channels_first: bool = False) -> tuple[Any, Any]:
 
     images, labels = zip(*batches(runs.case, np.asarray, channels_first), strict=True)
     return np.concatenate(images), np.concatenate(labels).astype("int32")
-
-
-def arrays(case: Case) -> list[Any]:
-    """The kernels and biases that every run scales by its seed, on the device."""
-    import jax.numpy as jnp
-
-    return [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
 
 
 def seeds(runs: Runs) -> tuple[Any, Any]:
@@ -99,21 +101,13 @@ def fnn_parts(runs: Runs) -> tuple[Callable[..., Any], Any]:
 
     import fnn
 
-    make = {
-        "conv": lambda n, _: fnn.conv(n, (3, 3)),
-        "dense": lambda n, _: fnn.dense(n),
-        "relu": lambda *_: jax.nn.relu,
-        "pool": lambda n, _: fnn.max_pool((n, n)),
-        "flatten": lambda *_: fnn.flatten(3),
-    }
-    net, first = fnn.serial(*build(runs.case, make)), arrays(runs.case)
+    net, first = fnn_network(runs.case)
     loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
 
     def begin(key: Any, rate: Any) -> tuple[Any, Any]:
         tx = fnn.optim.adam(rate)
         start = fnn.train.init(net, tx, key, runs.case.shape)
-        names = [name for name, _ in net.children if name in start.params]
-        params = jax.tree.map(lambda a: a * scale(key), dict(zip(names, first, strict=True)))
+        params = jax.tree.map(lambda a: a * scale(key), first)
         start = start._replace(params=params, opt_state=tx.init(params))
         return fnn.train.step(loss_fn, tx), start
 
@@ -196,32 +190,6 @@ def fnn_loop(runs: Runs) -> Call:
 # --- the others
 
 
-def forward(case: Case, params: list[Any], x: Any) -> Any:
-    import jax
-    from jax import lax
-
-    layers, dimensions = iter(params), ("NHWC", "HWIO", "NHWC")
-    for kind, n in case.net:
-        match kind:
-            case "conv":
-                p = next(layers)
-                x = lax.conv_general_dilated(
-                    x, p["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
-                )
-                x = x + p["bias"]
-            case "dense":
-                p = next(layers)
-                x = x @ p["kernel"] + p["bias"]
-            case "relu":
-                x = jax.nn.relu(x)
-            case "pool":
-                window = (1, n, n, 1)
-                x = lax.reduce_window(x, -float("inf"), lax.max, window, window, "VALID")
-            case "flatten":
-                x = x.reshape(x.shape[0], -1)
-    return x
-
-
 def optax_step(case: Case) -> Callable[..., Any]:
     """(params, opt_state, rate, batch) -> (params, opt_state, loss); the rate may be traced."""
     import jax
@@ -300,21 +268,7 @@ def equinox(runs: Runs) -> Call:
     import jax.numpy as jnp
     import optax
 
-    key = jax.random.key(0)
-    make = {
-        "conv": lambda n, c: eqx.nn.Conv2d(c, n, 3, padding=1, key=key),
-        "dense": lambda n, c: eqx.nn.Linear(c, n, key=key),
-        "relu": lambda *_: eqx.nn.Lambda(jax.nn.relu),
-        "pool": lambda n, _: eqx.nn.MaxPool2d(n, n),
-        "flatten": lambda *_: eqx.nn.Lambda(jnp.ravel),
-    }
-    values, layers = iter(weights(runs.case, channels_first=True)), build(runs.case, make)
-    for i, layer in enumerate(layers):
-        if hasattr(layer, "weight"):
-            kernel, bias = next(values)
-            new = (jnp.asarray(kernel), jnp.asarray(bias).reshape(layer.bias.shape))
-            layers[i] = eqx.tree_at(lambda m: (m.weight, m.bias), layer, new)
-    params, static = eqx.partition(eqx.nn.Sequential(layers), eqx.is_array)
+    params, static = eqx.partition(equinox_network(runs.case), eqx.is_array)
     x, y = jax.tree.map(jnp.asarray, data(runs, channels_first=True))
 
     @eqx.filter_value_and_grad
@@ -345,23 +299,11 @@ def equinox(runs: Runs) -> Call:
 def torch_parts(runs: Runs) -> tuple[Any, str]:
     """The model before it is scaled, and the device."""
     import torch
-    from torch import nn
 
     torch.set_flush_denormal(True)  # as XLA does
     torch.set_num_threads(1)  # operations this small are slower shared, 8 x beside another process
-    make = {
-        "conv": lambda n, c: nn.Conv2d(c, n, 3, padding=1),
-        "dense": lambda n, c: nn.Linear(c, n),
-        "relu": lambda *_: nn.ReLU(),
-        "pool": lambda n, _: nn.MaxPool2d(n),
-        "flatten": lambda *_: nn.Flatten(),
-    }
-    layers = build(runs.case, make)
-    with_weights = [layer for layer in layers if hasattr(layer, "weight")]
-    for layer, (kernel, bias) in zip(with_weights, weights(runs.case, True), strict=True):
-        layer.load_state_dict({"weight": torch.tensor(kernel), "bias": torch.tensor(bias)})
     place = "cuda" if torch.cuda.is_available() else "cpu"
-    return nn.Sequential(*layers).to(place), place
+    return torch_network(runs.case).to(place), place
 
 
 def torch(runs: Runs) -> Call:

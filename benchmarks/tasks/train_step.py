@@ -15,71 +15,30 @@ from benchmarks.networks import (
     MLP,
     RATE,
     Case,
+    arrays,
     batches,
-    build,
     cross_entropy,
+    fnn_training,
+    forward,
     loop,
     losses,
-    weights,
 )
 from benchmarks.task import Call, Contender, Goal, Task
 
 
 def fnn(case: Case) -> Call:
     """serial, supervised and train.step"""
-    import jax
     import jax.numpy as jnp
 
-    import fnn
-
-    make = {
-        "conv": lambda n, _: fnn.conv(n, (3, 3)),
-        "dense": lambda n, _: fnn.dense(n),
-        "relu": lambda *_: jax.nn.relu,
-        "pool": lambda n, _: fnn.max_pool((n, n)),
-        "flatten": lambda *_: fnn.flatten(3),
-        "dropout": lambda rate, _: fnn.dropout(rate),
-    }
-    net, tx = fnn.serial(*build(case, make)), fnn.optim.adam(RATE)
-    start = fnn.train.init(net, tx, jax.random.key(0), case.shape)
-    names = [name for name, _ in net.children if name in start.params]
-    arrays = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
-    params = dict(zip(names, arrays, strict=True))
-    start = start._replace(params=params, opt_state=tx.init(params))
-    step = fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx)
-    call = loop(step, start, batches(case, jnp.asarray))
+    call = loop(*fnn_training(case), batches(case, jnp.asarray))
     return lambda: call()["loss"]
 
 
-def by_hand(case: Case, pool: Callable[[Any], Any]) -> tuple[Callable[..., Any], Any]:
+def by_hand(case: Case, pool: Callable[[Any], Any] | None = None) -> tuple[Callable[..., Any], Any]:
     """The step, and the state it starts from."""
     import jax
     import jax.numpy as jnp
     import optax
-
-    def forward(params: Any, x: Any, key: Any) -> Any:
-        layers, dimensions = iter(params), ("NHWC", "HWIO", "NHWC")
-        for i, (kind, n) in enumerate(case.net):
-            match kind:
-                case "conv":
-                    p = next(layers)
-                    x = jax.lax.conv_general_dilated(
-                        x, p["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
-                    )
-                    x = x + p["bias"]
-                case "dense":
-                    p = next(layers)
-                    x = x @ p["kernel"] + p["bias"]
-                case "relu":
-                    x = jax.nn.relu(x)
-                case "pool":
-                    x = pool(x)
-                case "flatten":
-                    x = x.reshape(x.shape[0], -1)
-                case "dropout":
-                    keep = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - n, x.shape)
-                    x = jnp.where(keep, x / (1 - n), 0)
-        return x
 
     tx = optax.adam(RATE)
 
@@ -87,7 +46,7 @@ def by_hand(case: Case, pool: Callable[[Any], Any]) -> tuple[Callable[..., Any],
     def update(count: Any, params: Any, opt_state: Any, key: Any, batch: Any) -> Any:
         subkey = jax.random.fold_in(key, count)
         value, grads = jax.value_and_grad(
-            lambda params: cross_entropy(forward(params, batch[0], subkey), batch[1])
+            lambda params: cross_entropy(forward(case, params, batch[0], pool, subkey), batch[1])
         )(params)
         updates, opt_state = tx.update(grads, opt_state)
         return (count + 1, optax.apply_updates(params, updates), opt_state), value
@@ -97,24 +56,15 @@ def by_hand(case: Case, pool: Callable[[Any], Any]) -> tuple[Callable[..., Any],
         moved, value = update(*moving, key, batch)
         return (*moved, key), value
 
-    params = [{"kernel": jnp.asarray(k), "bias": jnp.asarray(b)} for k, b in weights(case)]
+    params = arrays(case)
     return step, (jnp.int32(0), params, tx.init(params), jax.random.key(0))
-
-
-def hand_written(case: Case, pool: Callable[[Any], Any]) -> Call:
-    import jax.numpy as jnp
-
-    return loop(*by_hand(case, pool), batches(case, jnp.asarray))
 
 
 def floor(case: Case) -> Call:
     """by hand: jax.jit, optax and the leaves of fnn's TrainState; the pool a reduce_window"""
-    from jax import lax
+    import jax.numpy as jnp
 
-    window, lowest = (1, 2, 2, 1), -float("inf")
-    return hand_written(
-        case, lambda x: lax.reduce_window(x, lowest, lax.max, window, window, "VALID")
-    )
+    return loop(*by_hand(case), batches(case, jnp.asarray))
 
 
 def slices(x: Any) -> Any:
@@ -126,7 +76,9 @@ def slices(x: Any) -> Any:
 
 def floor_slices(case: Case) -> Call:
     """the floor with its max pool written as jnp.maximum of slices"""
-    return hand_written(case, slices)
+    import jax.numpy as jnp
+
+    return loop(*by_hand(case, slices), batches(case, jnp.asarray))
 
 
 JAX_PEERS: dict[str, Contender] = {

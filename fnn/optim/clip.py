@@ -11,7 +11,6 @@ from fnn import checks, errors
 from fnn.optim.arithmetic import as_dtype, at_most, increment, norm, norm_over, sqrt
 from fnn.optim.transform import (
     Transform,
-    check_floating,
     check_state,
     each_leaf,
     need_params,
@@ -89,7 +88,7 @@ def global_norm(tree: Any) -> jax.Array:
     5.0
     """
     with errors.within("global_norm"):
-        check_floating("the tree", tree)
+        checks.floating_leaves("the tree", tree)
         return norm(*map(jnp.asarray, jax.tree.leaves(tree)))
 
 
@@ -201,7 +200,7 @@ def zero_nans() -> Transform:
     """
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         return ZeroNansState(jax.tree.map(lambda p: jnp.zeros((), bool), params))
 
     def update(grads, opt_state, params=None, **extra):

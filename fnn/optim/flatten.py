@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn import checks, errors
 from fnn.optim.transform import (
     Transform,
     check_alike,
-    check_floating,
     check_transform,
     taking_extra,
 )
@@ -41,11 +40,11 @@ def flatten(tx: Transform) -> Transform:
     inner = taking_extra(tx.update)
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         return tx.init(_join(params))
 
     def update(grads, opt_state, params=None, **extra):
-        check_floating("grads", grads)
+        checks.floating_leaves("grads", grads)
         if params is not None:
             check_alike("grads", grads, "params", params)
         if extra.get("grad") is not None:

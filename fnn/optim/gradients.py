@@ -20,7 +20,6 @@ import numpy as np
 from fnn import checks, errors
 from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, at_most, divide, norm
-from fnn.optim.transform import check_floating
 
 
 @errors.builder
@@ -195,7 +194,7 @@ def separate(argnums: Any, args: tuple, kwargs: Mapping) -> tuple[Any, tuple[tup
         )
     at = [i % len(args) for i in many]
     chosen = tuple(args[i] for i in at)
-    check_floating("what is differentiated", chosen)
+    checks.floating_leaves("what is differentiated", chosen)
     return chosen, (tuple(None if i in at else a for i, a in enumerate(args)), dict(kwargs))
 
 

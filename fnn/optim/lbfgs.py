@@ -15,7 +15,6 @@ from fnn.optim.transform import (
     apply_updates,
     chain,
     check_alike,
-    check_floating,
     check_state,
     need_params,
     scale_by_learning_rate,
@@ -158,7 +157,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
     checks.number("c2", c2, 0.0, 1.0)
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         return WolfeState(jnp.zeros((), tree_dtype(params)))
 
     def update(grads, opt_state, params=None, *, value=None, grad=None, value_fn=None, **extra):

@@ -13,7 +13,6 @@ from fnn.dtypes import wide, widened
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate
 from fnn.optim.safety import all_finite
-from fnn.optim.transform import check_floating
 
 
 class LossScale(NamedTuple):
@@ -104,7 +103,7 @@ def adjust_loss_scale(
         checks.number("factor", factor, 1.0, float("inf"))
         if not isinstance(state, LossScale):
             raise errors.InputError("a LossScale", errors.show(state), "take it from loss_scale()")
-        check_floating("grads", grads)
+        checks.floating_leaves("grads", grads)
     finite = all_finite(grads)
     good = jnp.where(finite, state.good_steps + 1, 0)
     grow = good >= as_dtype(period, good.dtype)

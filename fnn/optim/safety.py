@@ -14,7 +14,6 @@ from fnn.optim.arithmetic import increment, rounded, spacing
 from fnn.optim.transform import (
     Transform,
     check_alike,
-    check_floating,
     check_state,
     check_transform,
     need_params,
@@ -79,7 +78,7 @@ def skip_nonfinite(tx: Transform) -> Transform:
 
     def update(grads, opt_state, params=None, **extra):
         check_state(opt_state, SkipNonfiniteState)
-        check_floating("grads", grads)
+        checks.floating_leaves("grads", grads)
         old, finite = opt_state.inner_state, all_finite(grads)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
         updates, new = tx_update(grads, old, params, **extra)
@@ -152,7 +151,7 @@ def master_weights(tx: Transform) -> Transform:
     tx_update = taking_extra(tx.update)
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         master = jax.tree.map(lambda p: widened(p) if _narrow(p) else None, params)
         return MasterWeightsState(master, tx.init(_masters(master, params)))
 
@@ -203,7 +202,7 @@ def stochastic_rounding(tx: Transform, key: Any) -> Transform:
     tx_update = taking_extra(tx.update)
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         wider = jax.tree.map(widened, params)
         return StochasticRoundingState(jax.random.clone(key), tx.init(wider))
 

@@ -23,7 +23,6 @@ from fnn.optim.transform import (
     Transform,
     chain,
     check_alike,
-    check_floating,
     check_state,
     check_transform,
     leafwise,
@@ -88,7 +87,7 @@ def schedule_free(
     base_update = taking_extra(base_optimizer.update)
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         z, x = (_widened(params) for _ in range(2))  # two buffers: both may be donated
         total, largest = (jnp.zeros((), tree_dtype(params)) for _ in range(2))
         start = base_optimizer.init(_widened(params))

@@ -201,7 +201,7 @@ def leafwise(state: Any, rule: Callable, start: Callable | None = None) -> Trans
     traced_once = jax.jit(rule)  # for all leaves of one shape
 
     def init(params):
-        check_floating("params", params)
+        checks.floating_leaves("params", params)
         leaves, treedef = jax.tree.flatten(params)
         slots = _columns(treedef, [fill(widened(p)) for p in leaves], n)
         return state(*[jnp.zeros((), jnp.int32)] * counts, *slots)
@@ -238,7 +238,7 @@ def stateless(rule: Callable) -> Transform:
 
 def each_leaf(rule: Callable, grads: Any, params: Any = None, slots: Iterable = ()) -> list[Any]:
     """`u, *slots = rule(p, g, *slots)` at every leaf, in its widest dtype; the trees of them."""
-    check_floating("grads", grads)
+    checks.floating_leaves("grads", grads)
     if params is not None:
         check_alike("grads", grads, "params", params)
     leaves, treedef = jax.tree.flatten(grads)
@@ -269,20 +269,8 @@ def _columns(treedef: Any, rows: list, n: int) -> list[Any]:
 
 def zeros_like(params: Any) -> Any:
     """Moments for params: zeros in float32 or wider, of params' sharding."""
-    check_floating("params", params)
+    checks.floating_leaves("params", params)
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))), params)
-
-
-def check_floating(what: str, tree: Any) -> None:
-    """All leaves of a floating dtype."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise errors.DtypeError(
-                f"{what} of floating dtypes",
-                f"{name} {errors.show(leaf)}".strip(),
-                "keep integers out of what is trained",
-            )
 
 
 def check_state(opt_state: Any, kind: type) -> None:
@@ -305,7 +293,7 @@ def need_params(params: Any) -> None:
 
 def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
     """Two trees of one structure, with floating leaves of the same shapes."""
-    check_floating(what, tree)
+    checks.floating_leaves(what, tree)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise errors.ParamsError(
             f"{what} to be a tree like {as_what}, {jax.tree.structure(like)}",
@@ -325,7 +313,7 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
 
 def _check_slots(grads: Any, slots: tuple, fill: Callable) -> None:
     """Slots as `fill` makes them for leaves of these shapes."""
-    check_floating("grads", grads)
+    checks.floating_leaves("grads", grads)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(grads)
     structs = [jax.ShapeDtypeStruct(jnp.shape(g), wide(jnp.result_type(g))) for _, g in leaves]
     shapes = {g: jax.eval_shape(fill, g) for g in set(structs)}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import is_floating
 from fnn.shapes import as_array
 
 
@@ -38,7 +37,8 @@ def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:
 
     def value_and_grad(x: Any, *args: Any, **kwargs: Any) -> Any:
         with errors.within("forward_value_and_grad"):
-            x = jax.tree.map(_floating, x)
+            x = jax.tree.map(_array, x)
+            checks.floating_leaves("x", x, "differentiate by floats alone")
 
         def twice(x):
             out = fn(x, *args, **kwargs)
@@ -54,10 +54,5 @@ def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:
     return value_and_grad
 
 
-def _floating(a: Any) -> jax.Array:
-    a = jnp.asarray(a) if isinstance(a, (int, float)) else as_array(a)
-    if not is_floating(a):
-        raise errors.DtypeError(
-            "numbers of a floating dtype", errors.show(a), "differentiate by floats alone"
-        )
-    return a
+def _array(a: Any) -> jax.Array:
+    return jnp.asarray(a) if isinstance(a, (int, float)) else as_array(a)

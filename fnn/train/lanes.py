@@ -18,7 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import errors
 
-PROBES = 4  # runs that "auto" times one by one; on CPU a fourth of all are timed side by side
+TRIED = ("map", "vmap")  # by "auto"
+IN_A_ROW = 4  # runs one after the other in a program, which costs less than a call each
+PARTS = 4  # on CPU a fourth of all runs are tried side by side
 DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
 
 Made = tuple[np.ndarray, Any]  # rows of the sweep [runs], and their results [runs, ...]
@@ -49,6 +51,7 @@ class Lanes:
         self.run_fn, self.group, self.store = run_fn, group, store
         self.strategy = "loop" if group.rows.size == 1 else strategy
         self.most, self.memory = most, memory
+        self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Any] = {}
 
     def chunks(self) -> Iterator[Made]:
@@ -57,14 +60,19 @@ class Lanes:
         for rows, result in self._kept():
             done[rows] = True
             yield self.group.rows.flat[rows], result
+        seconds: dict[str, float] = {}  # that a run took, by strategy
         while not done.all():
-            points, keys = self._box(int(np.flatnonzero(~done)[0]))
+            untried = [strategy for strategy in TRIED if strategy not in seconds]
+            strategy = untried[0] if self.strategy == "auto" else self.strategy
+            points, keys = self._box(strategy, int(np.flatnonzero(~done)[0]))
             rows = np.add.outer(points * len(self.group.keys), keys).reshape(-1)
-            make = self._measured if self.strategy == "auto" else self._made
-            result, new = make(points, keys), ~done[rows]
+            result, seconds[strategy] = self._made(strategy, points, keys)
+            new = ~done[rows]
             rows, result = rows[new], jax.tree.map(lambda a: a[new], result)  # noqa: B023
             self._keep(rows, result)
             done[rows] = True
+            if self.strategy == "auto" and (done.all() or len(untried) == 1):
+                self.strategy = min(seconds, key=lambda strategy: seconds[strategy])
             yield self.group.rows.flat[rows], result
 
     def one(self, point: Any, key: Any) -> Any:
@@ -79,17 +87,28 @@ class Lanes:
 
     # --- which runs are made together
 
-    @functools.cached_property
+    def _size(self, strategy: str) -> tuple[int, int]:
+        """How many points, and keys of each, in a call: all points come before a second key."""
+        if strategy not in self.sizes:
+            size = {"loop": lambda: (1, 1), "map": self._in_a_row, "vmap": self._together}[strategy]
+            self.sizes[strategy] = size()
+        return self.sizes[strategy]
+
+    def _in_a_row(self) -> tuple[int, int]:
+        """As many as divide all, so that none is made twice."""
+        points, keys = self.group.rows.shape
+        points = _divisor(points, self.most or IN_A_ROW)
+        return points, _divisor(keys, (self.most or IN_A_ROW) // points)
+
     def _together(self) -> tuple[int, int]:
-        """How many points, and keys of each, side by side: all points before a second key."""
+        """As many as fit, in chunks of one size; of several devices each has as many."""
         most, total = self.most, self.group.rows.size
         if most is None:
-            first = np.zeros(1, np.int32), self.group.keys[:1]
-            need = self._program("loop", *first).memory_analysis()
+            need = self._program("map").memory_analysis()  # of about one run at a time
             each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
             most = int(max(1, min(total, self.memory // max(each, 1))))
         if self.strategy == "auto" and jax.default_backend() == "cpu":
-            most = min(most, -(-total // PROBES))  # where side by side is often slower
+            most = min(most, -(-total // PARTS))  # where side by side is often slower
         points, keys = self.group.rows.shape
         points = _even(points, most)
         keys = _even(keys, most // points)
@@ -98,58 +117,44 @@ class Lanes:
         a, b = _shares(points, keys)
         return -(-points // a) * a, -(-keys // b) * b
 
-    def _box(self, run: int) -> tuple[np.ndarray, np.ndarray]:
+    def _box(self, strategy: str, run: int) -> tuple[np.ndarray, np.ndarray]:
         """The chunk that holds a run: the numbers of its points, and of its keys."""
-        sizes = (1, 1) if self.strategy == "loop" else self._together
         at = divmod(run, len(self.group.keys))
         points, keys = (
             np.arange(i // size * size, min(i // size * size + size, n), dtype=np.int32)
-            for i, size, n in zip(at, sizes, self.group.rows.shape, strict=True)
+            for i, size, n in zip(at, self._size(strategy), self.group.rows.shape, strict=True)
         )
         return points, keys
 
     # --- how they are made
 
-    def _made(self, points: np.ndarray, keys: np.ndarray, strategy: str | None = None) -> Any:
-        """Every point with every key, [points * keys, ...] in NumPy."""
-        strategy, real = strategy or self.strategy, (len(points), len(keys))
-        inputs = self._inputs(strategy, points, keys)
-        result = self._program(strategy, *inputs)(*inputs)
+    def _made(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, float]:
+        """Every point with every key, [points * keys, ...] in NumPy; and the seconds for each."""
+        program, (p, k) = self._program(strategy), (len(points), len(keys))
 
         def rows(a):  # [P, K, ...]
-            return np.asarray(a)[: real[0], : real[1]].reshape(-1, *a.shape[2:])
+            return np.asarray(a)[:p, :k].reshape(-1, *a.shape[2:])
 
-        return jax.tree.map(rows, result)
+        begin = time.perf_counter()
+        result = jax.tree.map(rows, program(*self._inputs(strategy, points, keys)))
+        return result, (time.perf_counter() - begin) / (p * k)
 
     def _inputs(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
         """What a program takes: the last ones again where a chunk is not full."""
-        if strategy != "loop":
-            points, keys = (
-                np.pad(numbers, (0, size - len(numbers)), mode="edge")
-                for numbers, size in zip((points, keys), self._together, strict=True)
-            )
+        points, keys = (
+            np.pad(numbers, (0, size - len(numbers)), mode="edge")
+            for numbers, size in zip((points, keys), self._size(strategy), strict=True)
+        )
         inputs = points, self.group.keys[keys]
         return _spread(*inputs) if strategy == "vmap" else inputs
 
-    def _program(self, strategy: str, *inputs: Any) -> Any:
+    def _program(self, strategy: str) -> Any:
         """(points [P], keys [K]) -> results [P, K, ...], compiled ahead of its timing."""
         if strategy not in self.programs:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
+            inputs = self._inputs(strategy, *self._box(strategy, 0))
             self.programs[strategy] = jax.jit(fn).lower(*inputs).compile()
         return self.programs[strategy]
-
-    def _measured(self, points: np.ndarray, keys: np.ndarray) -> Any:
-        """A chunk side by side and a few runs one by one, timed as they are made from here on."""
-        for strategy, chunk in (("loop", (points[:1], keys[:1])), ("vmap", (points, keys))):
-            self._program(strategy, *self._inputs(strategy, *chunk))
-        begin = time.perf_counter()
-        for _ in range(PROBES):
-            self._made(points[:1], keys[:1], "loop")
-        middle = time.perf_counter()
-        result = self._made(points, keys, "vmap")
-        alone, together = (middle - begin) / PROBES, time.perf_counter() - middle
-        self.strategy = "vmap" if together / (len(points) * len(keys)) <= alone else "loop"
-        return result
 
     # --- what is kept on disk
 
@@ -215,6 +220,10 @@ def _alone(one: Callable) -> Callable:
     return lambda points, keys: jax.tree.map(
         lambda a: jnp.asarray(a)[None, None], one(points[0], keys[0])
     )
+
+
+def _divisor(n: int, most: int) -> int:
+    return max(d for d in range(1, most + 1) if n % d == 0)
 
 
 def _even(n: int, most: int) -> int:

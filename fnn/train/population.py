@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import is_floating
 from fnn.optim.arithmetic import increment
 from fnn.shapes import unlike
 
@@ -45,8 +44,7 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
     """
     with errors.within("population"):
         n = checks.examples("members and hyper", (members, hyper))
-        for leaf in jax.tree.leaves(hyper):
-            _floating(jnp.asarray(leaf))
+        _check_hyper(hyper)
     return Population(members, hyper, jnp.full(n, jnp.nan), jnp.int32(0), checks.typed_key(key))
 
 
@@ -56,11 +54,12 @@ def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> An
     >>> print(perturb(jax.random.key(0), {"rate": jnp.float32(0.5), "decay": jnp.float32(1.0)}))
     {'decay': Array(1.2, dtype=float32), 'rate': Array(0.4, dtype=float32)}
     """
+    _check_hyper(hyper)
     leaves, treedef = jax.tree.flatten(hyper)
     keys = jax.random.split(key, len(leaves))
 
     def moved(key, a):
-        a = _floating(jnp.asarray(a))
+        a = jnp.asarray(a)
         return a * jax.random.choice(key, jnp.asarray(factors, a.dtype), a.shape)
 
     return jax.tree.unflatten(treedef, list(map(moved, keys, leaves)))
@@ -145,11 +144,8 @@ def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
-def _floating(a: jax.Array) -> jax.Array:
-    if not is_floating(a):
-        mend = "cast them, and round where they are used"
-        raise errors.DtypeError("hyperparameters of floats", errors.show(a), mend)
-    return a
+def _check_hyper(hyper: Any) -> None:
+    checks.floating_leaves("hyperparameters", hyper, "cast them, and round where they are used")
 
 
 def _check_returned(out: Any, before: Any, n: int) -> tuple[Any, Any]:

@@ -116,12 +116,12 @@ def sweep(
       points instead of a grid, as of a random search, is one array [n, k] with a row a point.
     - `static`: names of numbers that may not be traced, as a width. Each combination of static
       values is a program of its own.
-    - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` one after the other in
-      one program, `"loop"` one call each. `"auto"` times a run alone against a chunk side by side,
-      and goes on with what is faster: small networks gain, convolutions on CPU lose.
-    - `chunk`: how many runs side by side at most; None is what fits `memory`, in bytes, as the
-      compiler estimates it. All settings come before a second key: what the key alone decides, as
-      the order of the batches, is computed once for them all. Several devices share each chunk.
+    - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` a few one after the other
+      in one program, `"loop"` one a call. `"auto"` begins with `"map"`, then times a chunk side by
+      side, and goes on with what is faster: side by side small networks gain, wide ones may lose.
+    - `chunk`: how many runs a call at most; None is what fits `memory` side by side, in bytes, as
+      the compiler estimates it. All settings come before a second key: what the key alone decides,
+      as the order of the batches, is computed once for them. Several devices share each chunk.
     - `directory`: where finished chunks are kept, so that the same sweep, interrupted, goes on
       where it stopped. It belongs to one `run_fn`, which is not looked at.
     - `progress`: show a bar (extra `progress`).
