@@ -147,7 +147,7 @@ def fnn(runs: Runs) -> Call:
         if again:
             return again()
         found = fnn.train.sweep(fnn_run(runs), keys=keys(), rate=rates(runs), progress=False)
-        again = {"vmap": fnn_vmap, "loop": fnn_loop}[found.strategy[()]](runs)
+        again = {"vmap": fnn_vmap, "map": fnn_map}[found.strategy[()]](runs)
         return found.results
 
     return call
@@ -401,8 +401,7 @@ CASES = {
 
 STRATEGIES = ("fnn_vmap", "fnn_map", "fnn_loop")
 CHOICE = (
-    "`sweep` times a few runs alone and a chunk side by side, and knows no `map`: where all are "
-    "about as fast, what it takes is luck."
+    "`sweep` times one chunk of each kind: where both are about as fast, what it takes is luck."
 )
 
 TASK = Task(
