@@ -107,6 +107,13 @@ def test_auto_takes_the_faster(monkeypatch, alone, together, patience, taken):
     assert fit(start(), driver="auto", chunk=4)[1]["driver"] == taken
 
 
+@pytest.mark.parametrize("driver", ["auto", "scan", "chunk", "loop"])
+def test_a_step_may_donate_its_state(driver):
+    step = jax.jit(STEPS["dense"][1], donate_argnums=0)
+    after, _ = fit(start(), step, driver=driver, chunk=2)
+    same(after.params, fit(start())[0].params)
+
+
 def test_a_function_of_the_epoch_is_looped_over():
     history = fit(start(), data=lambda epoch: [DATA], batch_size=None, driver="auto")[1]
     assert history["driver"] == "loop" and history["train"]["loss"].shape == (2,)

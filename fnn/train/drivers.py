@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
@@ -141,8 +142,9 @@ def _seconds(calls_of: Callable[[int, TrainState], Calls], ts: TrainState, count
     """The time of so many calls from `ts` on, whose results are thrown away."""
 
     def once() -> float:
+        copy = jax.block_until_ready(jax.tree.map(jnp.copy, ts))  # a step may donate its state
         start = time.perf_counter()
-        made = itertools.islice(calls_of(0, ts), count)
+        made = itertools.islice(calls_of(0, copy), count)
         jax.block_until_ready([after for after, *_ in collections.deque(made, maxlen=1)])
         return time.perf_counter() - start
 
