@@ -350,5 +350,6 @@ def test_what_would_be_cast_is_refused(tmp_path):
     with pytest.raises(errors.OptionError, match="integers of int32"):
         fnn.train.sweep(run_fn, kind=[2**40, 1], **options)
     fnn.train.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
-    with pytest.raises(errors.InputError, match="directory of its own"):
-        fnn.train.sweep(lambda key: jnp.ones(3), directory=tmp_path, **options)
+    for other in (lambda key: jnp.ones(3), lambda key: 1, lambda key: (1.0, 2.0)):
+        with pytest.raises(errors.InputError, match="directory of its own"):
+            fnn.train.sweep(other, directory=tmp_path, **options)

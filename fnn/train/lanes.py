@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import pathlib
 import time
@@ -105,8 +106,9 @@ class Lanes:
         """As many as fit, in chunks of one size; of several devices each has as many."""
         most, total = self.most, self.group.rows.size
         if most is None:
-            need = self._program("map").memory_analysis()  # of about one run at a time
-            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+            need = self._program("map").memory_analysis()  # of one run at a time, but all results
+            results = need.output_size_in_bytes // math.prod(self._size("map")) if need else 0
+            each = need.temp_size_in_bytes + results if need else 0
             most = int(max(1, min(total, self.memory // max(each, 1))))
         if self.strategy == "auto" and jax.default_backend() == "cpu":
             most = min(most, -(-total // PARTS))  # where side by side is often slower
@@ -199,13 +201,18 @@ class Lanes:
             except DAMAGED as error:
                 mend = "remove it, and its runs are made again"
                 raise errors.InputError("a whole file", f"{path}: {error}", mend) from error
-            if [a.shape for a in wanted] != [a.shape[1:] for a in leaves]:
+            if len(leaves) == len(wanted):  # NumPy knows no bfloat16: it reads two bytes
+                pairs = zip(leaves, wanted, strict=True)
+                leaves = [
+                    a.view(w.dtype) if a.dtype == f"V{w.dtype.itemsize}" else a for a, w in pairs
+                ]
+            found = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in leaves]
+            if [(a.shape, a.dtype) for a in found] != [(a.shape, a.dtype) for a in wanted]:
                 raise errors.InputError(
-                    f"a directory of this sweep, with results {[a.shape for a in wanted]}",
-                    f"{[a.shape[1:] for a in leaves]} in {path}",
+                    f"a directory of this sweep, with results {errors.show(wanted)}",
+                    f"{errors.show(found)} in {path}",
                     "give each run_fn a directory of its own",
                 )
-            leaves = [a.view(w.dtype) for a, w in zip(leaves, wanted, strict=True)]  # bfloat16 too
             yield rows, jax.tree.unflatten(treedef, leaves)
 
 
@@ -231,7 +238,7 @@ def _alone(one: Callable) -> Callable:
 
 
 def _divisor(n: int, most: int) -> int:
-    return max(d for d in range(1, most + 1) if n % d == 0)
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
 def _even(n: int, most: int) -> int:
