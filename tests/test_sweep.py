@@ -1,5 +1,6 @@
 """A sweep is its runs, one by one, however they are made."""
 
+import functools
 import itertools
 
 import jax
@@ -353,3 +354,96 @@ def test_what_would_be_cast_is_refused(tmp_path):
     for other in (lambda key: jnp.ones(3), lambda key: 1, lambda key: (1.0, 2.0)):
         with pytest.raises(errors.InputError, match="directory of its own"):
             fnn.train.sweep(other, directory=tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([(32, 32), (64, 64)], [(128, 128), (256, 256)]),
+        ([(32,), (64, 64)], [(1,), (2, 2)]),
+        ([functools.partial(pow, 2)], [functools.partial(pow, 3)]),
+        ([np.arange(3)], [np.arange(3) + 1]),
+        ([{"a": 1}], [{"a": 2}]),
+        ([1], ["1"]),
+        ([1, 2], [2, 1]),
+    ],
+)
+def test_other_static_values_are_other_runs(first, then, tmp_path):
+    def number(value):
+        if callable(value):
+            return value(2)
+        return len(value) if isinstance(value, str) else sum(10 * v for v in leaves(value))
+
+    def leaves(value):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(value)])
+
+    for values in (first, then, first):
+        found = fnn.train.sweep(
+            lambda key, value: jnp.float32(number(value)),
+            keys=KEYS[:2], value=values, static=["value"], directory=tmp_path, progress=False,
+        )  # fmt: skip
+        wanted = np.repeat([number(value) for value in values], 2)
+        np.testing.assert_array_equal(found.results, wanted)
+    assert set(found.strategy.values()) == {"kept"}
+
+
+def test_labels_are_told_apart(tmp_path):
+    values = ["1", 1, "1 1"]
+    found = fnn.train.sweep(
+        lambda key, a: jnp.float32(10 * len(str(a)) + isinstance(a, int)),
+        keys=KEYS[:1], a=values, static=["a"], directory=tmp_path, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.results, [10, 11, 30])
+    assert len(found.strategy) == 3
+
+
+def test_other_generators_draw_what_a_run_alone_draws():
+    def run_fn(key, a):
+        return a * jax.random.uniform(key)
+
+    keys = jax.random.split(jax.random.key(0, impl="rbg"), 4)
+    found = fnn.train.sweep(run_fn, keys=keys, a=RATES, progress=False)
+    wanted = [[run_fn(key, a) for key in keys] for a in RATES]
+    np.testing.assert_allclose(found.grid(found.results), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "vmap", "map", "loop"])
+def test_results_of_no_size(strategy):
+    found = fnn.train.sweep(
+        lambda key: jnp.zeros((3, 0)), keys=KEYS, strategy=strategy, progress=False
+    )
+    assert found.results.shape == (3, 3, 0)
+
+
+def test_the_names_of_what_is_kept_are_checked(tmp_path):
+    options = dict(keys=KEYS, directory=tmp_path, progress=False)
+    fnn.train.sweep(lambda key: {"acc": 1.0, "loss": 2.0}, **options)
+    with pytest.raises(errors.InputError, match="directory of its own"):
+        fnn.train.sweep(lambda key: {"loss": 2.0, "zacc": 1.0}, **options)
+
+
+def test_narrow_floats_are_traced():
+    found = fnn.train.sweep(
+        lambda key, a: a * 2, keys=KEYS[:1], a=jnp.arange(3, dtype=jnp.bfloat16), progress=False
+    )
+    assert len(found.strategy) == 1 and found.results.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.results.astype(np.float32), [0, 2, 4])
+
+
+def test_points_are_shown_by_their_numbers():
+    pairs = np.float32([[1, 2], [3, 4]])
+    found = fnn.train.sweep(lambda key, p: p.sum(), keys=KEYS[:1], p=pairs, progress=False)
+    assert found.rows()["p"].tolist() == ["[1.0, 2.0]", "[3.0, 4.0]"]
+
+
+def test_one_chunk_is_made_once():
+    """Where nothing is left to decide by it, nothing is timed again."""
+    made = []
+
+    def run_fn(key, a):
+        jax.debug.callback(lambda a: made.append(a), a)
+        return a
+
+    fnn.train.sweep(run_fn, keys=KEYS[:1], a=RATES, progress=False)
+    jax.effects_barrier()
+    assert len(made) == 2

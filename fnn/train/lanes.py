@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -21,11 +22,12 @@ from fnn import errors
 
 TRIED = ("map", "vmap")  # by "auto"
 IN_A_ROW = 4  # runs one after the other in a program, which costs less than a call each
-SHORT = 1.0  # seconds; the first call is slower than later ones, and others disturb it
+SHORT = 1.0  # seconds; what takes less is timed three times, for the first call is slower
+TIMES = 3
 PARTS = 4  # on CPU a fourth of all runs are tried side by side
-DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile)
+DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 
-Made = tuple[np.ndarray, Any]  # rows of the sweep [runs], and their results [runs, ...]
+Made = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
 
 
 class Group(NamedTuple):
@@ -52,6 +54,8 @@ class Lanes:
     ):
         self.run_fn, self.group, self.store = run_fn, group, store
         self.strategy = "loop" if group.rows.size == 1 else strategy
+        if strategy == "auto" and str(jax.random.key_impl(group.keys)) != "threefry2x32":
+            self.strategy = "map"  # other generators draw other numbers side by side
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Any] = {}
@@ -60,20 +64,21 @@ class Lanes:
         """All runs: those on disk, and then the others as they are made."""
         done = np.zeros(self.group.rows.size, bool)
         for rows, result in self._kept():
-            done[rows] = True
+            rows, result = _fresh(done, rows, result)
             yield self.group.rows.flat[rows], result
+        if done.all():
+            self.strategy = "kept"
         seconds: dict[str, float] = {}  # that a run took, by strategy
         while not done.all():
             untried = [strategy for strategy in TRIED if strategy not in seconds]
             strategy = untried[0] if self.strategy == "auto" else self.strategy
             points, keys = self._box(strategy, int(np.flatnonzero(~done)[0]))
             rows = np.add.outer(points * len(self.group.keys), keys).reshape(-1)
-            result, seconds[strategy] = self._timed(strategy, points, keys)
-            new = ~done[rows]
-            rows, result = rows[new], jax.tree.map(lambda a: a[new], result)  # noqa: B023
+            last = done.sum() + np.sum(~done[rows]) == done.size  # and nothing left to decide
+            result, seconds[strategy] = self._timed(strategy, points, keys, 1 if last else TIMES)
+            rows, result = _fresh(done, rows, result)
             self._keep(rows, result)
-            done[rows] = True
-            if self.strategy == "auto" and (done.all() or len(untried) == 1):
+            if self.strategy == "auto" and (last or len(untried) == 1):
                 self.strategy = min(seconds, key=lambda strategy: seconds[strategy])
             yield self.group.rows.flat[rows], result
 
@@ -136,17 +141,20 @@ class Lanes:
         program, (p, k) = self._program(strategy), (len(points), len(keys))
 
         def rows(a):  # [P, K, ...]
-            return np.asarray(a)[:p, :k].reshape(-1, *a.shape[2:])
+            return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
 
         begin = time.perf_counter()
         result = jax.tree.map(rows, program(*self._inputs(strategy, points, keys)))
         return result, (time.perf_counter() - begin) / (p * k)
 
-    def _timed(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, float]:
-        """The same; what "auto" decides by is the best of three, where they are short."""
+    def _timed(
+        self, strategy: str, points: np.ndarray, keys: np.ndarray, times: int
+    ) -> tuple[Any, float]:
+        """The same; what "auto" decides by is the best of several times, where they are short."""
         result, seconds = self._made(strategy, points, keys)
         if self.strategy == "auto" and seconds * len(points) * len(keys) < SHORT:
-            seconds = min(seconds, *(self._made(strategy, points, keys)[1] for _ in range(2)))
+            again = (self._made(strategy, points, keys)[1] for _ in range(times - 1))
+            seconds = min(seconds, *again) if times > 1 else seconds
         return result, seconds
 
     def _inputs(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
@@ -171,7 +179,8 @@ class Lanes:
     @functools.cached_property
     def _digest(self) -> str:
         """What tells these runs from others, by their settings and keys."""
-        digest = hashlib.sha256(repr(self.group.labels).encode())
+        fixed = {name: content(value) for name, value in self.group.fixed.items()}
+        digest = hashlib.sha256(repr((self.group.labels, fixed)).encode())
         for name, values in sorted(self.group.points.items()):
             digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
         digest.update(str(jax.random.key_impl(self.group.keys)).encode())
@@ -181,10 +190,10 @@ class Lanes:
     def _keep(self, rows: np.ndarray, result: Any) -> None:
         if self.store is None:
             return
-        path = self.store / f"{self._digest}-{rows[0]}.npz"
+        path = self.store / f"{self._digest}-{rows[0]}-{len(rows)}.npz"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as file:
-            np.savez(file, *jax.tree.leaves(result), rows=rows)
+            np.savez(file, *jax.tree.leaves(result), rows=rows, names=_names(result))
         os.replace(temporary, path)
 
     def _kept(self) -> Iterator[Made]:
@@ -193,11 +202,14 @@ class Lanes:
             return
         outline = jax.eval_shape(self.one, np.int32(0), self.group.keys[0])
         wanted, treedef = jax.tree.flatten(outline)
+        total = self.group.rows.size
         for path in paths:
             try:
                 with open(path, "rb") as whole, np.load(whole, allow_pickle=False) as file:
-                    leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 1)]
-                    rows = file["rows"]
+                    leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
+                    rows, names = file["rows"], file["names"].tolist()
+                if not all(len(a) == len(rows) for a in leaves) or max(rows) >= total:
+                    raise ValueError("its rows are not those of this sweep")
             except DAMAGED as error:
                 mend = "remove it, and its runs are made again"
                 raise errors.InputError("a whole file", f"{path}: {error}", mend) from error
@@ -207,13 +219,42 @@ class Lanes:
                     a.view(w.dtype) if a.dtype == f"V{w.dtype.itemsize}" else a for a, w in pairs
                 ]
             found = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in leaves]
-            if [(a.shape, a.dtype) for a in found] != [(a.shape, a.dtype) for a in wanted]:
+            shown = [(a.shape, a.dtype) for a in wanted], [(a.shape, a.dtype) for a in found]
+            if names != _names(outline) or shown[0] != shown[1]:
                 raise errors.InputError(
-                    f"a directory of this sweep, with results {errors.show(wanted)}",
-                    f"{errors.show(found)} in {path}",
-                    "give each run_fn a directory of its own",
+                    f"a directory of this sweep, with results {errors.show(outline)}",
+                    f"{names} {errors.show(found)} in {path}",
+                    "give each run_fn, and x64 or not, a directory of its own",
                 )
             yield rows, jax.tree.unflatten(treedef, leaves)
+
+
+def _fresh(done: np.ndarray, rows: np.ndarray, result: Any) -> Made:
+    """Of the runs of these numbers those that were not done before, and are from now on."""
+    new = ~done[rows]
+    done[rows] = True
+    return rows[new], jax.tree.map(lambda a: a[new], result)
+
+
+def _names(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def content(value: Any) -> Any:
+    """What tells a static value from others, in the next process too; a function is its name."""
+    if isinstance(value, functools.partial):
+        return content((value.func, value.args, value.keywords))
+    if isinstance(value, dict):
+        return {content(key): content(v) for key, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, [content(v) for v in value]
+    if hasattr(value, "dtype") and hasattr(value, "tobytes"):
+        return str(value.dtype), value.shape, np.asarray(value).tobytes()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__, content(vars(value))
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return type(value).__name__, value
+    return getattr(value, "__name__", None) or type(value).__name__
 
 
 # --- the strategies, (points [P], keys [K]) -> results [P, K, ...] of one(point, key)

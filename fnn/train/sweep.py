@@ -29,7 +29,8 @@ class Sweep:
     - `settings`: {name: its value in each run}, and `seed`, the number of the key.
     - `results`: the tree that the run function returns, each leaf with a leading axis [runs].
     - `shape`: how many values each name has, in order, and how many keys; `grid` folds by it.
-    - `strategy`: how the runs were made, by the values of the static names, if there are any.
+    - `strategy`: how the runs were made, by the values of the static names, if there are any;
+      "kept" where all were on disk.
 
     >>> shape, settings = {"rate": 2, "seed": 1}, {"rate": [0.1, 0.2], "seed": [0, 0]}
     >>> found = Sweep(settings, {"loss": np.array([3.0, 4.0])}, shape, {(): "vmap"})
@@ -121,9 +122,11 @@ def sweep(
       side, and goes on with what is faster: side by side small networks gain, wide ones may lose.
     - `chunk`: how many runs a call at most; None is what fits `memory` side by side, in bytes, as
       the compiler estimates it. All settings come before a second key: what the key alone decides,
-      as the order of the batches, is computed once for them. Several devices share each chunk.
+      as the order of the batches, is computed once for them. Several devices share each chunk,
+      which is rounded up to fill them.
     - `directory`: where finished chunks are kept, so that the same sweep, interrupted, goes on
-      where it stopped. It belongs to one `run_fn`, which is not looked at.
+      where it stopped. It belongs to one `run_fn`, which is not looked at; and static values that
+      are functions or objects, as optimizers, are known by their names and places alone.
     - `progress`: show a bar (extra `progress`).
 
     A run that ends in NaN leaves the others alone. Raises OptionError, and ShapeError for runs of
@@ -212,7 +215,8 @@ def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
             raise errors.OptionError(f"one of {errors.names(grid)} in static", name, "name it")
     values, fixed = {}, []
     for name, given in grid.items():
-        if name == "seed" or not hasattr(given, "__len__") or isinstance(given, (str, Mapping)):
+        many = hasattr(given, "__len__") and getattr(given, "ndim", 1) > 0
+        if name == "seed" or not many or isinstance(given, (str, Mapping)):
             mend = "give a list, or an array, under another name than seed"
             raise errors.OptionError(f"values of {name}", errors.show(given), mend)
         if not len(given):
@@ -228,7 +232,7 @@ def _numbers(given: Any) -> np.ndarray | None:
     """Values that can be traced, as an array of JAX's dtype; None for any others."""
     try:
         array = np.asarray(given)
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
             return None
     except (TypeError, ValueError):
         return None
@@ -271,13 +275,18 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, PLAIN):
         return str(value)
+    if isinstance(value, (np.ndarray, jax.Array)) and value.size <= 8:
+        return str(value.tolist())
+    if type(value) in (tuple, list) and all(isinstance(v, PLAIN) for v in value):
+        return str(value)
     return getattr(value, "__name__", None) or getattr(value, "name", type(value).__name__)
 
 
 def _labels(values: Sequence[Any]) -> list[str]:
     """What each of some static values is called, in this process and the next: no two alike."""
     texts = [str(v) if isinstance(v, PLAIN) else _text(v) for v in values]
-    return [text if texts.count(text) == 1 else f"{text} {i}" for i, text in enumerate(texts)]
+    alike = len(set(texts)) < len(texts)
+    return [f"{text} {i}" if alike else text for i, text in enumerate(texts)]
 
 
 def _shown(values: Sequence[Any]) -> list[Any]:
