@@ -18,6 +18,7 @@ from fnn.errors import (
     RandomKeyError,
     ShapeError,
     names,
+    path_of,
     show,
 )
 
@@ -81,7 +82,7 @@ def floating_leaves(
     """All leaves of a floating dtype."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = path_of(path)
             raise DtypeError(f"{what} of floating dtypes", f"{name} {show(leaf)}".strip(), mend)
 
 

@@ -315,7 +315,7 @@ def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None
             array = isinstance(from_numpy(value), jax.Array)
             if array and (n is None or value.shape[:1] == (n,)):
                 continue
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or what
+            name = errors.path_of(path) or what
             mend = f"take {what} from net.init of this network"
             raise errors.ParamsError(f"{name} {wanted}", f"{name} {errors.show(value)}", mend)
 

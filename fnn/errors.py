@@ -141,6 +141,11 @@ def show(x: Any) -> str:
     return repr(x) if isinstance(x, (int, float, str, type(None))) else type(x).__name__
 
 
+def path_of(keys: Iterable[Any]) -> str:
+    """The path of a leaf, from its keys: "conv1/kernel"."""
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
 def names(some: Iterable[str]) -> str:
     return ", ".join(some) or "none"
 

@@ -128,7 +128,7 @@ def draw(key, specs) -> Any:
     """
     checks.key(key)
     nodes, treedef = jax.tree_util.tree_flatten_with_path(specs)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes]
+    paths = [errors.path_of(path) for path, _ in nodes]
     params: dict[str, Param] = {}
     derived: list[tuple] = []
     for path, (_, node) in zip(paths, nodes, strict=True):
@@ -155,7 +155,7 @@ def _collect(path: str, node: Any, params: dict[str, Param], derived: list[tuple
     """List the Params below `node`, and its Derived nodes from the innermost out."""
     if isinstance(node, Derived):
         inner, treedef = jax.tree_util.tree_flatten_with_path(node.specs)
-        names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in inner]
+        names = [errors.path_of(p) for p, _ in inner]
         paths = [f"{path}/{name}" if name else path for name in names]
         for inner_path, (_, inner_node) in zip(paths, inner, strict=True):
             _collect(inner_path, inner_node, params, derived)

@@ -325,7 +325,7 @@ def _tensors(path: str, name: str, tree: Any, stacked: int) -> list[tuple]:
     """(path, tensor, array, how many first axes count members) for each floating array."""
     found = []
     for where, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        own = jax.tree_util.keystr(where, simple=True, separator="/")
+        own = errors.path_of(where)
         tensor = name if name and not name.endswith("of ") else name + own
         if is_floating(x):
             found.append((path, tensor, x, stacked))

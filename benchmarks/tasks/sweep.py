@@ -94,36 +94,24 @@ def scale(key: Any) -> Any:
 # --- fnn
 
 
-def fnn_parts(runs: Runs) -> tuple[Callable[..., Any], Any]:
-    """(key, rate) -> step and first training state of a run; and the data."""
+def fnn_run(runs: Runs) -> Callable[..., Any]:
+    """(key, rate) -> loss of the last step, as it is given to `fnn.train.sweep`."""
     import jax
     import jax.numpy as jnp
 
     import fnn
 
-    net, first = fnn_network(runs.case)
+    (net, first), batch_size = fnn_network(runs.case), runs.case.shape[0]
     loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
+    examples = jax.tree.map(jnp.asarray, data(runs))
 
-    def begin(key: Any, rate: Any) -> tuple[Any, Any]:
+    def run_fn(key: Any, rate: Any) -> Any:
         tx = fnn.optim.adam(rate)
         start = fnn.train.init(net, tx, key, runs.case.shape)
         params = jax.tree.map(lambda a: a * scale(key), first)
         start = start._replace(params=params, opt_state=tx.init(params))
-        return fnn.train.step(loss_fn, tx), start
-
-    return begin, jax.tree.map(jnp.asarray, data(runs))
-
-
-def fnn_run(runs: Runs) -> Callable[..., Any]:
-    """(key, rate) -> loss of the last step, as it is given to `fnn.train.sweep`."""
-    import fnn
-
-    begin, examples = fnn_parts(runs)
-
-    def run_fn(key: Any, rate: Any) -> Any:
-        step, start = begin(key, rate)
-        batch = runs.case.shape[0]
-        _, history = fnn.train.run(step, start, examples, steps=runs.steps, batch_size=batch)
+        step = fnn.train.step(loss_fn, tx)
+        _, history = fnn.train.run(step, start, examples, steps=runs.steps, batch_size=batch_size)
         return history["train"]["loss"][-1]
 
     return run_fn

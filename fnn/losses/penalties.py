@@ -65,7 +65,7 @@ def _sum(measure: Callable, params: Any, select: Any) -> jax.Array:
         name = jax.tree_util.keystr(path[-1:], simple=True)
         known.append(name)
         if any(fnmatchcase(name, pattern) for pattern in patterns):
-            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            where = errors.path_of(path)
             leaf = floating(where, leaf)
             terms.append(jnp.sum(measure(leaf.astype(wide(leaf.dtype)))))
     if not terms:

@@ -105,7 +105,7 @@ def partition(transforms: Mapping[Any, Transform], labels: Any) -> Transform:
         of = _spread("labels", labels(params) if callable(labels) else labels, params)
         for path, label in jax.tree_util.tree_leaves_with_path(of):
             if label not in transforms:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                name = errors.path_of(path)
                 raise errors.ParamsError(
                     f"labels of transforms, {errors.names(map(str, transforms))}",
                     f"{name} {label}".strip(),
@@ -194,7 +194,7 @@ def _kinds(node: Any) -> Any:
     before = trees.flatten(jax.tree.map(_kinds, node.specs))
 
     def kind(keys, _):
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        path = errors.path_of(keys)
         for above, kind in before.items():
             if path == above or not above or path.startswith(f"{above}/"):
                 return kind

@@ -302,7 +302,7 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
         )
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     for (path, leaf), other in zip(leaves, jax.tree.leaves(like), strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = errors.path_of(path)
         if jnp.shape(leaf) != jnp.shape(other):
             raise errors.ParamsError(
                 f"{what} {name} {jnp.shape(other)}, as in {as_what}",

@@ -70,15 +70,17 @@ class Lanes:
             self.strategy = "kept"
         seconds: dict[str, float] = {}  # that a run took, by strategy
         while not done.all():
-            untried = [strategy for strategy in TRIED if strategy not in seconds]
-            strategy = untried[0] if self.strategy == "auto" else self.strategy
+            choosing, strategy = self.strategy == "auto", self.strategy
+            if choosing:
+                strategy = next(tried for tried in TRIED if tried not in seconds)
             points, keys = self._box(strategy, int(np.flatnonzero(~done)[0]))
             rows = np.add.outer(points * len(self.group.keys), keys).reshape(-1)
-            last = done.sum() + np.sum(~done[rows]) == done.size  # and nothing left to decide
-            result, seconds[strategy] = self._timed(strategy, points, keys, 1 if last else TIMES)
+            last = np.delete(done, rows).all()  # and nothing left to decide
+            times = TIMES if choosing and not last else 1
+            result, seconds[strategy] = self._timed(strategy, points, keys, times)
             rows, result = _fresh(done, rows, result)
             self._keep(rows, result)
-            if self.strategy == "auto" and (last or len(untried) == 1):
+            if choosing and (last or len(seconds) == len(TRIED)):
                 self.strategy = min(seconds, key=lambda strategy: seconds[strategy])
             yield self.group.rows.flat[rows], result
 
@@ -150,11 +152,11 @@ class Lanes:
     def _timed(
         self, strategy: str, points: np.ndarray, keys: np.ndarray, times: int
     ) -> tuple[Any, float]:
-        """The same; what "auto" decides by is the best of several times, where they are short."""
+        """The same, with the least seconds of several times, if they are short."""
         result, seconds = self._made(strategy, points, keys)
-        if self.strategy == "auto" and seconds * len(points) * len(keys) < SHORT:
-            again = (self._made(strategy, points, keys)[1] for _ in range(times - 1))
-            seconds = min(seconds, *again) if times > 1 else seconds
+        for _ in range(times - 1):
+            if seconds * len(points) * len(keys) < SHORT:
+                seconds = min(seconds, self._made(strategy, points, keys)[1])
         return result, seconds
 
     def _inputs(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
@@ -179,7 +181,7 @@ class Lanes:
     @functools.cached_property
     def _digest(self) -> str:
         """What tells these runs from others, by their settings and keys."""
-        fixed = {name: content(value) for name, value in self.group.fixed.items()}
+        fixed = {name: _content(value) for name, value in self.group.fixed.items()}
         digest = hashlib.sha256(repr((self.group.labels, fixed)).encode())
         for name, values in sorted(self.group.points.items()):
             digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
@@ -240,18 +242,18 @@ def _names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def content(value: Any) -> Any:
+def _content(value: Any) -> Any:
     """What tells a static value from others, in the next process too; a function is its name."""
     if isinstance(value, functools.partial):
-        return content((value.func, value.args, value.keywords))
+        return _content((value.func, value.args, value.keywords))
     if isinstance(value, dict):
-        return {content(key): content(v) for key, v in value.items()}
+        return {_content(key): _content(v) for key, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value).__name__, [content(v) for v in value]
+        return type(value).__name__, [_content(v) for v in value]
     if hasattr(value, "dtype") and hasattr(value, "tobytes"):
         return str(value.dtype), value.shape, np.asarray(value).tobytes()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value).__name__, content(vars(value))
+        return type(value).__name__, _content(vars(value))
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return type(value).__name__, value
     return getattr(value, "__name__", None) or type(value).__name__

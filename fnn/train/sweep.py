@@ -55,7 +55,7 @@ class Sweep:
         flat, _ = jax.tree_util.tree_flatten_with_path(self.results)
         for path, leaf in flat:
             if np.ndim(leaf) == 1:
-                name = jax.tree_util.keystr(path, simple=True, separator="/") or "result"
+                name = errors.path_of(path) or "result"
                 columns[name if name not in columns else f"result/{name}"] = np.asarray(leaf)
         return columns
 
@@ -189,19 +189,17 @@ class _Plan(NamedTuple):
         return columns | {"seed": at["seed"]}
 
     def groups(self) -> Iterator[Group]:
-        at = self.indices()
+        at, labels = self.indices(), {name: _labels(self.values[name]) for name in self.fixed}
         choices = [range(len(self.values[name])) for name in self.fixed]
         for chosen in itertools.product(*choices):
-            here = np.ones(self.runs, bool)
-            for name, i in zip(self.fixed, chosen, strict=True):
+            number, here = dict(zip(self.fixed, chosen, strict=True)), np.ones(self.runs, bool)
+            for name, i in number.items():
                 here &= at[name] == i
-            rows = np.flatnonzero(here)
-            fixed = {n: self.values[n][i] for n, i in zip(self.fixed, chosen, strict=True)}
-            names = zip(self.fixed, chosen, strict=True)
-            labels = {name: _labels(self.values[name])[i] for name, i in names}
-            rows = rows.reshape(-1, len(self.keys))  # the seeds are the last axis of the grid
+            rows = np.flatnonzero(here).reshape(-1, len(self.keys))  # seeds are the last axis
+            fixed = {name: self.values[name][i] for name, i in number.items()}
+            called = {name: labels[name][i] for name, i in number.items()}
             points = {n: v[at[n][rows[:, 0]]] for n, v in self.values.items() if n not in fixed}
-            yield Group(fixed, labels, points, self.keys, rows)
+            yield Group(fixed, called, points, self.keys, rows)
 
 
 def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -55,7 +55,7 @@ def unflatten(flat: Mapping[str, Any]) -> Any:
 def by_path(tree: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = path_of(keys)
+        path = errors.path_of(keys)
         if path in flat:
             raise errors.ParamsError(
                 "one leaf at each path", f"two at {path}", 'rename one: "/" separates names'
@@ -89,7 +89,3 @@ def _in_the_way(path: str) -> NoReturn:
     raise errors.ParamsError(
         "paths of names, of which none leads through another's leaf", path or '""', "rename it"
     )
-
-
-def path_of(keys: Iterable[Any]) -> str:
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jax
 
 from fnn import errors
-from fnn.tree.paths import by_path, nested, path_of
+from fnn.tree.paths import by_path, nested
 
 
 def select(tree: Any, *patterns: str) -> dict[str, Any]:
@@ -112,7 +112,9 @@ def mask(tree: Any, *patterns: str) -> Any:
     """
     with errors.within("mask"):
         chosen = chosen_by(by_path(tree), patterns)
-        return jax.tree_util.tree_map_with_path(lambda keys, _: path_of(keys) in chosen, tree)
+        return jax.tree_util.tree_map_with_path(
+            lambda keys, _: errors.path_of(keys) in chosen, tree
+        )
 
 
 def count(tree: Any, *patterns: str) -> int:
@@ -187,7 +189,7 @@ def _map_chosen(tree: Any, patterns: tuple[str, ...], fn: Callable[[Any], Any]) 
     chosen = chosen_by(by_path(tree), patterns)
 
     def visit(keys, leaf):
-        return fn(leaf) if path_of(keys) in chosen else leaf
+        return fn(leaf) if errors.path_of(keys) in chosen else leaf
 
     return jax.tree_util.tree_map_with_path(visit, tree)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import errors
-from fnn.tree.paths import by_path, path_of
+from fnn.tree.paths import by_path
 from fnn.tree.selection import chosen_by
 
 
@@ -55,7 +55,7 @@ def update(tree: Any, where: str | Mapping[str, Any], value: Any = None, *, stri
                         _check_alike(flat[path], new[path])
 
         def visit(keys, leaf):
-            return new.get(path_of(keys), leaf)
+            return new.get(errors.path_of(keys), leaf)
 
         return jax.tree_util.tree_map_with_path(visit, tree)
 
