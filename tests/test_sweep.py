@@ -1,5 +1,6 @@
 """A sweep is its runs, one by one, however they are made."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -356,6 +357,11 @@ def test_what_would_be_cast_is_refused(tmp_path):
             fnn.train.sweep(other, directory=tmp_path, **options)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    a: int
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -364,6 +370,10 @@ def test_what_would_be_cast_is_refused(tmp_path):
         ([functools.partial(pow, 2)], [functools.partial(pow, 3)]),
         ([np.arange(3)], [np.arange(3) + 1]),
         ([{"a": 1}], [{"a": 2}]),
+        ([{(0, 1): 1}], [{(0, 1): 2}]),
+        ([jnp.arange(3)], [jnp.arange(3) + 1]),
+        ([np.array([1, (2, 3)], object)], [np.array([1, (2, 4)], object)]),
+        ([Slotted(1)], [Slotted(2)]),
         ([1], ["1"]),
         ([1, 2], [2, 1]),
     ],
@@ -372,6 +382,10 @@ def test_other_static_values_are_other_runs(first, then, tmp_path):
     def number(value):
         if callable(value):
             return value(2)
+        if isinstance(value, Slotted):
+            return value.a
+        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+            value = value.tolist()
         return len(value) if isinstance(value, str) else sum(10 * v for v in leaves(value))
 
     def leaves(value):

@@ -247,13 +247,16 @@ def _content(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return _content((value.func, value.args, value.keywords))
     if isinstance(value, dict):
-        return {_content(key): _content(v) for key, v in value.items()}
+        return "dict", _content(list(value.items()))
     if isinstance(value, (tuple, list)):
         return type(value).__name__, [_content(v) for v in value]
-    if hasattr(value, "dtype") and hasattr(value, "tobytes"):
-        return str(value.dtype), value.shape, np.asarray(value).tobytes()
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        array = np.asarray(value)
+        own = array.tolist() if array.dtype.kind == "O" else array.tobytes()
+        return str(array.dtype), array.shape, _content(own)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value).__name__, _content(vars(value))
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return type(value).__name__, _content(fields)
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return type(value).__name__, value
     return getattr(value, "__name__", None) or type(value).__name__
