@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -149,11 +150,12 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
     """
     if how.weight_grad == "matmul":
         return _by_patches(x, dkernel, how)
+    if _misread(x, dkernel, how):
+        return _by_patches(x, dkernel, how)
     plain = functools.partial(_convolve, how=how)
     if how.groups > 1:
-        fits = how.input_dilation is None and min(itertools.chain(*how.pads), default=0) >= 0
         patches = functools.partial(_by_patches, how=how)
-        return jax.lax.platform_dependent(x, dkernel, cpu=patches if fits else plain, default=plain)
+        return jax.lax.platform_dependent(x, dkernel, cpu=patches, default=plain)
 
     def swapped(x, dkernel):
         n = x.ndim - 2
@@ -177,6 +179,8 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
 def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     n = x.ndim - 2
     channels_last = (0, n + 1, *range(1, n + 1))
+    if _misread(x, kernel, how):
+        return _by_patches(x, kernel, how)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -191,6 +195,34 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     )
 
 
+def _misread(x: jax.Array, kernel: jax.Array, how: How) -> bool:
+    """Whether XLA's CPU compiler aborts on this convolution or one of its gradients.
+
+    It exchanges image and kernel where the kernel is the larger, except along an axis of groups,
+    and takes for one of these any that has two taps, inputs two apart and no padding. With other
+    than two inputs a check of its own then fails: in jaxlib 0.10 to 0.12, with JAX's gradients too.
+    """
+    forward, by_kernel, by_input = [], [], []  # (inputs, taps, how far apart, padding) of each axis
+    apart = how.input_dilation or (1,) * len(how.pads)
+    axes = zip(x.shape[1:], kernel.shape, how.pads, how.dilation, apart, how.strides, strict=False)
+    for size, taps, pads, dilation, gap, stride in axes:
+        reach, wide = (taps - 1) * dilation, (size - 1) * gap + 1
+        out = (wide + sum(pads) - reach - 1) // stride + 1
+        low = reach - pads[0]
+        high = wide + reach - (out - 1) * stride - 1 - low
+        forward.append((size, taps, gap, pads))
+        by_kernel.append((size, out, gap, pads))
+        by_input.append((out, taps, stride, (low, high)))
+
+    def fails(axes):
+        groups = [(taps, gap, *pads) == (2, 2, 0, 0) for _, taps, gap, pads in axes]
+        others = [axis for axis, group in zip(axes, groups, strict=True) if not group]
+        inputs, taps = (math.prod(axis[i] for axis in others) for i in (0, 1))
+        return any(groups) and inputs < taps
+
+    return any(map(fails, (forward, by_kernel, by_input)))
+
+
 def _by_patches(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """`convolve` as a product with the patches of x."""
     patches = patches_of(x, kernel.shape[:-2], how)  # [B, *spatial, K, C]
@@ -203,7 +235,9 @@ def _by_patches(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
 
 def patches_of(x: jax.Array, size: tuple[int, ...], how: How) -> jax.Array:
     """The inputs under each of the kernel's taps: [B, *spatial, K, C]."""
-    x = jnp.pad(x, ((0, 0), *how.pads, (0, 0)))
+    apart = how.input_dilation or (1,) * len(size)
+    pads = [(*pad, d - 1) for pad, d in zip(how.pads, apart, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     spans = [(k - 1) * d + 1 for k, d in zip(size, how.dilation, strict=True)]
     offsets = itertools.product(*(range(0, s, d) for s, d in zip(spans, how.dilation, strict=True)))
     taps = [windows.strided(x, offset, spans, how.strides) for offset in offsets]
