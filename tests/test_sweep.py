@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 
 import fnn
 from fnn import errors
-from fnn.train import lanes
+from fnn.train import lanes, store
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 RATES, POWERS = np.float32([0.5, 2.0]), [1.0, 2.0, 3.0]
@@ -48,7 +50,72 @@ def test_every_run_is_the_function_of_its_settings(strategy, static):
     found = swept(strategy=strategy, static=static)
     check(found)
     assert len(found.strategy) == (3 if static else 1)
-    assert set(found.strategy.values()) <= ({"vmap", "map"} if strategy == "auto" else {strategy})
+    wanted = {"vmap", "loop"} if strategy == "auto" else {strategy}
+    assert set(found.strategy.values()) <= wanted
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+def test_auto_tries_both_ways(chunk, monkeypatch):
+    monkeypatch.setattr(lanes, "PATIENCE", 0.0)
+    check(swept(chunk=chunk))
+
+
+@pytest.mark.parametrize("together, wanted", [(1, "vmap"), (20, "loop")])
+def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
+    """Runs that wait: of several side by side either all as long as one, or much longer."""
+
+    def wait(rate):
+        time.sleep(0.02 * (1 if rate.ndim == 0 else together))
+        return rate
+
+    def run_fn(key, rate):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(wait, like, rate, vmap_method="expand_dims")
+
+    monkeypatch.setattr(lanes, "PATIENCE", 0.0)
+    monkeypatch.setattr(lanes, "_cores", lambda: 1)
+    rates = np.arange(32, dtype=np.float32)
+    found = fnn.train.sweep(run_fn, keys=KEYS[:1], rate=rates, progress=False)
+    assert found.strategy == {(): wanted}
+    np.testing.assert_array_equal(found.results, rates)
+
+
+def test_a_short_sweep_is_compiled_once(monkeypatch):
+    """What the runs that are left take is less than what another program would."""
+    monkeypatch.setattr(lanes.Lanes, "_together", lambda self: pytest.fail("tried side by side"))
+    monkeypatch.setattr(lanes, "PATIENCE", 1e6)
+    found = swept()
+    check(found)
+    assert found.strategy == {(): "loop"}
+
+
+@pytest.mark.parametrize("strategy", ["loop", "map", "vmap"])
+def test_cores_make_runs_at_once(strategy, monkeypatch):
+    """Each call waits for another one, so that one at a time would never end."""
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(rate):
+        both.wait()
+        return rate
+
+    def run_fn(key, rate):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(meet, like, rate, vmap_method="expand_dims")
+
+    monkeypatch.setattr(lanes, "_cores", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    rates = np.arange(8, dtype=np.float32)
+    found = fnn.train.sweep(run_fn, keys=KEYS[:1], rate=rates, strategy=strategy, progress=False)
+    np.testing.assert_array_equal(found.results, rates)
+
+
+def test_a_run_a_call_is_the_run_to_the_last_bit(monkeypatch):
+    monkeypatch.setattr(lanes, "_cores", lambda: 3)
+    found = swept(strategy="loop")
+    alone = jax.jit(run_fn)
+    wanted = [alone(key, a, b) for a in RATES for b in np.float32(POWERS) for key in KEYS]
+    wanted = jax.tree.map(lambda *leaves: np.stack(leaves), *wanted)
+    jax.tree.map(np.testing.assert_array_equal, found.results, wanted)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 18, 100])
@@ -161,7 +228,8 @@ def test_keys_are_no_results():
 # --- on disk
 
 
-def test_what_is_kept_is_not_made_again(tmp_path):
+def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EVERY", 0.0)
     first = swept(strategy="vmap", chunk=8, directory=tmp_path)
     check(first)
     files = sorted(tmp_path.iterdir())
@@ -181,21 +249,22 @@ def test_what_is_kept_is_not_made_again(tmp_path):
 @pytest.mark.parametrize("then", [{}, {"chunk": 4}, {"strategy": "loop"}, {"chunk": 100}])
 def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, then):
     """In other chunks too: what is done is neither made again nor shown as made."""
-    kept, keep = [], lanes.Lanes._keep
+    kept, keep = [], store.Store.keep
 
     def stopping(self, rows, result):
-        if kept:
+        if len(kept) > 7:
             raise KeyboardInterrupt
         keep(self, rows, result)
         kept.extend(rows)
 
     options = {"strategy": "vmap", "chunk": 7, "directory": tmp_path}
     with monkeypatch.context() as patch:
-        patch.setattr(lanes.Lanes, "_keep", stopping)
+        patch.setattr(store.Store, "keep", stopping)
         with pytest.raises(KeyboardInterrupt):
             swept(**options)
+    assert len(list(tmp_path.iterdir())) == 1  # of both chunks that were made
     fresh = []
-    monkeypatch.setattr(lanes.Lanes, "_keep", lambda self, rows, result: fresh.extend(rows))
+    monkeypatch.setattr(store.Store, "keep", lambda self, rows, result: fresh.extend(rows))
     check(swept(**options | then))
     assert sorted(kept + fresh) == list(range(18)) and 0 < len(kept) < 18
 

@@ -1,17 +1,14 @@
-"""The runs of one program, every point with every key: made in chunks, and kept on disk."""
+"""The runs of one program, every point with every key: made in chunks, in one of three ways."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import math
+import itertools
 import os
-import pathlib
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +16,24 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import errors
+from fnn.train.store import Group, Made, Store
 
-TRIED = ("map", "vmap")  # by "auto"
-IN_A_ROW = 4  # runs one after the other in a program, which costs less than a call each
-SHORT = 1.0  # seconds; what takes less is timed three times, for the first call is slower
+IN_A_ROW = 4  # runs of "map" in a call
+CACHE = 2**22  # bytes; what stands side by side on a core of a CPU, and takes more, is slower
+PARTS = 4  # on CPU at most a fourth of all runs are tried side by side
+PATIENCE = 2.0  # and if the others, a run a call, would take longer than compiling did, times this
+SHORT = 0.1  # seconds; what takes less is timed three times, for the first call is slower
 TIMES = 3
-PARTS = 4  # on CPU a fourth of all runs are tried side by side
-DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 
-Made = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
-
-
-class Group(NamedTuple):
-    """The runs of one program: its static values, and all its points, each with all keys."""
-
-    fixed: dict[str, Any]
-    labels: dict[str, str]  # what the static values are called
-    points: dict[str, np.ndarray]  # by name, the value at each point [P, ...]
-    keys: Any  # [K]
-    rows: np.ndarray  # the number of each run in the sweep [P, K]
+Box = tuple[np.ndarray, np.ndarray]  # the numbers of some points, and of the keys for each
 
 
 class Lanes:
-    """How the runs of a group are made. Side by side, what a key alone decides is computed once."""
+    """How the runs of a group are made.
+
+    Side by side, what a key alone decides is computed once. On CPU as many programs run at once as
+    there are cores, because a small network keeps but one busy.
+    """
 
     def __init__(
         self,
@@ -50,44 +42,44 @@ class Lanes:
         strategy: str,
         most: int | None,
         memory: float,
-        store: pathlib.Path | None,
+        store: Store,
     ):
         self.run_fn, self.group, self.store = run_fn, group, store
         self.strategy = "loop" if group.rows.size == 1 else strategy
         if strategy == "auto" and str(jax.random.key_impl(group.keys)) != "threefry2x32":
-            self.strategy = "map"  # other generators draw other numbers side by side
+            self.strategy = "loop"  # other generators draw other numbers side by side
+        self.on_cpu = jax.default_backend() == "cpu"
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Any] = {}
+        self.compiling: dict[str, float] = {}  # seconds that it took, by strategy
+        self.seconds: dict[str, float] = {}  # that a run took in a trial, by strategy
 
-    def chunks(self) -> Iterator[Made]:
+    def chunks(self) -> Generator[Made, None, None]:
         """All runs: those on disk, and then the others as they are made."""
         done = np.zeros(self.group.rows.size, bool)
-        for rows, result in self._kept():
-            rows, result = _fresh(done, rows, result)
-            yield self.group.rows.flat[rows], result
+        for made in self.store.kept(self.one):
+            runs, result = _first(done, *made)
+            yield self.group.rows.flat[runs], result
         if done.all():
             self.strategy = "kept"
-        seconds: dict[str, float] = {}  # that a run took, by strategy
-        while not done.all():
-            choosing, strategy = self.strategy == "auto", self.strategy
-            if choosing:
-                strategy = next(tried for tried in TRIED if tried not in seconds)
-            points, keys = self._box(strategy, int(np.flatnonzero(~done)[0]))
-            rows = np.add.outer(points * len(self.group.keys), keys).reshape(-1)
-            last = np.delete(done, rows).all()  # and nothing left to decide
-            times = TIMES if choosing and not last else 1
-            result, seconds[strategy] = self._timed(strategy, points, keys, times)
-            rows, result = _fresh(done, rows, result)
-            self._keep(rows, result)
-            if choosing and (last or len(seconds) == len(TRIED)):
-                self.strategy = min(seconds, key=lambda strategy: seconds[strategy])
-            yield self.group.rows.flat[rows], result
+        try:
+            while not done.all():
+                if self.strategy == "auto":
+                    some = self._trial(done)
+                else:
+                    some = self._made(self.strategy, self._boxes(self.strategy, done))
+                for made in some:
+                    runs, result = _first(done, *made)
+                    self.store.keep(runs, result)
+                    yield self.group.rows.flat[runs], result
+        finally:
+            self.store.write()
 
     def one(self, point: Any, key: Any) -> Any:
-        """The run at the point of this number."""
+        """The run at the point of this number, with the key of this number."""
         settings = {name: jnp.asarray(v)[point] for name, v in self.group.points.items()}
-        result = self.run_fn(key, **settings, **self.group.fixed)
+        result = self.run_fn(self.group.keys[key], **settings, **self.group.fixed)
         for leaf in jax.tree.leaves(result):
             if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
                 mend = "return jax.random.key_data of them"
@@ -95,6 +87,14 @@ class Lanes:
         return result
 
     # --- which runs are made together
+
+    def _boxes(self, strategy: str, done: np.ndarray) -> Iterator[Box]:
+        """The chunks that hold what is not done."""
+        points, keys = self.group.rows.shape
+        todo, (p, k) = ~done.reshape(points, keys), self._size(strategy)
+        for i, j in itertools.product(range(0, points, p), range(0, keys, k)):
+            if todo[i : i + p, j : j + k].any():
+                yield np.arange(i, min(i + p, points)), np.arange(j, min(j + k, keys))
 
     def _size(self, strategy: str) -> tuple[int, int]:
         """How many points, and keys of each, in a call: all points come before a second key."""
@@ -106,160 +106,100 @@ class Lanes:
     def _in_a_row(self) -> tuple[int, int]:
         """As many as divide all, so that none is made twice."""
         points, keys = self.group.rows.shape
-        points = _divisor(points, self.most or IN_A_ROW)
-        return points, _divisor(keys, (self.most or IN_A_ROW) // points)
+        share = -(-self.group.rows.size // self._workers("map"))
+        most = self.most or min(IN_A_ROW, share)
+        points = _divisor(points, most)
+        return points, _divisor(keys, most // points)
 
     def _together(self) -> tuple[int, int]:
         """As many as fit, in chunks of one size; of several devices each has as many."""
-        most, total = self.most, self.group.rows.size
+        most, workers = self.most, self._workers("vmap")
         if most is None:
-            need = self._program("map").memory_analysis()  # of one run at a time, but all results
-            results = need.output_size_in_bytes // math.prod(self._size("map")) if need else 0
-            each = need.temp_size_in_bytes + results if need else 0
-            most = int(max(1, min(total, self.memory // max(each, 1))))
-        if self.strategy == "auto" and jax.default_backend() == "cpu":
-            most = min(most, -(-total // PARTS))  # where side by side is often slower
+            need = self._program("loop").memory_analysis()
+            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+            space = self.memory / workers
+            most = int((min(space, CACHE) if self.on_cpu else space) // max(each, 1))
+        if self.most is None or self.strategy == "auto":
+            parts = workers * (PARTS if self.on_cpu and self.strategy == "auto" else 1)
+            most = min(most, -(-self.group.rows.size // parts))
         points, keys = self.group.rows.shape
-        points = _even(points, most)
-        keys = _even(keys, most // points)
+        if most < points:
+            points, keys = _even(points, max(1, most), workers), 1
+        else:
+            keys = _even(keys, most // points, workers)
         if points * keys == 1:
             return 1, 1
         a, b = _shares(points, keys)
         return -(-points // a) * a, -(-keys // b) * b
 
-    def _box(self, strategy: str, run: int) -> tuple[np.ndarray, np.ndarray]:
-        """The chunk that holds a run: the numbers of its points, and of its keys."""
-        at = divmod(run, len(self.group.keys))
-        points, keys = (
-            np.arange(i // size * size, min(i // size * size + size, n), dtype=np.int32)
-            for i, size, n in zip(at, self._size(strategy), self.group.rows.shape, strict=True)
-        )
-        return points, keys
-
     # --- how they are made
 
-    def _made(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, float]:
-        """Every point with every key, [points * keys, ...] in NumPy; and the seconds for each."""
-        program, (p, k) = self._program(strategy), (len(points), len(keys))
+    def _trial(self, done: np.ndarray) -> list[Made]:
+        """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
+        strategy = "vmap" if self.seconds else "loop"
+        self._program(strategy)
+        boxes = list(itertools.islice(self._boxes(strategy, done), self._workers(strategy)))
+        runs = sum(len(points) * len(keys) for points, keys in boxes)
+        left, times, made = int((~done).sum()) - runs, [], []
+        while not times or (left > 0 and max(times) < SHORT and len(times) < TIMES):
+            begin = time.perf_counter()
+            made = list(self._made(strategy, boxes))
+            times.append(time.perf_counter() - begin)
+        self.seconds[strategy] = min(times) / runs
+        rest = left * self.seconds["loop"]
+        decided = strategy == "vmap" or rest < PATIENCE * self.compiling["loop"]
+        if decided or self._size("vmap") == (1, 1):
+            self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
+        return made
 
-        def rows(a):  # [P, K, ...]
-            return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
+    def _made(self, strategy: str, boxes: Iterable[Box]) -> Iterator[Made]:
+        """Every point of each box with every key, [points * keys, ...] in NumPy."""
+        program = self._program(strategy)
 
-        begin = time.perf_counter()
-        result = jax.tree.map(rows, program(*self._inputs(strategy, points, keys)))
-        return result, (time.perf_counter() - begin) / (p * k)
+        def make(box: Box) -> Made:
+            p, k = len(box[0]), len(box[1])
 
-    def _timed(
-        self, strategy: str, points: np.ndarray, keys: np.ndarray, times: int
-    ) -> tuple[Any, float]:
-        """The same, with the least seconds of several times, if they are short."""
-        result, seconds = self._made(strategy, points, keys)
-        for _ in range(times - 1):
-            if seconds * len(points) * len(keys) < SHORT:
-                seconds = min(seconds, self._made(strategy, points, keys)[1])
-        return result, seconds
+            def rows(a):  # [P, K, ...]
+                return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
 
-    def _inputs(self, strategy: str, points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
+            runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
+            return runs, jax.tree.map(rows, program(*self._inputs(strategy, box)))
+
+        pool = ThreadPoolExecutor(self._workers(strategy))
+        try:
+            yield from pool.map(make, boxes)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _workers(self, strategy: str) -> int:
+        """Programs that run at once: on CPU one a core, where they are not shared by devices."""
+        shared = strategy == "vmap" and len(jax.devices()) > 1
+        return _cores() if self.on_cpu and not shared else 1
+
+    def _inputs(self, strategy: str, box: Box) -> tuple[Any, Any]:
         """What a program takes: the last ones again where a chunk is not full."""
         points, keys = (
-            np.pad(numbers, (0, size - len(numbers)), mode="edge")
-            for numbers, size in zip((points, keys), self._size(strategy), strict=True)
+            np.pad(numbers, (0, size - len(numbers)), mode="edge").astype(np.int32)
+            for numbers, size in zip(box, self._size(strategy), strict=True)
         )
-        inputs = points, self.group.keys[keys]
-        return _spread(*inputs) if strategy == "vmap" else inputs
+        return _spread(points, keys) if strategy == "vmap" else (points, keys)
 
     def _program(self, strategy: str) -> Any:
         """(points [P], keys [K]) -> results [P, K, ...], compiled ahead of its timing."""
         if strategy not in self.programs:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
-            inputs = self._inputs(strategy, *self._box(strategy, 0))
+            inputs = self._inputs(strategy, (np.arange(1), np.arange(1)))
+            begin = time.perf_counter()
             self.programs[strategy] = jax.jit(fn).lower(*inputs).compile()
+            self.compiling[strategy] = time.perf_counter() - begin
         return self.programs[strategy]
 
-    # --- what is kept on disk
 
-    @functools.cached_property
-    def _digest(self) -> str:
-        """What tells these runs from others, by their settings and keys."""
-        fixed = {name: _content(value) for name, value in self.group.fixed.items()}
-        digest = hashlib.sha256(repr((self.group.labels, fixed)).encode())
-        for name, values in sorted(self.group.points.items()):
-            digest.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
-        digest.update(str(jax.random.key_impl(self.group.keys)).encode())
-        digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
-        return digest.hexdigest()[:16]
-
-    def _keep(self, rows: np.ndarray, result: Any) -> None:
-        if self.store is None:
-            return
-        path = self.store / f"{self._digest}-{rows[0]}-{len(rows)}.npz"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, *jax.tree.leaves(result), rows=rows, names=_names(result))
-        os.replace(temporary, path)
-
-    def _kept(self) -> Iterator[Made]:
-        paths = sorted(self.store.glob(f"{self._digest}-*.npz")) if self.store else []
-        if not paths:
-            return
-        outline = jax.eval_shape(self.one, np.int32(0), self.group.keys[0])
-        wanted, treedef = jax.tree.flatten(outline)
-        total = self.group.rows.size
-        for path in paths:
-            try:
-                with open(path, "rb") as whole, np.load(whole, allow_pickle=False) as file:
-                    leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
-                    rows, names = file["rows"], file["names"].tolist()
-                if not all(len(a) == len(rows) for a in leaves) or max(rows) >= total:
-                    raise ValueError("its rows are not those of this sweep")
-            except DAMAGED as error:
-                mend = "remove it, and its runs are made again"
-                raise errors.InputError("a whole file", f"{path}: {error}", mend) from error
-            if len(leaves) == len(wanted):  # NumPy knows no bfloat16: it reads two bytes
-                pairs = zip(leaves, wanted, strict=True)
-                leaves = [
-                    a.view(w.dtype) if a.dtype == f"V{w.dtype.itemsize}" else a for a, w in pairs
-                ]
-            found = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in leaves]
-            shown = [(a.shape, a.dtype) for a in wanted], [(a.shape, a.dtype) for a in found]
-            if names != _names(outline) or shown[0] != shown[1]:
-                raise errors.InputError(
-                    f"a directory of this sweep, with results {errors.show(outline)}",
-                    f"{names} {errors.show(found)} in {path}",
-                    "give each run_fn, and x64 or not, a directory of its own",
-                )
-            yield rows, jax.tree.unflatten(treedef, leaves)
-
-
-def _fresh(done: np.ndarray, rows: np.ndarray, result: Any) -> Made:
+def _first(done: np.ndarray, runs: np.ndarray, result: Any) -> Made:
     """Of the runs of these numbers those that were not done before, and are from now on."""
-    new = ~done[rows]
-    done[rows] = True
-    return rows[new], jax.tree.map(lambda a: a[new], result)
-
-
-def _names(tree: Any) -> list[str]:
-    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _content(value: Any) -> Any:
-    """What tells a static value from others, in the next process too; a function is its name."""
-    if isinstance(value, functools.partial):
-        return _content((value.func, value.args, value.keywords))
-    if isinstance(value, dict):
-        return "dict", _content(list(value.items()))
-    if isinstance(value, (tuple, list)):
-        return type(value).__name__, [_content(v) for v in value]
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        array = np.asarray(value)
-        own = array.tolist() if array.dtype.kind == "O" else array.tobytes()
-        return str(array.dtype), array.shape, _content(own)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return type(value).__name__, _content(fields)
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return type(value).__name__, value
-    return getattr(value, "__name__", None) or type(value).__name__
+    new = ~done[runs]
+    done[runs] = True
+    return runs[new], jax.tree.map(lambda a: a[new], result)
 
 
 # --- the strategies, (points [P], keys [K]) -> results [P, K, ...] of one(point, key)
@@ -287,9 +227,10 @@ def _divisor(n: int, most: int) -> int:
     return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
-def _even(n: int, most: int) -> int:
-    """The size of n things in parts of one size, of at most so many."""
-    return -(-n // -(-n // most))
+def _even(n: int, most: int, workers: int) -> int:
+    """The size of n things in parts of one size, of at most so many; a part for every worker."""
+    rounds = -(-n // (most * workers))
+    return -(-n // (rounds * workers))
 
 
 def _shares(points: int, keys: int) -> tuple[int, int]:
@@ -299,7 +240,7 @@ def _shares(points: int, keys: int) -> tuple[int, int]:
     return min(ways, key=lambda way: -(-points // way[0]) * -(-keys // way[1]))
 
 
-def _spread(points: np.ndarray, keys: Any) -> tuple[Any, Any]:
+def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
     """The runs shared among all devices, if there are several."""
     a, b = _shares(len(points), len(keys))
     if len(points) % a or len(keys) % b or a * b == 1:
@@ -309,3 +250,10 @@ def _spread(points: np.ndarray, keys: Any) -> tuple[Any, Any]:
         jax.device_put(points, NamedSharding(mesh, PartitionSpec("points"))),
         jax.device_put(keys, NamedSharding(mesh, PartitionSpec("keys"))),
     )
+
+
+def _cores() -> int:
+    """How many of them this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -16,7 +17,8 @@ import numpy as np
 from fnn import checks, errors
 from fnn.shapes import unlike
 from fnn.train.fit import Bar
-from fnn.train.lanes import Group, Lanes
+from fnn.train.lanes import Lanes
+from fnn.train.store import Group, Store
 
 PLAIN = (bool, int, float, str, np.generic)
 STRATEGIES = ("auto", "vmap", "map", "loop")
@@ -118,14 +120,16 @@ def sweep(
     - `static`: names of numbers that may not be traced, as a width. Each combination of static
       values is a program of its own.
     - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` a few one after the other
-      in one program, `"loop"` one a call. `"auto"` begins with `"map"`, then times a chunk side by
-      side, and goes on with what is faster: side by side small networks gain, wide ones may lose.
+      in one program, `"loop"` one a call. `"auto"` begins with `"loop"`; if what is left would take
+      longer than compiling twice, it times a chunk side by side too, and goes on with what is
+      faster: side by side small networks gain, wide ones may lose. On CPU there are as many calls
+      at once as cores, each of which a small network alone cannot keep busy.
     - `chunk`: how many runs a call at most; None is what fits `memory` side by side, in bytes, as
-      the compiler estimates it. All settings come before a second key: what the key alone decides,
-      as the order of the batches, is computed once for them. Several devices share each chunk,
-      which is rounded up to fill them.
-    - `directory`: where finished chunks are kept, so that the same sweep, interrupted, goes on
-      where it stopped. It belongs to one `run_fn`, which is not looked at; and static values that
+      the compiler estimates it, and the caches of a CPU. All settings come before a second key:
+      what the key alone decides, as the order of the batches, is computed once for them. Several
+      devices share each chunk, which is rounded up to fill them.
+    - `directory`: where finished runs are kept, so that the same sweep, interrupted, goes on where
+      it stopped. It belongs to one `run_fn`, which is not looked at; and static values that
       are functions or objects, as optimizers, are known by their names and places alone.
     - `progress`: show a bar (extra `progress`).
 
@@ -148,16 +152,17 @@ def sweep(
         checks.number("memory", memory, 0, float("inf"))
         if chunk is not None:
             checks.count("chunk", chunk)
-        store = None if directory is None else pathlib.Path(directory)
-        if store:
-            store.mkdir(parents=True, exist_ok=True)
+        folder = None if directory is None else pathlib.Path(directory)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
     filled, used = _Filled(plan.runs), {}
     with Bar(plan.runs, progress, "run") as shown:
         for group in plan.groups():
-            lanes = Lanes(run_fn, group, strategy, chunk, memory, store)
-            for rows, result in lanes.chunks():
-                filled.put(rows, result)
-                shown.advance(len(rows))
+            lanes = Lanes(run_fn, group, strategy, chunk, memory, Store(folder, group))
+            with contextlib.closing(lanes.chunks()) as chunks:
+                for rows, result in chunks:
+                    filled.put(rows, result)
+                    shown.advance(len(rows))
             used[tuple(group.labels.values())] = lanes.strategy
     return Sweep(plan.settings(), filled.tree(), plan.shape, used)
 
