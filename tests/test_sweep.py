@@ -92,7 +92,7 @@ def test_a_short_sweep_is_compiled_once(monkeypatch):
 @pytest.mark.parametrize("strategy", ["loop", "map", "vmap"])
 def test_cores_make_runs_at_once(strategy, monkeypatch):
     """Each call waits for another one, so that one at a time would never end."""
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=20)
 
     def meet(rate):
         both.wait()
@@ -244,6 +244,33 @@ def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
     for file in files:
         file.unlink()
     check(swept(strategy="vmap", chunk=8, directory=tmp_path))
+
+
+def test_only_what_is_missing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EVERY", 0.0)
+    made = []
+
+    def run_fn(key, a):
+        jax.debug.callback(lambda a: made.append(float(a)), a)
+        return a
+
+    def again():
+        made.clear()
+        found = fnn.train.sweep(
+            run_fn, keys=KEYS[:1], a=np.arange(6.0), strategy="loop", directory=tmp_path,
+            progress=False,
+        )  # fmt: skip
+        jax.effects_barrier()
+        np.testing.assert_array_equal(found.results, np.arange(6.0))
+        return sorted(made)
+
+    assert again() == [0, 1, 2, 3, 4, 5] and again() == []
+    for path in tmp_path.iterdir():
+        with np.load(path) as file:
+            missing = file["rows"].tolist() == [3]
+        if missing:
+            path.unlink()
+    assert again() == [3]
 
 
 @pytest.mark.parametrize("then", [{}, {"chunk": 4}, {"strategy": "loop"}, {"chunk": 100}])
