@@ -19,7 +19,8 @@ GAP = 0.062  # between two labels, as a share of the axis
 COLOURS = {
     "fnn": "tab:red", "fnn_vmap": "tab:blue", "fnn_map": "tab:cyan", "fnn_loop": "tab:green",
     "fnn_flat": "tab:pink", "compiled": "tab:olive", "optax_loop": "black",
-    "equinox": "tab:purple", "torch": "tab:brown", "torch_func": "tab:orange",
+    "threads": "tab:gray", "equinox": "tab:purple",
+    "torch": "tab:brown", "torch_func": "tab:orange",
 }  # fmt: skip
 
 

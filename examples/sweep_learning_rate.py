@@ -2,8 +2,8 @@
 
     python examples/sweep_learning_rate.py       # 8 seeds x 16 rates x 3 optimizers
 
-All 384 runs of 200 steps take 15 to 21 s on two cores, compiling included; each optimizer has a
-program of its own. Adam at a rate of 0.024 errs on 4.2% of held-out digits, the
+All 384 runs of 200 steps take 8 s on two cores, compiling included, which is most of it; each
+optimizer has a program of its own. Adam at a rate of 0.024 errs on 4.2% of held-out digits, the
 median of eight seeds; sgd gets to 4.5% at 0.76, lion to 5.2% at 0.012.
 """
 
