@@ -109,8 +109,34 @@ def test_cores_make_runs_at_once(strategy, monkeypatch):
     np.testing.assert_array_equal(found.results, rates)
 
 
+def test_memory_bounds_how_many_run_at_once(monkeypatch):
+    """What one run takes alone is all that there is."""
+    running, most = [0], [0]
+
+    def note(number):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        running[0] -= 1
+        return number
+
+    def run_fn(key, rate):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        big = jnp.sort(jnp.arange(2.0**16) * rate)
+        return big[0] + jax.pure_callback(note, like, rate, vmap_method="sequential")
+
+    monkeypatch.setattr(lanes, "_cores", lambda: 4)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    options = {"keys": KEYS[:1], "rate": np.arange(8.0), "strategy": "loop", "progress": False}
+    fnn.train.sweep(run_fn, memory=2.0**18, **options)
+    assert most == [1]
+    fnn.train.sweep(run_fn, memory=2.0**24, **options)
+    assert most[0] > 1
+
+
 def test_a_run_a_call_is_the_run_to_the_last_bit(monkeypatch):
     monkeypatch.setattr(lanes, "_cores", lambda: 3)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
     found = swept(strategy="loop")
     alone = jax.jit(run_fn)
     wanted = [alone(key, a, b) for a in RATES for b in np.float32(POWERS) for key in KEYS]
@@ -546,9 +572,11 @@ def test_points_are_shown_by_their_numbers():
     assert found.rows()["p"].tolist() == ["[1.0, 2.0]", "[3.0, 4.0]"]
 
 
-def test_one_chunk_is_made_once():
+def test_one_chunk_is_made_once(monkeypatch):
     """Where nothing is left to decide by it, nothing is timed again."""
     made = []
+    monkeypatch.setattr(lanes, "_cores", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
 
     def run_fn(key, a):
         jax.debug.callback(lambda a: made.append(a), a)

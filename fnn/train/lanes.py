@@ -32,7 +32,8 @@ class Lanes:
     """How the runs of a group are made.
 
     Side by side, what a key alone decides is computed once. On CPU as many programs run at once as
-    there are cores, because a small network keeps but one busy.
+    there are cores, because a small network keeps but one busy; not on several (fake) devices,
+    where programs that wait for each other's parts could do so for ever.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Lanes:
         if strategy == "auto" and str(jax.random.key_impl(group.keys)) != "threefry2x32":
             self.strategy = "loop"  # other generators draw other numbers side by side
         self.on_cpu = jax.default_backend() == "cpu"
+        self.workers = _cores() if self.on_cpu and len(jax.devices()) == 1 else 1
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Any] = {}
@@ -106,27 +108,26 @@ class Lanes:
     def _in_a_row(self) -> tuple[int, int]:
         """As many as divide all, so that none is made twice."""
         points, keys = self.group.rows.shape
-        share = -(-self.group.rows.size // self._workers("map"))
+        share = -(-self.group.rows.size // self.workers)
         most = self.most or min(IN_A_ROW, share)
         points = _divisor(points, most)
         return points, _divisor(keys, most // points)
 
     def _together(self) -> tuple[int, int]:
         """As many as fit, in chunks of one size; of several devices each has as many."""
-        most, workers = self.most, self._workers("vmap")
+        most, total = self.most, self.group.rows.size
         if most is None:
-            need = self._program("loop").memory_analysis()
-            each = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
-            space = self.memory / workers
-            most = int((min(space, CACHE) if self.on_cpu else space) // max(each, 1))
+            each, space = _bytes(self._program("loop")), self.memory / self.workers
+            space = min(space, CACHE) if self.on_cpu else space
+            most = total if total * each <= space else int(space // each)
         if self.most is None or self.strategy == "auto":
-            parts = workers * (PARTS if self.on_cpu and self.strategy == "auto" else 1)
-            most = min(most, -(-self.group.rows.size // parts))
+            parts = self.workers * (PARTS if self.on_cpu and self.strategy == "auto" else 1)
+            most = min(most, -(-total // parts))
         points, keys = self.group.rows.shape
         if most < points:
-            points, keys = _even(points, max(1, most), workers), 1
+            points, keys = _even(points, max(1, most), self.workers), 1
         else:
-            keys = _even(keys, most // points, workers)
+            keys = _even(keys, most // points, self.workers)
         if points * keys == 1:
             return 1, 1
         a, b = _shares(points, keys)
@@ -138,7 +139,7 @@ class Lanes:
         """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
         strategy = "vmap" if self.seconds else "loop"
         self._program(strategy)
-        boxes = list(itertools.islice(self._boxes(strategy, done), self._workers(strategy)))
+        boxes = list(itertools.islice(self._boxes(strategy, done), self.workers))
         runs = sum(len(points) * len(keys) for points, keys in boxes)
         left, times, made = int((~done).sum()) - runs, [], []
         while not times or (left > 0 and max(times) < SHORT and len(times) < TIMES):
@@ -165,16 +166,13 @@ class Lanes:
             runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
             return runs, jax.tree.map(rows, program(*self._inputs(strategy, box)))
 
-        pool = ThreadPoolExecutor(self._workers(strategy))
+        each = _bytes(program)
+        fit = self.workers if self.workers * each <= self.memory else int(self.memory // each)
+        pool = ThreadPoolExecutor(max(1, fit))
         try:
             yield from pool.map(make, boxes)
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _workers(self, strategy: str) -> int:
-        """Programs that run at once: on CPU one a core, where they are not shared by devices."""
-        shared = strategy == "vmap" and len(jax.devices()) > 1
-        return _cores() if self.on_cpu and not shared else 1
 
     def _inputs(self, strategy: str, box: Box) -> tuple[Any, Any]:
         """What a program takes: the last ones again where a chunk is not full."""
@@ -250,6 +248,12 @@ def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
         jax.device_put(points, NamedSharding(mesh, PartitionSpec("points"))),
         jax.device_put(keys, NamedSharding(mesh, PartitionSpec("keys"))),
     )
+
+
+def _bytes(program: Any) -> int:
+    """What it takes while it runs, as the compiler estimates it."""
+    need = program.memory_analysis()
+    return need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
 
 
 def _cores() -> int:
