@@ -57,7 +57,12 @@ def test_every_run_is_the_function_of_its_settings(strategy, static):
 @pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_auto_tries_both_ways(chunk, monkeypatch):
     monkeypatch.setattr(lanes, "PATIENCE", 0.0)
+    compiled, program = set(), lanes.Lanes._program
+    monkeypatch.setattr(
+        lanes.Lanes, "_program", lambda self, way: compiled.add(way) or program(self, way)
+    )
     check(swept(chunk=chunk))
+    assert compiled == ({"loop"} if chunk == 1 else {"loop", "vmap"})
 
 
 @pytest.mark.parametrize("together, wanted", [(1, "vmap"), (20, "loop")])
@@ -299,15 +304,75 @@ def test_only_what_is_missing_is_made(tmp_path, monkeypatch):
     assert again() == [3]
 
 
+def test_an_error_stops_the_rest_and_loses_nothing(tmp_path, monkeypatch):
+    """On two cores a run breaks while another one goes on: that one, and all before, are kept."""
+    monkeypatch.setattr(lanes, "_cores", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    made, broken = [], [True]
+
+    def work(number):
+        if number == 5 and broken:
+            raise ValueError("this run breaks")
+        time.sleep(0.1 if number == 4 else 0.01)
+        made.append(int(number))
+        return np.float32(number)
+
+    def run_fn(key, number):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(work, like, number, vmap_method="sequential")
+
+    def again():
+        numbers = np.arange(200.0)
+        return fnn.train.sweep(
+            run_fn, keys=KEYS[:1], number=numbers, strategy="loop", directory=tmp_path,
+            progress=False,
+        )  # fmt: skip
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="this run breaks"):
+        again()
+    first = sorted(made)
+    assert {0, 1, 2, 3, 4} <= set(first) and len(first) < 150
+    made.clear(), broken.clear()
+    np.testing.assert_array_equal(again().results, np.arange(200))
+    assert sorted(first + made) == list(range(200))
+
+
+def test_long_runs_are_written_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "EVERY", 0.05)
+    there = []
+
+    def work(number):
+        there.append(len(list(tmp_path.iterdir())))
+        time.sleep(0.06)
+        return number
+
+    def run_fn(key, number):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(work, like, number, vmap_method="sequential")
+
+    options = {"keys": KEYS[:1], "directory": tmp_path, "strategy": "loop", "progress": False}
+    fnn.train.sweep(run_fn, number=np.arange(4.0), **options)
+    assert there == [0, 1, 2, 3]
+
+
+def test_checks_for_nan_hold_in_a_sweep(monkeypatch):
+    monkeypatch.setattr(lanes, "_cores", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+    with jax.debug_nans(True), pytest.raises(Exception, match="nan"):
+        fnn.train.sweep(
+            lambda key, a: jnp.log(a - 3), keys=KEYS[:1], a=np.arange(6.0), progress=False
+        )
+
+
 @pytest.mark.parametrize("then", [{}, {"chunk": 4}, {"strategy": "loop"}, {"chunk": 100}])
 def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, then):
     """In other chunks too: what is done is neither made again nor shown as made."""
     kept, keep = [], store.Store.keep
 
-    def stopping(self, rows, result):
+    def stopping(self, rows, result, seconds):
         if len(kept) > 7:
             raise KeyboardInterrupt
-        keep(self, rows, result)
+        keep(self, rows, result, seconds)
         kept.extend(rows)
 
     options = {"strategy": "vmap", "chunk": 7, "directory": tmp_path}
@@ -317,7 +382,7 @@ def test_an_interrupted_sweep_goes_on(monkeypatch, tmp_path, then):
             swept(**options)
     assert len(list(tmp_path.iterdir())) == 1  # of both chunks that were made
     fresh = []
-    monkeypatch.setattr(store.Store, "keep", lambda self, rows, result: fresh.extend(rows))
+    monkeypatch.setattr(store.Store, "keep", lambda self, rows, *_: fresh.extend(rows))
     check(swept(**options | then))
     assert sorted(kept + fresh) == list(range(18)) and 0 < len(kept) < 18
 

@@ -148,9 +148,7 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
 
     The transpose is what reverse mode runs: of a product with patches, patches^T dy.
     """
-    if how.weight_grad == "matmul":
-        return _by_patches(x, dkernel, how)
-    if _misread(x, dkernel, how):
+    if how.weight_grad == "matmul" or _misread(x, dkernel, how):
         return _by_patches(x, dkernel, how)
     plain = functools.partial(_convolve, how=how)
     if how.groups > 1:
@@ -196,31 +194,37 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
 
 
 def _misread(x: jax.Array, kernel: jax.Array, how: How) -> bool:
-    """Whether XLA's CPU compiler aborts on this convolution or one of its gradients.
+    """Whether XLA's CPU compiler aborts on this convolution or a derivative of it, of any order.
 
-    It exchanges image and kernel where the kernel is the larger, except along an axis of groups,
-    and takes for one of these any that has two taps, inputs two apart and no padding. With other
-    than two inputs a check of its own then fails: in jaxlib 0.10 to 0.12, with JAX's gradients too.
+    Of the image i, the kernel k and the output o any two make the third, by a convolution. XLA
+    exchanges the two where the second is the larger, except along axes which it takes for groups by
+    how far apart inputs and outputs are. Where an axis only looks so, for it has other than as many
+    inputs as taps, a check in XLA fails: in jaxlib 0.10 to 0.12, with JAX's own gradients too.
     """
-    forward, by_kernel, by_input = [], [], []  # (inputs, taps, how far apart, padding) of each axis
+    sizes = (*x.shape[1:-1], *kernel.shape[:-2])
+    if how.groups > 1 or not all(isinstance(size, int) for size in sizes):
+        return False
     apart = how.input_dilation or (1,) * len(how.pads)
     axes = zip(x.shape[1:], kernel.shape, how.pads, how.dilation, apart, how.strides, strict=False)
-    for size, taps, pads, dilation, gap, stride in axes:
-        reach, wide = (taps - 1) * dilation, (size - 1) * gap + 1
-        out = (wide + sum(pads) - reach - 1) // stride + 1
-        low = reach - pads[0]
-        high = wide + reach - (out - 1) * stride - 1 - low
-        forward.append((size, taps, gap, pads))
-        by_kernel.append((size, out, gap, pads))
-        by_input.append((out, taps, stride, (low, high)))
+    convolutions = [[] for _ in range(6)]  # by axis (inputs, taps, whether it looks like groups)
+    for inputs, taps, (low, high), dilation, gap, stride in axes:
+        wide, reach = (inputs - 1) * gap, (taps - 1) * dilation
+        outputs = (wide + low + high - reach) // stride + 1
+        across = (outputs - 1) * stride
+        i, k, o = (inputs, gap, wide), (taps, dilation, reach), (outputs, stride, across)
+        forms = [(i, k, o, low), (i, o, k, low), (o, k, i, reach - low)]
+        forms += [(o, i, k, reach - low), (k, o, i, across - low), (k, i, o, across - low)]
+        for form, (a, b, c, before) in zip(convolutions, forms, strict=True):
+            after = high if form is convolutions[0] else b[2] + c[2] - a[2] - before
+            looks = (a[1], c[1], b[1], before, after) == (b[0], b[0] - 1, 1, 0, 0)
+            form.append((a[0], b[0], looks))
+    return any(map(_looks_wrong, convolutions))
 
-    def fails(axes):
-        groups = [(taps, gap, *pads) == (2, 2, 0, 0) for _, taps, gap, pads in axes]
-        others = [axis for axis, group in zip(axes, groups, strict=True) if not group]
-        inputs, taps = (math.prod(axis[i] for axis in others) for i in (0, 1))
-        return any(groups) and inputs < taps
 
-    return any(map(fails, (forward, by_kernel, by_input)))
+def _looks_wrong(axes: list[tuple[int, int, bool]]) -> bool:
+    others = [(inputs, taps) for inputs, taps, looks in axes if not looks]
+    inputs, taps = (math.prod(sizes) for sizes in zip(*others, strict=True)) if others else (1, 1)
+    return inputs < taps and any(looks and inputs != taps for inputs, taps, looks in axes)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:

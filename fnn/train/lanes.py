@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +25,7 @@ IN_A_ROW = 4  # runs of "map" in a call
 CACHE = 2**22  # bytes; what stands side by side on a core of a CPU, and takes more, is slower
 PARTS = 4  # on CPU at most a fourth of all runs are tried side by side
 PATIENCE = 2.0  # and if the others, a run a call, would take longer than compiling did, times this
+AHEAD = 8  # calls that wait for each worker, so that it never waits itself
 SHORT = 0.1  # seconds; what takes less is timed three times, for the first call is slower
 TIMES = 3
 
@@ -50,32 +54,32 @@ class Lanes:
         if strategy == "auto" and str(jax.random.key_impl(group.keys)) != "threefry2x32":
             self.strategy = "loop"  # other generators draw other numbers side by side
         self.on_cpu = jax.default_backend() == "cpu"
-        self.workers = _cores() if self.on_cpu and len(jax.devices()) == 1 else 1
+        self.workers = _cores() if self.on_cpu and len(jax.devices()) == 1 and not _checks() else 1
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Any] = {}
+        self.bytes: dict[str, int] = {}  # that it takes, as the compiler estimates it, by strategy
         self.compiling: dict[str, float] = {}  # seconds that it took, by strategy
         self.seconds: dict[str, float] = {}  # that a run took in a trial, by strategy
+        self.done = np.zeros(group.rows.size, bool)
+        self.lock = threading.Lock()  # for what is done, and the store
 
     def chunks(self) -> Generator[Made, None, None]:
-        """All runs: those on disk, and then the others as they are made."""
-        done = np.zeros(self.group.rows.size, bool)
+        """All runs: those on disk, and then the others as they are made, in any order."""
+        self.done[:] = False
         for made in self.store.kept(self.one):
-            runs, result = _first(done, *made)
+            runs, result = self._new(*made)
             yield self.group.rows.flat[runs], result
-        if done.all():
+        if self.done.all():
             self.strategy = "kept"
         try:
-            while not done.all():
-                if self.strategy == "auto":
-                    some = self._trial(done)
-                else:
-                    some = self._made(self.strategy, self._boxes(self.strategy, done))
-                for made in some:
-                    runs, result = _first(done, *made)
-                    self.store.keep(runs, result)
-                    yield self.group.rows.flat[runs], result
-        finally:
+            while not self.done.all():
+                way = self.strategy
+                some = self._trial() if way == "auto" else self._made(way, self._boxes(way))
+                with contextlib.closing(some):
+                    for runs, result in some:
+                        yield self.group.rows.flat[runs], result
+        finally:  # of an error or an interruption too
             self.store.write()
 
     def one(self, point: Any, key: Any) -> Any:
@@ -90,10 +94,10 @@ class Lanes:
 
     # --- which runs are made together
 
-    def _boxes(self, strategy: str, done: np.ndarray) -> Iterator[Box]:
+    def _boxes(self, strategy: str) -> Iterator[Box]:
         """The chunks that hold what is not done."""
         points, keys = self.group.rows.shape
-        todo, (p, k) = ~done.reshape(points, keys), self._size(strategy)
+        todo, (p, k) = ~self.done.reshape(points, keys), self._size(strategy)
         for i, j in itertools.product(range(0, points, p), range(0, keys, k)):
             if todo[i : i + p, j : j + k].any():
                 yield np.arange(i, min(i + p, points)), np.arange(j, min(j + k, keys))
@@ -117,7 +121,8 @@ class Lanes:
         """As many as fit, in chunks of one size; of several devices each has as many."""
         most, total = self.most, self.group.rows.size
         if most is None:
-            each, space = _bytes(self._program("loop")), self.memory / self.workers
+            self._program("loop")
+            each, space = self.bytes.get("loop", 0), self.memory / self.workers
             space = min(space, CACHE) if self.on_cpu else space
             most = total if total * each <= space else int(space // each)
         if self.most is None or self.strategy == "auto":
@@ -135,44 +140,68 @@ class Lanes:
 
     # --- how they are made
 
-    def _trial(self, done: np.ndarray) -> list[Made]:
+    def _trial(self) -> Generator[Made, None, None]:
         """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
         strategy = "vmap" if self.seconds else "loop"
         self._program(strategy)
-        boxes = list(itertools.islice(self._boxes(strategy, done), self.workers))
+        boxes = list(itertools.islice(self._boxes(strategy), self.workers))
         runs = sum(len(points) * len(keys) for points, keys in boxes)
-        left, times, made = int((~done).sum()) - runs, [], []
+        left, times = int((~self.done).sum()) - runs, []
         while not times or (left > 0 and max(times) < SHORT and len(times) < TIMES):
             begin = time.perf_counter()
             made = list(self._made(strategy, boxes))
             times.append(time.perf_counter() - begin)
+            yield from made
         self.seconds[strategy] = min(times) / runs
         rest = left * self.seconds["loop"]
         decided = strategy == "vmap" or rest < PATIENCE * self.compiling["loop"]
         if decided or self._size("vmap") == (1, 1):
             self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
-        return made
 
-    def _made(self, strategy: str, boxes: Iterable[Box]) -> Iterator[Made]:
-        """Every point of each box with every key, [points * keys, ...] in NumPy."""
-        program = self._program(strategy)
-
-        def make(box: Box) -> Made:
-            p, k = len(box[0]), len(box[1])
-
-            def rows(a):  # [P, K, ...]
-                return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
-
-            runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
-            return runs, jax.tree.map(rows, program(*self._inputs(strategy, box)))
-
-        each = _bytes(program)
-        fit = self.workers if self.workers * each <= self.memory else int(self.memory // each)
-        pool = ThreadPoolExecutor(max(1, fit))
+    def _made(self, strategy: str, boxes: Iterable[Box]) -> Generator[Made, None, None]:
+        """Every point of each box with every key, as they are done, and kept by then."""
+        program, boxes = self._program(strategy), iter(boxes)
+        each, workers = self.bytes.get(strategy, 0), self.workers
+        if workers * each > self.memory:
+            workers = max(1, int(self.memory // each))
+        make = functools.partial(self._make, strategy, program)
+        if workers == 1:
+            yield from map(make, boxes)
+            return
+        pool, finished, waiting = ThreadPoolExecutor(workers), queue.SimpleQueue(), 0
         try:
-            yield from pool.map(make, boxes)
+            while True:
+                for box in itertools.islice(boxes, AHEAD * workers - waiting):
+                    pool.submit(make, box).add_done_callback(finished.put)
+                    waiting += 1
+                if not waiting:
+                    break
+                waiting -= 1
+                yield finished.get().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _make(self, strategy: str, program: Any, box: Box) -> Made:
+        """One call: of the runs of a box those that are new, [runs, ...] in NumPy."""
+        p, k = len(box[0]), len(box[1])
+
+        def rows(a):  # [P, K, ...]
+            return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
+
+        begin = time.perf_counter()
+        result = jax.tree.map(rows, program(*self._inputs(strategy, box)))
+        seconds = time.perf_counter() - begin
+        runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
+        with self.lock:
+            runs, result = self._new(runs, result)
+            self.store.keep(runs, result, seconds)
+        return runs, result
+
+    def _new(self, runs: np.ndarray, result: Any) -> Made:
+        """Of the runs of these numbers those that were not done before, and are from now on."""
+        new = ~self.done[runs]
+        self.done[runs] = True
+        return runs[new], jax.tree.map(lambda a: a[new], result)
 
     def _inputs(self, strategy: str, box: Box) -> tuple[Any, Any]:
         """What a program takes: the last ones again where a chunk is not full."""
@@ -190,14 +219,10 @@ class Lanes:
             begin = time.perf_counter()
             self.programs[strategy] = jax.jit(fn).lower(*inputs).compile()
             self.compiling[strategy] = time.perf_counter() - begin
+            need = self.programs[strategy].memory_analysis()
+            if need:
+                self.bytes[strategy] = need.temp_size_in_bytes + need.output_size_in_bytes
         return self.programs[strategy]
-
-
-def _first(done: np.ndarray, runs: np.ndarray, result: Any) -> Made:
-    """Of the runs of these numbers those that were not done before, and are from now on."""
-    new = ~done[runs]
-    done[runs] = True
-    return runs[new], jax.tree.map(lambda a: a[new], result)
 
 
 # --- the strategies, (points [P], keys [K]) -> results [P, K, ...] of one(point, key)
@@ -250,10 +275,9 @@ def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
     )
 
 
-def _bytes(program: Any) -> int:
-    """What it takes while it runs, as the compiler estimates it."""
-    need = program.memory_analysis()
-    return need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+def _checks() -> bool:
+    """Whether JAX looks for NaN or infinity, which may be a setting of this thread alone."""
+    return any(getattr(jax.config, f"jax_debug_{kind}") for kind in ("nans", "infs"))
 
 
 def _cores() -> int:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import pathlib
-import time
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from fnn import errors
 
-EVERY = 5.0  # seconds between two files, but for the last
+EVERY = 5.0  # seconds of work in a file at least, but for the last
 DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 
 Made = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
@@ -39,7 +39,7 @@ class Store:
     def __init__(self, directory: pathlib.Path | None, group: Group):
         self.directory, self.group = directory, group
         self.unwritten: list[Made] = []
-        self.written = time.perf_counter()
+        self.seconds = 0.0  # that they took
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -52,11 +52,12 @@ class Store:
         digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
         return digest.hexdigest()[:16]
 
-    def keep(self, runs: np.ndarray, result: Any) -> None:
-        """These too, within a few seconds; `write` does it at once."""
-        if self.directory:
+    def keep(self, runs: np.ndarray, result: Any, seconds: float) -> None:
+        """These too, which took so long: no more than `EVERY` is lost with the process."""
+        if self.directory and len(runs):
             self.unwritten.append((runs, result))
-            if time.perf_counter() - self.written >= EVERY:
+            self.seconds += seconds
+            if self.seconds >= EVERY:
                 self.write()
 
     def write(self) -> None:
@@ -64,12 +65,13 @@ class Store:
         if not self.directory or not self.unwritten:
             return
         runs, result = jax.tree.map(lambda *parts: np.concatenate(parts), *self.unwritten)
-        path = self.directory / f"{self._digest}-{runs[0]}-{len(runs)}.npz"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        name = hashlib.sha256(runs.tobytes()).hexdigest()[:8]
+        path = self.directory / f"{self._digest}-{runs[0]}-{len(runs)}-{name}.npz"
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         with open(temporary, "wb") as file:
             np.savez(file, *jax.tree.leaves(result), rows=runs, names=_names(result))
         os.replace(temporary, path)
-        self.unwritten, self.written = [], time.perf_counter()
+        self.unwritten, self.seconds = [], 0.0
 
     def kept(self, one: Callable[..., Any]) -> Iterator[Made]:
         """All that is there, in the form of what `one(point, key)` returns."""

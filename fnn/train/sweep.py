@@ -123,7 +123,7 @@ def sweep(
       in one program, `"loop"` one a call. `"auto"` begins with `"loop"`; if what is left would take
       longer than compiling twice, it times a chunk side by side too, and goes on with what is
       faster: side by side small networks gain, wide ones may lose. On CPU there are as many calls
-      at once as cores, each of which a small network alone cannot keep busy.
+      at once as cores, if `memory` holds them: a small network alone keeps but one core busy.
     - `chunk`: how many runs a call at most; None is what fits `memory` side by side, in bytes, as
       the compiler estimates it, and the caches of a CPU. All settings come before a second key:
       what the key alone decides, as the order of the batches, is computed once for them. Several
