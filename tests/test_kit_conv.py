@@ -68,6 +68,15 @@ def transposed_cases(draw):
     return draw(st.integers(1, 2)), size, options, shape
 
 
+SMALL = dict(bias=False, dtype="float32", seed=0)
+TINY = [  # on these and their like XLA would abort, or on their gradients
+    (1, (4, 2), dict(strides=(1, 2), dilation=1, padding=((0, 0), (1, 1))), (2, 3, 1)),
+    (1, (3, 4), dict(strides=(1, 2), dilation=1, padding=((0, 0), (3, 3))), (2, 3, 1)),
+    (1, (4, 6), dict(strides=(1, 3), dilation=(1, 2), padding=((0, 0), (10, 10))), (2, 5, 1)),
+    ((3, 2), dict(strides=2, dilation=1, padding=1), (4, 4, 1)),
+]
+
+
 @given(
     case=transposed_cases(),
     transpose=st.booleans(),
@@ -75,27 +84,9 @@ def transposed_cases(draw):
     dtype=st.sampled_from(DTYPES),
     seed=seeds,
 )
-@example(  # on these and their like XLA would abort: itself, and in its gradients
-    case=(1, (4, 2), dict(strides=(1, 2), dilation=1, padding=((0, 0), (1, 1))), (2, 3, 1)),
-    transpose=False,
-    bias=False,
-    dtype="float32",
-    seed=0,
-)
-@example(
-    case=(1, (3, 4), dict(strides=(1, 2), dilation=1, padding=((0, 0), (3, 3))), (2, 3, 1)),
-    transpose=False,
-    bias=False,
-    dtype="float32",
-    seed=0,
-)
-@example(
-    case=(1, (4, 6), dict(strides=(1, 3), dilation=(1, 2), padding=((0, 0), (10, 10))), (2, 5, 1)),
-    transpose=False,
-    bias=False,
-    dtype="float32",
-    seed=0,
-)
+@example(case=TINY[0], transpose=False, **SMALL)
+@example(case=TINY[1], transpose=False, **SMALL)
+@example(case=TINY[2], transpose=False, **SMALL)
 def test_conv_transpose_is_the_loop(case, transpose, bias, dtype, seed):
     features, size, options, shape = case
     draw, cin = np.random.default_rng(seed).normal, shape[-1]
@@ -218,14 +209,7 @@ def sliding_cases(draw):
     dtype=st.sampled_from(DTYPES),
     seed=seeds,
 )
-@example(  # XLA would abort on its gradient
-    local=False,
-    case=((3, 2), dict(strides=2, dilation=1, padding=1), (4, 4, 1)),
-    more=1,
-    bias=False,
-    dtype="float32",
-    seed=0,
-)
+@example(local=False, case=TINY[3], more=1, **SMALL)
 def test_depthwise_and_local_conv_are_the_loops(local, case, more, bias, dtype, seed):
     size, options, shape = case
     draw, spatial, cin = np.random.default_rng(seed).normal, shape[-len(size) - 1 : -1], shape[-1]

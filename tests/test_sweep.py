@@ -44,6 +44,18 @@ def swept(run_fn=run_fn, **options):
     return fnn.train.sweep(run_fn, **grid)
 
 
+def on_cores(n, monkeypatch):
+    """As on a CPU of so many cores, and not as eight devices."""
+    monkeypatch.setattr(lanes, "_cores", lambda: n)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
+
+
+def on_host(fn, number, vmap_method="sequential"):
+    """A function of NumPy in a run: float32 [] -> float32 []."""
+    like = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.pure_callback(fn, like, number, vmap_method=vmap_method)
+
+
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "map", "loop"])
 @pytest.mark.parametrize("static", [(), ("power",)])
 def test_every_run_is_the_function_of_its_settings(strategy, static):
@@ -74,8 +86,7 @@ def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
         return rate
 
     def run_fn(key, rate):
-        like = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(wait, like, rate, vmap_method="expand_dims")
+        return on_host(wait, rate, "expand_dims")
 
     monkeypatch.setattr(lanes, "PATIENCE", 0.0)
     monkeypatch.setattr(lanes, "_cores", lambda: 1)
@@ -104,11 +115,9 @@ def test_cores_make_runs_at_once(strategy, monkeypatch):
         return rate
 
     def run_fn(key, rate):
-        like = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(meet, like, rate, vmap_method="expand_dims")
+        return on_host(meet, rate, "expand_dims")
 
-    monkeypatch.setattr(lanes, "_cores", lambda: 2)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(2, monkeypatch)
     rates = np.arange(8, dtype=np.float32)
     found = fnn.train.sweep(run_fn, keys=KEYS[:1], rate=rates, strategy=strategy, progress=False)
     np.testing.assert_array_equal(found.results, rates)
@@ -126,12 +135,10 @@ def test_memory_bounds_how_many_run_at_once(monkeypatch):
         return number
 
     def run_fn(key, rate):
-        like = jax.ShapeDtypeStruct((), jnp.float32)
         big = jnp.sort(jnp.arange(2.0**16) * rate)
-        return big[0] + jax.pure_callback(note, like, rate, vmap_method="sequential")
+        return big[0] + on_host(note, rate)
 
-    monkeypatch.setattr(lanes, "_cores", lambda: 4)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(4, monkeypatch)
     options = {"keys": KEYS[:1], "rate": np.arange(8.0), "strategy": "loop", "progress": False}
     fnn.train.sweep(run_fn, memory=2.0**18, **options)
     assert most == [1]
@@ -140,8 +147,7 @@ def test_memory_bounds_how_many_run_at_once(monkeypatch):
 
 
 def test_a_run_a_call_is_the_run_to_the_last_bit(monkeypatch):
-    monkeypatch.setattr(lanes, "_cores", lambda: 3)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(3, monkeypatch)
     found = swept(strategy="loop")
     alone = jax.jit(run_fn)
     wanted = [alone(key, a, b) for a in RATES for b in np.float32(POWERS) for key in KEYS]
@@ -306,8 +312,7 @@ def test_only_what_is_missing_is_made(tmp_path, monkeypatch):
 
 def test_an_error_stops_the_rest_and_loses_nothing(tmp_path, monkeypatch):
     """On two cores a run breaks while another one goes on: that one, and all before, are kept."""
-    monkeypatch.setattr(lanes, "_cores", lambda: 2)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(2, monkeypatch)
     made, broken = [], [True]
 
     def work(number):
@@ -318,8 +323,7 @@ def test_an_error_stops_the_rest_and_loses_nothing(tmp_path, monkeypatch):
         return np.float32(number)
 
     def run_fn(key, number):
-        like = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(work, like, number, vmap_method="sequential")
+        return on_host(work, number)
 
     def again():
         numbers = np.arange(200.0)
@@ -347,8 +351,7 @@ def test_long_runs_are_written_at_once(tmp_path, monkeypatch):
         return number
 
     def run_fn(key, number):
-        like = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(work, like, number, vmap_method="sequential")
+        return on_host(work, number)
 
     options = {"keys": KEYS[:1], "directory": tmp_path, "strategy": "loop", "progress": False}
     fnn.train.sweep(run_fn, number=np.arange(4.0), **options)
@@ -356,8 +359,7 @@ def test_long_runs_are_written_at_once(tmp_path, monkeypatch):
 
 
 def test_checks_for_nan_hold_in_a_sweep(monkeypatch):
-    monkeypatch.setattr(lanes, "_cores", lambda: 2)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(2, monkeypatch)
     with jax.debug_nans(True), pytest.raises(Exception, match="nan"):
         fnn.train.sweep(
             lambda key, a: jnp.log(a - 3), keys=KEYS[:1], a=np.arange(6.0), progress=False
@@ -640,8 +642,7 @@ def test_points_are_shown_by_their_numbers():
 def test_one_chunk_is_made_once(monkeypatch):
     """Where nothing is left to decide by it, nothing is timed again."""
     made = []
-    monkeypatch.setattr(lanes, "_cores", lambda: 2)
-    monkeypatch.setattr(jax, "devices", lambda: [None])
+    on_cores(2, monkeypatch)
 
     def run_fn(key, a):
         jax.debug.callback(lambda a: made.append(a), a)

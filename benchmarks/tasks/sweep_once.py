@@ -14,34 +14,19 @@ from benchmarks.tasks import sweep
 from benchmarks.tasks.sweep import SEEDS, Runs
 
 
-def swept(runs: Runs, strategy: str) -> Call:
-    import fnn
+def swept(strategy: str) -> Contender:
+    def contender(runs: Runs) -> Call:
+        import fnn
 
-    def call() -> object:
-        run_fn, options = sweep.fnn_run(runs), {"strategy": strategy, "progress": False}
-        return fnn.train.sweep(run_fn, keys=sweep.keys(), rate=sweep.rates(runs), **options).results
+        def call() -> object:
+            run_fn, options = sweep.fnn_run(runs), {"strategy": strategy, "progress": False}
+            grid = {"keys": sweep.keys(), "rate": sweep.rates(runs)}
+            return fnn.train.sweep(run_fn, **grid, **options).results
 
-    return call
+        return call
 
-
-def fnn(runs: Runs) -> Call:
-    """fnn.train.sweep, which chooses how"""
-    return swept(runs, "auto")
-
-
-def fnn_vmap(runs: Runs) -> Call:
-    """fnn.train.sweep(strategy="vmap")"""
-    return swept(runs, "vmap")
-
-
-def fnn_map(runs: Runs) -> Call:
-    """fnn.train.sweep(strategy="map")"""
-    return swept(runs, "map")
-
-
-def fnn_loop(runs: Runs) -> Call:
-    """fnn.train.sweep(strategy="loop")"""
-    return swept(runs, "loop")
+    contender.__doc__ = f'fnn.train.sweep(strategy="{strategy}")'
+    return contender
 
 
 def anew(contender: Contender) -> Contender:
@@ -67,14 +52,14 @@ TASK = Task(
     "of 100 steps it has",
     cases=CASES,
     contenders={
-        "optax_loop": anew(sweep.optax_loop), "fnn": fnn, "fnn_vmap": fnn_vmap,
-        "fnn_map": fnn_map, "fnn_loop": fnn_loop, "compiled": anew(sweep.compiled),
+        "optax_loop": anew(sweep.optax_loop), "fnn": swept("auto"), "fnn_vmap": swept("vmap"),
+        "fnn_map": swept("map"), "fnn_loop": swept("loop"), "compiled": anew(sweep.compiled),
         "equinox": anew(sweep.equinox),
     },
     goals=tuple(
         Goal(
             f"{name} runs: sweep's choice takes at most 1.05 x the best of three strategies",
-            name, 1.05, ("fnn_vmap", "fnn_map", "fnn_loop"),
+            name, 1.05, sweep.STRATEGIES,
             cause="to know what is faster, both ways have to be compiled",
         )
         for name in CASES

@@ -119,8 +119,13 @@ def over_images(
     return y + params["bias"] if "bias" in params else y
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    """A convolution; a product with patches where XLA would abort on that."""
+    return (_by_patches if _misread(x, kernel, how) else _by_xla)(x, kernel, how)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _by_xla(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """A convolution whose gradients are fast inside a loop too, on CPU.
 
     XLA's CPU compiler has a fast convolution for one order of axes, the one used here, and brings
@@ -131,11 +136,11 @@ def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     return _convolve(x, kernel, how)
 
 
-@functools.partial(convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+@functools.partial(_by_xla.defjvp, symbolic_zeros=True)
+def _by_xla_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    y = convolve(x, kernel, how)
-    dy = jnp.zeros_like(y) if _is_zero(dx) else convolve(dx, kernel, how)
+    y = _by_xla(x, kernel, how)
+    dy = jnp.zeros_like(y) if _is_zero(dx) else _by_xla(dx, kernel, how)
     return y, dy if _is_zero(dkernel) else dy + _by_kernel(x, dkernel, how)
 
 
@@ -148,7 +153,7 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
 
     The transpose is what reverse mode runs: of a product with patches, patches^T dy.
     """
-    if how.weight_grad == "matmul" or _misread(x, dkernel, how):
+    if how.weight_grad == "matmul":
         return _by_patches(x, dkernel, how)
     plain = functools.partial(_convolve, how=how)
     if how.groups > 1:
@@ -177,8 +182,6 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
 def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     n = x.ndim - 2
     channels_last = (0, n + 1, *range(1, n + 1))
-    if _misread(x, kernel, how):
-        return _by_patches(x, kernel, how)
     return jax.lax.conv_general_dilated(
         x,
         kernel,

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,14 @@ SHORT = 0.1  # seconds; what takes less is timed three times, for the first call
 TIMES = 3
 
 Box = tuple[np.ndarray, np.ndarray]  # the numbers of some points, and of the keys for each
+
+
+class Program(NamedTuple):
+    """(points [P], keys [K]) -> results [P, K, ...]."""
+
+    call: Callable[..., Any]
+    bytes: int  # that it takes while it runs, as the compiler estimates it
+    seconds: float  # that it took to compile
 
 
 class Lanes:
@@ -57,9 +65,7 @@ class Lanes:
         self.workers = _cores() if self.on_cpu and len(jax.devices()) == 1 and not _checks() else 1
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
-        self.programs: dict[str, Any] = {}
-        self.bytes: dict[str, int] = {}  # that it takes, as the compiler estimates it, by strategy
-        self.compiling: dict[str, float] = {}  # seconds that it took, by strategy
+        self.programs: dict[str, Program] = {}
         self.seconds: dict[str, float] = {}  # that a run took in a trial, by strategy
         self.done = np.zeros(group.rows.size, bool)
         self.lock = threading.Lock()  # for what is done, and the store
@@ -121,8 +127,7 @@ class Lanes:
         """As many as fit, in chunks of one size; of several devices each has as many."""
         most, total = self.most, self.group.rows.size
         if most is None:
-            self._program("loop")
-            each, space = self.bytes.get("loop", 0), self.memory / self.workers
+            each, space = self._program("loop").bytes, self.memory / self.workers
             space = min(space, CACHE) if self.on_cpu else space
             most = total if total * each <= space else int(space // each)
         if self.most is None or self.strategy == "auto":
@@ -143,7 +148,7 @@ class Lanes:
     def _trial(self) -> Generator[Made, None, None]:
         """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
         strategy = "vmap" if self.seconds else "loop"
-        self._program(strategy)
+        compiling = self._program(strategy).seconds
         boxes = list(itertools.islice(self._boxes(strategy), self.workers))
         runs = sum(len(points) * len(keys) for points, keys in boxes)
         left, times = int((~self.done).sum()) - runs, []
@@ -154,17 +159,17 @@ class Lanes:
             yield from made
         self.seconds[strategy] = min(times) / runs
         rest = left * self.seconds["loop"]
-        decided = strategy == "vmap" or rest < PATIENCE * self.compiling["loop"]
+        decided = strategy == "vmap" or rest < PATIENCE * compiling
         if decided or self._size("vmap") == (1, 1):
             self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
 
     def _made(self, strategy: str, boxes: Iterable[Box]) -> Generator[Made, None, None]:
         """Every point of each box with every key, as they are done, and kept by then."""
         program, boxes = self._program(strategy), iter(boxes)
-        each, workers = self.bytes.get(strategy, 0), self.workers
-        if workers * each > self.memory:
-            workers = max(1, int(self.memory // each))
-        make = functools.partial(self._make, strategy, program)
+        workers = self.workers
+        if workers * program.bytes > self.memory:
+            workers = max(1, int(self.memory // program.bytes))
+        make = functools.partial(self._make, strategy, program.call)
         if workers == 1:
             yield from map(make, boxes)
             return
@@ -181,7 +186,7 @@ class Lanes:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, strategy: str, program: Any, box: Box) -> Made:
+    def _make(self, strategy: str, call: Callable[..., Any], box: Box) -> Made:
         """One call: of the runs of a box those that are new, [runs, ...] in NumPy."""
         p, k = len(box[0]), len(box[1])
 
@@ -189,7 +194,7 @@ class Lanes:
             return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
 
         begin = time.perf_counter()
-        result = jax.tree.map(rows, program(*self._inputs(strategy, box)))
+        result = jax.tree.map(rows, call(*self._inputs(strategy, box)))
         seconds = time.perf_counter() - begin
         runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
         with self.lock:
@@ -211,17 +216,16 @@ class Lanes:
         )
         return _spread(points, keys) if strategy == "vmap" else (points, keys)
 
-    def _program(self, strategy: str) -> Any:
-        """(points [P], keys [K]) -> results [P, K, ...], compiled ahead of its timing."""
+    def _program(self, strategy: str) -> Program:
+        """The one of a strategy, compiled ahead of its timing."""
         if strategy not in self.programs:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
             inputs = self._inputs(strategy, (np.arange(1), np.arange(1)))
             begin = time.perf_counter()
-            self.programs[strategy] = jax.jit(fn).lower(*inputs).compile()
-            self.compiling[strategy] = time.perf_counter() - begin
-            need = self.programs[strategy].memory_analysis()
-            if need:
-                self.bytes[strategy] = need.temp_size_in_bytes + need.output_size_in_bytes
+            call = jax.jit(fn).lower(*inputs).compile()
+            seconds, need = time.perf_counter() - begin, call.memory_analysis()
+            takes = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
+            self.programs[strategy] = Program(call, takes, seconds)
         return self.programs[strategy]
 
 
