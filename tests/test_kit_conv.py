@@ -186,6 +186,9 @@ def test_conv_transpose_starts_with_the_variance_of_its_fan(transpose):
 # --- depthwise, separable and local convolution ------------------------------------------------
 
 
+MANY_TAPS = (129,), dict(strides=1, dilation=1, padding="VALID"), (1, 130, 2)
+
+
 @st.composite
 def sliding_cases(draw):
     """(kernel_size, options, x shape), with at least one output."""
@@ -198,7 +201,7 @@ def sliding_cases(draw):
     reach = [(k - 1) * dilation + 1 for k in size]
     spatial = [draw(st.integers(r, r + 2)) for r in reach]
     options = dict(strides=strides, dilation=dilation, padding=padding)
-    return size, options, (*draw(leading), *spatial, draw(st.integers(1, 2)))
+    return size, options, (*draw(leading), *spatial, draw(st.integers(1, 3)))
 
 
 @given(
@@ -210,6 +213,7 @@ def sliding_cases(draw):
     seed=seeds,
 )
 @example(local=False, case=TINY[3], more=1, **SMALL)
+@example(local=False, case=MANY_TAPS, more=1, **SMALL)
 def test_depthwise_and_local_conv_are_the_loops(local, case, more, bias, dtype, seed):
     size, options, shape = case
     draw, spatial, cin = np.random.default_rng(seed).normal, shape[-len(size) - 1 : -1], shape[-1]

@@ -190,14 +190,14 @@ def test_causal_conv_does_not_see_the_future():
     assert (np.diag(seen) == 1).all()
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("weight_grad", ["conv", "matmul"])
 def test_conv_differentiates_in_every_mode(weight_grad, groups):
     """A convolution is bilinear, so its jvp is two convolutions and its Hessian is known."""
     options = dict(strides=2, padding="SAME", dilation=(1, 2), groups=groups)
     layer = fnn.conv(4, (3, 2), use_bias=False, weight_grad=weight_grad, **options)
-    draw, size = np.random.default_rng(2).normal, (3, 2, 2 // groups, 4)
-    x, dx, kernel, dkernel = (draw(size=s) for s in [(2, 5, 4, 2)] * 2 + [size] * 2)
+    draw, size = np.random.default_rng(2).normal, (3, 2, 4 // groups, 4)
+    x, dx, kernel, dkernel = (draw(size=s) for s in [(2, 5, 4, 4)] * 2 + [size] * 2)
     with jax.enable_x64(True):
 
         def f(kernel, x):

@@ -10,7 +10,9 @@ from fnn import checks, errors
 from fnn.initializers import lecun_normal, variance_scaling, zeros
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
-from fnn.layers.conv import How, convolve, kernel_and_bias
+from fnn.layers.conv import kernel_and_bias
+from fnn.layers.convolving import convolve
+from fnn.layers.taps import How
 
 
 @errors.builder

@@ -29,6 +29,9 @@ def depthwise_conv(
     - `multiplier`: m, the outputs per channel; those of one channel lie side by side.
     - `strides`, `padding`, `dilation`: as of `conv`.
 
+    XLA has no fast convolution in groups on CPU, so there the products with the kernel's values are
+    summed one after the other, if these are 128 or fewer; in float32 or wider.
+
     Params: `kernel` [*kernel_size, 1, C m], `bias` [C m], of x's dtype. Raises as `conv`.
 
     >>> import jax, jax.numpy as jnp, fnn

@@ -11,7 +11,7 @@ from fnn.initializers import lecun_normal, zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
-from fnn.layers.conv import How, patches_of
+from fnn.layers.taps import How, patches_of
 
 
 @errors.builder
