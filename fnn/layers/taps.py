@@ -62,18 +62,27 @@ def suits_taps(x: jax.Array, kernel: jax.Array, how: How) -> bool:
 def by_tap(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """x [B, *spatial, C] times the kernel [*size, 1, C m], tap by tap, summed in float32 or wider.
 
-    XLA's CPU compiler has no fast convolution in groups, but makes one loop of these products. The
-    form is chosen for what each use becomes in reverse mode: slices that are read, not padded ones
-    that are summed (`_spread`), and one sum at a time, for many in one loop are slow (`_in_turn`).
+    XLA's CPU compiler has no fast convolution in groups, but good loops over such products. They
+    are added in turn, for written out in one expression XLA would compute them again wherever the
+    result is summed, as batch norm does. Linear in the kernel its transpose is a sum for each tap.
     """
     spans, offsets = _reach(kernel.shape[:-2], how)
     dtype, (x, values) = x.dtype, _per_channel(x, kernel)
     x = _pad(x, [(*pad, 0) for pad in how.pads])
-    products = (
-        windows.strided(x, at, spans, how.strides) * value
-        for at, value in zip(offsets, values, strict=True)
-    )
-    return functools.reduce(operator.add, products).astype(dtype)
+    sizes = [n - span + 1 for n, span in zip(x.shape[1:-1], spans, strict=True)]
+    steps = [slice(None, None, stride) for stride in how.strides]
+
+    def under(at):
+        here = jax.lax.dynamic_slice(x, (0, *at, 0), (x.shape[0], *sizes, x.shape[-1]))
+        return here[:, *steps]
+
+    @jax.checkpoint  # or reverse mode would keep what lies under each tap
+    def add(y, tap):
+        at, value = tap
+        return y + under(at) * value, None
+
+    start = jnp.zeros_like(under(offsets[0]))
+    return jax.lax.scan(add, start, (jnp.asarray(offsets), values))[0].astype(dtype)
 
 
 @functools.partial(by_tap.defjvp, symbolic_zeros=True)
@@ -81,7 +90,7 @@ def _by_tap_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
     (x, kernel), (dx, dkernel) = primals, tangents
     y = by_tap(x, kernel, how)
     dy = jnp.zeros_like(y) if is_zero(dx) else _spread(dx, kernel, how)
-    return y, dy if is_zero(dkernel) else dy + _in_turn(x, dkernel, how)
+    return y, dy if is_zero(dkernel) else dy + by_tap(x, dkernel, how)
 
 
 def is_zero(tangent: Any) -> bool:
@@ -89,7 +98,7 @@ def is_zero(tangent: Any) -> bool:
 
 
 def _spread(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """`by_tap`, linear in x: its transpose reads slices."""
+    """`by_tap`, linear in x: its transpose reads slices, and adds no padded ones."""
     spans, offsets = _reach(kernel.shape[:-2], how)
     dtype, (x, values) = x.dtype, _per_channel(x, kernel)
     products = (
@@ -101,24 +110,6 @@ def _spread(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     y = _pad(everywhere, [(low - span + 1, high - span + 1, 0) for (low, high), span in pads])
     ones = (1,) * len(spans)
     return windows.strided(y, (0,) * len(spans), ones, how.strides).astype(dtype)
-
-
-def _in_turn(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """`by_tap`, linear in the kernel: its transpose is a sum for each tap, one after the other."""
-    spans, offsets = _reach(kernel.shape[:-2], how)
-    dtype, (x, values) = x.dtype, _per_channel(x, kernel)
-    x = _pad(x, [(*pad, 0) for pad in how.pads])
-    sizes = [n - span + 1 for n, span in zip(x.shape[1:-1], spans, strict=True)]
-    steps = tuple(slice(None, None, stride) for stride in how.strides)
-
-    @jax.checkpoint  # or reverse mode would keep what lies under each tap
-    def add(y, tap):
-        at, value = tap
-        under = jax.lax.dynamic_slice(x, (0, *at, 0), (x.shape[0], *sizes, x.shape[-1]))
-        return y + under[:, *steps] * value, None
-
-    zeros = jnp.zeros_like(x[:, *(slice(0, n, s) for n, s in zip(sizes, how.strides, strict=True))])
-    return jax.lax.scan(add, zeros, (jnp.asarray(offsets), values))[0].astype(dtype)
 
 
 def _per_channel(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
