@@ -270,9 +270,13 @@ def _scale_and_bias(x, use_scale: bool, use_bias: bool) -> dict[str, Param]:
 
 
 def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
-    """centred * factor * scale + bias, the small arrays multiplied first."""
+    """centred * factor * scale + bias; the last two first, unless they make one as large as x."""
     if "scale" in params:
-        factor = factor * params["scale"].astype(factor.dtype)
+        scale = params["scale"].astype(factor.dtype)
+        if factor.shape[-1] == 1:
+            centred, factor = centred * factor, scale
+        else:
+            factor = factor * scale
     y = centred * factor
     return y + params["bias"].astype(y.dtype) if "bias" in params else y
 
