@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fnn.layers.taps import How, by_tap, is_zero, patches_of, suits_taps
+from fnn.layers.taps import How, by_tap, differentiate, patches_of, suits_taps
 
 
 def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
@@ -33,14 +32,6 @@ def _by_xla(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     is fast, so that there the gradient of the kernel is a product with patches.
     """
     return _convolve(x, kernel, how)
-
-
-@functools.partial(_by_xla.defjvp, symbolic_zeros=True)
-def _by_xla_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = _by_xla(x, kernel, how)
-    dy = jnp.zeros_like(y) if is_zero(dx) else _by_xla(dx, kernel, how)
-    return y, dy if is_zero(dkernel) else dy + _by_kernel(x, dkernel, how)
 
 
 def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
@@ -72,6 +63,9 @@ def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
         return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]
 
     return jax.lax.platform_dependent(x, dkernel, cpu=swapped, default=plain)
+
+
+differentiate(_by_xla, _by_xla, _by_kernel)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,22 @@ def _pad(x: jax.Array, pads: Sequence[tuple[int, int, int]]) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
+def differentiate(apply: Any, in_x: Callable[..., Any], in_kernel: Callable[..., Any]) -> None:
+    """Derives `apply(x, kernel, how)` by two functions equal to it, each linear in one of these."""
+
+    def jvp(how, primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        y = apply(x, kernel, how)
+        dy = jnp.zeros_like(y) if _is_zero(dx) else in_x(dx, kernel, how)
+        return y, dy if _is_zero(dkernel) else dy + in_kernel(x, dkernel, how)
+
+    apply.defjvp(jvp, symbolic_zeros=True)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
 # --- the convolution of each channel by itself
 
 
@@ -85,18 +101,6 @@ def by_tap(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     return jax.lax.scan(add, start, (jnp.asarray(offsets), values))[0].astype(dtype)
 
 
-@functools.partial(by_tap.defjvp, symbolic_zeros=True)
-def _by_tap_jvp(how: How, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    y = by_tap(x, kernel, how)
-    dy = jnp.zeros_like(y) if is_zero(dx) else _spread(dx, kernel, how)
-    return y, dy if is_zero(dkernel) else dy + by_tap(x, dkernel, how)
-
-
-def is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
-
-
 def _spread(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """`by_tap`, linear in x: its transpose reads slices, and adds no padded ones."""
     spans, offsets = _reach(kernel.shape[:-2], how)
@@ -110,6 +114,9 @@ def _spread(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     y = _pad(everywhere, [(low - span + 1, high - span + 1, 0) for (low, high), span in pads])
     ones = (1,) * len(spans)
     return windows.strided(y, (0,) * len(spans), ones, how.strides).astype(dtype)
+
+
+differentiate(by_tap, _spread, by_tap)
 
 
 def _per_channel(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
