@@ -86,11 +86,10 @@ def by_tap(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     dtype, (x, values) = x.dtype, _per_channel(x, kernel)
     x = _pad(x, [(*pad, 0) for pad in how.pads])
     sizes = [n - span + 1 for n, span in zip(x.shape[1:-1], spans, strict=True)]
-    steps = [slice(None, None, stride) for stride in how.strides]
 
     def under(at):
         here = jax.lax.dynamic_slice(x, (0, *at, 0), (x.shape[0], *sizes, x.shape[-1]))
-        return here[:, *steps]
+        return _every(here, how.strides)
 
     @jax.checkpoint  # or reverse mode would keep what lies under each tap
     def add(y, tap):
@@ -112,11 +111,15 @@ def _spread(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     everywhere = functools.reduce(operator.add, products)  # that the kernel touches x at all
     pads = zip(how.pads, spans, strict=True)
     y = _pad(everywhere, [(low - span + 1, high - span + 1, 0) for (low, high), span in pads])
-    ones = (1,) * len(spans)
-    return windows.strided(y, (0,) * len(spans), ones, how.strides).astype(dtype)
+    return _every(y, how.strides).astype(dtype)
 
 
 differentiate(by_tap, _spread, by_tap)
+
+
+def _every(x: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+    """Of so many values along each spatial axis of [B, *spatial, C] the first."""
+    return jax.lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
 
 
 def _per_channel(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
