@@ -17,9 +17,10 @@ from fnn import (
 from fnn.combinators import ensemble, parallel, remat, repeat, residual, serial
 from fnn.errors import FnnError
 from fnn.flops import count_flops
+from fnn.frozen import frozen
 from fnn.generate import unroll_generate
 from fnn.initializing import Derived, Param
-from fnn.layer import Layer, compose, leaf
+from fnn.layer import Layer, compose, leaf, wrap
 from fnn.layers.activations import prelu
 from fnn.layers.attention import attention, transformer_block
 from fnn.layers.cell_combinators import (
@@ -46,6 +47,8 @@ from fnn.layers.recurrent import forget, rnn
 from fnn.layers.recurrent_layers import bidirectional, gru, lstm, simple_rnn
 from fnn.layers.reshape import flatten
 from fnn.layers.resize import pixel_shuffle, pixel_unshuffle, upsample
+from fnn.merge import merge, unmerge
+from fnn.notes import notes
 from fnn.precision import cast
 from fnn.probe import nan_report, swap, tap
 from fnn.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
@@ -84,6 +87,7 @@ __all__ = [
     "ensembles",
     "flatten",
     "forget",
+    "frozen",
     "gaussian_noise",
     "global_avg_pool",
     "global_max_pool",
@@ -102,10 +106,12 @@ __all__ = [
     "lstm_cell",
     "lru",
     "max_pool",
+    "merge",
     "metrics",
     "mgu_cell",
     "min_pool",
     "nan_report",
+    "notes",
     "optim",
     "parallel",
     "parameter",
@@ -136,9 +142,11 @@ __all__ = [
     "train",
     "transformer_block",
     "tree",
+    "unmerge",
     "unroll_generate",
     "upsample",
     "variational_dropout",
     "weight_norm",
+    "wrap",
     "zoneout",
 ]

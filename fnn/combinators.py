@@ -7,6 +7,7 @@ params are named as that layer's are, so that wrapping or unwrapping it renames 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +18,20 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.initializing import Derived
-from fnn.layer import Layer, as_layer, compose, outline, same_arrays, traced
-from fnn.shapes import as_array, from_numpy, unlike
+from fnn.layer import (
+    Layer,
+    Rebuild,
+    as_layer,
+    compose,
+    inputs_of,
+    outline,
+    same,
+    same_arrays,
+    same_carry,
+    traced,
+    wrap,
+)
+from fnn.shapes import as_array, from_numpy, signature, unlike
 
 __all__ = ["ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
@@ -50,7 +63,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
             xs = (getattr(f, name)(*xs),)
         return xs[0]
 
-    return compose(**children)(serial)
+    return compose(**children)(_with_inputs_of(children, serial))
 
 
 @errors.builder
@@ -73,7 +86,7 @@ def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     def parallel(f, *xs):
         return {name: getattr(f, name)(*xs) for name in children}
 
-    return compose(**children)(parallel)
+    return compose(**children)(_with_inputs_of(children, parallel))
 
 
 @errors.builder
@@ -110,8 +123,10 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
         return carry, add(f, y, x)
 
     first = None if cell is None else partial(_of_layer, cell)
-    net = compose(**children)(residual_ if cell is None else step)
-    return replace(net, name="residual", carry=first, rebuild=lambda new: residual(**new))
+    body = step if cell else _with_inputs_of(children, residual_)
+    net = compose(**children)(body)
+    rebuild = Rebuild(lambda new: residual(**new), net.apply)
+    return replace(net, name="residual", carry=first, rebuild=rebuild)
 
 
 @errors.builder
@@ -140,7 +155,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
         mend = "repeat a layer that keeps them, or project x first"
         _check_alike("a layer that gives back the shape and dtype of its input", x, y, mend)
 
-    def declare(*xs):
+    def declare(layer, *xs):
         with errors.within("repeat"):
             if not xs:
                 errors.wrong_arity(1, float("inf"), 0)
@@ -148,8 +163,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
             check(xs[0], y)
         return _stacked(declared, n), y
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state) of all members in a row; see `fnn.Layer`."""
+    def apply(layer, params, state, *xs, key, train):
         with errors.within("repeat"):
             if not xs:
                 errors.wrong_arity(1, float("inf"), 0)
@@ -166,48 +180,76 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
             y, after = jax.lax.scan(member, x, (jnp.arange(n), params, state))
             return y, state if all(came_back) else after
 
-    return around(layer, lambda new: repeat(new, n), apply, declare, "repeat")
+    return wrap(layer, apply, declare=declare, name="repeat")
 
 
 @errors.builder
-def ensemble(layer: Layer | Callable, n: int) -> Layer:
+def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
     """The layer n times side by side, by `vmap`: y[i] = layer(params[i], x).
 
     Params and state are the layer's with a leading axis [n], and so is y: every member has first
-    values, a dropout key and batch statistics of its own, and all see the same inputs. Members
-    keep their values when n changes. [...] -> [n, ...].
+    values, a dropout key and batch statistics of its own. Members keep their values when n changes.
+    [...] -> [n, ...].
 
     - `n`: how many, at least 1.
+    - `in_axes`: None, and all members see the same inputs; 0, and member i sees x[i], as experts
+      do that have tokens of their own: [n, ...] -> [n, ...]. A tuple has one for each input, as of
+      `jax.vmap`.
 
-    Raises ParamsError for params of another n.
+    Raises ParamsError for params of another n, ShapeError for a mapped input of another n.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = ensemble(fnn.dense(3), 5)
     >>> params, _ = net.init(jax.random.key(0), (1, 4))
     >>> params["kernel"].shape, net(params, jnp.ones((2, 4))).shape
     ((5, 4, 3), (5, 2, 3))
+    >>> experts = ensemble(fnn.dense(3), 5, in_axes=0)
+    >>> experts(params, jnp.ones((5, 2, 4))).shape
+    (5, 2, 3)
     """
     layer, n = as_layer(layer), checks.count("n", n)
+    for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
+        if axis not in (None, 0) or isinstance(axis, bool):
+            raise errors.OptionError(
+                "in_axes of None or 0, or a tuple of these, one for each input",
+                errors.show(in_axes),
+                "move the members' axis of an input to the front",
+            )
 
-    def declare(*xs):
+    def axes_of(xs):
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(xs)
+        if len(axes) != len(xs):
+            errors.wrong_arity(len(axes), len(axes), len(xs))
+        for axis, x in zip(axes, xs, strict=True):
+            for a in jax.tree.leaves(x) if axis == 0 else ():
+                if jnp.shape(a)[:1] != (n,):
+                    mend = "give each member an input of its own: [n, ...]"
+                    raise errors.ShapeError(f"inputs [{n}, ...]", errors.show(a), mend)
+        return axes
+
+    def declare(layer, *xs):
         with errors.within("ensemble"):
-            declared, y = outline(layer, xs)
+            one = [
+                x if axis is None else jax.tree.map(lambda a: a[0], x)
+                for axis, x in zip(axes_of(xs), xs, strict=True)
+            ]
+            declared, y = outline(layer, tuple(one))
         return _stacked(declared, n), jax.tree.map(lambda a: jnp.stack([a] * n), y)
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state) of all members side by side; see `fnn.Layer`."""
+    def apply(layer, params, state, *xs, key, train):
         with errors.within("ensemble"):
             check_trees(params, state, key, n)
             xs = jax.tree.map(as_array, xs)
             run, came_back = noting(layer)
 
-            def member(i, params, state):
+            def member(i, params, state, *xs):
                 return run(params, state, *xs, key=fold(key, i), train=train)
 
-            y, after = jax.vmap(member)(jnp.arange(n), params, state)
+            mapped = jax.vmap(member, (0, 0, 0, *axes_of(xs)))
+            y, after = mapped(jnp.arange(n), params, state, *xs)
             return y, state if all(came_back) else after
 
-    return around(layer, lambda new: ensemble(new, n), apply, declare, "ensemble")
+    return wrap(layer, apply, declare=declare, name="ensemble")
 
 
 @errors.builder
@@ -231,8 +273,7 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
     if policy is not None:
         checks.function("policy", policy, "a primitive, one of jax.checkpoint_policies")
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state), recomputed in the backward pass; see `fnn.Layer`."""
+    def apply(layer, params, state, *xs, key, train):
         with errors.within(layer.name):
             check_trees(params, state, key)
             xs = jax.tree.map(as_array, xs)
@@ -244,7 +285,7 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
             y, after = jax.checkpoint(again, policy=policy)(params, state, xs, key)
             return y, state if all(came_back) else after
 
-    return around(layer, lambda new: remat(new, policy), apply)
+    return wrap(layer, apply, declare=same, carry=layer.carry and same_carry)
 
 
 # --- what they share
@@ -265,6 +306,16 @@ def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
     return children | dict(named)
 
 
+def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
+    """A body (f, *xs) whose inputs are named as those of its first layer."""
+    first = next(iter(children.values()), None)
+    if first is not None:
+        own = [p for p in signature(body).parameters.values() if p.name == "f"]
+        named = inputs_of(as_layer(first)).parameters.values()
+        body.__signature__ = inspect.Signature([*own, *named])
+    return body
+
+
 def around(
     layer: Layer,
     again: Callable[[Layer], Layer],
@@ -277,7 +328,7 @@ def around(
     return replace(
         layer,
         name=name or layer.name,
-        specs=traced(declare) if declare else layer.specs,
+        specs=traced(declare, signature(declare)) if declare else layer.specs,
         apply=apply,
         rebuild=(lambda new: again(rebuild(new))) if rebuild else None,
         carry=None if declare else layer.carry,
@@ -290,8 +341,8 @@ class _Each:
 
     fn: Callable
 
-    def __call__(self, values: Any) -> Any:
-        return jax.vmap(self.fn)(values)
+    def __call__(self, *values: Any) -> Any:
+        return jax.vmap(self.fn)(*values)
 
 
 def _stacked(specs: Any, n: int) -> Any:
@@ -299,7 +350,13 @@ def _stacked(specs: Any, n: int) -> Any:
 
     def stack(node):
         if isinstance(node, Derived):
-            return Derived(_Each(node.fn), _stacked(node.specs, n))
+            return replace(
+                node,
+                fn=_Each(node.fn),
+                specs=_stacked(node.specs, n),
+                inverse=node.inverse and _Each(node.inverse),
+                stack=(n, *node.stack),
+            )
         return replace(node, stack=(n, *node.stack))
 
     return jax.tree.map(stack, specs)

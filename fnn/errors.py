@@ -163,6 +163,34 @@ def wrong_arity(least: float, most: float, came: int) -> NoReturn:
     )
 
 
+def unknown_input(name: str, known: Iterable[str]) -> NoReturn:
+    raise InputError(
+        f"inputs among {names(known)}", name, "pass inputs by position, or under their names"
+    )
+
+
+def input_twice(name: str) -> NoReturn:
+    raise InputError(f"{name} once", "it by position and by name", "leave one out")
+
+
+def not_apply(name: str) -> NoReturn:
+    error = InputError(
+        "inputs and state in a call, which evaluates",
+        "key or train",
+        "train by net.apply(params, state, x, key=key, train=True)",
+    )
+    error.layer = name
+    raise error
+
+
+def rebuilt_by_hand(name: str) -> NoReturn:
+    raise ComposeError(
+        f"a {name} that can be rebuilt over other sublayers",
+        "one whose apply or specs were replaced by hand, which rebuilding would undo",
+        "wrap it instead, as fnn.wrap(layer, apply)",
+    )
+
+
 def not_an_array(x: Any) -> NoReturn:
     raise InputError(
         "arrays (or shapes, where only shapes matter)",
@@ -233,12 +261,13 @@ def check_same(what: str, have: Any, want: Any) -> None:
 
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:
-    """A mismatch in the axis called "in" alone is said of the input, whose last axis it is."""
-    if axes is None or not len(shape) == len(wanted) == len(axes):
+    """A mismatch in a kernel's input axis alone is said of the input, whose last axis it is."""
+    if axes is None or not 2 <= len(shape) == len(wanted) == len(axes):
         return
     wrong = [axis for axis, a, b in zip(axes, shape, wanted, strict=True) if a != b]
-    if wrong == ["in"]:
-        at_in = axes.index("in")
+    own = "in" if "in" in axes else axes[-2] if name == "kernel" else None
+    if own is not None and wrong == [own]:
+        at_in = axes.index(own)
         groups = xs[0].shape[-1] // max(wanted[at_in], 1)
         raise ShapeError(
             f"last axis {shape[at_in] * groups} ({name} is {shape})",

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
+from fnn.static import run_once_compiled
 
 BLOCK = 1024  # values in a block
 CHUNK = 256  # blocks a call of the compiled sampler draws
@@ -39,7 +40,9 @@ class Param:
     - `init`: `f(key, shape, dtype)`, one of `fnn.initializers` or any function like it.
     - `kind`: `"kernel"`, `"bias"`, `"scale"`, `"embedding"`, `"statistic"` ...: what decay masks,
       summaries and shardings go by.
-    - `axes`: one logical name per axis of `shape`; `"in"` is the input's last axis.
+    - `axes`: one logical name per axis of `shape`: `"in"` is the input's last axis and `"out"` the
+      output's; `"heads"`, `"hidden"` (between two layers of one block), `"vocabulary"`; the axes of
+      a window are `"depth"`, `"height"`, `"width"`.
     - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn
       from i alone, so its values do not depend on the size of the stack.
 
@@ -65,7 +68,12 @@ class Param:
 class Derived:
     """A node that is drawn and then mapped: `fn(values)`, where `specs` declares the values.
 
-    The result of `fn` (any tree) stands in the params where this node stands.
+    - `fn`: its result (any tree) stands in the params where this node stands. `fn(values, key)`, if
+      it is `keyed`, draws something itself.
+    - `inverse`: leads back from it to such values, as `fnn.merge` does; None where nothing does.
+    - `axes`: logical names of the axes of the result; or a dict of them by the name of a leaf, or
+      of a dict above it. A leaf under its old path, with as many axes as it had, needs none.
+    - `stack`: leading axes of independent members, as of `Param`.
 
     >>> doubled = Derived(lambda w: 2 * w, Param((2,), Constant(1.0)))
     >>> print(draw(jax.random.key(0), {"w": doubled})["w"])
@@ -74,6 +82,13 @@ class Derived:
 
     fn: Callable[[Any], Any]
     specs: Any
+    inverse: Callable[[Any], Any] | None = None
+    axes: Any = None
+    stack: tuple[int, ...] = ()
+    keyed: bool = False
+
+
+FROZEN = "(frozen)"  # where a state keeps the params that are frozen, beside the layer's own state
 
 
 # --- distributions
@@ -131,9 +146,10 @@ def draw(key, specs) -> Any:
     paths = [errors.path_of(path) for path, _ in nodes]
     params: dict[str, Param] = {}
     derived: list[tuple] = []
-    for path, (_, node) in zip(paths, nodes, strict=True):
-        _collect(path, node, params, derived)
-
+    found = [
+        _collect(as_unfrozen(path), path, node, params, derived)
+        for path, (_, node) in zip(paths, nodes, strict=True)
+    ]
     eager = not isinstance(jax.random.key_data(key), jax.core.Tracer)
     values = _sample(key, params, eager)
     rest = []
@@ -143,29 +159,63 @@ def draw(key, specs) -> Any:
         elif path not in values or param.init.finish:
             rest.append((path, param))
     if rest or derived:  # what must be compiled for its shape goes into one program
-        plan = tuple(rest), tuple(derived)
-        used = [path for path, _ in rest] + [path for *_, inner in derived for path in inner]
-        program = _compiled_finish if _hashable(plan) else _finish
-        values |= program(*plan, key, {path: values[path] for path in used if path in values})
-    arrays = [values[path] for path in paths]
+        used = [path for path, _ in rest] + [path for *_, inner, _ in derived for path in inner]
+        words = {value: words for value, *_, words in derived if words is not None}
+        steps = tuple((value, node.fn, *how) for value, node, *how, _ in derived)
+        plan = functools.partial(_finish, tuple(rest), steps)
+        given = {path: values[path] for path in used if path in values}
+        values |= run_once_compiled(plan, key, words, given)
+    arrays = [values[path] for path in found]
     return jax.tree.unflatten(treedef, jax.device_put(arrays) if eager else arrays)
 
 
-def _collect(path: str, node: Any, params: dict[str, Param], derived: list[tuple]) -> None:
-    """List the Params below `node`, and its Derived nodes from the innermost out."""
+def as_unfrozen(path: str) -> str:
+    """The path that a param is drawn from: where it would stand if it were not frozen.
+
+    >>> as_unfrozen("state/body/(frozen)/dense1/kernel")
+    'params/body/dense1/kernel'
+    """
+    names = path.split("/")
+    if not any(map(is_frozen_key, names)):
+        return path
+    return "/".join(["params", *(name for name in names[1:] if not is_frozen_key(name))])
+
+
+def is_frozen_key(name: str) -> bool:
+    """Whether a name in a state is that of frozen params: "(frozen)", once more "(frozen)'"."""
+    return name.rstrip("'") == FROZEN
+
+
+def _collect(
+    path: str, result: str, node: Any, params: dict[str, Param], derived: list[tuple]
+) -> str:
+    """List the Params below `node`, and its Derived nodes from the innermost out.
+
+    Returns the name of its value: a Param's is the path that it is drawn from, so that one that
+    is declared twice, as a mask that is made of the values it masks, is drawn once.
+    """
     if isinstance(node, Derived):
         inner, treedef = jax.tree_util.tree_flatten_with_path(node.specs)
-        names = [errors.path_of(p) for p, _ in inner]
-        paths = [f"{path}/{name}" if name else path for name in names]
-        for inner_path, (_, inner_node) in zip(paths, inner, strict=True):
-            _collect(inner_path, inner_node, params, derived)
-        derived.append((path, node.fn, treedef, tuple(paths)))
-    elif isinstance(node, Param):
-        params[path] = node
-    else:
-        raise errors.InputError(
-            "specs of Param and Derived", f"{path}: {errors.show(node)}", "declare it as a Param"
-        )
+        below = []
+        for keys, inner_node in inner:
+            name = errors.path_of(keys)
+            at = [f"{where}/{name}" if name else where for where in (path, result)]
+            below.append(_collect(*at, inner_node, params, derived))
+        value = f"{result} derived"
+        while any(value == other for other, *_ in derived):  # of two halves of one
+            value += "'"
+        words = _words(f"{path} key", node, 1).reshape(*node.stack, 2) if node.keyed else None
+        derived.append((value, node, treedef, tuple(below), words))
+        return value
+    if isinstance(node, Param):
+        if params.setdefault(path, node) != node:
+            raise errors.InputError(
+                "one declaration of a param", f"two of {path}", "declare both parts alike"
+            )
+        return path
+    raise errors.InputError(
+        "specs of Param and Derived", f"{path}: {errors.show(node)}", "declare it as a Param"
+    )
 
 
 def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
@@ -191,7 +241,7 @@ def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
     return values
 
 
-def _words(path: str, param: Param, blocks: int) -> np.ndarray:
+def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
     """Sixty-four bits for each (path, member, block), as [members * blocks, 2] uint32."""
     members = itertools.product(*map(range, param.stack))
     digests = [
@@ -249,7 +299,9 @@ def _constant(param: Param) -> Any:
     return (np if concrete else jnp).full(param.stack + param.shape, param.init.value, param.dtype)
 
 
-def _finish(rest: tuple, derived: tuple, key, values: dict[str, Any]) -> dict[str, Any]:
+def _finish(
+    rest: tuple, derived: tuple, key, of_keys: dict[str, Any], values: dict[str, Any]
+) -> dict[str, Any]:
     """Foreign initializers, finishes, and then the functions of Derived nodes, inside out."""
     values = dict(values)
     for path, param in rest:
@@ -260,11 +312,15 @@ def _finish(rest: tuple, derived: tuple, key, values: dict[str, Any]) -> dict[st
             words = _words(path, param, 1).reshape(*param.stack, 2)
             values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param)(words)
     for path, fn, treedef, paths in derived:
-        values[path] = fn(jax.tree.unflatten(treedef, [values[p] for p in paths]))
+        own = jax.tree.unflatten(treedef, [values[p] for p in paths])
+        if path in of_keys:
+            fold = functools.partial(_fold, key)
+            for _ in range(of_keys[path].ndim - 1):
+                fold = jax.vmap(fold)
+            values[path] = fn(own, fold(of_keys[path]))
+        else:
+            values[path] = fn(own)
     return values
-
-
-_compiled_finish = jax.jit(_finish, static_argnums=(0, 1))
 
 
 def _foreign(param: Param, key) -> jax.Array:
@@ -276,14 +332,6 @@ def _foreign(param: Param, key) -> jax.Array:
             "an initializer is f(key, shape, dtype) and returns an array of that shape and dtype",
         )
     return value
-
-
-def _hashable(plan: tuple) -> bool:
-    try:
-        hash(plan)
-    except TypeError:  # a traced option, or a foreign initializer that cannot be hashed
-        return False
-    return True
 
 
 def _each(fn: Callable, param: Param) -> Callable:

@@ -11,6 +11,7 @@ declarations and mathematics, `compose` makes a layer of layers. A network is a 
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,21 +19,26 @@ from keyword import iskeyword
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.initializing import Derived, Param, draw
+from fnn.dtypes import wide
+from fnn.initializing import Constant, Derived, Param, draw
+from fnn.notes import NOTES, add_notes
 from fnn.shapes import (
     arity,
     arrays_of,
     as_array,
     as_struct,
+    by_position,
     from_numpy,
     is_traced_shape,
+    signature,
     struct,
     zeros_of,
 )
 
-__all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf"]
+__all__ = ["Derived", "Layer", "Param", "Scope", "Sublayer", "compose", "leaf", "wrap"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,10 +49,15 @@ class Layer:
     - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`.
     - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics. It takes
       the state second, by position; calling the layer takes it last, `state=`, and returns y
-      alone. Under `jit`, `train` is static: `jax.jit(net.apply, static_argnames="train")`.
+      alone, in evaluation mode. Under `jit`, `train` is static:
+      `jax.jit(net.apply, static_argnames="train")`.
     - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
     - `carry(params, x, key=None, train=False)`: a recurrent cell's first carry for one step's x,
       of which only shape and dtype matter; None for any other layer.
+
+    Inputs go by position or by name, as `rnn(params, x, lengths=lengths)`: the names are those of a
+    leaf's `specs`, or of a body's arguments. To run a layer in another way, `fnn.wrap` it:
+    `dataclasses.replace(layer, apply=...)` would be undone where the layer is rebuilt.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.dense(3)
@@ -62,7 +73,7 @@ class Layer:
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
     carry: Callable[..., Any] | None = None
 
-    def init(self, key, *xs) -> tuple[dict, dict]:
+    def init(self, key, *xs, **inputs) -> tuple[dict, dict]:
         """First (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
 
         No forward pass is run. `(2, 4)` is the shape of one float32 input; other tuples and dicts
@@ -72,13 +83,15 @@ class Layer:
             checks.key(key)
             if any(map(is_traced_shape, xs)):
                 errors.traced_shape()
-            params, state = self.specs(*xs)
+            params, state = self.specs(*xs, **inputs)
             drawn = draw(key, {"params": params, "state": state})
         return drawn["params"], drawn["state"]
 
-    def __call__(self, params, *xs, state=None) -> Any:
+    def __call__(self, params, *xs, state=None, **inputs) -> Any:
         """The network as a plain function, in evaluation mode."""
-        return self.apply(params, {} if state is None else state, *xs)[0]
+        if "key" in inputs or "train" in inputs:
+            errors.not_apply(self.name)
+        return self.apply(params, {} if state is None else state, *xs, **inputs)[0]
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
@@ -91,9 +104,23 @@ class Layer:
         }
         layer = self
         if self.rebuild and any(below[name] is not child for name, child in self.children):
+            if isinstance(self.rebuild, Rebuild) and self.rebuild.apply is not self.apply:
+                with errors.at(path):
+                    errors.rebuilt_by_hand(self.name)
             rebuilt = self.rebuild(below)
             layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
         return fn(path, layer)
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """How to build a layer over other sublayers, and the `apply` that this leads to."""
+
+    fn: Callable[[Mapping[str, Layer]], Layer]
+    apply: Callable
+
+    def __call__(self, children: Mapping[str, Layer]) -> Layer:
+        return self.fn(children)
 
 
 @dataclass(frozen=True)
@@ -102,17 +129,24 @@ class Specs:
 
     Declaring a network means walking through it, since each layer's inputs are another's outputs.
     `outline` is one step of that walk: called while tracing, it gives `((params, state), y)`, so
-    that a network traces each of its bodies once, however deep they are nested.
+    that a network traces each of its bodies once, however deep they are nested. `inputs` are the
+    names of what goes in.
     """
 
     declare: Callable[..., tuple[dict, dict]]
     outline: Callable[..., tuple[tuple[Any, Any], Any]]
+    inputs: inspect.Signature
 
-    def __call__(self, *xs) -> tuple[dict, dict]:
-        return self.declare(*map(as_struct, xs))
+    def __call__(self, *xs, **inputs) -> tuple[dict, dict]:
+        return self.declare(*map(as_struct, by_position(self.inputs, xs, inputs)))
 
 
-def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]]) -> Specs:
+def inputs_of(layer: Layer) -> inspect.Signature:
+    """The names of a layer's inputs; also of one with hand-made specs."""
+    return layer.specs.inputs if isinstance(layer.specs, Specs) else signature(layer.specs)
+
+
+def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]], inputs: inspect.Signature) -> Specs:
     """Specs of a layer that must be walked through to be declared."""
 
     def declare(*xs):
@@ -120,7 +154,7 @@ def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]]) -> Specs:
         jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
         return found[0]
 
-    return Specs(declare, outline)
+    return Specs(declare, outline, inputs)
 
 
 def leaf(
@@ -132,7 +166,7 @@ def leaf(
     """A layer without sublayers, from its declarations and its mathematics.
 
     - `specs(*xs)`: the declarations, `(params, state)`, for inputs of which shape and dtype are
-      known; it raises what is wrong with them.
+      known; it raises what is wrong with them. Its arguments name the inputs.
     - `apply(params, state, *xs, key, train) -> (y, state)`: run once the inputs, and the names,
       shapes and dtypes of params and state, have been held against the declarations.
     - `carry`: makes it a recurrent cell, whose first input is the carry; see `fnn.Layer`.
@@ -150,7 +184,8 @@ def leaf(
     >>> params
     {'scale': Array([1., 1., 1.], dtype=float32)}
     """
-    least, most = arity(specs)
+    inputs = signature(specs)
+    least, most = arity(inputs)
 
     def declare(*xs):
         with errors.within(name):
@@ -168,10 +203,10 @@ def leaf(
             xs = jax.tree.map(as_array, xs)
             return declared, apply(params, state, *xs, key=jax.random.key(0), train=False)[0]
 
-    def checked_apply(params, state, *xs, key=None, train=False):
+    def checked_apply(params, state, *xs, key=None, train=False, **named):
         """(y, state) of this layer at params, state and inputs; see `fnn.Layer`."""
         with errors.within(name):
-            xs = jax.tree.map(as_array, xs)
+            xs = jax.tree.map(as_array, by_position(inputs, xs, named))
             structs = jax.tree.map(struct, xs)
             params_spec, state_spec = declare(*structs)
             structs = structs[1:] if carry else structs
@@ -186,7 +221,7 @@ def leaf(
                 errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
-    return Layer(name, Specs(declare, outline), checked_apply, carry=carry)
+    return Layer(name, Specs(declare, outline, inputs), checked_apply, carry=carry)
 
 
 def as_layer(fn: Any) -> Layer:
@@ -198,13 +233,16 @@ def as_layer(fn: Any) -> Layer:
         got = f"the builder {name}" if callable(fn) else errors.show(fn)
         raise errors.InputError("a layer or a function", got, "build it, as fnn.dense(10)")
 
-    def apply(params, state, *xs, key=None, train=False):
+    inputs = signature(fn)
+
+    def apply(params, state, *xs, key=None, train=False, **named):
         with errors.within(name):
             errors.check_names("params", params, ())
             errors.check_names("state", state, ())
+            xs = by_position(inputs, xs, named)
         return fn(*xs), state
 
-    return Layer(name, Specs(lambda *xs: ({}, {}), lambda *xs: (({}, {}), fn(*xs))), apply)
+    return Layer(name, Specs(lambda *xs: ({}, {}), lambda *xs: (({}, {}), fn(*xs)), inputs), apply)
 
 
 # --- composition
@@ -215,7 +253,9 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
 
     The body is called with `f` and the inputs. `f.name` is that sublayer, bound to its params,
     state and key for this call; calling it twice shares its weights; `f.name.params` are its
-    params; `f.key("noise")` is a key of the body's own, `f.train` the mode.
+    params, and `f.name.params_for(x)` those for inputs like x, without a call; `f.key("noise")` is
+    a key of the body's own, `f.train` the mode, and `f.note("balance", value)` hands a scalar to
+    whoever trains (see `fnn.notes`).
 
     Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
     params, and TransformError if one needs its key, or changes its state, inside a transform
@@ -231,17 +271,18 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     """
     children: dict[str, Layer] = {}
     for name, layer in layers.items():
-        reserved = name in ("key", "train") or name.startswith("_") or iskeyword(name)
+        reserved = name in ("key", "note", "train") or name.startswith("_") or iskeyword(name)
         if reserved or not name.isidentifier():
             raise errors.OptionError(
-                "a name that `f.name` can have, other than key and train", name, "rename it"
+                "a name that `f.name` can have, other than key, note and train", name, "rename it"
             )
         with errors.at(name):
             children[name] = as_layer(layer)
 
     def build(body: Callable) -> Layer:
         name = getattr(body, "__name__", type(body).__name__)
-        least, most = (count - 1 for count in arity(body))  # without f
+        inputs = signature(body, skip=1)  # without f
+        least, most = arity(inputs)
 
         def call(f, xs):
             if not least <= len(xs) <= most:
@@ -251,27 +292,34 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
         def outline(*xs):
             declared: dict[str, Any] = {}
             with errors.within(name):
-                y = call(Scope(children, {}, {}, jax.random.key(0), True, declared), xs)
+                f = Scope(children, {}, {}, jax.random.key(0), True, declared)
+                y = call(f, xs)
                 if missing := [child for child in children if child not in declared]:
                     errors.uncalled(missing, name)
             params = {child: declared[child][0] for child in children if declared[child][0]}
             state = {child: declared[child][1] for child in children if declared[child][1]}
+            if f._notes:
+                zero = Constant(0.0)
+                state[NOTES] = {k: Param((), zero, v.dtype, "note") for k, v in f._notes.items()}
             return (params, state), y
 
-        def apply(params, state, *xs, key=None, train=False):
+        def apply(params, state, *xs, key=None, train=False, **named):
             """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
             with errors.within(name):
-                xs = jax.tree.map(from_numpy, xs)
+                xs = jax.tree.map(from_numpy, by_position(inputs, xs, named))
                 errors.check_names("params", params, children)
-                errors.check_names("state", state, children)
+                errors.check_names("state", state, (*children, NOTES))
                 if key is not None:
                     checks.key(key)
                 f = Scope(children, params, state, key, train)
                 y = call(f, xs)
+                if train and (f._notes or NOTES in state):
+                    errors.check_names("notes in state", state.get(NOTES, {}), f._notes, f._notes)
+                    f._state[NOTES] = f._notes
             return y, {name: f._state[name] for name in state}
 
-        pairs = tuple(children.items())
-        return Layer(name, traced(outline), apply, pairs, lambda new: compose(**new)(body))
+        rebuild = Rebuild(lambda new: compose(**new)(body), apply)
+        return Layer(name, traced(outline, inputs), apply, tuple(children.items()), rebuild)
 
     return build
 
@@ -283,6 +331,8 @@ class Scope:
         self._layers, self._params, self._key = layers, params, key
         self._state = dict(state)  # by name, as the calls leave it
         self._calls: dict[str, int] = {}  # how often each name has been called
+        self._called: set[str] = set()
+        self._notes: dict[str, jax.Array] = {}  # by name, the sum of what was noted
         self._declared: Any = declared  # by name, while specs are collected; otherwise None
         self._trace = _trace_state()
         self.train = train
@@ -299,13 +349,23 @@ class Scope:
         checks.need_key(self._key)
         return self._fold(f"{name}()")
 
-    def _outline(self, name: str, xs: tuple) -> Any:
-        """The output of a call while specs are collected; notes its needs, the same for all."""
-        declared, y = outline(self._layers[name], xs)
+    def note(self, name: str, value: Any) -> None:
+        """Hand a scalar, as an auxiliary loss, to whoever trains; see `fnn.notes`."""
+        value = jnp.asarray(value)
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise errors.ShapeError(
+                f"f.note({name!r}, a floating scalar)", errors.show(value), "sum it, or average it"
+            )
+        if self._inside_transform():
+            raise errors.state_in_transform()
+        value = value.astype(wide(value.dtype))
+        self._notes[name] = self._notes[name] + value if name in self._notes else value
+
+    def _declare(self, name: str, declared: tuple, xs: tuple) -> None:
+        """Remember what a sublayer needs, the same at each of its calls."""
         first = self._declared.setdefault(name, (*declared, jax.tree.map(struct, xs)))
         if arrays_of(first[:2]) != arrays_of(declared):
             errors.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
-        return y
 
     def _trees(self, name: str) -> tuple[dict, dict]:
         """A sublayer's params and state; while specs are collected, zeros in their place."""
@@ -334,6 +394,19 @@ class Sublayer:
         """The sublayer's own params, raw: `f.embed.params["embedding"]`."""
         return self._scope._trees(self._name)[0]
 
+    def params_for(self, *xs, **inputs) -> dict:
+        """The sublayer's own params for inputs like `xs`, of which only shape and dtype matter.
+
+        It declares them as a call does, and computes nothing: for params that the body uses itself.
+        """
+        f, name = self._scope, self._name
+        if f._declared is not None:
+            layer = f._layers[name]
+            xs = tuple(map(as_struct, by_position(inputs_of(layer), xs, inputs)))
+            with errors.at(name):
+                f._declare(name, layer.specs(*xs), xs)
+        return self.params
+
     def carry(self, *xs) -> Any:
         """The first carry of a recurrent cell."""
         carry = self._scope._layers[self._name].carry
@@ -341,12 +414,15 @@ class Sublayer:
             errors.no_carry(self._name)
         return carry(self.params, *xs)
 
-    def __call__(self, *xs) -> Any:
+    def __call__(self, *xs, **inputs) -> Any:
         f, name = self._scope, self._name
         layer, inside = f._layers[name], f._inside_transform()
         with errors.at(name):
+            xs = by_position(inputs_of(layer), xs, inputs) if inputs else xs
             if f._declared is not None:
-                return f._outline(name, xs)
+                declared, y = outline(layer, xs)
+                f._declare(name, declared, xs)
+                return y
             params, before = f._trees(name)
             key = None if inside or f._key is None else f._fold(name)
             try:
@@ -356,8 +432,88 @@ class Sublayer:
             if inside and not same_arrays(before, after):
                 raise errors.state_in_transform()
         if not inside:
-            f._state[name] = after
+            again = f.train and name in f._called
+            f._state[name] = add_notes(before, after) if again else after
+            f._called.add(name)
         return y
+
+
+def wrap(
+    layer: Layer | Callable,
+    apply: Callable[..., tuple[Any, Any]],
+    *,
+    declare: Callable[..., tuple[tuple[Any, Any], Any]] | None = None,
+    carry: Callable[..., Any] | None = None,
+    name: str | None = None,
+) -> Layer:
+    """The layer, run in another way: the one way to change what a layer does by hand.
+
+    - `apply(layer, params, state, *xs, key, train) -> (y, state)`: what to do instead of
+      `layer.apply`. It gets the layer as it is when it runs, so that `swap`, `tap` and `map`, which
+      rebuild a network over other sublayers, keep the wrapper.
+    - `declare(layer, *xs) -> ((params, state), y)`: the declarations, and the output for arrays
+      `xs` that are traced; needed where the wrapper has other params or state than the layer, whose
+      own are `layer.specs(*xs)`. None: those, and the output that `apply` gives.
+    - `carry(layer, params, x, key, train)`: of a cell; None is the layer's own, or no carry where
+      `declare` makes it another layer.
+    - `name`: what kind of layer it is; None keeps the layer's.
+
+    >>> import fnn
+    >>> def doubled(layer, params, state, x, *, key, train):
+    ...     y, state = layer.apply(params, state, x, key=key, train=train)
+    ...     return 2 * y, state
+    >>> net = wrap(fnn.serial(fnn.dense(3), jnp.tanh), doubled)
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> bool((net(params, jnp.ones((1, 4))) == 2 * fnn.serial(fnn.dense(3), jnp.tanh)(
+    ...     params, jnp.ones((1, 4)))).all())
+    True
+    """
+    with errors.within("wrap"):
+        layer = as_layer(layer)
+        checks.function("apply", apply, "layer, params, state and the inputs")
+    own = None if declare is None else signature(declare, skip=1)
+    inputs = inputs_of(layer) if own is None or "xs" in own.parameters else own
+
+    def declared(*xs):
+        if declare is not None:
+            return declare(layer, *xs)
+        params, state = found = outline(layer, xs)[0]
+        zeros = zeros_of(found)
+        return (params, state), run(*zeros, *xs, key=jax.random.key(0), train=True)[0]
+
+    def run(params, state, *xs, key=None, train=False, **named):
+        """(y, state) of the wrapped layer; see `fnn.Layer`."""
+        xs = by_position(inputs, xs, named)
+        return apply(layer, params, state, *xs, key=key, train=train)
+
+    def first(params, x, *, key=None, train=False):
+        """The first carry of the wrapped cell, for an x of one step."""
+        assert carry is not None
+        return carry(layer, params, x, key=key, train=train)
+
+    def again(new):
+        assert layer.rebuild is not None
+        return wrap(layer.rebuild(new), apply, declare=declare, carry=carry, name=name)
+
+    return Layer(
+        name or layer.name,
+        traced(declared, inputs),
+        run,
+        layer.children,
+        Rebuild(again, run) if layer.rebuild else None,
+        first if carry else None if declare else layer.carry,
+    )
+
+
+def same(layer: Layer, *xs) -> tuple[tuple[Any, Any], Any]:
+    """The declaration of a wrapper that has the params, the state and the outputs of the layer."""
+    return outline(layer, xs)
+
+
+def same_carry(layer: Layer, params: Any, x: Any, **mode: Any) -> Any:
+    """The carry of a wrapper that has the params of the cell within."""
+    assert layer.carry is not None
+    return layer.carry(params, x, **mode)
 
 
 def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:

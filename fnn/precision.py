@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.combinators import around
 from fnn.dtypes import is_floating
-from fnn.initializing import Derived
-from fnn.layer import Layer, as_layer, outline, traced
+from fnn.frozen import with_held
+from fnn.initializing import Derived, is_frozen_key
+from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, same_carry, traced, wrap
 from fnn.shapes import as_array, as_dtype
 
 
@@ -30,7 +30,8 @@ def cast(
         y = layer(params as compute_dtype, x as compute_dtype) as output_dtype
 
     - `compute_dtype`: of the computation, as `jnp.bfloat16`. Inputs of floating dtype and all
-      params are cast to it; integers and state stay (statistics are float32 or wider anyway).
+      params, frozen ones too, are cast to it; integers and the rest of the state stay (statistics
+      are float32 or wider anyway).
     - `output_dtype`: of y. None gives back the dtype that x came in (compute_dtype, if no input
       is floating).
     - `param_dtype`: what params are drawn and kept in, so that small updates are not rounded away.
@@ -53,24 +54,31 @@ def cast(
         came = [x.dtype for x in jax.tree.leaves(xs) if is_floating(x)]
         return as_dtype(y, output_dtype or (came[0] if came else compute_dtype))
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state), computed in another dtype; see `fnn.Layer`."""
+    def apply(layer, params, state, *xs, key, train):
         with errors.within(layer.name):
             xs = jax.tree.map(as_array, xs)
         low = as_dtype((params, xs), compute_dtype)
-        y, state = layer.apply(low[0], state, *low[1], key=key, train=train)
-        return finish(y, xs), state
+        held = with_held(state, lambda tree: as_dtype(tree, compute_dtype))
+        y, after = layer.apply(low[0], held, *low[1], key=key, train=train)
+        return finish(y, xs), state if same_arrays(held, after) else _as_held(state, after)
 
-    inside = layer.map(lambda path, inner: _lowered(inner, compute_dtype))
-
-    def declare(*xs):
+    def declare(layer, *xs):
+        inside = layer.map(lambda path, inner: _lowered(inner, compute_dtype))
         (params, state), y = outline(inside, as_dtype(xs, compute_dtype))
+        state = with_held(state, lambda specs: _declared_in(specs, param_dtype))
         return (_declared_in(params, param_dtype), state), finish(y, xs)
 
-    def again(new):
-        return cast(new, compute_dtype, output_dtype=output_dtype, param_dtype=param_dtype)
+    return wrap(layer, apply, declare=declare, carry=layer.carry and same_carry)
 
-    return replace(around(layer, again, apply, declare), carry=layer.carry)
+
+def _as_held(before: Any, after: Any) -> Any:
+    """The state `after` a call, with the frozen params as they were before it was cast."""
+    if not isinstance(after, Mapping):
+        return after
+    return {
+        name: before[name] if is_frozen_key(name) else _as_held(before.get(name, {}), below)
+        for name, below in after.items()
+    }
 
 
 def _lowered(layer: Layer, dtype: Any) -> Layer:
@@ -82,7 +90,7 @@ def _lowered(layer: Layer, dtype: Any) -> Layer:
             return declared, y
         return (_declared_in(declared[0], dtype), declared[1]), as_dtype(y, dtype)
 
-    return layer if layer.children else replace(layer, specs=traced(declare))
+    return layer if layer.children else replace(layer, specs=traced(declare, inputs_of(layer)))
 
 
 def _declared_in(specs: Any, dtype: Any) -> Any:
@@ -90,7 +98,7 @@ def _declared_in(specs: Any, dtype: Any) -> Any:
 
     def declared(node):
         if isinstance(node, Derived):
-            return Derived(node.fn, _declared_in(node.specs, dtype))
+            return replace(node, specs=_declared_in(node.specs, dtype))
         return replace(node, dtype=dtype) if is_floating(node) else node
 
     return jax.tree.map(declared, specs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +19,10 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import is_floating, wide
+from fnn.frozen import held_in, joined, with_held
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, as_layer, outline, traced
+from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced, wrap
 from fnn.shapes import arrays_of, from_numpy, zeros_of
 
 __all__ = ["NotFinite", "nan_report", "swap", "tap"]
@@ -61,18 +63,20 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
         return swapped
 
 
-def tap(net: Layer, *patterns: str) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """The network as a function that also returns what chosen layers gave:
+def tap(net: Layer, *patterns: str) -> Layer:
+    """The network, whose output is a pair: its own, and what chosen layers gave.
 
-        y, outputs = tap(net, "conv*")(params, *xs, state=None, key=None, train=False)
+        y, outputs = tap(net, "conv*")(params, *xs, state=state)
+        (y, outputs), state = tap(net, "conv*").apply(params, state, *xs, key=key, train=True)
 
     - `patterns`: paths of layers, in which `*` stands for anything, slashes included; all layers
       if there is none.
 
     `outputs` is `{path: output}`, in the order of paths in the network; out of `repeat` and
-    `ensemble` with their axis first. Of a layer called twice it is the last output. It can be
-    jitted and differentiated like the network. Raises OptionError for a pattern that no layer
-    has, TransformError for a layer inside a transform that a body opens.
+    `ensemble` with their axis first. Of a layer called twice it is the last output. It takes the
+    network's params and state, and is a layer like it: it can be jitted and differentiated, and
+    in training the new state comes back. Raises OptionError for a pattern that no layer has,
+    TransformError for a layer inside a transform that a body opens.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
@@ -96,18 +100,25 @@ def tap(net: Layer, *patterns: str) -> Callable[..., tuple[Any, dict[str, Any]]]
             unused.pop(pattern, None)
         return bool(hits) or not patterns
 
+    @lru_cache(maxsize=2)
+    def tapped_of(net):
+        return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
+
+    net = as_layer(net)
     with errors.within("tap"):
-        tapped = as_layer(net).map(lambda path, layer: _watched(layer) if chosen(path) else layer)
+        tapped_of(net)
         _all_found(unused, paths)
 
-    def run(params, *xs, state=None, key=None, train=False):
+    def apply(net, params, state, *xs, key, train):
         with errors.within("tap"):
+            tapped = tapped_of(net)
             _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
-            before = _with_room({} if state is None else state, declared, "state")
+            before = _with_room(state, declared, "state")
         y, after = tapped.apply(params, before, *xs, key=key, train=train)
-        return y, dict(_collect(after))
+        seen, after = dict(_collect(after)), _unseen(after, state)
+        return (y, seen), state if same_arrays(state, after) else after
 
-    return run
+    return wrap(net, apply)
 
 
 class NotFinite(NamedTuple):
@@ -206,7 +217,8 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
         stacked = len(_at(state_spec, path)[_SEEN]["depth"].stack)
         seen, moved = _at(after, path)[_SEEN], _at(grads, path).get(_SEEN, {})
         leaf = not layer.children
-        own = [{k: v for k, v in _at(tree, path).items() if k != _SEEN} for tree in (params, grads)]
+        trees = joined(params, held_in(state or {})), grads
+        own = [{k: v for k, v in _at(tree, path).items() if k != _SEEN} for tree in trees]
         if leaf:
             forward += _tensors(path, "", own[0], stacked)
             forward += _tensors(path, "input", seen["input"], stacked)
@@ -229,6 +241,7 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
             xs = (y[0], *xs[1:])
         room = {"input": _floats(xs), "output": _floats(y)}
         room, params = _declared(room), _declared(arrays_of(params))
+        state = with_held(state, lambda specs: _declared(arrays_of(specs)))
         return ({**params, _SEEN: room}, {**state, _SEEN: {**room, "depth": Param((), zeros)}}), y
 
     def apply(params, state, *xs, key=None, train=False):
@@ -242,7 +255,7 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
         seen = {"input": _floats(xs), "output": _floats(y), "depth": depth}
         return y, {**state, _SEEN: seen}
 
-    return replace(layer, specs=traced(declare), apply=apply)
+    return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
 
 
 def _watched(layer: Layer) -> Layer:
@@ -256,7 +269,7 @@ def _watched(layer: Layer) -> Layer:
         y, state = layer.apply(params, _without(state), *xs, key=key, train=train)
         return y, {**state, _SEEN: y}
 
-    return replace(layer, specs=traced(declare), apply=apply)
+    return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
 
 
 # --- trees with room for what is seen
@@ -286,6 +299,14 @@ def _with_room(tree: Any, declared: Any, what: str) -> Any:
         elif below := _with_room({}, spec, what):
             room[name] = below
     return {**tree, **room}
+
+
+def _unseen(tree: Any, like: Any) -> Any:
+    """A state of the names that another has, without what was seen."""
+    if not isinstance(tree, Mapping):
+        return tree
+    clean = {name: _unseen(v, like.get(name, {})) for name, v in tree.items() if name != _SEEN}
+    return {name: v for name, v in clean.items() if name in like}
 
 
 def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,18 +10,21 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fnn import checks, errors
+from fnn.declarations import declared, output_axis
 from fnn.dtypes import wide
+from fnn.frozen import hold
 from fnn.initializers import normal
-from fnn.initializing import Derived, Param
-from fnn.layer import Layer, as_layer, outline, traced
-from fnn.shapes import arity, arrays_of, from_numpy, struct
+from fnn.initializing import Derived
+from fnn.layer import Layer, as_layer, outline, wrap
+from fnn.shapes import arity, arrays_of, from_numpy, signature, struct
 
 __all__ = ["lora", "prune", "quantize", "reparam", "spectral_norm", "weight_norm"]
 
@@ -36,8 +39,9 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
       differentiated.
 
     The layer's params are drawn as they would be without `reparam`, then encoded. To start from
-    trained ones, encode them yourself. Wrap a layer, or a whole network; inside `repeat`, every
-    member is encoded by itself. Raises ParamsError for params that are not what encode gives.
+    trained ones, `fnn.unmerge` them; `fnn.merge` is the way back. Wrap a layer, or a whole network;
+    inside `repeat`, every member is encoded by itself. Raises ParamsError for params that are not
+    what encode gives.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> double = reparam(fnn.dense(2), lambda p: {"half": p}, lambda p: p["half"])
@@ -47,80 +51,104 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
     """
     for name, fn in (("encode", encode), ("decode", decode)):
         checks.function(name, fn, "params")
-    layer, encoded = as_layer(layer), Encoded(encode)
+    keyed = arity(signature(encode))[0] > 1
+    return _over(as_layer(layer), lambda specs: (encode, decode), keyed=keyed)
 
-    def declare(*xs):
+
+def _over(layer: Layer, functions: Callable, *, keyed: bool = False, axes: Any = None) -> Layer:
+    """`reparam`, whose two functions may depend on what the layer's params are declared to be.
+
+    `functions(declared)` gives `(encode, decode)`, for a tree of Param like the params.
+    """
+
+    def declare(layer, *xs):
         (params, state), y = outline(layer, xs)
-        if arity(encode)[0] > 1:
-            return (Derived(encoded, {"params": params, "key": _SEED}), state), y
-        return (Derived(encoded, params), state), y
-
-    specs = traced(declare)
+        encode, decode = functions(declared(params))
+        node = Derived(Encoded(encode), params, inverse=decode, axes=axes, keyed=keyed)
+        return (node, state), y
 
     @functools.lru_cache(maxsize=32)
-    def wanted(treedef, structs):
-        return arrays_of(specs(*jax.tree.unflatten(treedef, structs))[0])
+    def found(layer, treedef, structs):
+        """The arrays that encode gives, and decode, for such inputs."""
+        params = layer.specs(*jax.tree.unflatten(treedef, structs))[0]
+        encode, decode = functions(declared(params))
+        return arrays_of(Derived(Encoded(encode), params, keyed=keyed)), decode
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state) at the decoded params; see `fnn.Layer`."""
+    def of_inputs(layer, xs):
+        structs, treedef = jax.tree.flatten(jax.tree.map(struct, xs))
+        return found(layer, treedef, tuple(structs))
+
+    def apply(layer, params, state, *xs, key, train):
         with errors.within(layer.name):
             params, xs = jax.tree.map(from_numpy, (params, xs))
-            structs, treedef = jax.tree.flatten(jax.tree.map(struct, xs))
-            errors.check_same("params", params, wanted(treedef, tuple(structs)))
+            wanted, decode = of_inputs(layer, xs)
+            errors.check_same("params", params, wanted)
             return layer.apply(decode(params), state, *xs, key=key, train=train)
 
-    def rebuild(new):
-        assert layer.rebuild is not None
-        return reparam(layer.rebuild(new), encode, decode)
-
-    def carry(params, x, **mode):
-        """The first carry of a recurrent cell."""
+    def carry(layer, params, x, **mode):
         assert layer.carry is not None
-        return layer.carry(decode(params), x, **mode)
+        return layer.carry(of_inputs(layer, (None, x))[1](params), x, **mode)
 
-    return replace(
-        layer,
-        specs=specs,
-        apply=apply,
-        rebuild=layer.rebuild and rebuild,
-        carry=layer.carry and carry,
-    )
-
-
-_SEED = Param((2,), lambda key, shape, dtype: jax.random.bits(key, shape, dtype), jnp.uint32)
+    return wrap(layer, apply, declare=declare, carry=layer.carry and carry)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """`encode`, with a key made of the drawn bits if it wants one; hashable."""
+    """`encode`, whose result is a dict; hashable."""
 
     encode: Callable
 
-    def __call__(self, values: Any) -> Any:
-        if arity(self.encode)[0] < 2:
-            params = self.encode(values)
-        else:
-            key = jax.random.wrap_key_data(values["key"], impl="threefry2x32")
-            params = self.encode(values["params"], key)
+    def __call__(self, *values: Any) -> Any:
+        params = self.encode(*values)
         if not isinstance(params, Mapping):
             raise errors.ParamsError("encode to return a dict", errors.show(params), "name them")
         return params
 
 
-def _pair(layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable) -> Layer:
-    """`reparam` that encodes and decodes what stands under one of the names."""
+def _pair(
+    layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable, axes: Any = None
+) -> Layer:
+    """`reparam` that encodes and decodes what stands under one of the names.
+
+    `encode(w, axis)` and `decode(p, axis)` get the axis of w that counts output features.
+    """
     _check_names(names)
 
-    def each(tree, fn):
-        if not isinstance(tree, Mapping):
-            return tree
-        return {name: fn(v) if name in names else each(v, fn) for name, v in tree.items()}
+    def functions(specs):
+        outputs = _output_axes(specs)
 
-    def encoded(params):
-        _check_chosen(params, names)
-        return each(params, encode)
+        def each(fn, tree, path=""):
+            if not isinstance(tree, Mapping):
+                return tree
+            out = {}
+            for name, value in tree.items():
+                below = f"{path}/{name}"
+                out[name] = fn(value, outputs[below]) if name in names else each(fn, value, below)
+            return out
 
-    return reparam(layer, encoded, lambda params: each(params, decode))
+        def encoded(params):
+            _check_chosen(params, names)
+            return each(encode, params)
+
+        return encoded, functools.partial(each, decode)
+
+    return _over(as_layer(layer), functions, axes=axes)
+
+
+def _output_axes(specs: Any) -> dict[str, int]:
+    """The axis of each param that counts its output features, by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(specs)[0]
+    return {f"/{errors.path_of(keys)}": output_axis(param) for keys, param in leaves}
+
+
+def _last(w: jax.Array, axis: int) -> jax.Array:
+    """The output features as last axis."""
+    return jnp.moveaxis(w, axis, -1)
+
+
+def _along(v: jax.Array, axis: int, ndim: int) -> jax.Array:
+    """[features] -> as many axes as the kernel has, to be multiplied with it."""
+    return v.reshape(*(-1 if i == axis else 1 for i in range(ndim)))
 
 
 def _check_names(names: Any) -> None:
@@ -146,8 +174,9 @@ def _check_chosen(params: Any, names: tuple[str, ...]) -> None:
 def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Length and direction of each weight vector apart: w = gain v / |v| (Salimans & Kingma, 2016).
 
-    A vector is what one output feature is computed from: all axes of a kernel but the last. At
-    first gain = |w| and v = w, so that the layer starts as it would without.
+    A vector is what one output feature is computed from: all axes of a kernel but that of its
+    outputs, as `Param.axes` names it. At first gain = |w| and v = w, so that the layer starts as it
+    would without.
 
     - `names`: which params, by their own name; each becomes `{"gain", "direction"}`.
 
@@ -157,21 +186,21 @@ def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     {'direction': (3, 2), 'gain': (2,)}
     """
 
-    def length(v):
+    def length(v, axis):
         squares = jnp.square(v.astype(wide(v.dtype)))
-        total = jnp.sum(squares, axis=tuple(range(v.ndim - 1)))
+        total = jnp.sum(squares, axis=tuple(i for i in range(v.ndim) if i != axis))
         zero = total == 0  # of which the root has no derivative
         return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
 
-    def split(w):
-        return {"gain": length(w).astype(w.dtype), "direction": w}
+    def split(w, axis):
+        return {"gain": length(w, axis).astype(w.dtype), "direction": w}
 
-    def join(p):
-        v, size = p["direction"], length(p["direction"])
+    def join(p, axis):
+        v, size = p["direction"], length(p["direction"], axis)
         scale = p["gain"].astype(size.dtype) / jnp.where(size == 0, 1, size)
-        return (v.astype(size.dtype) * scale).astype(v.dtype)
+        return (v.astype(size.dtype) * _along(scale, axis, v.ndim)).astype(v.dtype)
 
-    return _pair(layer, names, split, join)
+    return _pair(layer, names, split, join, {"gain": ("out",)})
 
 
 @errors.builder
@@ -181,11 +210,13 @@ def spectral_norm(
     """Divide each kernel by its largest singular value: w / sigma(w) (Miyato et al., 2018).
 
     The kernel is the matrix [everything else, features]. Sigma is found by power iteration, which
-    the gradient treats as constant vectors: d sigma = u^T dw v.
+    the gradient treats as constant vectors: d sigma = u^T dw v. It starts from a vector of fixed
+    normal draws: one of a simple form, such as ones, is orthogonal to the largest singular vector
+    of many a kernel that is simple as well (antisymmetric, centred, a Sobel filter), and then
+    never finds it.
 
     - `names`: which params, by their own name; they keep their shape.
-    - `iterations`: of the power method, from the column of ones on. More are closer to sigma; the
-      estimate is never above it.
+    - `iterations`: of the power method. More are closer to sigma; the estimate is never above it.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = spectral_norm(fnn.dense(4, use_bias=False), iterations=100)
@@ -199,25 +230,33 @@ def spectral_norm(
         size = jnp.linalg.norm(v)
         return v / jnp.where(size == 0, 1, size)
 
-    def divide(w):
-        matrix = w.reshape(-1, w.shape[-1]).astype(wide(w.dtype))
+    def divide(w, axis):
+        last = _last(w, axis)
+        matrix = last.reshape(-1, last.shape[-1]).astype(wide(w.dtype))
         fixed = jax.lax.stop_gradient(matrix)
-        v = unit(jnp.ones(matrix.shape[1], matrix.dtype))
+        v = unit(jnp.asarray(_start(matrix.shape[1]), matrix.dtype))
         v = jax.lax.fori_loop(0, iterations, lambda _, v: unit(fixed.T @ (fixed @ v)), v)
         sigma = unit(fixed @ v) @ matrix @ v
-        return (matrix / jnp.where(sigma == 0, 1, sigma)).astype(w.dtype).reshape(w.shape)
+        divided = (matrix / jnp.where(sigma == 0, 1, sigma)).astype(w.dtype)
+        return jnp.moveaxis(divided.reshape(last.shape), -1, axis)
 
-    return _pair(layer, names, lambda w: w, divide)
+    return _pair(layer, names, lambda w, axis: w, divide)
+
+
+def _start(n: int) -> np.ndarray:
+    """Normal values, always the same: orthogonal to next to nothing."""
+    return np.random.default_rng(0).normal(size=n)
 
 
 @errors.builder
 def lora(layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha=None) -> Layer:
     """Low-rank adaptation: w = w0 + (alpha / rank) a b, with w0 frozen (Hu et al., 2022).
 
-    Params become `{"base", "a", "b"}`: `base` are the layer's own, which get no gradient; `a`
-    [everything else, rank] and `b` [rank, features] stand at the paths of the adapted kernels. At
-    first b is zero, so that the layer starts as base. To adapt trained params:
-    `params = {**params, "base": trained}`.
+    Params become `{"a", "b"}`: `a` [everything else, rank] and `b` [rank, features] stand at the
+    paths of the adapted kernels. The layer's own params are frozen: they stand in the state, as
+    `base` (see `fnn.frozen`), so that there is no gradient, no moment and no update of them. At
+    first b is zero, so that the layer starts as base. To adapt trained params, `fnn.unmerge` them;
+    `fnn.merge` adds what was learnt to them.
 
     - `rank`: of the change.
     - `names`: which params are adapted, by their own name.
@@ -225,78 +264,95 @@ def lora(layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = lora(fnn.dense(8), 2)
-    >>> params, _ = net.init(jax.random.key(0), (1, 4))
-    >>> jax.tree.map(jnp.shape, (params["a"], params["b"]))
-    ({'kernel': (4, 2)}, {'kernel': (2, 8)})
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> jax.tree.map(jnp.shape, params)
+    {'a': {'kernel': (4, 2)}, 'b': {'kernel': (2, 8)}}
+    >>> jax.tree.map(jnp.shape, state)
+    {'(frozen)': {'base': {'bias': (8,), 'kernel': (4, 8)}}}
     """
     rank = checks.count("rank", rank)
     _check_names(names)
     if alpha is not None:
         checks.number("alpha", alpha, -math.inf, math.inf)
 
-    def draw(tree, key):
-        """The `a` of every chosen kernel, at its path."""
-        drawn = {}
-        for name, w in tree.items():
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            if name in names:
-                shape = (w.size // max(w.shape[-1], 1), rank)
-                drawn[name] = normal(rank**-0.5)(own, shape, w.dtype)
-            elif isinstance(w, Mapping) and (below := draw(w, own)):
-                drawn[name] = below
-        return drawn
+    def functions(specs):
+        outputs = _output_axes(specs)
 
-    def start(a, w):
-        if isinstance(a, Mapping):
-            return {name: start(a[name], w[name]) for name in a}
-        return jnp.zeros((rank, w.shape[-1]), w.dtype)
+        def sizes(w, path):
+            features = w.shape[outputs[path]]
+            return w.size // max(features, 1), features
 
-    def encode(params, key):
-        _check_chosen(params, names)
-        a = draw(params, key)
-        return {"base": params, "a": a, "b": start(a, params)}
+        def draw(tree, key, path=""):
+            """The `a` of every chosen kernel, at its path."""
+            drawn = {}
+            for name, w in tree.items():
+                own, below = jax.random.fold_in(key, zlib.crc32(name.encode())), f"{path}/{name}"
+                if name in names:
+                    shape = (sizes(w, below)[0], rank)
+                    drawn[name] = normal(rank**-0.5)(own, shape, w.dtype)
+                elif isinstance(w, Mapping) and (inner := draw(w, own, below)):
+                    drawn[name] = inner
+            return drawn
 
-    def adapted(w, a, b):
-        if isinstance(a, Mapping):
-            return {k: adapted(v, a[k], b[k]) if k in a else v for k, v in w.items()}
-        scale = jnp.asarray(1 if alpha is None else alpha / rank, w.dtype)
-        return w + (a @ b * scale).reshape(w.shape)
+        def start(a, w, path=""):
+            if isinstance(a, Mapping):
+                return {name: start(a[name], w[name], f"{path}/{name}") for name in a}
+            return jnp.zeros((rank, sizes(w, path)[1]), w.dtype)
 
-    def decode(params):
-        base = jax.tree.map(jax.lax.stop_gradient, params["base"])
-        return adapted(base, params["a"], params["b"])
+        def encode(params, key):
+            _check_chosen(params, names)
+            a = draw(params, key)
+            return {"base": params, "a": a, "b": start(a, params)}
 
-    return reparam(layer, encode, decode)
+        def adapted(w, a, b, path=""):
+            if isinstance(a, Mapping):
+                return {
+                    k: adapted(v, a[k], b[k], f"{path}/{k}") if k in a else v for k, v in w.items()
+                }
+            last = _last(w, outputs[path])
+            scale = jnp.asarray(1 if alpha is None else alpha / rank, w.dtype)
+            return w + jnp.moveaxis((a @ b * scale).reshape(last.shape), -1, outputs[path])
+
+        def decode(params):
+            return adapted(params["base"], params["a"], params["b"])
+
+        return encode, decode
+
+    axes = {"a": ("in", "rank"), "b": ("rank", "out")}
+    over = _over(as_layer(layer), functions, keyed=True, axes=axes)
+    return hold(over, lambda path, kind: path == "base" or path.startswith("base/"))
 
 
 @errors.builder
 def prune(layer: Layer, fraction, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Hold the smallest weights at zero: w = mask * w (magnitude pruning; Han et al., 2015).
 
-    The mask is drawn up once, from the first params, and stands beside each weight:
-    `{"value", "mask"}`. To prune trained params anew, encode them: `prune(...)` of the trained
-    network's values is `{"value": w, "mask": abs(w) > threshold}`.
+    Each weight becomes `{"value"}`; the mask is drawn up once, from the first params, and frozen:
+    it stands in the state, as `mask` beside the value (see `fnn.frozen`). To prune trained params,
+    `fnn.unmerge` them.
 
     - `fraction`: of each array that is set to zero, the smallest in magnitude, in [0, 1].
     - `names`: which params, by their own name.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> params, _ = prune(fnn.dense(4), 0.75).init(jax.random.key(0), (1, 4))
-    >>> int(params["kernel"]["mask"].sum())
+    >>> params, state = prune(fnn.dense(4), 0.75).init(jax.random.key(0), (1, 4))
+    >>> int(state["(frozen)"]["kernel"]["mask"].sum())
     4
     """
     checks.number("fraction", fraction, 0.0, 1.0)
 
-    def encode(w):
+    def encode(w, axis):
         rank = jnp.argsort(jnp.argsort(jnp.abs(w).reshape(-1)))
         kept = rank >= jnp.round(jnp.asarray(fraction) * w.size).astype(rank.dtype)
-        return {"value": w, "mask": kept.reshape(w.shape).astype(w.dtype)}
+        return {"value": w, "mask": kept.reshape(w.shape)}
 
-    def decode(p):
-        mask = jax.lax.stop_gradient(p["mask"])
-        return jnp.where(mask != 0, p["value"], jnp.zeros_like(p["value"]))
+    def decode(p, axis):
+        return jnp.where(p["mask"], p["value"], jnp.zeros_like(p["value"]))
 
-    return _pair(layer, names, encode, decode)
+    def is_mask(path, kind):
+        return path.split("/")[-1] == "mask" and set(path.split("/")[-2:-1]) <= set(names)
+
+    return hold(_pair(layer, names, encode, decode), is_mask)
 
 
 @errors.builder
@@ -320,15 +376,16 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     if bits > 32:
         raise errors.OptionError("bits of at most 32", f"{bits}", "float32 tells no more levels")
 
-    def rounded(w):
+    def rounded(w, axis):
         if w.size == 0:
             return w
         value = w.astype(wide(w.dtype))
-        largest = jnp.max(jnp.abs(value), axis=tuple(range(w.ndim - 1)))
+        largest = jnp.max(jnp.abs(value), axis=tuple(i for i in range(w.ndim) if i != axis))
         step = jnp.where(largest == 0, 1, largest / (2 ** (bits - 1) - 1))
+        step = _along(step, axis, w.ndim)
         return _straight_through(w, (jnp.round(value / step) * step).astype(w.dtype))
 
-    return _pair(layer, names, lambda w: w, rounded)
+    return _pair(layer, names, lambda w, axis: w, rounded)
 
 
 @jax.custom_jvp

@@ -94,10 +94,16 @@ def arrays_of(specs: Any) -> Any:
 
     def array(node):
         if isinstance(node, Derived):
-            return jax.eval_shape(node.fn, arrays_of(node.specs))
+            keys = [jax.eval_shape(lambda: keys_of(node.stack))] if node.keyed else []
+            return jax.eval_shape(node.fn, arrays_of(node.specs), *keys)
         return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
 
     return jax.tree.map(array, specs)
+
+
+def keys_of(stack: tuple[int, ...]) -> jax.Array:
+    """Keys of this shape, of which only shape and dtype matter."""
+    return jnp.broadcast_to(jax.random.key(0), stack)
 
 
 def zeros_of(specs: Any) -> Any:
@@ -105,9 +111,47 @@ def zeros_of(specs: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arrays_of(specs))
 
 
-def arity(fn: Callable) -> tuple[int, float]:
-    """The least and the most inputs that a function takes."""
-    inputs = inspect.signature(fn).parameters.values()
-    plain = [p for p in inputs if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    many = any(p.kind == p.VAR_POSITIONAL for p in inputs)
+# --- inputs: how many a function takes, and under which names
+
+
+def signature(fn: Callable, skip: int = 0) -> inspect.Signature:
+    """The inputs of a function after the first `skip`; any number where it does not tell.
+
+    >>> signature(lambda f, x, mask=None: x, skip=1)
+    <Signature (x, mask=None)>
+    """
+    try:
+        found = inspect.signature(fn).parameters.values()
+    except ValueError:
+        found = inspect.signature(lambda *xs: None).parameters.values()
+    either, many = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
+    plain = [p for p in found if p.kind in (inspect.Parameter.POSITIONAL_ONLY, either, many)]
+    inputs = [p if p.kind == many else p.replace(kind=either) for p in plain]
+    return inspect.Signature(inputs[skip:])
+
+
+def arity(inputs: inspect.Signature) -> tuple[int, float]:
+    """The least and the most inputs of a signature."""
+    parameters = inputs.parameters.values()
+    plain = [p for p in parameters if p.kind != p.VAR_POSITIONAL]
+    many = len(plain) < len(parameters)
     return sum(p.default is p.empty for p in plain), float("inf") if many else len(plain)
+
+
+def by_position(inputs: inspect.Signature, xs: tuple, named: dict[str, Any]) -> tuple:
+    """All inputs by position; those that are left out between are their defaults."""
+    if not named:
+        return xs
+    known = [name for name, p in inputs.parameters.items() if p.kind != p.VAR_POSITIONAL]
+    for name in named:
+        if name not in known:
+            errors.unknown_input(name, known)
+        if name in known[: len(xs)]:
+            errors.input_twice(name)
+    try:
+        bound = inputs.bind(*xs, **named)
+    except TypeError:
+        least, most = arity(inputs)
+        errors.wrong_arity(least, most, len(xs) + len(named))
+    bound.apply_defaults()
+    return bound.args

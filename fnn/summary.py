@@ -10,10 +10,11 @@ import jax
 
 from fnn import errors, tree
 from fnn.flops import count_flops
+from fnn.frozen import held_in
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, as_layer, outline, traced
-from fnn.shapes import arrays_of, struct
+from fnn.layer import Layer, Specs, as_layer, inputs_of, outline
+from fnn.shapes import arrays_of, as_struct, by_position, struct
 
 _MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
 
@@ -24,7 +25,8 @@ class Row(NamedTuple):
     - `path`: in the network, "" for the whole of it; `kind`: the layer's name.
     - `output`: shape and dtype of what one call gives, a tree of ShapeDtypeStructs.
     - `copies`: how many there are of it, by `repeat` and `ensemble`.
-    - `params`, `state`: values in all copies; `flops`: operations of all calls of all copies.
+    - `params`, `state`: values in all copies; `frozen`: how many of the params are frozen.
+    - `flops`: operations of all calls of all copies.
     - `leaf`: whether it has no layers inside.
     """
 
@@ -36,6 +38,7 @@ class Row(NamedTuple):
     state: int
     flops: int
     leaf: bool
+    frozen: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Summary:
     @property
     def params(self) -> int:
         return self.rows[-1].params
+
+    @property
+    def frozen(self) -> int:
+        return self.rows[-1].frozen
 
     @property
     def state(self) -> int:
@@ -65,6 +72,7 @@ class Summary:
             raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
         table = Table(show_footer=True)
         total = f"{self.params:,}\n{_bytes(self.nbytes)}"
+        total += f"\n{self.frozen:,} frozen" if self.frozen else ""
         for header, footer in (("layer", "total"), ("output", "")):
             table.add_column(header, footer, no_wrap=True)
         for header, footer in (("params", total), ("FLOPs", _short(self.flops))):
@@ -90,10 +98,11 @@ class Summary:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
+def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary:
     """A row per layer: its path, output shape, parameters and FLOPs; and the totals.
 
-    - `xs`: inputs as of `net.init`; arrays, ShapeDtypeStructs or shapes. Nothing is computed.
+    - `xs`: inputs as of `net.init`; arrays, ShapeDtypeStructs or shapes, by position or by name.
+      Nothing is computed.
     - `train`: count the operations of training mode.
 
     FLOPs are those of one forward pass on `xs` (see `fnn.count_flops`); what a body computes
@@ -109,25 +118,37 @@ def summary(net: Layer, *xs: Any, train: bool = False) -> Summary:
     found: dict[str, Row] = {}
 
     def watch(path: str, layer: Layer) -> Layer:
-        def declare(*xs):
+        def look(xs, calls):
             (params, state), y = outline(layer, xs)
             arrays = arrays_of((params, _unmarked(state)))
-            run = _Run(layer, train)
-            flops = count_flops(run, *arrays, *jax.tree.map(struct, xs))
+            flops = 0
+            if calls:
+                flops = count_flops(_Run(layer, train), *arrays, *jax.tree.map(struct, xs))
             again = found.get(path)
-            own, kept = map(tree.count, arrays)
+            held = tree.count(held_in(arrays[1]))
+            own, kept = tree.count(arrays[0]) + held, tree.count(arrays[1]) - held
             output, leaf = jax.tree.map(struct, y), not layer.children
-            found[path] = Row(path, layer.name, output, 1, own, kept, flops, leaf)
+            found[path] = Row(path, layer.name, output, 1, own, kept, flops, leaf, held)
             if again:
                 found[path] = again._replace(flops=again.flops + flops)
             return (params, {**state, _MARK: Param((), zeros)}), y
 
-        return replace(layer, specs=traced(declare))
+        def declare(*xs):
+            kept = []
+            jax.eval_shape(lambda *xs: kept.append(look(xs, calls=False)[0]), *xs)
+            return kept[0]
+
+        specs = Specs(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
+        return replace(layer, specs=specs)
 
     with errors.within("summary"):
-        params, state = as_layer(net).map(watch).specs(*xs)
+        watched, specs = as_layer(net).map(watch), []
+        xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
+        jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
+        params, state = specs[0]
     rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
-    return Summary(rows, tree.nbytes(arrays_of((params, _unmarked(state)))))
+    arrays = arrays_of((params, _unmarked(state)))
+    return Summary(rows, tree.nbytes(arrays))
 
 
 class _Run(NamedTuple):
@@ -153,7 +174,8 @@ def _copies(state: Any, path: str) -> int:
 
 
 def _times(row: Row, n: int) -> Row:
-    return row._replace(copies=n, params=n * row.params, state=n * row.state, flops=n * row.flops)
+    counts = {name: n * getattr(row, name) for name in ("params", "state", "frozen", "flops")}
+    return row._replace(copies=n, **counts)
 
 
 def _shapes(output: Any) -> str:

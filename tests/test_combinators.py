@@ -1,5 +1,7 @@
 """Layers made of layers: values, keys, state, params and errors of each combinator."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -364,34 +366,34 @@ def test_spectral_norm_is_numpys():
 def test_lora_starts_as_its_base_and_moves_only_the_change():
     plain = fnn.serial(fnn.dense(6), jnp.tanh, fnn.dense(5))
     net = fnn.lora(plain, 2, alpha=4.0)
-    params, _ = net.init(key(), (1, 4))
     trained, _ = plain.init(key(9), (1, 4))
-    params = {**params, "base": trained}
+    params, state = fnn.unmerge(net, trained, {}, (1, 4), key=key(1))
     x = normal(3, 4)
-    np.testing.assert_array_equal(net(params, x), plain(trained, x))
-    grads = jax.grad(lambda p: jnp.sum(net(p, x) ** 2))(params)
-    assert not any(np.any(g) for g in jax.tree.leaves(grads["base"]))
-    assert all(np.any(g) for g in jax.tree.leaves(grads["b"]))
+    np.testing.assert_array_equal(net(params, x, state=state), plain(trained, x))
+    grads = jax.grad(lambda p: jnp.sum(net(p, x, state=state) ** 2))(params)
+    assert set(grads) == {"a", "b"} and all(np.any(g) for g in jax.tree.leaves(grads["b"]))
     params["b"] = jax.tree.map(lambda b: b + 0.1, params["b"])
     merged = jax.tree.map(lambda w: w, trained)
     for name in ("dense1", "dense2"):
         a, b = (np.asarray(params[side][name]["kernel"]) for side in "ab")
         merged[name] = {**merged[name], "kernel": merged[name]["kernel"] + 2 * a @ b}
-    np.testing.assert_allclose(net(params, x), plain(merged, x), rtol=1e-5, atol=1e-6)
+    y = net(params, x, state=state)
+    np.testing.assert_allclose(y, plain(merged, x), rtol=1e-5, atol=1e-6)
+    found, _ = fnn.merge(net, params, state, (1, 4))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, merged)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_prune_holds_the_smallest_at_zero(fraction):
     net = fnn.prune(fnn.dense(5, use_bias=False), fraction)
-    params, _ = net.init(key(), (1, 4))
+    params, state = net.init(key(), (1, 4))
     value = np.asarray(params["kernel"]["value"])
     dropped = round(fraction * value.size)
     least = set(np.argsort(np.abs(value).ravel())[:dropped])
     wanted = np.where([i in least for i in range(20)], 0, value.ravel()).reshape(4, 5)
-    np.testing.assert_array_equal(net(params, jnp.eye(4)), wanted)
-    grads = jax.grad(lambda p: net(p, jnp.eye(4)).sum())(params)["kernel"]
+    np.testing.assert_array_equal(net(params, jnp.eye(4), state=state), wanted)
+    grads = jax.grad(lambda p: net(p, jnp.eye(4), state=state).sum())(params)["kernel"]
     np.testing.assert_array_equal(grads["value"], wanted != 0)
-    assert not np.any(grads["mask"])
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -105,8 +105,7 @@ def test_summary_of_layers_called_twice_in_other_dtypes_and_reparametrized():
         fnn.remat(ordered),
     ):
         found = fnn.summary(net, *shapes)
-        params, _ = net.init(key(), *shapes)
-        assert found.params == sum(a.size for a in jax.tree.leaves(params))
+        assert found.params == sum(a.size for a in jax.tree.leaves(net.init(key(), *shapes)))
         assert {"shared", "table", ""} <= {row.path for row in found.rows}
 
 
@@ -132,11 +131,12 @@ def test_tap_out_of_repeat_and_ensemble_with_state_and_keys():
     net = fnn.serial(many=fnn.repeat(inner, 3), side=fnn.ensemble(fnn.dense(2), 5))
     params, state = net.init(key(), (6, 4))
     x = jax.random.normal(key(1), (6, 4))
-    options = {"state": state, "key": key(2), "train": True}
-    y, outputs = fnn.tap(net, "many/*", "side")(params, x, **options)
+    tapped = fnn.tap(net, "many/*", "side")
+    (y, outputs), new = tapped.apply(params, state, x, key=key(2), train=True)
     assert outputs["many/dense1"].shape == (3, 6, 4) and outputs["side"].shape == (5, 6, 2)
-    wanted, _ = net.apply(params, state, x, key=key(2), train=True)
+    wanted, after = net.apply(params, state, x, key=key(2), train=True)
     np.testing.assert_array_equal(y, wanted)
+    jax.tree.map(np.testing.assert_array_equal, new, after)  # the state comes back
     member = jax.tree.map(lambda a: a[1], params["many"]["dense1"])
     dropped = outputs["many/dropout1"][0]
     np.testing.assert_allclose(outputs["many/dense1"][1], dropped @ member["kernel"], rtol=1e-5)

@@ -395,7 +395,7 @@ def test_probes_of_something_else():
         if bad is not None:
             calls["tap"] += [
                 lambda b: fnn.tap(net)(params, x23, state=b),
-                lambda b: fnn.tap(net)(params, x23, key=b),
+                lambda b: fnn.tap(net).apply(params, {}, x23, key=b),
             ]
             calls["nan_report"] += [
                 lambda b: fnn.nan_report(net, params, x23, state=b),

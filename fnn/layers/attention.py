@@ -84,8 +84,8 @@ def attention(
     if cache is not None and not causal:
         raise errors.OptionError("causal=True with a cache", "causal=False", "pass causal=True")
 
-    def affine(n: int) -> Layer:
-        return dense(n, use_bias=use_bias, kernel_init=kernel_init)
+    def affine(n: int, *axes: str) -> Layer:
+        return dense(n, use_bias=use_bias, kernel_init=kernel_init, axes=axes)
 
     def attention(f, x, memory=None, mask=None):
         _check_memory(x, memory, causal)
@@ -104,10 +104,14 @@ def attention(
         y = _attend(q, k, v, seen, implementation)
         return f.out(y.reshape(*y.shape[:-2], heads * size))
 
-    layers = {"q": affine(heads * size), "k": affine(kv_heads * size), "v": affine(kv_heads * size)}
+    layers = {
+        "q": affine(heads * size, "in", "heads"),
+        "k": affine(kv_heads * size, "in", "kv_heads"),
+        "v": affine(kv_heads * size, "in", "kv_heads"),
+    }
     if cache is not None:
         layers["cache"] = _cache(checks.count("cache", cache), rotary)
-    return compose(**layers, out=affine(features))(attention)
+    return compose(**layers, out=affine(features, "heads", "out"))(attention)
 
 
 @errors.builder
@@ -163,12 +167,12 @@ def transformer_block(
         "norm1": norm(),
         "attention": attention(features, heads, use_bias=use_bias, **options),
         "norm2": norm(),
-        "up": dense(hidden, use_bias=use_bias),
-        "down": dense(features, use_bias=use_bias),
+        "up": dense(hidden, use_bias=use_bias, axes=("in", "hidden")),
+        "down": dense(features, use_bias=use_bias, axes=("hidden", "out")),
         "drop": dropout(rate),
     }
     if gated:
-        layers["gate"] = dense(hidden, use_bias=use_bias)
+        layers["gate"] = dense(hidden, use_bias=use_bias, axes=("in", "hidden"))
 
     def transformer_block(f, x, mask=None):  # [..., T, C]
         checks.array(x, 2, "[..., T, C]")

@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.combinators import around, fold, numbered
+from fnn.combinators import fold, numbered
 from fnn.dtypes import is_floating, wide, widened
 from fnn.initializers import lecun_normal
-from fnn.layer import Layer, as_layer, compose, leaf, outline
+from fnn.layer import (
+    Layer,
+    Rebuild,
+    as_layer,
+    compose,
+    leaf,
+    outline,
+    same,
+    same_carry,
+    wrap,
+)
 from fnn.layers.cells import check_carry, first_or, keep_mask, lstm_step, open_forget_gate
 from fnn.layers.conv import conv
 from fnn.layers.dropout import drop_where
@@ -69,7 +79,8 @@ def stack(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
         return carry
 
     net = compose(**children)(stack_)
-    return replace(net, name="stack", carry=first, rebuild=lambda new: stack(**new))
+    rebuild = Rebuild(lambda new: stack(**new), net.apply)
+    return replace(net, name="stack", carry=first, rebuild=rebuild)
 
 
 def _after(layer: Layer, x: Any, cell: bool) -> Any:
@@ -103,15 +114,13 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
             kept, x = carry_and_x(xs)
         return carry(x) if kept is None else kept, x
 
-    def apply(params, state, *xs, key=None, train=False):
-        """((carry, y), state) of one step; see `fnn.Layer`."""
+    def apply(layer, params, state, *xs, key, train):
         return layer.apply(params, state, *begun(xs), key=key, train=train)
 
-    def declare(*xs):
+    def declare(layer, *xs):
         return outline(layer, begun(xs))
 
-    again = around(layer, lambda new: as_cell(new, carry), apply, declare, layer.name)
-    return replace(again, carry=first)
+    return wrap(layer, apply, declare=declare, carry=lambda layer, *args, **mode: first(*args))
 
 
 @errors.builder
@@ -137,15 +146,14 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
     >>> bool((y == h).all())
     True
     """
-    first = carry_of(cell)
+    carry_of(cell)
     for one in jax.tree.leaves(rate):
         checks.number("rate", one, 0.0, 1.0)
 
-    def apply(params, state, *xs, key=None, train=False):
-        """((carry, y), state) of one step; see `fnn.Layer`."""
+    def apply(cell, params, state, *xs, key, train):
         with errors.within("zoneout"):
             carry, x = carry_and_x(xs)
-            carry = first_or(carry, first, params, x, key, train)
+            carry = first_or(carry, carry_of(cell), params, x, key, train)
             (new, y), state = cell.apply(params, state, carry, x, key=fold(key, 0), train=train)
             if train:
                 checks.need_key(key)
@@ -163,7 +171,7 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
                 )
         return (jax.tree.unflatten(jax.tree.structure(new), kept), out[0]), state
 
-    return around(cell, lambda new: zoneout(new, rate), apply)
+    return wrap(cell, apply, declare=same, carry=same_carry)
 
 
 def _rates(rate: Any, carry: Any) -> list[Any]:

@@ -145,13 +145,19 @@ def lstm_cell(
     def declare(x):
         params, dtype = inits.declare(x, 4, features, size), x.dtype
         if projection is not None:
-            params["projection"] = Param((features, size), kernel_init, dtype, "kernel")
+            params["projection"] = Param(
+                (features, size), kernel_init, dtype, "kernel", ("hidden", "out")
+            )
         if peepholes:
-            params["peephole"] = Param((3, features), zeros, dtype, "peephole")
+            params["peephole"] = Param((3, features), zeros, dtype, "peephole", ("gates", "hidden"))
         if layer_norm:
-            for name, n in (("input", 4), ("recurrent", 4), ("cell", 1)):
-                params[f"{name}_scale"] = Param((n * features,), ones, dtype, "scale")
-            params["cell_bias"] = Param((features,), zeros, dtype, "bias")
+            for name, n, axis in (
+                ("input", 4, "gates"),
+                ("recurrent", 4, "gates"),
+                ("cell", 1, "hidden"),
+            ):
+                params[f"{name}_scale"] = Param((n * features,), ones, dtype, "scale", (axis,))
+            params["cell_bias"] = Param((features,), zeros, dtype, "bias", ("hidden",))
         return params
 
     def step(p, x, h, old):
@@ -218,7 +224,7 @@ def gru_cell(
     def declare(x):
         params = inits.declare(x, 3, features, features)
         if use_bias and reset_after:
-            params["recurrent_bias"] = Param((features,), bias_init, x.dtype, "bias", ("out",))
+            params["recurrent_bias"] = Param((features,), bias_init, x.dtype, "bias", ("hidden",))
         return params
 
     def after(p, x, h, old):
@@ -351,14 +357,14 @@ class _Inits:
     def declare(self, x: Any, gates: int, features: int, size: int) -> dict[str, Any]:
         """`kernel`, `recurrent_kernel` and `bias` of so many gates, for an h of `size` values."""
         checks.array(x, 1, "[..., C]")
-        n, dtype, axes = gates * features, x.dtype, ("in", "out")
+        n, dtype, axes = gates * features, x.dtype, ("hidden", "gates")
         blocks = Param((size, features), self.recurrent, dtype, "kernel", axes, (gates,))
         params: dict[str, Any] = {
-            "kernel": Param((x.shape[-1], n), self.kernel, dtype, "kernel", axes),
-            "recurrent_kernel": Derived(_side_by_side, blocks),
+            "kernel": Param((x.shape[-1], n), self.kernel, dtype, "kernel", ("in", "gates")),
+            "recurrent_kernel": Derived(_side_by_side, blocks, axes=axes),
         }
         if self.bias is not None:
-            params["bias"] = Param((n,), self.bias, dtype, "bias", ("out",))
+            params["bias"] = Param((n,), self.bias, dtype, "bias", ("gates",))
         return params
 
 
@@ -404,7 +410,8 @@ def _cell(
     def specs(carry, x):
         params = declare(x)
         if learned_carry:
-            params |= {f"first_{p}": Param((n,), zeros, x.dtype, "carry") for p, n in sizes.items()}
+            for p, n in sizes.items():
+                params[f"first_{p}"] = Param((n,), zeros, x.dtype, "carry", ("hidden",))
         if carry is not None:
             lead = x.shape[:-1]
             kept = {p: jax.ShapeDtypeStruct((*lead, n), x.dtype) for p, n in sizes.items()}

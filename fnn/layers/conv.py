@@ -85,7 +85,7 @@ def kernel_and_bias(
     size: tuple[int, ...], cin: int, features: int, dtype: Any, kernel_init: Any, bias_init: Any
 ) -> dict[str, Param]:
     """What a convolution declares; no bias where `bias_init` is None."""
-    axes = (*windows.AXES[: len(size)], "in", "out") if len(size) <= 3 else None
+    axes = (*windows.names(len(size)), "in", "out")
     kernel = Param((*size, cin, features), kernel_init, dtype, "kernel", axes)
     if bias_init is None:
         return {"kernel": kernel}

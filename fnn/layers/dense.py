@@ -12,13 +12,19 @@ from fnn.layer import Layer, leaf
 
 @errors.builder
 def dense(
-    features: int, *, use_bias: bool = True, kernel_init=lecun_normal(), bias_init=zeros
+    features: int,
+    *,
+    use_bias: bool = True,
+    kernel_init=lecun_normal(),
+    bias_init=zeros,
+    axes: tuple[str, str] = ("in", "out"),
 ) -> Layer:
     """Affine map of the last axis, y = x @ kernel + bias: [..., C] -> [..., features].
 
     - `features`: the size of the output's last axis.
     - `use_bias`: False leaves the bias out, as before a norm that would remove it.
     - `kernel_init`, `bias_init`: initializers; variance 1 / C keeps the variance of x.
+    - `axes`: the logical names of the kernel's axes (see `fnn.Param`), as ("in", "hidden").
 
     Params: `kernel` [C, features], `bias` [features]; both take x's dtype.
     Raises ShapeError for another last axis, DtypeError for another dtype.
@@ -32,11 +38,15 @@ def dense(
     features = checks.count("features", features)
     checks.initializer("kernel_init", kernel_init)
     checks.initializer("bias_init", bias_init)
+    if not (isinstance(axes, tuple) and len(axes) == 2 and all(isinstance(a, str) for a in axes)):
+        raise errors.OptionError(
+            "axes to be two names", errors.show(axes), 'pass them as ("in", "out")'
+        )
 
     def specs(x):
         checks.array(x, 1, "[..., C]")
-        kernel = Param((x.shape[-1], features), kernel_init, x.dtype, "kernel", ("in", "out"))
-        bias = Param((features,), bias_init, x.dtype, "bias", ("out",))
+        kernel = Param((x.shape[-1], features), kernel_init, x.dtype, "kernel", axes)
+        bias = Param((features,), bias_init, x.dtype, "bias", axes[1:])
         return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
 
     def apply(params, state, x, *, key, train):

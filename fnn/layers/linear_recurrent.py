@@ -80,17 +80,16 @@ def lru(
         dtype, c = x.dtype, x.shape[-1]
         ring = Param((2, hidden), uniform(1.0), dtype, "rate")
 
-        def weights(n, m, scale=1.0):
-            init = variance_scaling(scale)
-            return Param((n, m), init, dtype, "kernel", ("in", "out"))
+        def weights(n, m, *axes, scale=1.0):
+            return Param((n, m), variance_scaling(scale), dtype, "kernel", axes)
 
         return {
-            "rates": Derived(rates, ring),
-            "b_re": weights(c, hidden, 0.5),  # of |B|^2 together 1 / C
-            "b_im": weights(c, hidden, 0.5),
-            "c_re": weights(hidden, features),
-            "c_im": weights(hidden, features),
-            "d": weights(c, features),
+            "rates": Derived(rates, ring, axes=("hidden",)),
+            "b_re": weights(c, hidden, "in", "hidden", scale=0.5),  # of |B|^2 together 1 / C
+            "b_im": weights(c, hidden, "in", "hidden", scale=0.5),
+            "c_re": weights(hidden, features, "hidden", "out"),
+            "c_im": weights(hidden, features, "hidden", "out"),
+            "d": weights(c, features, "in", "out"),
         }, {}
 
     def apply(params, state, x, mask=None, carry=None, resets=None, *, key, train):

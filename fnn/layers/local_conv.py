@@ -53,8 +53,9 @@ def local_conv(
         windows.check_input(x, window)
         places = window.outputs(x.shape[-n - 1 : -1])
         shape = (*window.size, x.shape[-1], features)
-        kernel = Param(shape, kernel_init, x.dtype, "kernel", stack=places)
-        bias = Param((*places, features), bias_init, x.dtype, "bias")
+        axes = (*windows.names(n), "in", "out")
+        kernel = Param(shape, kernel_init, x.dtype, "kernel", axes, places)
+        bias = Param((features,), bias_init, x.dtype, "bias", ("out",), places)
         return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
 
     def apply(params, state, x, *, key, train):

@@ -18,6 +18,11 @@ MODES = ("SAME", "VALID", "CAUSAL", "CIRCULAR", "REFLECT")
 AXES = ("height", "width", "depth")
 
 
+def names(n: int) -> tuple[str, ...]:
+    """The logical names of n spatial axes."""
+    return (*AXES[:n], *(f"space{i}" for i in range(len(AXES), n)))
+
+
 class Window(NamedTuple):
     """A checked window: per spatial axis its size, stride and dilation, and the padding."""
 

@@ -59,7 +59,13 @@ from fnn.optim.rms import (
     scale_by_rss,
     scale_by_stddev,
 )
-from fnn.optim.safety import all_finite, master_weights, skip_nonfinite, stochastic_rounding
+from fnn.optim.safety import (
+    all_finite,
+    master_weights,
+    skip_nonfinite,
+    stochastic_rounding,
+    unless_skipped,
+)
 from fnn.optim.scale import scale
 from fnn.optim.schedule_free import (
     schedule_free,
@@ -191,6 +197,7 @@ __all__ = [
     "stochastic_rounding",
     "trace",
     "tunable",
+    "unless_skipped",
     "yogi",
     "zero_nans",
 ]

@@ -63,6 +63,10 @@ def skip_nonfinite(tx: Transform) -> Transform:
 
     - `tx`: the whole optimizer. Gradients that are skipped reach it as zeros.
 
+    A step of `fnn.train.step` that is skipped leaves the state of the network (batch statistics, a
+    stateful layer's carry) and of transforms around this one as they were, too. In a loop of your
+    own, `unless_skipped` does that.
+
     >>> from fnn.optim import adam
     >>> tx, g = skip_nonfinite(adam(0.1)), jnp.array([1.0, jnp.nan])
     >>> updates, state = tx.update(g, tx.init(g))
@@ -91,6 +95,36 @@ def skip_nonfinite(tx: Transform) -> Transform:
         return updates, SkipNonfiniteState(in_a_row, good, total, inner_state)
 
     return Transform(init, update)
+
+
+def unless_skipped(before: tuple, after: tuple) -> tuple:
+    """What a step came to: `after`, or `before` where `skip_nonfinite` skipped it; bit by bit.
+
+    - `before`, `after`: (params, state, opt_state), before and after the step. The counters of
+      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is.
+
+    >>> from fnn.optim import sgd
+    >>> tx, p = skip_nonfinite(sgd(0.1)), jnp.ones(1)
+    >>> opt_state = tx.init(p)
+    >>> _, new = tx.update(p * jnp.nan, opt_state, p)
+    >>> print(unless_skipped((p, {"mean": p}, opt_state), (p, {"mean": p * jnp.nan}, new))[1])
+    {'mean': Array([1.], dtype=float32)}
+    """
+
+    def is_counter(node):
+        return isinstance(node, SkipNonfiniteState)
+
+    nodes = [n for n in jax.tree.leaves(after[2], is_leaf=is_counter) if is_counter(n)]
+    if not nodes:
+        return after
+    finite = _all(node.last_finite for node in nodes)
+
+    def choose(old, new):
+        return new if old is new or is_counter(new) else jnp.where(finite, new, old)
+
+    return tuple(
+        jax.tree.map(choose, a, b, is_leaf=is_counter) for a, b in zip(before, after, strict=True)
+    )
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -13,7 +13,10 @@ from fnn import checks, errors
 from fnn.layer import Layer
 from fnn.metrics.metric import check_metrics
 from fnn.optim.arithmetic import increment
+from fnn.optim.safety import unless_skipped
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
+from fnn.shapes import from_numpy
+from fnn.static import run_once_compiled
 
 
 class TrainState(NamedTuple):
@@ -32,22 +35,54 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
-def init(net: Layer, tx: Transform, key, *xs) -> TrainState:
+def init(
+    net: Layer, tx: Transform, key, *xs, params: Any = None, state: Any = None, **inputs
+) -> TrainState:
     """The training state before the first step, for inputs like `xs` (arrays or shapes).
 
     Params are those of `net.init(key, *xs)`; the run's own key is folded from the same key.
+
+    - `params`, `state`: what to start from instead, or any part of it, as trained params of some
+      layers, at their paths; the rest is drawn. Params of a network without `lora`, `frozen` and
+      their like go through `fnn.unmerge` first.
+
+    Raises ParamsError for a given entry that the network does not have, or has in another shape or
+    dtype.
 
     >>> import fnn
     >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
     >>> ts.step, ts.params["kernel"].shape
     (Array(0, dtype=int32), (4, 3))
+    >>> net, tx = fnn.dense(3), fnn.optim.sgd(0.1)
+    >>> trained = {"bias": jnp.ones(3)}
+    >>> print(fnn.train.init(net, tx, jax.random.key(0), (1, 4), params=trained).params["bias"])
+    [1. 1. 1.]
     """
     check_transform(tx)
     key = checks.typed_key(key)
-    params, state = net.init(key, *xs)
-    opt_state = jax.jit(tx.init)(params)  # one program, instead of one per array
+    first = net.init(key, *xs, **inputs)
+    with errors.within("init"):
+        params, state = (
+            _given(what, drawn, {} if part is None else part)
+            for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
+        )
+    opt_state = run_once_compiled(tx.init, params)
     run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
+
+
+def _given(what: str, drawn: Any, part: Any) -> Any:
+    """The tree that was drawn, with a part of it that is given in its place."""
+    if not isinstance(drawn, Mapping):
+        part = from_numpy(part)
+        errors.check_same(what, part, drawn)
+        return part
+    errors.check_names(what, part, drawn)
+    out = dict(drawn)
+    for name in part:
+        with errors.at(name):
+            out[name] = _given(name, drawn[name], part[name])
+    return out
 
 
 def data_key(train_state: TrainState) -> jax.Array:
@@ -78,8 +113,10 @@ def step(
       `jax.value_and_grad`, or `partial(fnn.optim.accumulate, k=4)`, `fnn.optim.sam` or another of
       that kind.
 
-    Returned metrics are loss_fn's and `loss`. The step works under `jax.vmap` over stacked
-    training states (an ensemble, trained at once) and inside `jax.lax.scan`.
+    A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state as they were,
+    bit by bit, its counters aside. Returned metrics are loss_fn's and `loss`. The step works under
+    `jax.vmap` over stacked training states (an ensemble, trained at once) and inside
+    `jax.lax.scan`.
     Raises ShapeError if the loss is not a scalar, ParamsError if the state came back with another
     structure or metrics has a `loss` of its own.
 
@@ -119,8 +156,9 @@ def step(
             value_fn=lambda params: value_fn(params, batch, key)[0],
         )
         params = apply_updates(train_state.params, updates)
-        moved = increment(train_state.step), params, state, opt_state
-        return moved, {"loss": loss, **metrics}
+        before = train_state.params, train_state.state, train_state.opt_state
+        after = unless_skipped(before, (params, state, opt_state))
+        return (increment(train_state.step), *after), {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
         (step, params, state, opt_state), metrics = update(train_state, batch)

@@ -1,0 +1,224 @@
+"""Params that do not learn: they stand in the state, where no gradient and no optimizer reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+
+from fnn import errors
+from fnn.declarations import declared
+from fnn.initializing import FROZEN, Derived, is_frozen_key
+from fnn.layer import Layer, as_layer, outline, same_arrays, wrap
+
+
+@errors.builder
+def frozen(layer: Layer | Callable, *patterns: str, kinds: tuple[str, ...] = ()) -> Layer:
+    """The layer with params that do not learn: they stand in the state, under "(frozen)".
+
+    So they have no gradient, no moments and no update under any optimizer, fnn's or another, and
+    no cost of these; they come back bitwise as they were.
+
+    - `patterns`: of the paths of params, in which `*` stands for anything, slashes included.
+    - `kinds`: the kinds of params (see `fnn.Param`), as `("embedding", "scale")`.
+
+    With neither, all of the layer is frozen, and it runs in evaluation mode whatever the mode of
+    the network: no dropout, no change of batch statistics. Values at a key are those that the
+    params would have had. To freeze one layer of a network, build it frozen, or
+    `fnn.swap(net, {"body": fnn.frozen(body)})`. To put in trained params, and to get them all back:
+    `fnn.unmerge` and `fnn.merge`.
+
+    Raises OptionError for a pattern or a kind that no param has.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.serial(body=frozen(fnn.dense(8)), head=fnn.dense(3))
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> jax.tree.map(jnp.shape, params)
+    {'head': {'bias': (3,), 'kernel': (8, 3)}}
+    >>> jax.tree.map(jnp.shape, state)
+    {'body': {'(frozen)': {'bias': (8,), 'kernel': (4, 8)}}}
+    >>> net(params, jnp.ones((2, 4)), state=state).shape
+    (2, 3)
+    """
+    layer = as_layer(layer)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise errors.OptionError("patterns of paths", errors.show(pattern), 'as "body/*"')
+    if not isinstance(kinds, tuple):
+        raise errors.OptionError("a tuple of kinds", errors.show(kinds), 'as ("bias",)')
+    whole = not patterns and not kinds
+
+    def chosen(path: str, kind: str) -> bool:
+        return whole or kind in kinds or any(fnmatchcase(path, p) for p in patterns)
+
+    def check(params):
+        with errors.within("frozen"):
+            _check_found(declared(params), patterns, kinds)
+
+    return hold(layer, chosen, check, whole=whole)
+
+
+def hold(
+    layer: Layer,
+    chosen: Callable[[str, str], bool],
+    check: Callable[[Any], None] | None = None,
+    *,
+    whole: bool = False,
+) -> Layer:
+    """`frozen`, of the params for whose path and kind `chosen` is true; `whole`: of all."""
+
+    def declare(layer, *xs):
+        (params, state), y = outline(layer, xs)
+        if check is not None:
+            check(params)
+        learnt, held = _split(params, chosen)
+        last = _last(state)  # of a layer that is frozen in part already
+        if last or not _is_empty(held):
+            state = {**state, f"{last}'" if last else FROZEN: held}
+        return (learnt, state), y
+
+    def apply(layer, params, state, *xs, key, train):
+        last = _last(state)
+        own = {name: value for name, value in state.items() if name != last}
+        mode = {"key": None, "train": False} if whole else {"key": key, "train": train}
+        try:
+            together = joined(params, state.get(last, {}))
+            y, after = layer.apply(together, own, *xs, **mode)
+        except errors.ParamsError as error:
+            if last is None:
+                error.mend = "frozen params stand in the state: take params and state from net.init"
+            raise
+        if same_arrays(own, after):
+            return y, state
+        return y, {**after, last: state[last]} if last else after
+
+    def carry(layer, params, x, *, key, train):
+        assert layer.carry is not None
+        try:
+            return layer.carry(params, x, key=key, train=train)
+        except KeyError as error:
+            raise errors.OptionError(
+                "a cell whose first carry is not frozen", f"{error} in the state", "freeze its rnn"
+            ) from None
+
+    return wrap(layer, apply, declare=declare, carry=layer.carry and carry)
+
+
+def _last(state: Any) -> str | None:
+    """The name of the frozen params that were set apart last."""
+    return max(filter(is_frozen_key, state), key=len, default=None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of what `fn` gives, the leaves at some paths; hashable."""
+
+    fn: Callable
+    paths: frozenset[str]
+
+    def __call__(self, *values: Any) -> Any:
+        def keep(tree, path=""):
+            if not isinstance(tree, Mapping):
+                return tree if path in self.paths else None
+            below = {k: keep(v, f"{path}/{k}" if path else k) for k, v in tree.items()}
+            return {k: v for k, v in below.items() if v is not None and not _is_empty(v)}
+
+        return keep(self.fn(*values))
+
+
+def _split(specs: Any, chosen: Callable[[str, str], bool], path: str = "") -> tuple[Any, Any]:
+    """Declarations, as (those not chosen, those chosen); nothing where there are none."""
+    if isinstance(specs, Mapping):
+        parts = {
+            name: _split(node, chosen, f"{path}/{name}" if path else name)
+            for name, node in specs.items()
+        }
+        return tuple(  # type: ignore[return-value]
+            {name: part[i] for name, part in parts.items() if not _is_empty(part[i])}
+            for i in (0, 1)
+        )
+    found = jax.tree_util.tree_flatten_with_path(declared(specs))[0]
+    paths: tuple[set[str], set[str]] = (set(), set())
+    for keys, param in found:
+        own = errors.path_of(keys)
+        full = "/".join(filter(None, (path, own)))
+        paths[chosen(full, param.kind)].add(own)
+    if not paths[0] or not paths[1]:
+        return ({}, specs) if paths[1] else (specs, {})
+    assert isinstance(specs, Derived)
+    halves = [replace(specs, fn=Part(specs.fn, frozenset(own))) for own in paths]
+    return halves[0], halves[1]
+
+
+def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+    leaves = jax.tree_util.tree_flatten_with_path(specs)[0]
+    paths = {errors.path_of(keys): param.kind for keys, param in leaves}
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise errors.OptionError(
+                f"patterns of params, among {errors.names(paths)}", pattern, "see fnn.summary"
+            )
+    for kind in kinds:
+        if kind not in paths.values():
+            known = errors.names(sorted(set(paths.values())))
+            raise errors.OptionError(f"kinds of params, among {known}", kind, "see fnn.Param")
+
+
+def joined(params: Any, held: Any) -> Any:
+    """The params of a layer, or their declarations: those that learn and those that are held."""
+    if _is_empty(held):
+        return params
+    if _is_empty(params):
+        return held
+    if isinstance(params, Derived) and isinstance(held, Derived):
+        return replace(params, fn=_unparted(params.fn))
+    if not isinstance(params, Mapping) or not isinstance(held, Mapping):
+        raise errors.ParamsError(
+            "params without those that are frozen", errors.show(params), "leave them in the state"
+        )
+    both = {**held, **params}
+    for name in params:
+        if name in held:
+            with errors.at(name):
+                both[name] = joined(params[name], held[name])
+    return both
+
+
+def _is_empty(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and not tree
+
+
+def _unparted(fn: Any) -> Any:
+    """The function that a half was made of, of every member of a stack."""
+    return fn.fn if isinstance(fn, Part) else replace(fn, fn=_unparted(fn.fn))
+
+
+def held_in(state: Any) -> Any:
+    """All frozen params of a state, or their declarations, at their paths as params."""
+    found: Any = {}
+    for name, below in state.items() if isinstance(state, Mapping) else ():
+        part = below if is_frozen_key(name) else held_in(below)
+        if not _is_empty(part):
+            found = joined(found, part if is_frozen_key(name) else {name: part})
+    return found
+
+
+def not_held(state: Any) -> Any:
+    """The state without its frozen params."""
+    if not isinstance(state, Mapping):
+        return state
+    clean = {name: not_held(below) for name, below in state.items() if not is_frozen_key(name)}
+    return {name: below for name, below in clean.items() if not _is_empty(below)}
+
+
+def with_held(state: Any, fn: Callable[[Any], Any]) -> Any:
+    """The state with `fn` of what is frozen, a tree, and all else as it is."""
+    if not isinstance(state, Mapping):
+        return state
+    return {
+        name: fn(below) if is_frozen_key(name) else with_held(below, fn)
+        for name, below in state.items()
+    }

@@ -1,0 +1,105 @@
+"""Networks that are built again compile nothing and keep no memory; functions told apart."""
+
+import functools
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from fnn.static import Static, run_once_compiled
+
+REBUILT = {
+    "lora": lambda: fnn.lora(fnn.dense(4), 2),
+    "weight_norm": lambda: fnn.weight_norm(fnn.dense(4)),
+    "spectral_norm": lambda: fnn.spectral_norm(fnn.dense(4)),
+    "prune": lambda: fnn.prune(fnn.dense(4), 0.5),
+    "frozen": lambda: fnn.frozen(fnn.weight_norm(fnn.dense(4)), "*/gain"),
+    "repeat": lambda: fnn.repeat(fnn.lora(fnn.dense(3), 2), 3),
+    "reparam": lambda: fnn.reparam(fnn.dense(4), lambda p: {"half": p}, lambda p: p["half"]),
+    "orthogonal": lambda: fnn.dense(4, kernel_init=fnn.initializers.orthogonal()),
+    "jax's": lambda: fnn.dense(4, kernel_init=jax.nn.initializers.glorot_normal()),
+    "closure": lambda: fnn.dense(4, kernel_init=lambda k, s, d: jax.random.normal(k, s, d)),
+    "lstm": lambda: fnn.rnn(fnn.lstm_cell(4)),
+    "lru": lambda: fnn.lru(4, 3),
+}
+
+
+@pytest.mark.parametrize("name", REBUILT)
+def test_a_network_that_is_built_again_compiles_nothing_and_keeps_nothing(name):
+    shape = (1, 2, 3)
+
+    def first(i):
+        net, tx = REBUILT[name](), fnn.optim.adam(1e-3)
+        return fnn.train.init(net, tx, jax.random.key(i), shape)
+
+    first(0), first(1)
+    gc.collect()
+    alive, counted = len(gc.get_objects()), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: counted.append(event) if "backend_compile" in event else None
+    )
+    for i in range(20):
+        first(i)
+    gc.collect()
+    assert not counted, set(counted)
+    assert len(gc.get_objects()) - alive < 2000  # one closure and its jaxpr are hundreds each
+
+
+def scaled_by(c, *, more=None):
+    def helper(x):
+        return x * c
+
+    def fn(x):
+        return helper(x) if more is None else more(x)
+
+    return fn
+
+
+def recursive(c):
+    def fn(x, n=2):
+        return fn(x * c, n - 1) if n else x
+
+    return fn
+
+
+OFFSET = 1.0
+
+
+def test_functions_are_alike_if_their_code_and_all_they_refer_to_is():
+    global OFFSET
+    of = Static.of
+    for make in (scaled_by, recursive, lambda c: functools.partial(scaled_by, c)):
+        assert of(make(2.0)) == of(make(2.0)) != of(make(3.0))
+        assert hash(of(make(2.0))) == hash(of(make(2.0)))
+    assert of(scaled_by(1, more=jnp.sin)) == of(scaled_by(1, more=jnp.sin))
+    assert of(scaled_by(1, more=jnp.sin)) != of(scaled_by(1, more=jnp.cos))
+    assert of(scaled_by(1)) != of(scaled_by(1.0)) and of(scaled_by(True)) != of(scaled_by(1))
+    assert of(scaled_by(0.0)) != of(scaled_by(-0.0))
+    assert of(scaled_by(np.float32(1))) != of(scaled_by(np.float64(1)))
+
+    def reads():
+        return lambda x: x + OFFSET
+
+    before = of(reads())
+    assert before == of(reads())
+    OFFSET = 2.0
+    assert before != of(reads())
+    OFFSET = 1.0
+
+
+def test_what_is_known_by_identity_alone_runs_uncompiled():
+    class Thing:
+        value = 2.0
+
+    for unknown in (jnp.ones(2), Thing(), np.arange(3.0), [1].append):
+        assert Static.of(scaled_by(unknown)) is None
+    calls = []
+
+    def fn(x):
+        calls.append(x)
+        return x + 1
+
+    assert run_once_compiled(fn, 1) == 2 and calls == [1]
