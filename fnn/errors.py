@@ -141,9 +141,23 @@ def show(x: Any) -> str:
     return repr(x) if isinstance(x, (int, float, str, type(None))) else type(x).__name__
 
 
+class Unnamed:
+    """The key of what a node wraps without giving it a name: no path shows it."""
+
+    def __str__(self) -> str:
+        return ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unnamed)
+
+    def __hash__(self) -> int:
+        return hash(Unnamed)
+
+
 def path_of(keys: Iterable[Any]) -> str:
     """The path of a leaf, from its keys: "conv1/kernel"."""
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+    named = tuple(key for key in keys if not isinstance(key, Unnamed))
+    return jax.tree_util.keystr(named, simple=True, separator="/")
 
 
 def names(some: Iterable[str]) -> str:

@@ -79,13 +79,7 @@ class Layer:
         No forward pass is run. `(2, 4)` is the shape of one float32 input; other tuples and dicts
         are trees of inputs. Values depend on `key` and on the names of the layers alone.
         """
-        with errors.within(self.name):
-            checks.key(key)
-            if any(map(is_traced_shape, xs)):
-                errors.traced_shape()
-            params, state = self.specs(*xs, **inputs)
-            drawn = draw(key, {"params": params, "state": state})
-        return drawn["params"], drawn["state"]
+        return declare_and_draw(self, key, xs, inputs)[1]
 
     def __call__(self, params, *xs, state=None, **inputs) -> Any:
         """The network as a plain function, in evaluation mode."""
@@ -110,6 +104,17 @@ class Layer:
             rebuilt = self.rebuild(below)
             layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
         return fn(path, layer)
+
+
+def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[tuple, tuple]:
+    """The declarations of (params, state), and their first values."""
+    with errors.within(layer.name):
+        checks.key(key)
+        if any(map(is_traced_shape, xs)):
+            errors.traced_shape()
+        params, state = specs = layer.specs(*xs, **inputs)
+        drawn = draw(key, {"params": params, "state": state})
+    return specs, (drawn["params"], drawn["state"])
 
 
 @dataclass(frozen=True)

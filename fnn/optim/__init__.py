@@ -77,6 +77,7 @@ from fnn.optim.sgd import sgd, trace
 from fnn.optim.sign import lion, rprop, scale_by_lion, scale_by_rprop, scale_by_sign, sign_sgd
 from fnn.optim.soap import scale_by_shampoo, scale_by_soap, shampoo, soap
 from fnn.optim.sophia import scale_by_sophia, sophia
+from fnn.optim.stacked import each_member, stacked
 from fnn.optim.transform import (
     Transform,
     apply_updates,
@@ -122,6 +123,7 @@ __all__ = [
     "clip_by_block_rms",
     "clip_by_global_norm",
     "constraints",
+    "each_member",
     "ema",
     "flatten",
     "freeze",
@@ -193,6 +195,7 @@ __all__ = [
     "sm3",
     "soap",
     "sophia",
+    "stacked",
     "stateless",
     "stochastic_rounding",
     "trace",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, average, correction, increment, rounded
+from fnn.optim.members import plain
 from fnn.optim.transform import (
     Transform,
     check_alike,
@@ -197,7 +198,7 @@ def averaged_params(opt_state: Any, params: Any) -> Any:
                 "pass the opt_state of an optimizer that has one, or the part of it that does",
             )
         (node,) = found
-        mean = node.average if isinstance(node, AverageState) else node.slow
+        mean = plain(node.average if isinstance(node, AverageState) else node.slow)
         return _in_place(mean, params)
 
 

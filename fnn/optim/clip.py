@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.arithmetic import as_dtype, at_most, increment, norm, norm_over, sqrt
+from fnn.optim.members import map_members
 from fnn.optim.transform import (
     Transform,
     check_state,
@@ -113,7 +114,7 @@ def clip_by_block_rms(threshold: Any) -> Transform:
     def rule(p, g):
         return g * at_most(as_dtype(threshold, g.dtype), norm(g) / max(g.size, 1) ** 0.5)
 
-    return stateless(rule)
+    return stateless(rule, whole=True)
 
 
 @errors.builder
@@ -149,8 +150,8 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Any = None) -> Tran
 
 
 def _of_params(rule: Any) -> Transform:
-    """`stateless`, for a rule that reads params."""
-    tx = stateless(rule)
+    """`stateless`, for a rule that reads params and takes their last axis for the output's."""
+    tx = stateless(rule, outputs=True)
 
     def update(grads, opt_state, params=None, **extra):
         need_params(params)
@@ -184,7 +185,7 @@ def centralize(output_axis: int = -1) -> Transform:
         units = tuple(range(g.ndim - 1)) if output_axis else tuple(range(1, g.ndim))
         return g - jnp.mean(g, units, keepdims=True)
 
-    return stateless(rule)
+    return stateless(rule, outputs=True)
 
 
 @errors.builder
@@ -201,12 +202,12 @@ def zero_nans() -> Transform:
 
     def init(params):
         checks.floating_leaves("params", params)
-        return ZeroNansState(jax.tree.map(lambda p: jnp.zeros((), bool), params))
+        return ZeroNansState(map_members(lambda p: jnp.zeros((), bool), params))
 
     def update(grads, opt_state, params=None, **extra):
         check_state(opt_state, ZeroNansState)
         (updates,) = each_leaf(lambda p, g: (jnp.where(jnp.isnan(g), 0, g),), grads)
-        return updates, ZeroNansState(jax.tree.map(lambda g: jnp.any(jnp.isnan(g)), grads))
+        return updates, ZeroNansState(map_members(lambda g: jnp.any(jnp.isnan(g)), grads))
 
     return Transform(init, update)
 
@@ -247,7 +248,7 @@ def add_noise(eta: Any, gamma: Any, key: Any) -> Transform:
             sigma = sqrt(as_dtype(eta, g.dtype)) * falling
             return (g + sigma * jax.random.normal(next(keys), g.shape, g.dtype),)
 
-        (updates,) = each_leaf(rule, grads)
+        (updates,) = each_leaf(rule, grads, stacks=False)  # or all members would draw alike
         return updates, AddNoiseState(increment(count), kept)
 
     return Transform(init, update)

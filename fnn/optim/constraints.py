@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.arithmetic import as_dtype, at_most, norm_over
+from fnn.optim.members import check_told
 from fnn.optim.transform import Transform, each_leaf, need_params
 
 
@@ -33,9 +34,11 @@ def project(onto: Callable) -> Transform:
     [0.   0.25]
     """
     checks.function("onto", onto, "one array")
+    whole = onto is not non_negative and "_each_value" not in getattr(onto, "__dict__", {})
 
     def update(grads, opt_state, params=None, **extra):
         need_params(params)
+        check_told(grads, project, whole, False)
         (updates,) = each_leaf(lambda p, u: (onto(p + u) - p,), grads, params)
         return updates, opt_state
 
@@ -73,6 +76,7 @@ def box(lower: Any, upper: Any) -> Callable[[jax.Array], jax.Array]:
     def onto(x):
         return jnp.clip(x, as_dtype(lower, x.dtype), as_dtype(upper, x.dtype))
 
+    vars(onto)["_each_value"] = True  # so that stacks don't matter
     return onto
 
 

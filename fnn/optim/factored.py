@@ -101,7 +101,7 @@ def scale_by_factored_rms(
         root = divide(sqrt(r), sqrt(jnp.mean(r, over_rows, keepdims=True))) * sqrt(c)
         return divide(g, root), v_row, v_col, v
 
-    return leafwise(FactoredState, rule, start)
+    return leafwise(FactoredState, rule, start, whole=True)
 
 
 @errors.builder
@@ -126,7 +126,7 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
         rms = norm(p) / max(p.size, 1) ** 0.5
         return jnp.maximum(as_dtype(min_scale, g.dtype), rms) * g
 
-    return stateless(rule)
+    return stateless(rule, whole=True)
 
 
 @errors.builder
@@ -236,7 +236,7 @@ def scale_by_sm3(b1: Any = 0.9, eps: Any = 0.0) -> Transform:
         m = average(b1, m, divide(g, sqrt(v + as_dtype(eps, g.dtype))))
         return m, mu, m
 
-    return leafwise(Sm3State, rule, start)
+    return leafwise(Sm3State, rule, start, whole=True)
 
 
 @errors.builder

@@ -19,6 +19,7 @@ import numpy as np
 from fnn import errors
 from fnn import tree as trees
 from fnn.initializing import Derived, Param
+from fnn.optim.members import by_member
 from fnn.optim.transform import Transform, check_state, check_transform, stateless, taking_extra
 from fnn.shapes import arrays_of
 
@@ -102,7 +103,8 @@ def partition(transforms: Mapping[Any, Transform], labels: Any) -> Transform:
 
     def masks(params):
         """Which leaves each label has."""
-        of = _spread("labels", labels(params) if callable(labels) else labels, params)
+        of = by_member("labels", labels, params) if callable(labels) else labels
+        of = _spread("labels", of, params)
         for path, label in jax.tree_util.tree_leaves_with_path(of):
             if label not in transforms:
                 name = errors.path_of(path)
@@ -222,7 +224,7 @@ def resolve(mask: Any, params: Any) -> Any:
     """The mask as a tree of bools, one for each leaf of the params."""
     if _are_patterns(mask):
         return trees.mask(params, *((mask,) if isinstance(mask, str) else mask))
-    bools = mask(params) if callable(mask) else mask
+    bools = by_member("the mask", mask, params) if callable(mask) else mask
     if not _are_bools(bools):
         raise errors.ParamsError(
             "the mask of these params to be a tree of bools",

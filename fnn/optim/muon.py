@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, NamedTuple
 
 import jax
@@ -81,9 +81,11 @@ def scale_by_muon(
     - `nesterov`: look ahead along the new momentum.
     - `steps`, `coefficients`: of `orthogonalize`.
 
-    A leaf [..., m, n] is a batch of matrices; so a leaf is no sum of its parts, and splitting it
-    changes its updates. `init` raises ShapeError for a leaf of fewer axes: `muon` gives those to
-    Adam. The update does not depend on the gradient's size. Jordan et al. (2024).
+    A leaf is one matrix, [everything else, outputs]: of a convolution's kernel [H, W, in, out] the
+    bank of filters, [H W in, out], as in the authors' code. Matrices stacked in one leaf, as by
+    `repeat`, are for `stacked` to tell. Splitting a leaf changes its updates. `init` raises
+    ShapeError for a leaf of fewer axes: `muon` gives those to Adam. The update does not depend on
+    the gradient's size. Jordan et al. (2024).
 
     >>> tx = scale_by_muon()
     >>> g = 1e-6 * jnp.eye(2)
@@ -96,21 +98,25 @@ def scale_by_muon(
     def start(p):
         if p.ndim < 2:
             raise errors.ShapeError(
-                "matrices [..., m, n]", errors.show(p), "give other leaves to Adam, as muon does"
+                "kernels [..., in, out]", errors.show(p), "give other leaves to Adam, as muon does"
             )
         return (jnp.zeros_like(p),)
 
     def rule(t, p, g, b):
         decay = as_dtype(beta, g.dtype)
         b = decay * b + g
-        return orthogonalize(g + decay * b if nesterov else b, steps, coefficients), b
+        u = g + decay * b if nesterov else b
+        matrix = u.reshape(_rows(u), u.shape[-1])
+        return orthogonalize(matrix, steps, coefficients).reshape(u.shape), b
 
-    return leafwise(MuonState, rule, start)
+    return leafwise(MuonState, rule, start, outputs=True)
 
 
 @errors.builder
 def scale_by_shape(consistent_rms: Any = None) -> Transform:
-    """Matrices [..., m, n] by sqrt(max(1, n / m)), or by consistent_rms sqrt(max(m, n)).
+    """Matrices [m, n] by sqrt(max(1, n / m)), or by consistent_rms sqrt(max(m, n)).
+
+    Of a kernel with more axes, n is the last and m all others, as `scale_by_muon` takes them.
 
     - `consistent_rms`: None for the first, which keeps the size of what a layer adds to its outputs
       whatever its width, kernels being (in, out). A number for the second: the root mean square of
@@ -127,12 +133,12 @@ def scale_by_shape(consistent_rms: Any = None) -> Transform:
         checks.number("consistent_rms", consistent_rms, 0.0, float("inf"))
 
     def rule(p, g):
-        rows, columns = g.shape[-2:]
+        rows, columns = _rows(g), g.shape[-1]
         if consistent_rms is None:
             return sqrt(max(1, columns / max(1, rows))) * g
         return sqrt(max(rows, columns)) * as_dtype(consistent_rms, g.dtype) * g
 
-    return stateless(rule)
+    return stateless(rule, outputs=True)
 
 
 @errors.builder
@@ -151,7 +157,7 @@ def muon(
     adam_weight_decay: Any = 0.0,
     matrices: Any = None,
 ) -> Transform:
-    """Muon for matrices, Adam for the other leaves.
+    """Muon for kernels, Adam for the other leaves.
 
         W = W - learning_rate (s orthogonalize(G_t + beta B_t) + weight_decay W)
 
@@ -164,8 +170,8 @@ def muon(
     - `adam_learning_rate`: None takes the same as Muon's.
     - `adam_b1`, `adam_b2`, `adam_eps`: see `scale_by_adam`.
     - `matrices`: the leaves that are Muon's, as a mask (see `masked`); None takes those of two
-      axes. Embeddings and the last layer do better with Adam: name the others, as
-      `matrices="hidden*/kernel"`.
+      axes. Convolutions must be named. Embeddings and the last layer do better with Adam: name the
+      others, as `matrices="hidden*/kernel"`.
 
     `update` raises ParamsError without params, `init` ShapeError for a leaf of `matrices` that is a
     vector. Jordan et al. (2024).
@@ -199,6 +205,11 @@ def muon(
         },
         labels,
     )
+
+
+def _rows(kernel: jax.Array) -> int:
+    """What one output is computed from: all axes but the last."""
+    return prod(kernel.shape[:-1])
 
 
 def _two_axes(params: Any) -> Any:

@@ -19,6 +19,7 @@ from fnn.optim.arithmetic import (
     tree_dtype,
 )
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.members import plain
 from fnn.optim.transform import (
     Transform,
     chain,
@@ -144,8 +145,9 @@ def schedule_free_eval_params(opt_state: Any, params: Any) -> Any:
                 f"{len(found)}",
                 "pass the state that tx.update returned",
             )
-        check_alike("params", params, "the optimizer's state", found[0].x)
-        return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), found[0].x, params)
+        x = plain(found[0].x)
+        check_alike("params", params, "the optimizer's state", x)
+        return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), x, params)
 
 
 @errors.builder

@@ -84,7 +84,7 @@ def scale_by_shampoo(
         u = _between(left_root, g, right_root)
         return u, nu, left, right, left_root, right_root
 
-    return leafwise(ShampooState, rule, start)
+    return leafwise(ShampooState, rule, start, whole=True)
 
 
 @errors.builder
@@ -164,7 +164,7 @@ def scale_by_soap(
         )
         return u, m, v, left, right, ql, qr
 
-    return leafwise(SoapState, rule, start)
+    return leafwise(SoapState, rule, start, whole=True)
 
 
 @errors.builder

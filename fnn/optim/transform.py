@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, increment
+from fnn.optim.members import check_told, each_member, is_stack
 
 
 class Transform(NamedTuple):
@@ -172,7 +173,14 @@ def scale_by_learning_rate(learning_rate: Any) -> Transform:
 # --- transforms that treat every leaf alike
 
 
-def leafwise(state: Any, rule: Callable, start: Callable | None = None) -> Transform:
+def leafwise(
+    state: Any,
+    rule: Callable,
+    start: Callable | None = None,
+    *,
+    whole: bool = False,
+    outputs: bool = False,
+) -> Transform:
     """The transform that follows one rule at every leaf: the equations, and nothing around them.
 
         u, *slots = rule(t, p, g, *slots)
@@ -182,6 +190,10 @@ def leafwise(state: Any, rule: Callable, start: Callable | None = None) -> Trans
       gets none), the gradient g and the slots: the update u and the new slots. All are of one
       dtype, float32 or wider.
     - `start(p)`: the slots of a leaf at first, a tuple; None fills them with zeros like p.
+    - `whole`: the rule does not treat every value alike: it goes by a leaf's axes, its norm or
+      another number of all of it. So it minds stacks of layers, and says so where it is not told
+      of them (see `stacked`).
+    - `outputs`: as `whole`, and it takes the last axis for the output's.
 
     u goes on in the dtype of the gradient. Raises ParamsError for a state, params or gradients of
     other trees or shapes, DtypeError for leaves that are not floating.
@@ -199,11 +211,14 @@ def leafwise(state: Any, rule: Callable, start: Callable | None = None) -> Trans
     n = len(state._fields) - counts
     fill = start or (lambda p: tuple(jnp.zeros_like(p) for _ in range(n)))  # for donation
     traced_once = jax.jit(rule)  # for all leaves of one shape
+    minds = dict(whole=whole or outputs, outputs=outputs)
 
     def init(params):
         checks.floating_leaves("params", params)
-        leaves, treedef = jax.tree.flatten(params)
-        slots = _columns(treedef, [fill(widened(p)) for p in leaves], n)
+        check_told(params, rule, **minds)
+        leaves, treedef = jax.tree.flatten(params, is_leaf=is_stack)
+        slots = [each_member(lambda p: fill(widened(p)), p) for p in leaves]
+        slots = _columns(treedef, slots, n)
         return state(*[jnp.zeros((), jnp.int32)] * counts, *slots)
 
     def update(grads, opt_state, params=None, **extra):
@@ -221,8 +236,8 @@ def leafwise(state: Any, rule: Callable, start: Callable | None = None) -> Trans
     return Transform(init, update)
 
 
-def stateless(rule: Callable) -> Transform:
-    """The transform u = rule(p, g) at every leaf, with the dtypes of `leafwise`.
+def stateless(rule: Callable, *, whole: bool = False, outputs: bool = False) -> Transform:
+    """The transform u = rule(p, g) at every leaf, with the dtypes and options of `leafwise`.
 
     >>> tx = stateless(lambda p, g: 2 * g)
     >>> print(tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0])
@@ -230,22 +245,29 @@ def stateless(rule: Callable) -> Transform:
     """
 
     def update(grads, opt_state, params=None, **extra):
+        check_told(grads, rule, whole or outputs, outputs)
         (updates,) = each_leaf(lambda p, g: (rule(p, g),), grads, params)
         return updates, opt_state
 
     return Transform(lambda params: (), update)
 
 
-def each_leaf(rule: Callable, grads: Any, params: Any = None, slots: Iterable = ()) -> list[Any]:
-    """`u, *slots = rule(p, g, *slots)` at every leaf, in its widest dtype; the trees of them."""
+def each_leaf(
+    rule: Callable, grads: Any, params: Any = None, slots: Iterable = (), *, stacks: bool = True
+) -> list[Any]:
+    """`u, *slots = rule(p, g, *slots)` at every leaf, in its widest dtype; the trees of them.
+
+    Of a leaf that is a stack, at every member; with `stacks=False` at its array as it is.
+    """
     checks.floating_leaves("grads", grads)
     if params is not None:
         check_alike("grads", grads, "params", params)
-    leaves, treedef = jax.tree.flatten(grads)
+    leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack if stacks else None)
     trees = [treedef.flatten_up_to(tree) for tree in slots]
-    of_params = [None] * len(leaves) if params is None else jax.tree.leaves(params)
+    of_params = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
 
     def at(g, p, *row):
+        g = jnp.asarray(g)
         dtype = functools.reduce(
             widest, map(jnp.result_type, jax.tree.leaves((p, row))), wide(g.dtype)
         )
@@ -253,8 +275,7 @@ def each_leaf(rule: Callable, grads: Any, params: Any = None, slots: Iterable = 
         u, *row = rule(p, g.astype(dtype), *row)
         return u.astype(g.dtype), *row
 
-    leaves = map(jnp.asarray, leaves)
-    rows = [at(*row) for row in zip(leaves, of_params, *trees, strict=True)]
+    rows = [each_member(at, *row) for row in zip(leaves, of_params, *trees, strict=True)]
     return _columns(treedef, rows, 1 + len(trees))
 
 
@@ -314,9 +335,13 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
 def _check_slots(grads: Any, slots: tuple, fill: Callable) -> None:
     """Slots as `fill` makes them for leaves of these shapes."""
     checks.floating_leaves("grads", grads)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(grads)
-    structs = [jax.ShapeDtypeStruct(jnp.shape(g), wide(jnp.result_type(g))) for _, g in leaves]
-    shapes = {g: jax.eval_shape(fill, g) for g in set(structs)}
+    leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack)
+    structs = [jax.tree.map(_wide_struct, g) for g in leaves]
+    shapes = {g: jax.eval_shape(lambda g: each_member(fill, g), g) for g in set(structs)}
     wanted = _columns(treedef, [shapes[g] for g in structs], len(slots))
     for tree, like in zip(slots, wanted, strict=True):
         check_alike("grads", like, "the optimizer's state", tree)
+
+
+def _wide_struct(g: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(g), wide(jnp.result_type(g)))

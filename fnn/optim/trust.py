@@ -41,7 +41,7 @@ def scale_by_novograd(
         m_t = b1 m_{t-1} + (g_t / (sqrt(v_t) + eps) + d p_t)     m_0 = 0
         u_t = m_t
 
-    A leaf is a layer: splitting one changes the method.
+    A leaf is a layer: splitting one changes the method, and stacks are for `stacked`.
 
     - `b1`: the weight of the old momentum, in [0, 1). The new part is not weighed down by 1 - b1.
     - `b2`: the weight of the old squared norm, in [0, 1).
@@ -76,7 +76,7 @@ def scale_by_novograd(
         m = as_dtype(b1, g.dtype) * m + step
         return m, m, v
 
-    return leafwise(NovogradState, rule, start)
+    return leafwise(NovogradState, rule, start, whole=True)
 
 
 @errors.builder
@@ -109,7 +109,7 @@ def scale_by_trust_ratio(
         u = trust_coefficient |p| / (|g| + weight_decay |p| + eps) (g + weight_decay p)
 
     and u = g + weight_decay p where |p| is zero. A leaf is a layer: splitting one changes the
-    method, and so does stacking layers in one leaf, as `repeat` does.
+    method, and so does stacking layers in one leaf, as `repeat` does, unless `stacked` tells it.
 
     - `min_norm`: what both norms are at least.
     - `trust_coefficient`: 1 as in LAMB; LARS has 0.001.
@@ -141,7 +141,7 @@ def scale_by_trust_ratio(
         scaled = divide(u, of_g + decay * of_p + tiny) * (eta * of_p)
         return jnp.where(of_p > 0, scaled, u)
 
-    return stateless(rule)
+    return stateless(rule, whole=True)
 
 
 @errors.builder

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.layer import Layer
+from fnn.layer import Layer, declare_and_draw
 from fnn.metrics.metric import check_metrics
 from fnn.optim.arithmetic import increment
 from fnn.optim.safety import unless_skipped
+from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
 from fnn.shapes import from_numpy
 from fnn.static import run_once_compiled
@@ -47,7 +48,8 @@ def init(
       their like go through `fnn.unmerge` first.
 
     Raises ParamsError for a given entry that the network does not have, or has in another shape or
-    dtype.
+    dtype, and for an optimizer that minds stacks of layers, as those of `repeat`, and was not told
+    of the network's (see `fnn.optim.stacked`).
 
     >>> import fnn
     >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
@@ -60,7 +62,8 @@ def init(
     """
     check_transform(tx)
     key = checks.typed_key(key)
-    first = net.init(key, *xs, **inputs)
+    specs, first = declare_and_draw(net, key, xs, inputs)
+    check_stacks(tx, specs[0])
     with errors.within("init"):
         params, state = (
             _given(what, drawn, {} if part is None else part)

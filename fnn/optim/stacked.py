@@ -1,0 +1,278 @@
+"""Optimizers of layers that are stacked in one array, as `repeat` and `ensemble` stack them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn import errors
+from fnn import tree as trees
+from fnn.initializing import Derived, Param
+from fnn.optim.members import Stack, UntoldError, is_stack, plain
+from fnn.optim.transform import Transform, check_transform, taking_extra
+from fnn.shapes import arrays_of
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is known of a param as it is stored.
+
+    - `shape`: all of it; its first axes are `stack`, those of members.
+    - `order`: its axes with the outputs last, where they are not.
+    """
+
+    shape: tuple[int, ...]
+    stack: tuple[int, ...] = ()
+    order: tuple[int, ...] | None = None
+
+    def marks(self) -> bool:
+        return bool(self.stack or self.order)
+
+
+@errors.builder
+def stacked(tx: Transform, specs: Any) -> Transform:
+    """The optimizer, told which leaves are stacks: every member is updated as its layer alone.
+
+        specs = net.specs(x)[0]
+        tx = stacked(muon(0.02), specs)
+
+    `repeat` keeps layers of one kind in one array [n, ...]. Rules that take a leaf for a layer's
+    (Muon's matrices, LAMB's and LARS's norms, factored moments, clipping by units or blocks ...)
+    see each member by itself, mapped by `vmap`, so that the program does not grow with n. What is
+    of the tree as a whole stays so: a global norm, a count, Prodigy's distance.
+
+    The declarations also tell where a kernel's outputs are: those of
+    `conv_transpose(transpose_kernel=True)` are turned last for `tx`, and updates turned back.
+
+    - `tx`: the whole optimizer, of rules by `leafwise` and `stateless`, as all of fnn's are; masks
+      by path, or by a function, which sees a member of each stack. A transform that goes through
+      the leaves in another way (another library's) sees whole stacks.
+    - `specs`: the first of `net.specs(x)`; `net` may be part of a larger tree, as in
+      `{"net": net.specs(x)[0], "scale": fnn.Param((), ...)}`.
+
+    The state holds stacks as nodes of its own; its leaves are plain arrays, like the updates. Of
+    the extra arguments, trees like the gradients reach `tx` as those do, and `value_fn` as the same
+    function of the params as they are stored. Raises ParamsError for params that are not as
+    declared, InputError for other specs.
+
+    >>> import fnn
+    >>> net = fnn.repeat(fnn.dense(2), 3)
+    >>> params, _ = net.init(jax.random.key(0), (1, 2))
+    >>> tx = stacked(fnn.optim.muon(1.0), net.specs((1, 2))[0])
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> print(jnp.linalg.norm(updates["kernel"], 2, (1, 2)).round(), updates["bias"].shape)
+    [1. 1. 1.] (3, 2)
+    """
+    check_transform(tx)
+    layouts = jax.tree.map(_layouts, specs)
+    tx_update = taking_extra(tx.update)
+
+    def told(what, tree):
+        """The tree with its stacks as nodes."""
+
+        def one(path, layout, leaf):
+            leaf = plain(leaf)
+            if leaf is None:  # a mask took it out
+                return None
+            if jnp.shape(leaf) != layout.shape:
+                raise errors.ParamsError(
+                    f"{what} {errors.path_of(path)} {layout.shape}, as declared",
+                    f"{jnp.shape(leaf)}",
+                    "pass specs of this network, net.specs(x)[0]",
+                )
+            if layout.order:
+                leaf = jnp.transpose(leaf, layout.order)
+            return Stack(leaf, len(layout.stack), layout.order) if layout.marks() else leaf
+
+        try:
+            return jax.tree_util.tree_map_with_path(one, layouts, tree)
+        except errors.FnnError:
+            raise
+        except ValueError:
+            raise errors.ParamsError(
+                f"{what} to be a tree as declared, {jax.tree.structure(layouts)}",
+                f"{jax.tree.structure(plain(tree))}",
+                "pass specs of this network, net.specs(x)[0]",
+            ) from None
+
+    def init(params):
+        return tx.init(told("params", params))
+
+    def update(grads, opt_state, params=None, **extra):
+        for name, value in extra.items():
+            if name == "value_fn" and value is not None:
+                extra[name] = lambda inside, value_fn=value: value_fn(_like(inside, grads))
+            elif name != "value" and _alike(value, grads):
+                extra[name] = told(name, value)
+        inside = None if params is None else told("params", params)
+        updates, opt_state = tx_update(told("grads", grads), opt_state, inside, **extra)
+        return _like(updates, grads), opt_state
+
+    return Transform(init, update)
+
+
+@errors.builder
+def each_member(tx: Transform) -> Transform:
+    """The optimizer of every member of an ensemble by itself: the whole of it, by `vmap`.
+
+    Params are those of one network with a leading axis of members on every leaf, as `ensemble`
+    makes them. Each member has a state of its own with the same axis: its own global norm, its own
+    count, its own skipped steps. So it learns as it would alone, whatever `tx` is.
+
+    - `tx`: an optimizer of one member. If that has stacks in it, `stacked` tells it of them:
+      `each_member(stacked(tx, member.specs(x)[0]))`.
+
+    Of the extra arguments, trees like the gradients are mapped over as these are; `value` and all
+    else is shared. `value_fn` becomes, for member i, the same function of all params with those of
+    the others as they are: of a sum over members, as `fnn.ensembles.each` gives, its gradient is
+    that of member i alone. Each call of it computes the whole ensemble, so a method that calls it
+    (a line search, Sophia's estimate) does so n times as often. Members draw the same random
+    numbers, those which each would draw alone.
+
+    Raises ParamsError for leaves without one common leading axis.
+
+    >>> import fnn
+    >>> tx = each_member(fnn.optim.clip_by_global_norm(1.0))
+    >>> g = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+    >>> print(tx.update(g, tx.init(g))[0])
+    [[0.6 0.8]
+     [0.3 0.4]]
+    """
+    check_transform(tx)
+    tx_update = taking_extra(tx.update)
+
+    def init(params):
+        params = _without_first("params", params)
+        return jax.vmap(tx.init)(params) if jax.tree.leaves(params) else tx.init(params)
+
+    def update(grads, opt_state, params=None, **extra):
+        grads_of = _without_first("grads", grads)
+        params_of = _without_first("params", params)
+        if not jax.tree.leaves(grads):
+            return tx_update(grads, opt_state, params, **extra)
+        alike = [k for k, v in extra.items() if k not in ("value", "value_fn") and _alike(v, grads)]
+        mapped = {name: _without_first(name, extra.pop(name)) for name in alike}
+        value_fn = None if params is None else extra.pop("value_fn", None)
+
+        def one(i, g, state, p, own):
+            def of_member(inside):
+                whole = jax.tree.map(lambda a, b: a.at[i].set(b.astype(a.dtype)), params_of, inside)
+                return value_fn(_like(whole, params))
+
+            if value_fn is not None:
+                own = {**own, "value_fn": of_member}
+            return tx_update(g, state, p, **extra, **own)
+
+        n = jnp.shape(jax.tree.leaves(grads)[0])[0]
+        updates, opt_state = jax.vmap(one)(jnp.arange(n), grads_of, opt_state, params_of, mapped)
+        return _like(updates, grads), opt_state
+
+    return Transform(init, update)
+
+
+def check_stacks(tx: Transform, specs: Any) -> None:
+    """Refuse an optimizer that minds the stacks among these params, and was not told of them.
+
+    It is tried abstractly, on params that are marked; what else may be wrong with it is said where
+    it happens. Raises UntoldError.
+    """
+    layouts = jax.tree.map(_layouts, specs)
+    if not any(layout.marks() for layout in jax.tree.leaves(layouts)):
+        return
+
+    def marked(layout, leaf):
+        stack = Stack(leaf, len(layout.stack), layout.order, told=False)
+        return stack if layout.marks() else leaf
+
+    params = jax.tree.map(marked, layouts, arrays_of(specs))
+
+    def value_fn(params):
+        leaves = [jnp.sum(p.astype(jnp.float32)) for p in jax.tree.leaves(params)]
+        return sum(leaves, jnp.zeros((), jnp.float32))
+
+    def tried(params):
+        state = tx.init(params)
+        extra = {"value": value_fn(params), "grad": params, "value_fn": value_fn}
+        taking_extra(tx.update)(params, state, params, **extra)
+
+    try:
+        jax.eval_shape(tried, params)
+    except UntoldError:
+        raise
+    except Exception:  # a transform may need more than can be guessed here
+        return
+
+
+# --- declarations and trees
+
+
+def _layouts(node: Any) -> Any:
+    """The layouts of a declaration's arrays."""
+    if isinstance(node, Param):
+        return _Layout(node.stack + node.shape, node.stack, _outputs_last(node))
+    if not isinstance(node, Derived):
+        raise errors.InputError("specs of Param", errors.show(node), "pass net.specs(x)[0]")
+    before = trees.flatten(jax.tree.map(_layouts, node.specs))
+
+    def one(keys, array):
+        """As what stood there before, if that had this shape, or these members."""
+        path = errors.path_of(keys)
+        for above, layout in before.items():
+            if path == above or not above or path.startswith(f"{above}/"):
+                if array.shape == layout.shape:
+                    return layout
+                if path != above and array.shape[: len(layout.stack)] == layout.stack:
+                    return _Layout(array.shape, layout.stack)
+        return _Layout(array.shape, node.stack)
+
+    return jax.tree_util.tree_map_with_path(one, arrays_of(node))
+
+
+def _outputs_last(param: Param) -> tuple[int, ...] | None:
+    """The axes of a declared array with its outputs last, if they are not."""
+    names = param.axes or ()
+    if "out" not in names or names[-1] == "out":
+        return None
+    out = len(param.stack) + names.index("out")
+    return *(i for i in range(len(param.stack + param.shape)) if i != out), out
+
+
+def _alike(value: Any, grads: Any) -> bool:
+    """Whether it is a tree like the gradients."""
+    if jax.tree.structure(value) != jax.tree.structure(grads):
+        return False
+    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(grads), strict=True)
+    return all(np.shape(a) == np.shape(b) for a, b in pairs)
+
+
+def _like(tree: Any, like: Any) -> Any:
+    """The arrays as the params are stored, in the nodes of `like`, where it has some."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(plain(tree)))
+
+
+def _without_first(what: str, tree: Any) -> Any:
+    """The tree, of which `vmap` takes the first axis away, with one axis less in its stacks."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    sizes = {jnp.shape(leaf)[:1] for _, leaf in flat}
+    if len(sizes) > 1 or () in sizes:
+        wanted = jnp.shape(flat[0][1])[:1]
+        path, leaf = next((p, a) for p, a in flat if jnp.shape(a)[:1] in {()} | sizes - {wanted})
+        raise errors.ParamsError(
+            f"{what} of an ensemble, with one leading axis of members on every leaf",
+            f"{errors.path_of(path)} {jnp.shape(leaf)}".strip(),
+            "give it the part that an ensemble has made, by fnn.optim.partition, or take "
+            "fnn.optim.stacked(tx, net.specs(x)[0])",
+        )
+
+    def one(node):
+        if not is_stack(node):
+            return node
+        depth = max(node.depth - 1, 0)
+        order = node.order and tuple(i - 1 for i in node.order[1:])
+        return Stack(node.value, depth, order, node.told) if depth or order else node.value
+
+    return jax.tree.map(one, tree, is_leaf=is_stack)
