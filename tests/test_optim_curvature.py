@@ -116,16 +116,15 @@ def test_muon_is_pytorchs_to_bfloat16():
 
 
 def test_muon_takes_the_matrices_it_is_told():
-    """An embedding by Adam, a stack of kernels by Muon, member by member."""
+    """An embedding by Adam, a convolution's bank of filters by Muon, as one matrix."""
     rng = np.random.default_rng(0)
-    embedding, kernel = rng.normal(size=(3, 2)), rng.normal(size=(2, 3, 4))
-    p = jax.tree.map(jnp.float32, {"e": {"embedding": embedding}, "stack": {"kernel": kernel}})
+    embedding, kernel = rng.normal(size=(3, 2)), rng.normal(size=(2, 2, 3, 40))
+    p = jax.tree.map(jnp.float32, {"e": {"embedding": embedding}, "conv": {"kernel": kernel}})
     tx = optim.muon(0.1, matrices="*/kernel")
     updates, _ = tx.update(p, tx.init(p), p)
     np.testing.assert_allclose(np.abs(updates["e"]["embedding"]), 0.1, rtol=1e-5)
-    for member, u in zip(p["stack"]["kernel"], updates["stack"]["kernel"], strict=True):
-        (want,) = oracles.muon_matrix([np.float64(member)], np.float64(member), 0.1, 0.95)
-        np.testing.assert_allclose(u, want, atol=1e-4)
+    (want,) = oracles.muon_matrix([kernel.reshape(12, 40)], kernel.reshape(12, 40), 0.1, 0.95)
+    np.testing.assert_allclose(updates["conv"]["kernel"].reshape(12, 40), want, atol=1e-4)
 
 
 def test_consistent_rms_is_that_of_the_update():

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles_optim_curvature as oracles
+import optax
 import pytest
 from optim_rows import run
 from test_optimizers import ROWS
@@ -359,15 +359,34 @@ def test_noise_and_nans_of_members():
     assert np.array_equal(jax.tree.leaves(state), [[False, True]])
 
 
-def test_muon_of_a_convolution_is_of_its_bank_of_filters():
-    """Keller Jordan's code flattens all but the outputs, and scales by the matrix's shape."""
-    rng = np.random.default_rng(0)
-    g = rng.normal(size=(2, 2, 3, 40))
-    tx = optim.muon(0.1, matrices="conv*")
-    p = {"conv": jnp.float32(g)}
-    u = tx.update(p, tx.init(p), p)[0]["conv"]
-    (want,) = oracles.muon_matrix([g.reshape(12, 40)], g.reshape(12, 40), 0.1, 0.95)
-    np.testing.assert_allclose(u.reshape(12, 40), want, atol=1e-4)
+# --- optax
+
+
+def test_optax_difference_muon_of_filters_and_stacks():
+    """A bank of filters is a matrix there too, if it is told so; a stack, axis 0, by `stacked`."""
+    options = dict(beta=0.9, nesterov=False)
+    grads = {"w": jax.random.normal(jax.random.key(0), (STEPS, 2, 3, 4, 5))}
+    p = {"w": jnp.ones((2, 3, 4, 5))}
+
+    def theirs(reduction):
+        numbers = {"w": optax.contrib.MuonDimensionNumbers(reduction, 3)}
+        return optax.contrib.muon(0.1, **options, muon_weight_dimension_numbers=numbers)
+
+    ours = optim.muon(0.1, **options, matrices="w")
+    close(run(ours, grads, p), run(theirs((0, 1, 2)), grads, p), 1e-4)
+    told = optim.stacked(ours, {"w": fnn.Param((3, 4, 5), zeros, stack=(2,))})
+    close(run(told, grads, p), run(theirs((1, 2)), grads, p), 1e-4)
+
+
+def test_optax_takes_a_stack_for_one_layer():
+    specs = {"w": fnn.Param((4,), zeros, stack=(2,))}
+    p = {"w": jnp.array([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.3, 0.4]])}
+    tx = optim.stacked(optim.scale_by_trust_ratio(), specs)
+    got = tx.update(jax.tree.map(jnp.ones_like, p), tx.init(p), p)[0]["w"]
+    np.testing.assert_allclose(jnp.linalg.norm(got, axis=1), [5, 0.5], rtol=1e-6)
+    theirs = optax.scale_by_trust_ratio()
+    got = theirs.update(jax.tree.map(jnp.ones_like, p), theirs.init(p), p)[0]["w"]
+    np.testing.assert_allclose(got, (25.25 / 8) ** 0.5, rtol=1e-6)
 
 
 # --- mistakes

@@ -37,7 +37,7 @@ class Stack:
 jax.tree_util.register_pytree_with_keys(
     Stack,
     lambda s: (((errors.Unnamed(), s.value),), (s.depth, s.order, s.told)),
-    lambda aux, children: Stack(*children, *aux),
+    lambda aux, children: Stack(children[0], *aux),
     lambda s: ((s.value,), (s.depth, s.order, s.told)),
 )
 

@@ -156,15 +156,15 @@ def each_member(tx: Transform) -> Transform:
             return tx_update(grads, opt_state, params, **extra)
         alike = [k for k, v in extra.items() if k not in ("value", "value_fn") and _alike(v, grads)]
         mapped = {name: _without_first(name, extra.pop(name)) for name in alike}
-        value_fn = None if params is None else extra.pop("value_fn", None)
+        value_fn: Any = None if params is None else extra.pop("value_fn", None)
+
+        def value_of(i, inside):
+            whole = jax.tree.map(lambda a, b: a.at[i].set(b.astype(a.dtype)), params_of, inside)
+            return value_fn(_like(whole, params))
 
         def one(i, g, state, p, own):
-            def of_member(inside):
-                whole = jax.tree.map(lambda a, b: a.at[i].set(b.astype(a.dtype)), params_of, inside)
-                return value_fn(_like(whole, params))
-
             if value_fn is not None:
-                own = {**own, "value_fn": of_member}
+                own = {**own, "value_fn": lambda inside: value_of(i, inside)}
             return tx_update(g, state, p, **extra, **own)
 
         n = jnp.shape(jax.tree.leaves(grads)[0])[0]
@@ -196,7 +196,7 @@ def check_stacks(tx: Transform, specs: Any) -> None:
 
     def tried(params):
         state = tx.init(params)
-        extra = {"value": value_fn(params), "grad": params, "value_fn": value_fn}
+        extra = {"value": value_fn(params), "grad": params, "value_fn": value_fn, "hessian": params}
         taking_extra(tx.update)(params, state, params, **extra)
 
     try:
@@ -234,7 +234,7 @@ def _layouts(node: Any) -> Any:
 
 def _outputs_last(param: Param) -> tuple[int, ...] | None:
     """The axes of a declared array with its outputs last, if they are not."""
-    names = param.axes or ()
+    names = param.axes or ("",)
     if "out" not in names or names[-1] == "out":
         return None
     out = len(param.stack) + names.index("out")
