@@ -28,8 +28,8 @@ MINDS |= {"masked", "partition", "freeze", "add_decayed_weights of kernels"}  # 
 GLOBAL = {name for name in BUILDS if "global_norm" in name or "prodigy" in name}
 GLOBAL |= {"named_chain", "lbfgs directions"}
 QUICK = {
-    "adamw", "average_params", "lookahead", "masked", "clip_by_global_norm",
-    "muon of banks of filters", "soap", "novograd", "adafactor", "sm3", "lamb", "lars",
+    "adamw", "average_params", "masked", "clip_by_global_norm",
+    "muon of banks of filters", "soap", "novograd", "adafactor", "sm3", "lamb",
     "adaptive_grad_clip", "centralize", "project on l2_ball",
 }  # fmt: skip
 SAMPLE = [name for name in BUILDS if name in QUICK or "FNN_QUICK" not in os.environ]
@@ -368,14 +368,16 @@ def test_optax_difference_muon_of_filters_and_stacks():
     grads = {"w": jax.random.normal(jax.random.key(0), (STEPS, 2, 3, 4, 5))}
     p = {"w": jnp.ones((2, 3, 4, 5))}
 
-    def theirs(reduction):
+    def theirs(*reduction):
         numbers = {"w": optax.contrib.MuonDimensionNumbers(reduction, 3)}
-        return optax.contrib.muon(0.1, **options, muon_weight_dimension_numbers=numbers)
+        tx = optax.contrib.muon(0.1, **options, muon_weight_dimension_numbers=numbers)
+        with jax.numpy_dtype_promotion("standard"):
+            return run(tx, grads, p)
 
     ours = optim.muon(0.1, **options, matrices="w")
-    close(run(ours, grads, p), run(theirs((0, 1, 2)), grads, p), 1e-4)
+    close(run(ours, grads, p), theirs(0, 1, 2), 1e-4)
     told = optim.stacked(ours, {"w": fnn.Param((3, 4, 5), zeros, stack=(2,))})
-    close(run(told, grads, p), run(theirs((1, 2)), grads, p), 1e-4)
+    close(run(told, grads, p), theirs(1, 2), 1e-4)
 
 
 def test_optax_takes_a_stack_for_one_layer():

@@ -34,10 +34,15 @@ class Stack:
     told: bool = True
 
 
+def _of_value(aux: tuple, children: Any) -> Stack:
+    (value,) = children
+    return Stack(value, *aux)
+
+
 jax.tree_util.register_pytree_with_keys(
     Stack,
     lambda s: (((errors.Unnamed(), s.value),), (s.depth, s.order, s.told)),
-    lambda aux, children: Stack(children[0], *aux),
+    _of_value,
     lambda s: ((s.value,), (s.depth, s.order, s.told)),
 )
 
