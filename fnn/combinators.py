@@ -136,7 +136,8 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
     Params and state are the layer's with a leading axis [n]: every member has first values, a
     dropout key and batch statistics of its own. The layer is traced and compiled once, so that
     neither grows with n. Members keep their values when n changes. Inputs after the first, such
-    as a mask, go to every member.
+    as a mask, go to every member. An optimizer that takes a leaf for one layer's is told of the
+    stack by `fnn.optim.stacked`.
 
     - `layer`: gives back the shape and dtype of its first input.
     - `n`: how many, at least 1.
@@ -189,6 +190,7 @@ def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
 
     Params and state are the layer's with a leading axis [n], and so is y: every member has first
     values, a dropout key and batch statistics of its own. Members keep their values when n changes.
+    `fnn.optim.each_member` gives each an optimizer of its own.
     [...] -> [n, ...].
 
     - `n`: how many, at least 1.

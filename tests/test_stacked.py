@@ -81,7 +81,7 @@ def member(tree, i, axis):
     return {**tree, "deep": jax.tree.map(lambda a: jnp.take(a, i, axis), tree["deep"])}
 
 
-def close(got, want, tolerance=1e-5):
+def close(got, want, tolerance=1e-6):
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         b = np.asarray(b)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
@@ -206,7 +206,7 @@ def test_a_deep_network_learns_as_its_layers_in_a_row():
         optim.adaptive_grad_clip(0.01), optim.clip_by_global_norm(0.1), optim.muon(0.1)
     )
     told = optim.stacked(tx, deep.specs(x)[0])
-    batch = tuple(jax.random.normal(jax.random.key(i), x) for i in (1, 2))
+    batch = tuple(jax.random.normal(jax.random.key(i), x, "float32") for i in (1, 2))
     start = fnn.train.init(deep, told, jax.random.key(0), x)
     ts = start
     parts = {name: jax.tree.map(lambda a, i=i: a[i], start.params) for i, name in enumerate("ab")}

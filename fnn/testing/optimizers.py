@@ -48,7 +48,8 @@ def check_optimizer(
     - a state taken to NumPy and back goes on bitwise, and a count at its largest stays there;
     - trees without leaves or values pass, and so do extra arguments that it does not know.
 
-    - `splits`: False for methods defined per leaf or matrix.
+    - `splits`: False for methods defined per leaf or matrix, whose rules say `whole=True` (see
+      `fnn.optim.leafwise`).
     - `equivariant`: False where names or order matter by design, as for noise.
     - `still`: False for what moves without a gradient.
     - `differentiable`: False leaves out reverse mode, as for a search of unknown length.
