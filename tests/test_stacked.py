@@ -20,13 +20,13 @@ from fnn.initializers import zeros
 from fnn.optim.stacked import check_stacks
 
 N, STEPS = 3, 3
-BUILDS = {name: partial(row.build, **row.usual) for name, row in ROWS.items()}
+BUILDS = {k: partial(row.build, **row.usual) for k, row in ROWS.items() if "noisy" not in k}
 BUILDS["muon of banks of filters"] = partial(optim.muon, 0.1, matrices=("*kernel", "*turned"))
 MINDS = {name for name, row in ROWS.items() if row.checks.get("splits") is False}
 MINDS |= {"muon of banks of filters"}
 MINDS |= {"masked", "partition", "freeze", "add_decayed_weights of kernels"}  # by numbers of axes
-GLOBAL = {name for name in BUILDS if "global_norm" in name or "prodigy" in name}
-GLOBAL |= {"named_chain", "lbfgs directions"}
+WHOLE_TREE = "global_norm", "prodigy", "polyak", "named_chain", "lbfgs"
+GLOBAL = {name for name in BUILDS if any(method in name for method in WHOLE_TREE)}
 QUICK = {
     "adamw", "average_params", "masked", "clip_by_global_norm",
     "muon of banks of filters", "soap", "novograd", "adafactor", "sm3", "lamb",
