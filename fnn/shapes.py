@@ -29,10 +29,8 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         errors.not_an_array(x)
     if isinstance(x, (np.ndarray, np.generic)):  # which may be wider than jax would hold
-        try:
-            return jax.ShapeDtypeStruct(x.shape, jnp.result_type(x))
-        except TypeError:  # strings and objects
-            errors.not_an_array(x)
+        dtype = _native_dtype(x.dtype)
+        return errors.not_an_array(x) if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
@@ -66,12 +64,75 @@ def unlike(a: Any, b: Any) -> type[errors.FnnError] | None:
     return errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
 
 
-def from_numpy(x: Any) -> Any:
-    """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
-    try:
-        return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
-    except TypeError:
+def native(x: Any, name: str = "arrays") -> Any:
+    """A NumPy array as JAX takes it, still NumPy's; anything else as it is. The one gate for them.
+
+    JAX itself reads bytes of the other order as they are once it has compiled, wraps 64-bit integers
+    into 32 bits, and makes floats too large for float32 infinite. Here the bytes are put in order,
+    and a value that the dtype of JAX's mode cannot hold is refused, as a mask is, and a dtype without
+    numbers. What `jax.jit` traced before it came here cannot be seen.
+
+    - `name`: of the array, for the message.
+
+    >>> native(np.ones(2, ">f4")).dtype, native(np.arange(3)).dtype
+    (dtype('float32'), dtype('int32'))
+    """
+    if type(x) is np.ndarray and x.dtype in _PLAIN:  # first, since steps come here for each batch
         return x
+    if not isinstance(x, (np.ndarray, np.generic)):
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        mend = "pass what it holds, as x.filled(0), and beside it a mask: ~np.ma.getmaskarray(x)"
+        raise errors.InputError(f"{name} without a mask of NumPy", f"masked {errors.show(x)}", mend)
+    dtype = _native_dtype(x.dtype)
+    if dtype is None:
+        mend = "make them of numbers, as x.astype(np.float32)"
+        raise errors.DtypeError(f"{name} of numbers that JAX has", f"{name} {errors.show(x)}", mend)
+    if dtype.kind in "iu":
+        narrow = np.asarray(x).astype(dtype, copy=False)
+        if dtype.itemsize < x.dtype.itemsize and not (narrow == x).all():
+            mend = "number them anew, or switch on jax_enable_x64"
+            got = f"{name} {errors.show(x)} in {x.min()} ... {x.max()}"
+            raise errors.InputError(f"{name} that {dtype} holds", got, mend)
+        return narrow
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(x).astype(dtype, copy=False)
+    except FloatingPointError:
+        mend = "scale them, or switch on jax_enable_x64"
+        got = f"{name} {errors.show(x)} with larger ones"
+        raise errors.InputError(f"{name} that {dtype} holds", got, mend) from None
+
+
+def natives(tree: Any, name: str) -> Any:
+    """A tree with `native` of each of its leaves, which are named by their paths below `name`."""
+    try:
+        return jax.tree.map(native, tree)
+    except errors.FnnError:
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"))
+        raise
+
+
+_PLAIN = frozenset(
+    np.dtype(name)
+    for name in "bool int8 int16 int32 uint8 uint16 uint32 float16 float32 complex64".split()
+)
+
+
+def _native_dtype(dtype: np.dtype) -> np.dtype | None:
+    """That of JAX's array for NumPy's, in its mode; None for strings, objects, dates and others."""
+    number = dtype.kind in "biufc" and dtype.char not in "gG"  # which are wider than any of JAX's
+    if not number and not (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.number)):
+        return None
+    return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
+
+
+def from_numpy(x: Any, name: str = "arrays") -> Any:
+    """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
+    if not isinstance(x, (np.ndarray, np.generic)) or _native_dtype(x.dtype) is None:
+        return x
+    return jnp.asarray(native(x, name))
 
 
 def as_array(x: Any) -> jax.Array:

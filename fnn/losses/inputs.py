@@ -19,7 +19,7 @@ LAYOUTS = ("[...]", "[..., C]", "[..., N, C]")  # by the axes of one example
 
 def array(name: str, x: Any) -> jax.Array:
     """x as a jax array; numbers, lists and trees are refused."""
-    x = from_numpy(x)
+    x = from_numpy(x, name)
     if not isinstance(x, jax.Array):
         raise errors.InputError(
             f"{name} to be an array", f"{name} {errors.show(x)}", "pass one array, by jnp.asarray"
