@@ -109,12 +109,23 @@ def key(value: Any) -> None:
     """One typed key (or the older uint32 form of it)."""
     dtype = getattr(value, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if typed and value.shape == () or dtype == np.uint32 and value.shape in ((2,), (4,)):
+    raw = dtype == np.uint32 and value.shape in ((2,), (4,))
+    if typed and value.shape == () or raw and value.shape == _raw_shape():
         return
     mend = "pass jax.random.key(0)"
+    if raw:
+        mend = f'name its generator: jax.random.wrap_key_data(key, impl="{_IMPLS[value.shape]}")'
     if typed:
         mend = "one call takes one key: for many, jax.vmap over them"
     raise RandomKeyError("a key", show(value), mend)
+
+
+_IMPLS = {(2,): "threefry2x32", (4,): "rbg"}
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """Of a key of the older form, which is one of JAX's default generator."""
+    return (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)
 
 
 def need_key(key: Any) -> None:

@@ -74,7 +74,7 @@ def unroll_generate(
     """
     with errors.within("unroll_generate"):
         first_carry = carry_of(cell)
-        x, given = as_array(x), as_array(given)
+        x, given = as_array(x, "x"), as_array(given, "given")
         time = _time(x, given)
         known = time.length and not isinstance(time.mask, jax.core.Tracer)
         if known and not np.asarray(time.mask)[..., 0].all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         errors.not_an_array(x)
     if isinstance(x, (np.ndarray, np.generic)):  # which may be wider than jax would hold
-        dtype = _native_dtype(x.dtype)
+        dtype = native_dtype(x.dtype)
         return errors.not_an_array(x) if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
@@ -64,15 +65,16 @@ def unlike(a: Any, b: Any) -> type[errors.FnnError] | None:
     return errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
 
 
-def native(x: Any, name: str = "arrays") -> Any:
+def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
     """A NumPy array as JAX takes it, still NumPy's; anything else as it is. The one gate for them.
 
-    JAX itself reads bytes of the other order as they are once it has compiled, wraps 64-bit integers
-    into 32 bits, and makes floats too large for float32 infinite. Here the bytes are put in order,
-    and a value that the dtype of JAX's mode cannot hold is refused, as a mask is, and a dtype without
-    numbers. What `jax.jit` traced before it came here cannot be seen.
+    JAX itself reads bytes of the other order as they are, once it has compiled; it wraps 64-bit
+    integers into 32 bits, and makes floats too large for float32 infinite. Here the bytes are put
+    in order, and a value that the dtype of JAX's mode cannot hold is refused, as are NumPy's masks
+    and dtypes without numbers. What `jax.jit` traced before it came here cannot be seen.
 
     - `name`: of the array, for the message.
+    - `others`: whether what has no numbers, as strings, passes as it is.
 
     >>> native(np.ones(2, ">f4")).dtype, native(np.arange(3)).dtype
     (dtype('float32'), dtype('int32'))
@@ -84,7 +86,9 @@ def native(x: Any, name: str = "arrays") -> Any:
     if isinstance(x, np.ma.MaskedArray):
         mend = "pass what it holds, as x.filled(0), and beside it a mask: ~np.ma.getmaskarray(x)"
         raise errors.InputError(f"{name} without a mask of NumPy", f"masked {errors.show(x)}", mend)
-    dtype = _native_dtype(x.dtype)
+    dtype = native_dtype(x.dtype)
+    if dtype is None and others:
+        return x
     if dtype is None:
         mend = "make them of numbers, as x.astype(np.float32)"
         raise errors.DtypeError(f"{name} of numbers that JAX has", f"{name} {errors.show(x)}", mend)
@@ -104,13 +108,13 @@ def native(x: Any, name: str = "arrays") -> Any:
         raise errors.InputError(f"{name} that {dtype} holds", got, mend) from None
 
 
-def natives(tree: Any, name: str) -> Any:
+def natives(tree: Any, name: str, others: bool = False) -> Any:
     """A tree with `native` of each of its leaves, which are named by their paths below `name`."""
     try:
-        return jax.tree.map(native, tree)
+        return jax.tree.map(partial(native, others=True) if others else native, tree)
     except errors.FnnError:
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"))
+            native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"), others)
         raise
 
 
@@ -120,7 +124,7 @@ _PLAIN = frozenset(
 )
 
 
-def _native_dtype(dtype: np.dtype) -> np.dtype | None:
+def native_dtype(dtype: np.dtype) -> np.dtype | None:
     """That of JAX's array for NumPy's, in its mode; None for strings, objects, dates and others."""
     number = dtype.kind in "biufc" and dtype.char not in "gG"  # which are wider than any of JAX's
     if not number and not (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.number)):
@@ -130,13 +134,13 @@ def _native_dtype(dtype: np.dtype) -> np.dtype | None:
 
 def from_numpy(x: Any, name: str = "arrays") -> Any:
     """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
-    if not isinstance(x, (np.ndarray, np.generic)) or _native_dtype(x.dtype) is None:
+    if not isinstance(x, (np.ndarray, np.generic)) or native_dtype(x.dtype) is None:
         return x
     return jnp.asarray(native(x, name))
 
 
-def as_array(x: Any) -> jax.Array:
-    x = from_numpy(x)
+def as_array(x: Any, name: str = "arrays") -> jax.Array:
+    x = from_numpy(x, name)
     return x if isinstance(x, jax.Array) else errors.not_an_array(x)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from fnn import errors, tree
 from fnn.convert import origins
 from fnn.layer import Layer
-from fnn.shapes import arrays_of, as_struct
+from fnn.shapes import arrays_of, as_struct, native
 from fnn.tree.selection import unknown
 
 Groups = dict[str, dict[str, Any]]  # the layers of the other network: {name: {entry: array}}
@@ -410,6 +410,7 @@ def on_host(name: str, value: Any) -> np.ndarray:
     value = value.detach() if hasattr(value, "detach") else value  # a tensor that takes gradients
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise errors.InputError(f"{name} to be an array", errors.show(value), "pass an array")
+    value = native(value, name)
     try:
         return np.asarray(value)
     except (TypeError, RuntimeError):

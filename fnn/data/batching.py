@@ -11,6 +11,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.shapes import natives
+
 
 @functools.partial(jax.jit, static_argnames="n")
 def _permutation(key, epoch, n: int):
@@ -110,16 +112,29 @@ def rows_of_batches(seed, epoch, n: int, batch_size: int) -> jax.Array:
     return permutation(seed, epoch, n)[: full * batch_size].reshape(full, batch_size)
 
 
+def on_host(data: Any) -> Any:
+    """Data as NumPy arrays, of kinds that JAX takes; values are looked at as batches come."""
+    kinds = jax.tree.map(lambda x: x[:0] if np.ma.isMaskedArray(x) else None, data)
+    natives(kinds, "data")  # refuses what np.asarray takes the mask from
+    return jax.tree.map(np.asarray, data)
+
+
+def rows_of(data: Any, rows: Any) -> Any:
+    """Some examples of data on the host, as JAX takes them; names and the like as they are."""
+    return natives(jax.tree.map(lambda x: x[rows], data), "data", others=True)
+
+
 def _checked(data, batch_size) -> tuple[Any, int, int]:
     """(data as NumPy arrays, number of examples, batch_size), or the error that says what is off.
 
     Raises:
+      InputError: an array with a mask of NumPy's.
       ValueError: no arrays, an array without a leading axis, unequal leading axes, a bad size.
     """
     batch_size = operator.index(batch_size)
     if batch_size < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-    data = jax.tree.map(np.asarray, data)
+    data = on_host(data)
     leaves = jax.tree_util.tree_leaves_with_path(data)
     if not leaves:
         raise ValueError(f"expected a tree of arrays as data, got one without any: {data!r}")
@@ -155,9 +170,11 @@ def batches(
       epoch: the epoch's number; give a new one each epoch, or the order is the same again.
 
     Yields:
-      Trees like data, of NumPy arrays [batch_size, ...] (copies).
+      Trees like data, of NumPy arrays [batch_size, ...] (copies), in dtypes of JAX's mode: int64
+      as int32, float64 as float32 without x64, bytes in the machine's order.
 
     Raises:
+      InputError: masked arrays of NumPy's, and, as they come, values that JAX's dtype cannot hold.
       ValueError: at the call: leading axes that differ (by the leaf's path), or batch_size > n.
 
     >>> data = {"x": np.arange(5) * 10, "y": np.arange(5)}
@@ -176,7 +193,7 @@ def batches(
 
     def generate():
         for rows in order:
-            yield jax.tree.map(lambda x: x[rows], data)  # noqa: B023
+            yield rows_of(data, rows)
 
     return generate()
 
@@ -193,10 +210,12 @@ def eval_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]
       batch_size: examples a batch.
 
     Yields:
-      (batch, mask): a tree like data, of NumPy arrays [batch_size, ...] (full batches are views),
-      and bool [batch_size], True where the example is real.
+      (batch, mask): a tree like data, of NumPy arrays [batch_size, ...] (full batches are views)
+      in dtypes of JAX's mode, as of `batches`, and bool [batch_size], True where the example is
+      real.
 
     Raises:
+      InputError: as `batches`.
       ValueError: at the call: leading axes that differ (by the leaf's path), or batch_size < 1.
 
     >>> for batch, mask in eval_batches(np.arange(5), 3):
@@ -213,6 +232,6 @@ def eval_batches(data: Any, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]
                 rows = slice(start, start + batch_size)
             else:
                 rows = np.minimum(np.arange(start, start + batch_size), n - 1)
-            yield jax.tree.map(lambda x: x[rows], data), mask  # noqa: B023
+            yield rows_of(data, rows), mask
 
     return generate()

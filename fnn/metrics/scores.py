@@ -26,6 +26,7 @@ from fnn.metrics.metric import (
     tally,
     total,
 )
+from fnn.shapes import from_numpy
 
 
 @errors.builder
@@ -129,7 +130,7 @@ def calibration_error(bins: int = 15) -> Metric:
 
     def update(accumulator, outputs, labels, mask):
         hit = hits(outputs, labels, 1, "calibration_error")
-        logits = jnp.asarray(outputs)
+        logits = from_numpy(outputs, "outputs")
         confidence = jax.nn.softmax(logits.astype(wide(logits.dtype)), axis=-1).max(-1)
         keep = kept(mask, hit.shape)
         at = jnp.clip(jnp.ceil(confidence * bins) - 1, 0, bins - 1)

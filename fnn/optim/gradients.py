@@ -20,6 +20,7 @@ import numpy as np
 from fnn import checks, errors
 from fnn.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, at_most, divide, norm
+from fnn.shapes import as_array, natives
 
 
 @errors.builder
@@ -195,7 +196,8 @@ def separate(argnums: Any, args: tuple, kwargs: Mapping) -> tuple[Any, tuple[tup
     at = [i % len(args) for i in many]
     chosen = tuple(args[i] for i in at)
     checks.floating_leaves("what is differentiated", chosen)
-    return chosen, (tuple(None if i in at else a for i, a in enumerate(args)), dict(kwargs))
+    rest = tuple(None if i in at else a for i, a in enumerate(args)), dict(kwargs)
+    return chosen, natives(rest, "arguments", others=True)
 
 
 def of_chosen(fn: Callable, argnums: Any) -> Callable:
@@ -245,7 +247,7 @@ def _cut(leaf: Any, k: int) -> Any:
     """[B, ...] -> [k, B / k, ...]; a key into k."""
     if _is_key(leaf):
         return jax.random.split(leaf, k)
-    leaf = jnp.asarray(leaf)
+    leaf = as_array(leaf)
     return leaf.reshape(k, leaf.shape[0] // k, *leaf.shape[1:])
 
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
-from fnn.data.batching import rows_of_batches
+from fnn.data.batching import on_host, rows_of, rows_of_batches
+from fnn.shapes import natives
 from fnn.train.run import check_batches, steps_over
 from fnn.train.step import TrainState, data_key
 
@@ -61,17 +62,17 @@ def calls(
 
 
 def _looped(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
-    arrays = jax.tree.map(np.asarray, data)  # on the host
+    arrays = on_host(data)
 
     def batches_of(epoch):
         for rows in order_of(epoch):
-            yield jax.tree.map(lambda a: a[rows], arrays)  # noqa: B023
+            yield rows_of(arrays, rows)
 
     return partial(_loop, step, batches_of)
 
 
 def _scanned(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
-    resident = jax.device_put(data)
+    resident = jax.device_put(natives(data, "data"))
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state):
@@ -101,7 +102,7 @@ def _check_stream(data: Any, driver: str) -> None:
 
 def _loop(step: Callable, batches_of: Callable, epoch: int, train_state: TrainState) -> Calls:
     for batch in batches_of(epoch):
-        train_state, metrics = step(train_state, batch)
+        train_state, metrics = step(train_state, natives(batch, "batch"))
         yield train_state, metrics, 1
 
 

@@ -12,6 +12,7 @@ from fnn import checks, errors
 from fnn.data.batching import eval_batches
 from fnn.layer import Layer
 from fnn.metrics.metric import check_metrics
+from fnn.shapes import natives
 from fnn.train.drivers import DRIVERS, calls
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
 
@@ -136,7 +137,7 @@ def evaluator(
         params, state = train_state.params, train_state.state
         start = accumulators = {name: measure.init() for name, measure in measures.items()}
         for batch, mask in eval_batches(data, batch_size):
-            accumulators = update(params, state, accumulators, batch, mask)
+            accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
         if accumulators is start:
             raise errors.InputError("data to evaluate on", "no examples", "pass some")
         values = compute(accumulators)

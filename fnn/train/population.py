@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.arithmetic import increment
-from fnn.shapes import unlike
+from fnn.shapes import natives, unlike
 
 
 class Population(NamedTuple):
@@ -45,6 +45,7 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
     with errors.within("population"):
         n = checks.examples("members and hyper", (members, hyper))
         _check_hyper(hyper)
+        members, hyper = natives((members, hyper), "members and hyper")
     return Population(members, hyper, jnp.full(n, jnp.nan), jnp.int32(0), checks.typed_key(key))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.data.batching import rows_of_batches
 from fnn.scanning import scan
-from fnn.shapes import as_array
+from fnn.shapes import as_array, natives
 from fnn.train.step import TrainState, check_train_state, data_key
 
 
@@ -71,7 +71,7 @@ def run(
         if eval_every is not None:
             checks.count("eval_every", eval_every)
             checks.function("eval_fn", eval_fn, "the training state")
-        data = jax.tree.map(as_array, data)
+        data = jax.tree.map(as_array, natives(data, "data"))
         per_epoch = check_batches(data, batch_size)
     n, key = checks.examples("data", data), data_key(train_state)
     length = eval_every or max(per_epoch, checkpoint_every or 0)

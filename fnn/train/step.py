@@ -16,7 +16,7 @@ from fnn.optim.arithmetic import increment
 from fnn.optim.safety import unless_skipped
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
-from fnn.shapes import from_numpy
+from fnn.shapes import from_numpy, natives
 from fnn.static import run_once_compiled
 
 
@@ -164,7 +164,7 @@ def step(
         return (increment(train_state.step), *after), {"loss": loss, **metrics}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        (step, params, state, opt_state), metrics = update(train_state, batch)
+        (step, params, state, opt_state), metrics = update(train_state, natives(batch, "batch"))
         new = TrainState(step, params, state, opt_state, train_state.key)
         return new, metrics  # the key stays outside, since jit is slow to return a typed one
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from fnn import checks, errors
-from fnn.shapes import as_array
+from fnn.shapes import as_array, natives
 from fnn.train.step import TrainState
 
 
@@ -65,7 +65,7 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
 
     def long_step(train_state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         with errors.within("tbptt"):
-            batch = jax.tree.map(as_array, batch)
+            batch = jax.tree.map(as_array, natives(batch, "batch"))
         after, metrics = run(train_state, batch)
         return after._replace(key=train_state.key), metrics
 
