@@ -39,7 +39,8 @@ def fitted(step, driver):
 
 
 def stream(data):
-    batches = [jax.tree.map(lambda a: a[i : i + 4], data) for i in (0, 4, 8)]
+    parts = zip(*(np.split(data[name], 3) for name in ("image", "label")), strict=True)
+    batches = [dict(zip(("image", "label"), part, strict=True)) for part in parts]
     epoch = fnn.train.fit(own_step, START, lambda _: iter(batches), epochs=1, progress=False)
     return epoch[1]["train"]["loss"]
 
