@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from fnn import checks, errors
 from fnn.dtypes import is_floating, wide, widened
+from fnn.lengths import as_length, length_of, scaled, value
 from fnn.shapes import struct
 
 __all__ = [
@@ -156,6 +157,8 @@ def top_eigenvalues(
                 f"k <= steps <= n, the number of values {n}", f"k={k}, steps={steps}", "change them"
             )
 
+        one = as_length(1.0, dtype)
+
         def product(v):
             return ravel_pytree(matvec(unravel(v.astype(flat.dtype))))[0].astype(dtype)
 
@@ -169,17 +172,16 @@ def top_eigenvalues(
             basis = basis.at[i].set(v)
             w = product(v)
             rest = without(w, basis)
-            length = jnp.linalg.norm(rest)
+            length = value(length_of(rest))
             # Where the space is exhausted, any other direction goes on, with no link to it.
-            done = length <= jnp.finfo(dtype).eps * n * jnp.linalg.norm(w)
+            done = length <= jnp.finfo(dtype).eps * n * value(length_of(w))
             other = without(jax.random.normal(jax.random.fold_in(key, i), (n,), dtype), basis)
             along = jnp.where(done, other, rest)
-            scale = jnp.linalg.norm(along)
-            after = along / jnp.where(scale > 0, scale, 1)
+            after = scaled(along, one, length_of(along))
             return (basis, after), (jnp.vdot(v, w), jnp.where(done, 0, length))
 
         start = jax.random.normal(key, (n,), dtype)
-        start = start / jnp.linalg.norm(start)
+        start = scaled(start, one, length_of(start))
         _, (diagonal, beside) = jax.lax.scan(
             step, (jnp.zeros((steps, n), dtype), start), jnp.arange(steps)
         )

@@ -24,6 +24,7 @@ from fnn.frozen import hold
 from fnn.initializers import normal
 from fnn.initializing import Derived
 from fnn.layer import Layer, as_layer, outline, wrap
+from fnn.lengths import as_length, divide, exponent, length_over, scaled, times_power, value
 from fnn.shapes import arity, arrays_of, from_numpy, signature, struct
 
 __all__ = ["lora", "prune", "quantize", "reparam", "spectral_norm", "weight_norm"]
@@ -146,6 +147,10 @@ def _last(w: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(w, axis, -1)
 
 
+def _others(w: jax.Array, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(w.ndim) if i != axis)
+
+
 def _along(v: jax.Array, axis: int, ndim: int) -> jax.Array:
     """[features] -> as many axes as the kernel has, to be multiplied with it."""
     return v.reshape(*(-1 if i == axis else 1 for i in range(ndim)))
@@ -187,18 +192,16 @@ def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """
 
     def length(v, axis):
-        squares = jnp.square(v.astype(wide(v.dtype)))
-        total = jnp.sum(squares, axis=tuple(i for i in range(v.ndim) if i != axis))
-        zero = total == 0  # of which the root has no derivative
-        return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
+        return length_over(v.astype(wide(v.dtype)), _others(v, axis))
 
     def split(w, axis):
-        return {"gain": length(w, axis).astype(w.dtype), "direction": w}
+        return {"gain": value(length(w, axis)).reshape(-1).astype(w.dtype), "direction": w}
 
     def join(p, axis):
         v, size = p["direction"], length(p["direction"], axis)
-        scale = p["gain"].astype(size.dtype) / jnp.where(size == 0, 1, size)
-        return (v.astype(size.dtype) * _along(scale, axis, v.ndim)).astype(v.dtype)
+        dtype = size.root.dtype
+        unit = scaled(v.astype(dtype), as_length(1.0, dtype), size)
+        return (unit * _along(p["gain"].astype(dtype), axis, v.ndim)).astype(v.dtype)
 
     return _pair(layer, names, split, join, {"gain": ("out",)})
 
@@ -230,9 +233,10 @@ def spectral_norm(
         size = jnp.linalg.norm(v)
         return v / jnp.where(size == 0, 1, size)
 
-    def divide(w, axis):
+    def normalized(w, axis):
         last = _last(w, axis)
         matrix = last.reshape(-1, last.shape[-1]).astype(wide(w.dtype))
+        matrix = times_power(matrix, -exponent(jnp.max(jnp.abs(matrix), initial=0)))
         fixed = jax.lax.stop_gradient(matrix)
         v = unit(jnp.asarray(_start(matrix.shape[1]), matrix.dtype))
         v = jax.lax.fori_loop(0, iterations, lambda _, v: unit(fixed.T @ (fixed @ v)), v)
@@ -240,7 +244,7 @@ def spectral_norm(
         divided = (matrix / jnp.where(sigma == 0, 1, sigma)).astype(w.dtype)
         return jnp.moveaxis(divided.reshape(last.shape), -1, axis)
 
-    return _pair(layer, names, lambda w, axis: w, divide)
+    return _pair(layer, names, lambda w, axis: w, normalized)
 
 
 def _start(n: int) -> np.ndarray:
@@ -379,11 +383,10 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     def rounded(w, axis):
         if w.size == 0:
             return w
-        value = w.astype(wide(w.dtype))
-        largest = jnp.max(jnp.abs(value), axis=tuple(i for i in range(w.ndim) if i != axis))
-        step = jnp.where(largest == 0, 1, largest / (2 ** (bits - 1) - 1))
-        step = _along(step, axis, w.ndim)
-        return _straight_through(w, (jnp.round(value / step) * step).astype(w.dtype))
+        wider = w.astype(wide(w.dtype))
+        largest = jnp.max(jnp.abs(wider), axis=_others(w, axis))
+        step = _along(largest / (2 ** (bits - 1) - 1), axis, w.ndim)
+        return _straight_through(w, (jnp.round(divide(wider, step)) * step).astype(w.dtype))
 
     return _pair(layer, names, lambda w, axis: w, rounded)
 

@@ -13,6 +13,7 @@ from fnn.dtypes import wide
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
 from fnn.layers.pool import pool_window
+from fnn.lengths import divide
 
 
 @errors.builder
@@ -70,7 +71,7 @@ def _norm(x: jax.Array, p: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1)
     # y does not depend on what x is divided by, so the scale has no gradient
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    total = jnp.sum(_power(x / scale[..., None], p), axis=-1)  # in [1, K], or 0, inf, NaN
+    total = jnp.sum(_power(divide(x, scale[..., None]), p), axis=-1)  # in [1, K], or 0, inf, NaN
     zero = total == 0
     return jnp.where(zero, 0, scale * jnp.where(zero, 1, total) ** (1 / p))
 

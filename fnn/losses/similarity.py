@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.lengths import divide
 from fnn.losses.inputs import alike, positive
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import log_softmax
@@ -110,6 +111,6 @@ def _unit(x: jax.Array) -> jax.Array:
     # No direction depends on this scale, so neither does a derivative; squares stay in range.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
     none = scale == 0
-    x = x / jnp.where(none, 1, scale)
+    x = divide(x, scale)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return jnp.where(none, 0, x * jax.lax.rsqrt(jnp.where(none, 1, square)))

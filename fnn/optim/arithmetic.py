@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.dtypes import widest
+from fnn.lengths import divide, length_of, sqrt, value
 
 
 def as_dtype(value: Any, dtype: Any) -> jax.Array:
@@ -39,40 +40,9 @@ def correction(decay: Any, t: jax.Array) -> jax.Array:
     return 1 / jnp.where(t == 1, 1 - decay, later)  # exact at first, and for decay 0
 
 
-@jax.custom_jvp
-def sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with derivative zero at zero instead of infinity."""
-    return jnp.sqrt(x)
-
-
-@sqrt.defjvp
-def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (x,), (dx,) = primals, tangents
-    root = sqrt(x)
-    return root, divide(jnp.full_like(root, 0.5), root) * dx
-
-
-@jax.custom_jvp
-def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and zero where b is zero: nothing moves where nothing was measured."""
-    return jnp.where(b == 0, 0, a / b)
-
-
-@divide.defjvp
-def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (a, b), (da, db) = primals, tangents
-    quotient, inverse = divide(a, b), divide(jnp.ones_like(b), b)
-    return quotient, inverse * da - quotient * inverse * db
-
-
 def over_root(m: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0) -> jax.Array:
     """m / (sqrt(v + eps_root) + eps), and zero where that divides by zero."""
     return divide(m, sqrt(v + as_dtype(eps_root, v.dtype)) + as_dtype(eps, v.dtype))
-
-
-def at_most(most: jax.Array, length: jax.Array) -> jax.Array:
-    """What to multiply by, for a length of at most `most`."""
-    return jnp.where(length > most, divide(most, length), 1)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -88,22 +58,9 @@ def tree_dtype(tree: Any) -> Any:
 def norm(*arrays: jax.Array) -> jax.Array:
     """The root of the sum of all squares, in float32 or wider, with derivative zero at zero.
 
-    Values are divided by the largest first, so that no square over- or underflows.
+    No square over- or underflows. What is divided by it goes by `fnn.lengths`, of wider range.
     """
-    dtype = tree_dtype(arrays)
-    arrays = tuple(a.astype(dtype) for a in arrays if a.size)
-    if not arrays:
-        return jnp.zeros((), dtype)
-    largest = jax.lax.stop_gradient(reduce(jnp.maximum, (jnp.max(jnp.abs(a)) for a in arrays)))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * sqrt(sum((jnp.sum(jnp.square(a / unit)) for a in arrays), jnp.zeros((), dtype)))
-
-
-def norm_over(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
-    """The norm over some axes, which stay with size 1, in the dtype of x; else as `norm`."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * sqrt(jnp.sum(jnp.square(x / unit), axes, keepdims=True))
+    return value(length_of(*arrays))
 
 
 # --- narrow floats

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, at_most, increment, norm, norm_over, sqrt
+from fnn.lengths import as_length, at_least, length_of, length_over, shortened, times
+from fnn.optim.arithmetic import as_dtype, increment, norm, sqrt
 from fnn.optim.members import map_members
 from fnn.optim.transform import (
     Transform,
@@ -70,10 +71,10 @@ def clip_by_global_norm(max_norm: Any) -> Transform:
     checks.number("max_norm", max_norm, 0.0, float("inf"))
 
     def update(grads, opt_state, params=None, **extra):
-        length = global_norm(grads)
-        most = as_dtype(max_norm, length.dtype)
-        factor = at_most(most, length)
-        (updates,) = each_leaf(lambda p, g: (g * factor.astype(g.dtype),), grads)
+        checks.floating_leaves("the gradient", grads)
+        length = length_of(*map(jnp.asarray, jax.tree.leaves(grads)))
+        most = as_length(max_norm, length.root.dtype)
+        (updates,) = each_leaf(lambda p, g: (shortened(g, most, length),), grads)
         return updates, opt_state
 
     return Transform(lambda params: (), update)
@@ -112,7 +113,8 @@ def clip_by_block_rms(threshold: Any) -> Transform:
     checks.number("threshold", threshold, 0.0, float("inf"))
 
     def rule(p, g):
-        return g * at_most(as_dtype(threshold, g.dtype), norm(g) / max(g.size, 1) ** 0.5)
+        rms = times(1 / max(g.size, 1) ** 0.5, length_of(g))
+        return shortened(g, as_length(threshold, g.dtype), rms)
 
     return stateless(rule, whole=True)
 
@@ -143,8 +145,8 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Any = None) -> Tran
 
     def rule(p, g):
         axes = axis if axis is not None else tuple(range(g.ndim - (g.ndim > 1)))
-        weights = jnp.maximum(norm_over(p, axes), as_dtype(eps, g.dtype))
-        return g * at_most(as_dtype(clipping, g.dtype) * weights, norm_over(g, axes))
+        weights = at_least(length_over(p, axes), eps)
+        return shortened(g, times(clipping, weights), length_over(g, axes))
 
     return _of_params(rule)
 

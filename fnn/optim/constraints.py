@@ -10,7 +10,8 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, at_most, norm_over
+from fnn.lengths import as_length, length_over, shortened
+from fnn.optim.arithmetic import as_dtype
 from fnn.optim.members import check_told
 from fnn.optim.transform import Transform, each_leaf, need_params
 
@@ -94,8 +95,8 @@ def l2_ball(radius: Any, axis: Any = None) -> Callable[[jax.Array], jax.Array]:
     checks.number("radius", radius, 0.0, float("inf"))
 
     def onto(x):
-        length = norm_over(x, tuple(range(x.ndim)) if axis is None else axis)
-        return x * at_most(as_dtype(radius, x.dtype), length)
+        length = length_over(x, tuple(range(x.ndim)) if axis is None else axis)
+        return shortened(x, as_length(radius, x.dtype), length)
 
     return onto
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, divide, norm, sqrt
+from fnn.lengths import as_length, at_least, length_of, scaled, times
+from fnn.optim.arithmetic import as_dtype, average, divide, sqrt
 from fnn.optim.averaging import ema
 from fnn.optim.clip import clip_by_block_rms
 from fnn.optim.decay import add_decayed_weights
@@ -123,8 +124,8 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
 
     def rule(p, g):
         need_params(p)
-        rms = norm(p) / max(p.size, 1) ** 0.5
-        return jnp.maximum(as_dtype(min_scale, g.dtype), rms) * g
+        rms = at_least(times(1 / max(p.size, 1) ** 0.5, length_of(p)), min_scale)
+        return scaled(g, rms, as_length(1.0, g.dtype))
 
     return stateless(rule, whole=True)
 

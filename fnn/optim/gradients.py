@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widened, widest
-from fnn.optim.arithmetic import as_dtype, at_most, divide, norm
+from fnn.dtypes import widened, widest
+from fnn.lengths import as_length, length_of, scaled, shortened
+from fnn.optim.arithmetic import as_dtype
 from fnn.shapes import as_array, natives
 
 
@@ -102,11 +103,11 @@ def sam(
             chosen, rest = separate(argnums, args, kwargs)
         whole = of_chosen(fn, argnums)
         out, g = jax.value_and_grad(whole, has_aux=has_aux)(chosen, rest)
-        length = norm(*jax.tree.leaves(g))
-        scale = divide(as_dtype(rho, length.dtype), length)
+        length = length_of(*jax.tree.leaves(g))
+        away = as_length(rho, length.root.dtype)
 
         def climb(p, g):
-            return (widened(p) + scale.astype(wide(g.dtype)) * widened(g)).astype(g.dtype)
+            return (widened(p) + scaled(widened(g), away, length)).astype(g.dtype)
 
         above = jax.tree.map(climb, chosen, g)
         grads, *_ = pair(jax.grad(whole, has_aux=has_aux)(above, rest), has_aux)
@@ -159,9 +160,9 @@ def per_example_clip(
 
         def clipped(example):
             out, g = grad_fn(chosen, example)
-            length = norm(*jax.tree.leaves(g))
-            factor = at_most(as_dtype(max_norm, length.dtype), length)
-            return out, jax.tree.map(lambda a: widened(a) * factor.astype(wide(a.dtype)), g)
+            length = length_of(*jax.tree.leaves(g))
+            most = as_length(max_norm, length.root.dtype)
+            return out, jax.tree.map(lambda a: shortened(widened(a), most, length), g)
 
         examples = jax.tree.map(lambda a: _cut(a, size), rest)
         out, g = jax.vmap(clipped)(examples)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import widened
-from fnn.optim.arithmetic import as_dtype, divide, increment, norm, tree_dtype
+from fnn.lengths import as_length, length_of, product, scaled, shortened
+from fnn.optim.arithmetic import as_dtype, increment, norm, tree_dtype
 from fnn.optim.transform import (
     Transform,
     apply_updates,
@@ -89,10 +90,9 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         x, g = _like(params, last_x), _like(grads, last_g)
         s, y = jax.tree.map(jnp.subtract, x, last_x), jax.tree.map(jnp.subtract, g, last_g)
 
-        sy, ss, yy = _dot(s, y), _dot(s, s), _dot(y, y)
-        least = jnp.finfo(sy.dtype).eps * jnp.sqrt(ss) * jnp.sqrt(yy)
-        curved = (count > 0) & (sy > least)
-        rho = jnp.where((ss > 0) | (count == 0), rho, 0)
+        sy, of_s, of_y = _dot(s, y), norm(*jax.tree.leaves(s)), norm(*jax.tree.leaves(y))
+        curved = (count > 0) & (sy > jnp.finfo(sy.dtype).eps * of_s * of_y)
+        rho = jnp.where((of_s > 0) | (count == 0), rho, 0)
 
         def push(memory, new):  # the oldest leaves
             return jnp.where(curved, jnp.concatenate([memory[1:], new[None]]), memory)
@@ -100,15 +100,22 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         s_memory, y_memory = (jax.tree.map(push, *of) for of in ((s_memory, s), (y_memory, y)))
         rho = push(rho, 1 / jnp.where(curved, sy, 1))
 
-        gamma = jnp.ones((), rho.dtype)
-        if scale_init_precond:
-            newest = jax.tree.map(lambda memory: memory[-1], y_memory)
-            first = jnp.minimum(1, divide(gamma, norm(gamma * 0, *jax.tree.leaves(g))))
-            gamma = jnp.where(rho[-1] > 0, divide(gamma, rho[-1] * _dot(newest, newest)), first)
+        one, of_g = as_length(jnp.ones((), rho.dtype)), length_of(*jax.tree.leaves(g))
+        newest = length_of(*(memory[-1] for memory in jax.tree.leaves(y_memory)))
+        by_rho = product(as_length(rho[-1]), newest)
+
+        def first(q):  # gamma q
+            if not scale_init_precond:
+                return q
+            return jnp.where(
+                rho[-1] > 0, scaled(scaled(q, one, newest), one, by_rho), shortened(q, one, of_g)
+            )
 
         pairs = s_memory, y_memory, rho
         q, alphas = jax.lax.scan(_backward, g, pairs, reverse=True)
-        u, _ = jax.lax.scan(_forward, _times(gamma, q), (*pairs, alphas))
+        u, _ = jax.lax.scan(
+            _forward, jax.tree.map(lambda q: first(widened(q)), q), (*pairs, alphas)
+        )
         return _like(u, grads), ScaleByLBFGSState(increment(count), x, g, *pairs)
 
     return Transform(init, update)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import wide, widened
-from fnn.optim.arithmetic import as_dtype
+from fnn.optim.arithmetic import as_dtype, divide
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate
 from fnn.optim.safety import all_finite
 
@@ -75,7 +75,7 @@ def scale_loss(
             return value.astype(wide(value.dtype)) * as_dtype(scale, wide(value.dtype)), out
 
         g, out = jax.grad(scaled, has_aux=True)(chosen, rest)
-        grads = jax.tree.map(lambda a: widened(a) / as_dtype(scale, wide(a.dtype)), g)
+        grads = jax.tree.map(lambda a: divide(widened(a), as_dtype(scale, wide(a.dtype))), g)
         return out, as_argnums(argnums, grads)
 
     return value_and_grad

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import wide
+from fnn.lengths import as_length, length_over, scaled
 from fnn.optim.adam import scale_by_adam
-from fnn.optim.arithmetic import as_dtype, divide, matmul, norm_over
+from fnn.optim.arithmetic import as_dtype, matmul
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.masking import check_mask, partition, resolve
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate, stateless
@@ -57,7 +58,7 @@ def orthogonalize(x: Any, steps: int = 5, coefficients: Any = QUINTIC) -> jax.Ar
             )
         tall = x.shape[-2] > x.shape[-1]
         u = (x.mT if tall else x).astype(dtype)  # the Gram matrix of the shorter side costs less
-        u = divide(u, norm_over(u, (-2, -1)))
+        u = scaled(u, as_length(1.0, dtype), length_over(u, (-2, -1)))
         u, _ = jax.lax.scan(_iterate, u, jnp.broadcast_to(table, (steps, 3)))
         return (u.mT if tall else u).astype(x.dtype)
 

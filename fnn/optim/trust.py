@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.lengths import add, as_length, at_least, length_of, scaled, times
 from fnn.optim.adam import scale_by_adam
-from fnn.optim.arithmetic import as_dtype, average, divide, norm, over_root
+from fnn.optim.arithmetic import as_dtype, average, over_root
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.masking import masked
 from fnn.optim.sgd import trace
@@ -134,12 +135,10 @@ def scale_by_trust_ratio(
 
     def rule(p, g):
         need_params(p)
-        least, eta, tiny, decay = (as_dtype(value, g.dtype) for value in options.values())
-        of_p, of_g = (jnp.maximum(norm(x), least) for x in (p, g))
-        u = g + decay * p
-        # first a direction, then its length: their ratio alone may overflow
-        scaled = divide(u, of_g + decay * of_p + tiny) * (eta * of_p)
-        return jnp.where(of_p > 0, scaled, u)
+        of_p, of_g = (at_least(length_of(x), min_norm) for x in (p, g))
+        u = g + as_dtype(weight_decay, g.dtype) * p
+        below = add(add(of_g, times(weight_decay, of_p)), as_length(eps, g.dtype))
+        return jnp.where(of_p.root > 0, scaled(u, times(trust_coefficient, of_p), below), u)
 
     return stateless(rule, whole=True)
 

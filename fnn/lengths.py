@@ -1,0 +1,167 @@
+"""Lengths of arrays, which may be larger than any float, and what is divided by them.
+
+XLA takes a quotient by what it broadcasts as a product with the reciprocal, and on CPU it flushes
+numbers below the least normal one to zero, so 1e38 / 1e38 can be 0; a square leaves the floats much
+earlier. Here all is scaled by powers of two, which round nothing, kept so that their inverses are
+normal numbers as well. What is below the least normal number counts as zero, as for XLA on CPU.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.dtypes import widest
+
+
+@jax.custom_jvp
+def sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with derivative zero at zero instead of infinity."""
+    return jnp.sqrt(x)
+
+
+@sqrt.defjvp
+def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    root = sqrt(x)
+    return root, divide(jnp.full_like(root, 0.5), root) * dx
+
+
+@jax.custom_jvp
+def divide(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, and zero where b is zero: nothing moves where nothing was measured.
+
+    >>> print(divide(jnp.array([3e38, 1.0, 2.0]), jnp.array([3e38, 0.0, 4.0])))
+    [1.  0.  0.5]
+    """
+    less = _less(b)
+    return jnp.where(b == 0, 0, (a * less) / (b * less))
+
+
+@divide.defjvp
+def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (a, b), (da, db) = primals, tangents
+    less = _less(b)
+    quotient, inverse = divide(a, b), divide(jnp.ones_like(b), b * less)
+    return quotient, inverse * (less * da) - quotient * (inverse * (less * db))
+
+
+def _less(b: jax.Array) -> jax.Array:
+    """What makes a large b one whose reciprocal is a normal number."""
+    half = jnp.asarray(2.0 ** (jnp.finfo(b.dtype).maxexp // 2), b.dtype)
+    return jnp.where(jnp.abs(b) > half, 1 / half, jnp.ones_like(half))
+
+
+# --- powers of two
+
+
+def exponent(x: jax.Array) -> jax.Array:
+    """floor(log2 |x|), kept where 2^e and 2^-e are both normal; 0 for 0, infinity and NaN."""
+    least = jnp.finfo(x.dtype).minexp
+    e = jnp.frexp(jax.lax.stop_gradient(x))[1] - 1
+    return jnp.where((x != 0) & jnp.isfinite(x), jnp.clip(e, least, -least), 0)
+
+
+def times_power(x: jax.Array, e: jax.Array) -> jax.Array:
+    """x 2^e, by halves, so that neither power is out of range: nothing is lost on the way."""
+    least = jnp.finfo(x.dtype).minexp
+    first = jnp.clip(e // 2, least, -least)
+    for half in (first, jnp.clip(e - first, least, -least)):
+        x = x * jnp.ldexp(jnp.ones(half.shape, x.dtype), half)
+    return x
+
+
+# --- lengths
+
+
+class Length(NamedTuple):
+    """The number root 2^exponent, at least 0: it may be out of the range of its dtype."""
+
+    root: jax.Array
+    exponent: jax.Array
+
+
+def as_length(x: Any, dtype: Any = None) -> Length:
+    """A number, or an array of them, at least 0."""
+    x = jnp.asarray(x) if dtype is None else jnp.asarray(x).astype(dtype)
+    e = exponent(x)
+    return Length(times_power(x, -e), e)
+
+
+def value(length: Length) -> jax.Array:
+    """As a float: infinite where it is out of range."""
+    return times_power(*length)
+
+
+def length_of(*arrays: jax.Array) -> Length:
+    """The root of the sum of all squares, in float32 or wider, with derivative zero at zero."""
+    dtype = reduce(widest, (a.dtype for a in arrays), jnp.dtype(jnp.float32))
+    arrays = tuple(a.astype(dtype) for a in arrays if a.size)
+    if not arrays:
+        return as_length(jnp.zeros((), dtype))
+    e = exponent(reduce(jnp.maximum, (jnp.max(jnp.abs(a)) for a in arrays)))
+    total = sum((jnp.sum(jnp.square(times_power(a, -e))) for a in arrays), jnp.zeros((), dtype))
+    return Length(sqrt(total), e)
+
+
+def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
+    """That over some axes, which stay with size 1, in the dtype of x."""
+    e = exponent(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
+    return Length(sqrt(jnp.sum(jnp.square(times_power(x, -e)), axes, keepdims=True)), e)
+
+
+def add(a: Length, b: Length) -> Length:
+    e = jnp.maximum(a.exponent, b.exponent)
+    return Length(_in_units(a, e) + _in_units(b, e), e)
+
+
+def times(factor: Any, length: Length) -> Length:
+    """A length times a number, at least 0, that is near 1 or a share."""
+    return Length(jnp.asarray(factor).astype(length.root.dtype) * length.root, length.exponent)
+
+
+def product(a: Length, b: Length) -> Length:
+    return Length(a.root * b.root, a.exponent + b.exponent)
+
+
+def at_least(length: Length, least: Any) -> Length:
+    """The longer of a length and a number."""
+    other = as_length(least, length.root.dtype)
+    short = exceeds(other, length)
+    return Length(*(jnp.where(short, a, b) for a, b in zip(other, length, strict=True)))
+
+
+def exceeds(a: Length, b: Length) -> jax.Array:
+    e = jnp.maximum(a.exponent, b.exponent)
+    return _in_units(a, e) > _in_units(b, e)
+
+
+def _in_units(a: Length, e: jax.Array) -> jax.Array:
+    return times_power(a.root, a.exponent - e)
+
+
+def scaled(x: jax.Array, a: Length, b: Length) -> jax.Array:
+    """x a / b, which is out of range only if the result is; zero where b is zero."""
+    top, bottom = (as_length(of.root) for of in (a, b))
+    factor = divide(top.root, 2 * bottom.root)  # below 1, so that the largest x stays in range
+    e = 1 + top.exponent + a.exponent - bottom.exponent - b.exponent
+    return times_power(x * factor.astype(x.dtype), e)
+
+
+def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:
+    """x, of this length or part of what has it, where it is at most `most`; else x most / length.
+
+    >>> x = jnp.array([3e38, -3e38])
+    >>> print(shortened(x, as_length(1.0), length_of(x)))
+    [ 0.70710677 -0.70710677]
+    """
+    above = exceeds(length, most)
+    one = as_length(jnp.ones((), length.root.dtype))
+    most, length = (
+        Length(*(jnp.where(above, a, b) for a, b in zip(of, one, strict=True)))
+        for of in (most, length)
+    )
+    return jnp.where(above, scaled(x, most, length), x)
