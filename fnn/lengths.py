@@ -46,7 +46,7 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (a, b), (da, db) = primals, tangents
     less = _less(b)
     quotient, inverse = divide(a, b), divide(jnp.ones_like(b), b * less)
-    return quotient, inverse * (less * da) - quotient * (inverse * (less * db))
+    return quotient, inverse * (less * (da - quotient * db))
 
 
 def _less(b: jax.Array) -> jax.Array:
@@ -78,7 +78,11 @@ def times_power(x: jax.Array, e: jax.Array) -> jax.Array:
 
 
 class Length(NamedTuple):
-    """The number root 2^exponent, at least 0: it may be out of the range of its dtype."""
+    """The number root 2^exponent, at least 0: it may be out of the range of its dtype.
+
+    Roots are near 2^room, or zero: so large that a derivative by them, which sums over all that is
+    scaled, stays in range where that is near the largest float.
+    """
 
     root: jax.Array
     exponent: jax.Array
@@ -87,8 +91,13 @@ class Length(NamedTuple):
 def as_length(x: Any, dtype: Any = None) -> Length:
     """A number, or an array of them, at least 0."""
     x = jnp.asarray(x) if dtype is None else jnp.asarray(x).astype(dtype)
-    e = exponent(x)
+    e = exponent(x) - _room(x.dtype)
     return Length(times_power(x, -e), e)
+
+
+def _room(dtype: Any) -> int:
+    most = jnp.finfo(dtype).maxexp
+    return most // 5 if most > 100 else 0  # none in float16
 
 
 def value(length: Length) -> jax.Array:
@@ -102,14 +111,14 @@ def length_of(*arrays: jax.Array) -> Length:
     arrays = tuple(a.astype(dtype) for a in arrays if a.size)
     if not arrays:
         return as_length(jnp.zeros((), dtype))
-    e = exponent(reduce(jnp.maximum, (jnp.max(jnp.abs(a)) for a in arrays)))
+    e = exponent(reduce(jnp.maximum, (jnp.max(jnp.abs(a)) for a in arrays))) - _room(dtype)
     total = sum((jnp.sum(jnp.square(times_power(a, -e))) for a in arrays), jnp.zeros((), dtype))
     return Length(sqrt(total), e)
 
 
 def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
     """That over some axes, which stay with size 1, in the dtype of x."""
-    e = exponent(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0))
+    e = exponent(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)) - _room(x.dtype)
     return Length(sqrt(jnp.sum(jnp.square(times_power(x, -e)), axes, keepdims=True)), e)
 
 
@@ -145,10 +154,13 @@ def _in_units(a: Length, e: jax.Array) -> jax.Array:
 
 def scaled(x: jax.Array, a: Length, b: Length) -> jax.Array:
     """x a / b, which is out of range only if the result is; zero where b is zero."""
-    top, bottom = (as_length(of.root) for of in (a, b))
-    factor = divide(top.root, 2 * bottom.root)  # below 1, so that the largest x stays in range
-    e = 1 + top.exponent + a.exponent - bottom.exponent - b.exponent
-    return times_power(x * factor.astype(x.dtype), e)
+    top, bottom = (
+        Length(as_length(of.root).root, as_length(of.root).exponent + of.exponent) for of in (a, b)
+    )
+    room = jnp.where(top.exponent > 0, _room(top.root.dtype), 0)  # as the roots have
+    factor = divide(times_power(top.root, room), 2 * bottom.root).astype(x.dtype)
+    e = 1 + top.exponent - bottom.exponent
+    return times_power(times_power(x, e // 2 - room) * factor, e - e // 2)  # half way in between
 
 
 def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:

@@ -65,8 +65,9 @@ def scale_by_factored_rms(
     - `min_dim_size_to_factor`: the shortest axis worth factoring; 1 factors all matrices.
     - `eps`: what squared gradients are at least.
 
-    Squares beyond the dtype's range count as its largest number. Raises OptionError for numbers out
-    of range. Shazeer & Stern (2018), algorithms 4 and 5, the decay of section 7.2.
+    Values whose squares leave the dtype's range count as the largest ones that do not. Raises
+    OptionError for numbers out of range. Shazeer & Stern (2018), algorithms 4 and 5, the decay of
+    section 7.2.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_factored_rms(min_dim_size_to_factor=1)
@@ -87,8 +88,9 @@ def scale_by_factored_rms(
 
     def rule(t, p, g, v_row, v_col, v):
         new = t ** -as_dtype(decay_rate, g.dtype)  # = 1 - b_t, not rounded by the difference
-        most = jnp.finfo(g.dtype).max / max(g.size, 1)  # so that sums stay finite
-        square = jnp.minimum(g**2, most) + as_dtype(eps, g.dtype)
+        most = (jnp.finfo(g.dtype).max / max(g.size, 1)) ** 0.5  # so that sums stay finite
+        g = jnp.clip(g, -most, most)
+        square = g**2 + as_dtype(eps, g.dtype)
         axes = _longest(g.shape, least)
         if axes is None:
             v = (1 - new) * v + new * square
