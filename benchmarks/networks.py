@@ -17,6 +17,7 @@ from benchmarks.task import Call, Contender
 RATE = 1e-3  # of Adam
 BATCHES = 8  # distinct ones, in turn
 STEPS = 20  # whose losses must agree
+UNET_BATCH, UNET_IMAGE = 16, (16, 16, 8)
 
 
 @dataclass(frozen=True)
@@ -191,3 +192,41 @@ def losses(contender: Contender, case: Case) -> list[float]:
     net = tuple((kind, 0.0 if kind == "dropout" else n) for kind, n in case.net)
     call = contender(replace(case, net=net))
     return [float(call()) for _ in range(STEPS)]
+
+
+def unet(channels: int = 32) -> Any:
+    """A small U-Net in fnn, two levels: an image of as many channels as come in goes out."""
+    import jax
+
+    import fnn
+
+    def block(n: int) -> Any:
+        half = (fnn.conv(n, (3, 3)), fnn.group_norm(4, 2), jax.nn.relu)
+        return fnn.serial(*half, *half)
+
+    @fnn.compose(
+        down=block(channels), pool=fnn.max_pool((2, 2)), middle=block(2 * channels),
+        up=fnn.conv_transpose(channels, (2, 2), strides=2), join=block(channels),
+        out=fnn.conv(UNET_IMAGE[-1], (1, 1)),
+    )  # fmt: skip
+    def net(f: Any, x: Any) -> Any:  # [..., H, W, C]
+        h = f.down(x)
+        deep = f.up(f.middle(f.pool(h)))
+        return f.out(f.join(jax.numpy.concatenate([h, deep], -1)))
+
+    return net
+
+
+def unet_training(steps: int) -> tuple[Callable[..., Any], Any, Any]:
+    """A U-Net that takes noise away: the step with Adam, its first state, data of so many steps."""
+    import jax
+    import numpy as np
+
+    import fnn
+
+    net, tx, random = unet(), fnn.optim.adam(RATE), np.random.default_rng(2)
+    clean = random.normal(size=(steps * UNET_BATCH, *UNET_IMAGE)).astype("float32")
+    noisy = clean + random.normal(size=clean.shape).astype("float32")
+    start = fnn.train.init(net, tx, jax.random.key(0), (UNET_BATCH, *UNET_IMAGE))
+    loss = fnn.train.supervised(net, fnn.losses.squared_error)
+    return fnn.train.step(loss, tx), start, (noisy, clean)

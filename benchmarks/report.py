@@ -111,12 +111,7 @@ def table(rows: Mapping[str, Row], baseline: str, samples: int | None = None) ->
             + ([f"{samples / middle:,.0f}"] if samples else [])
             + [duration(row["first_call"]), f"{row['peak_mib']:.0f} MiB"]
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * w for w in widths])
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
+    lines = aligned(cells)
     lines += [""] if any("seconds" not in row for row in rows.values()) else []
     for name, row in rows.items():
         if "failed" in row:
@@ -124,6 +119,32 @@ def table(rows: Mapping[str, Row], baseline: str, samples: int | None = None) ->
         elif "skipped" in row:
             lines.append(f"- skipped {name}: {row['skipped']}")
     return "\n".join(lines)
+
+
+def aligned(cells: list[list[str]]) -> list[str]:
+    """Markdown lines of a table, the first of the rows its head."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = [cells[0], ["-" * w for w in widths], *cells[1:]]
+    return [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+
+
+def pair_table(cases: Mapping[str, Mapping[str, Row]], pairs: Mapping[str, str]) -> str:
+    """A row for each case: how many times as long a contender takes as its pair, and the pair."""
+    cells, failed = [["case", *(f"{name} / {pair}" for name, pair in pairs.items())]], []
+    for case, rows in cases.items():
+        cells.append([case])
+        for name, pair in pairs.items():
+            both = [rows.get(one, {}) for one in (name, pair)]
+            failed += [f"- **FAILED** {case}: {row['failed']}" for row in both if "failed" in row]
+            if all("seconds" in row for row in both):
+                mine, theirs = (row["seconds"] for row in both)
+                cells[-1].append(f"{ratio(mine, theirs):.2f} ({duration(median(theirs))})")
+            else:
+                cells[-1].append("")
+    return "\n".join([*aligned(cells), *([""] if failed else []), *failed])
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -135,10 +156,15 @@ def section(result: Mapping[str, Any]) -> str:
         f"{result['when']}, load average {result['load'][0]:.1f} before and "
         f"{result['load'][1]:.1f} after, commit {result['commit']}. {versions}.\n",
     ]
-    samples = result.get("samples", {})
-    for case, rows in result["cases"].items():
-        lines += [f"### {case}\n", table(rows, result["baseline"], samples.get(case)) + "\n"]
-    lines += ["### Goals\n", *(f"- {state(v)}" for v in result["goals"]), ""]
+    samples, goals = result.get("samples", {}), result["goals"]
+    if pairs := result.get("pairs"):
+        lines += [pair_table(result["cases"], pairs) + "\n"]
+        goals = [goal for goal in goals if not goal["met"]]
+        lines += [f"{len(result['goals']) - len(goals)} of {len(result['goals'])} goals are met.\n"]
+    else:
+        for case, rows in result["cases"].items():
+            lines += [f"### {case}\n", table(rows, result["baseline"], samples.get(case)) + "\n"]
+    lines += ["### Goals\n", *(f"- {state(v)}" for v in goals), ""] if goals else []
     lines += [f"`{name}`: {legend}.  " for name, legend in result["legends"].items()]
     return "\n".join(lines)
 

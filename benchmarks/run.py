@@ -7,8 +7,8 @@
 A task builds and warms up its contenders one after another, fails those whose numbers disagree,
 then times them in rounds: in each round every contender times one block, in an order shuffled each
 round, while the others wait. Every few rounds all start anew in fresh processes. In a cold task
-each block is the first call of a fresh process. Goals are judged at the end; a missed one is
-printed with its cause. Exits with 1 if a row failed.
+each block is the first call of a fresh process; contenders that are pairs share one. Goals are
+judged at the end; a missed one is printed with its cause. Exits with 1 if a row failed.
 """
 
 from __future__ import annotations
@@ -60,14 +60,20 @@ class Failed(Exception):
 
 
 class Worker:
-    """A contender's process (see `worker.py`)."""
+    """A contender's process (see `worker.py`): its own, or that of the contender `beside`."""
 
-    def __init__(self, task: str, case: str, contender: str):
+    def __init__(self, task: str, case: str, contender: str, beside: Worker | None = None):
+        self.contender = contender
+        if beside:
+            self.process, self.errors, self.sharing = beside.process, beside.errors, beside.sharing
+            self.sharing.append(contender)
+            return
+        self.sharing = [contender]
         env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED) or k in KEPT}
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share one accelerator
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", task, case, contender],
+            [sys.executable, "-m", "benchmarks.worker", task, case],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             text=True, cwd=ROOT, env=env,
         )  # fmt: skip
@@ -78,7 +84,7 @@ class Worker:
         timer = threading.Timer(LIMIT, self.process.kill)
         timer.start()
         try:
-            print(command, file=self.process.stdin, flush=True)
+            print(self.contender, command, file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -94,8 +100,10 @@ class Worker:
         return answer["value"]
 
     def close(self) -> None:
-        self.process.communicate()
-        self.errors.close()
+        self.sharing.remove(self.contender)
+        if not self.sharing:
+            self.process.communicate()
+            self.errors.close()
 
 
 class Measurement:
@@ -121,14 +129,17 @@ class Measurement:
     def prepare(self, contender: str) -> None:
         """Build, first call, check, and how many calls fill a block."""
         row = self.rows[contender] = {"seconds": []}
-        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        beside = next(iter(self.workers.values()), None) if self.task.pairs else None
+        worker = self.workers[contender] = Worker(self.name, self.case, contender, beside)
         worker.ask("build")
         row["first_call"] = worker.ask("first")
         row["first_calls"] = [row["first_call"]]
         row["peak_mib"] = worker.ask("memory")
         row["numbers"] = worker.ask("check")
         self.device = self.device or worker.ask("device")
-        trusted = next(r["numbers"] for r in self.rows.values() if "numbers" in r)
+        checked = {name: r["numbers"] for name, r in self.rows.items() if "numbers" in r}
+        pair = self.task.pairs.get(contender, contender) if self.task.pairs else next(iter(checked))
+        trusted = checked.get(pair, row["numbers"])
         if row["numbers"] is not None:
             if words := report.disagreement(row["numbers"], trusted, self.task.rtol):
                 raise Failed(words)
@@ -163,7 +174,7 @@ class Measurement:
             self.attempt(contender, self.prepare)
         order = random.Random(0)
         for i in range(rounds):
-            if i and i % FRESH == 0 and not self.task.cold:
+            if i and i % FRESH == 0 and not self.task.cold and not self.task.pairs:
                 for contender in list(self.workers):
                     self.attempt(contender, self.restart)
             live = [name for name, row in self.rows.items() if "seconds" in row]
@@ -240,6 +251,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "baseline": task.baseline,
         "samples": dict(task.samples),
+        "pairs": dict(task.pairs),
         "legends": {c: lines[0] for c, lines in docs.items() if lines},
         "cases": {case: m.rows for case, m in measured.items()},
         "goals": [

@@ -1,4 +1,5 @@
-"""One contender in a process of its own: reads commands on stdin, answers in JSON lines.
+"""A process for one contender, or for those that share it: reads commands on stdin, answers in
+JSON lines. Each command follows the name of the contender that it is for.
 
     build     make the call (imports the library)
     first     seconds of the first call: traces and compiles
@@ -49,25 +50,25 @@ def device() -> list[str] | None:
     return None
 
 
-def main(task_name: str, case_name: str, contender_name: str) -> None:
+def main(task_name: str, case_name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints goes to stderr, not among the answers
     task = load(task_name)
-    case, contender = task.cases[case_name], task.contenders[contender_name]
-    call: Call = lambda: None  # noqa: E731
+    case = task.cases[case_name]
+    calls: dict[str, Call] = {}
 
-    def do(command: str, n: int = 1) -> Any:
-        nonlocal call
+    def do(name: str, command: str, n: int = 1) -> Any:
+        contender = task.contenders[name]
         match command:
             case "build":
-                call = contender(case)
+                calls[name] = contender(case)
             case "first":
-                return seconds(call, 1)
+                return seconds(calls[name], 1)
             case "check":
                 return task.check(contender, case) if task.check else []
             case "time":
-                wait(call())
-                return seconds(call, n)
+                wait(calls[name]())
+                return seconds(calls[name], n)
             case "memory":
                 return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             case "device":
@@ -76,9 +77,9 @@ def main(task_name: str, case_name: str, contender_name: str) -> None:
                 raise ValueError(f"unknown command {command!r}")
 
     for line in sys.stdin:
-        command, *n = line.split()
+        name, command, *n = line.split()
         try:
-            answer = {"value": do(command, *map(int, n))}
+            answer = {"value": do(name, command, *map(int, n))}
         except (ModuleNotFoundError, Missing) as error:
             answer = {"missing": str(error)}
         except Exception as error:

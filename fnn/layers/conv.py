@@ -40,10 +40,9 @@ def conv(
       first value, so that no output sees a later input), `"CIRCULAR"` or `"REFLECT"` (SAME's, with
       the image's own values), an int, or one (low, high) pair per spatial axis.
     - `groups`: channels in and out are split into so many groups that do not see each other.
-    - `weight_grad`: how the gradient of the kernel is computed. `"conv"` is a convolution, fast
-      inside a `jax.lax.scan` too. `"matmul"` gathers the patches and forms it as one matrix
-      product: slower, but not so in forward mode (`jax.jvp`) inside a scan on CPU, where XLA
-      falls back to a slow loop for the other.
+    - `weight_grad`: how the derivative by the kernel is computed. `"conv"` is a convolution, in
+      every mode as fast inside a `jax.lax.scan` as outside. `"matmul"` gathers the patches and
+      forms one matrix product, on CPU most often slower.
 
     Params: `kernel` [*kernel_size, C / groups, features], `bias` [features], of x's dtype.
     Raises OptionError, and ShapeError for an input that is too small or has other channels.
@@ -103,4 +102,12 @@ def over_images(
         return convolve(x, params["kernel"], how)
 
     y = windows.over_images(run, x, len(window.size))
-    return y + params["bias"] if "bias" in params else y
+    return biased(y, params)
+
+
+def biased(y: jax.Array, params: Any) -> jax.Array:
+    """y plus the bias of its last axes, where there is one."""
+    if "bias" not in params:
+        return y
+    bias = params["bias"]
+    return y + jax.lax.expand_dims(bias, range(y.ndim - bias.ndim))

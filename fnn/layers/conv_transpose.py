@@ -10,7 +10,7 @@ from fnn import checks, errors
 from fnn.initializers import lecun_normal, variance_scaling, zeros
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
-from fnn.layers.conv import kernel_and_bias
+from fnn.layers.conv import biased, kernel_and_bias
 from fnn.layers.convolving import convolve
 from fnn.layers.taps import How
 
@@ -82,7 +82,7 @@ def conv_transpose(
             kernel = jnp.swapaxes(jnp.flip(kernel, range(n)), -1, -2)
         how = How((1,) * n, pads, window.dilation, input_dilation=window.strides)
         y = windows.over_images(lambda x: convolve(x, kernel, how), x, n)
-        return y + params["bias"] if use_bias else y, state
+        return biased(y, params), state
 
     return leaf("conv_transpose", specs, apply)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.layers.taps import How, by_tap, differentiate, patches_of, suits_taps
+from fnn.layers.transposes import transposed_as
 
 
 def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
@@ -24,53 +25,58 @@ def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _by_xla(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """A convolution whose gradients are fast inside a loop too, on CPU.
+    """A convolution whose derivatives are fast on CPU in every mode, inside a loop too.
 
-    XLA's CPU compiler has a fast convolution for one order of axes, the one used here, and brings
-    others into it in the outermost program alone, not in the body of a `scan`. JAX transposes a
-    convolution into another order, unless it stands in the order of `_by_kernel`. In groups none
-    is fast, so that there the gradient of the kernel is a product with patches.
+    XLA's CPU compiler has a fast convolution for one order of axes, that of `_convolve`, and brings
+    others into it in the outermost program alone, not in the body of a `scan`, where they run many
+    times as long. JAX transposes a convolution into another order than it stands in. So each of the
+    two linear parts runs in this order, and is transposed from where JAX brings it into this order.
     """
     return _convolve(x, kernel, how)
 
 
-def _by_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
-    """`convolve`, linear in the kernel, written so that its transpose is fast.
+def _in_x(dx: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    """`_by_xla`, linear in x."""
 
-    The transpose is what reverse mode runs: of a product with patches, patches^T dy.
-    """
+    def run(kernel, dx):
+        return _by_xla(dx, kernel, how)
+
+    def twin(kernel, dx):
+        return _convolve(dx, jnp.swapaxes(kernel, -1, -2), how, outputs_first=True)
+
+    def plain(dx, kernel):
+        return _by_xla(dx, kernel, how)
+
+    def fast(dx, kernel):
+        return transposed_as(twin, run, kernel, dx)
+
+    return jax.lax.platform_dependent(dx, kernel, cpu=fast, default=plain)
+
+
+def _in_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
+    """`_by_xla`, linear in the kernel; in groups a product with patches, which are none fast."""
     if how.weight_grad == "matmul":
         return _by_patches(x, dkernel, how)
-    plain = functools.partial(_convolve, how=how)
-    if how.groups > 1:
-        patches = functools.partial(_by_patches, how=how)
-        return jax.lax.platform_dependent(x, dkernel, cpu=patches, default=plain)
 
-    def swapped(x, dkernel):
-        n = x.ndim - 2
-        first_last = (n + 1, 0, *range(1, n + 1))  # (B or O, C, *spatial) of C .. B and C .. O
-        y = jax.lax.conv_general_dilated(
-            jnp.swapaxes(x, 0, -1),  # [C, H, W, B]
-            jnp.moveaxis(dkernel, -2, 0),  # [C, kh, kw, O]
-            how.strides,
-            how.pads,
-            lhs_dilation=how.input_dilation,
-            rhs_dilation=how.dilation,
-            dimension_numbers=jax.lax.ConvDimensionNumbers(
-                first_last, first_last, (n, n + 1, *range(n))
-            ),
-        )
-        return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]
+    def run(x, dkernel):
+        return _by_xla(x, dkernel, how)
 
-    return jax.lax.platform_dependent(x, dkernel, cpu=swapped, default=plain)
+    def fast(x, dkernel):
+        if how.groups > 1:
+            return _by_patches(x, dkernel, how)
+        return transposed_as(functools.partial(_batch_last, how=how), run, x, dkernel)
+
+    return jax.lax.platform_dependent(x, dkernel, cpu=fast, default=run)
 
 
-differentiate(_by_xla, _by_xla, _by_kernel)
+differentiate(_by_xla, _in_x, _in_kernel)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, how: How, outputs_first: bool = False) -> jax.Array:
+    """[B, *spatial, C] with a kernel [*size, C, O], or [*size, O, C]."""
     n = x.ndim - 2
     channels_last = (0, n + 1, *range(1, n + 1))
+    last = (n, n + 1) if outputs_first else (n + 1, n)
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -80,9 +86,27 @@ def _convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
         rhs_dilation=how.dilation,
         feature_group_count=how.groups,
         dimension_numbers=jax.lax.ConvDimensionNumbers(
-            channels_last, (n + 1, n, *range(n)), channels_last
+            channels_last, (*last, *range(n)), channels_last
         ),
     )
+
+
+def _batch_last(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    """`_convolve` without groups, in the order of axes that is transposed into the fast one."""
+    n = x.ndim - 2
+    first_last = (n + 1, 0, *range(1, n + 1))  # (B or O, C, *spatial) of C .. B and C .. O
+    y = jax.lax.conv_general_dilated(
+        jnp.swapaxes(x, 0, -1),  # [C, H, W, B]
+        jnp.moveaxis(kernel, -2, 0),  # [C, kh, kw, O]
+        how.strides,
+        how.pads,
+        lhs_dilation=how.input_dilation,
+        rhs_dilation=how.dilation,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            first_last, first_last, (n, n + 1, *range(n))
+        ),
+    )
+    return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]
 
 
 def _misread(x: jax.Array, kernel: jax.Array, how: How) -> bool:

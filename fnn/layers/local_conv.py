@@ -11,6 +11,7 @@ from fnn.initializers import lecun_normal, zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
 from fnn.layers import windows
+from fnn.layers.conv import biased
 from fnn.layers.taps import How, patches_of
 
 
@@ -69,6 +70,6 @@ def local_conv(
             return jnp.einsum("b...kc,...kco->b...o", patches, kernel)
 
         y = windows.over_images(run, x, n)
-        return y + params["bias"] if use_bias else y, state
+        return biased(y, params), state
 
     return leaf("local_conv", specs, apply)

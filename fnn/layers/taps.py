@@ -123,6 +123,6 @@ def _every(x: jax.Array, strides: tuple[int, ...]) -> jax.Array:
 
 
 def _per_channel(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What each output channel sees [B, *spatial, C m], and its kernel [K, C m]; wide."""
-    values = kernel.reshape(-1, kernel.shape[-1])
+    """What each output channel sees [B, *spatial, C m], its kernel [K, 1, *ones, C m]; wide."""
+    values = kernel.reshape(-1, *(1,) * (x.ndim - 1), kernel.shape[-1])
     return jnp.repeat(widened(x), kernel.shape[-1] // x.shape[-1], axis=-1), widened(values)
