@@ -23,7 +23,8 @@ def count_flops(fn: Callable, *args: Any) -> int:
     A multiplication and the addition of its result are two, so that a matrix product [n, k] [k, m]
     is 2 n k m. Any other elementary function counts one per value, moving and selecting none. A
     `scan` counts as often as it runs, a `cond` as its dearest branch, and a `while_loop`, whose
-    length is not known, as one turn. It is what the program says: the compiler may do less.
+    length is not known, as one turn. What no result depends on is not counted; else it is what the
+    program says, and the compiler may do less.
 
     >>> count_flops(lambda x, w: jnp.tanh(x @ w), jnp.ones((2, 3)), jnp.ones((3, 4)))
     56
@@ -31,12 +32,24 @@ def count_flops(fn: Callable, *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
-    return sum(map(_count_equation, jaxpr.eqns))
+def _count(jaxpr: Any, wanted: list[bool] | None = None) -> int:
+    """Of the equations on which the results depend, or those `wanted` among them."""
+    results = [v for i, v in enumerate(jaxpr.outvars) if wanted is None or wanted[i]]
+    needed = {v for v in results if not hasattr(v, "val")}  # a literal needs nothing
+    total = 0
+    for eqn in reversed(jaxpr.eqns):
+        used = [v in needed and math.prod(getattr(v.aval, "shape", ())) > 0 for v in eqn.outvars]
+        if any(used):
+            total += _count_equation(eqn, used)
+            needed.update(v for v in eqn.invars if not hasattr(v, "val"))
+    return total
 
 
-def _count_equation(eqn: Any) -> int:
-    name, inner = eqn.primitive.name, [_count(jaxpr) for jaxpr in _inner(eqn.params)]
+def _count_equation(eqn: Any, used: list[bool]) -> int:
+    name = eqn.primitive.name
+    if name == "custom_linear_solve":  # its other programs are for derivatives
+        return _count(eqn.params["jaxprs"].solve.jaxpr, used)
+    inner = [_count(jaxpr) for jaxpr in _inner(eqn.params)]
     if inner:
         if name == "cond":
             return max(inner)

@@ -2,8 +2,11 @@
 
 A call works through `STEPS` inputs: forward; gradients by the params or by x of sum(y * cotangent);
 or forward mode, the tangent of y for tangents of the params and of x. Each step gives one number,
-so that neither side writes more than the other. A call of the case `unet step` is an epoch of `fit`
-by its scan driver, and by its loop driver.
+so that neither side writes more than the other, and first copies what it is given, on both sides:
+in a network too a layer reads arrays that are there. (XLA's CPU compiler fuses the slice that a
+scan takes of its inputs into all that reads it, and this then runs up to six times as long; that is
+timed in the case `max_pool of a slice`, which goes without the copy.) A call of the case
+`unet step` is an epoch of `fit` by its scan driver, and by its loop driver.
 """
 
 from __future__ import annotations
@@ -27,10 +30,11 @@ class Kind:
     make: Callable[[Any], Any]
     shapes: tuple[tuple[int, ...], ...]
     integers: int = 0  # the inputs are some, smaller than this
+    copied: bool = True
 
 
-def of(make: Callable[[Any], Any], *shapes: tuple[int, ...], integers: int = 0) -> Kind:
-    return Kind(make, shapes, integers)
+def of(make: Callable[[Any], Any], *shapes: tuple[int, ...], **options: Any) -> Kind:
+    return Kind(make, shapes, **options)
 
 
 def unet_step() -> None:
@@ -79,6 +83,15 @@ def product(a: Any, b: Any) -> Any:
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), a, b)))
 
 
+def copied(arrays: Any) -> Any:
+    """The arrays, by a branch: XLA fuses none."""
+    import jax
+
+    leaf = jax.tree.leaves(arrays)[0]
+    taken = leaf.reshape(-1)[0] == leaf.reshape(-1)[0]
+    return jax.lax.cond(taken, lambda a: a, lambda a: jax.tree.map(lambda x: -x, a), arrays)
+
+
 def parts_of(kind: Kind, part: str) -> tuple[Callable[..., Any], Any, Any]:
     """`part` as a function of the params and of one step's arrays, which come stacked."""
     import jax
@@ -90,7 +103,8 @@ def parts_of(kind: Kind, part: str) -> tuple[Callable[..., Any], Any, Any]:
         raise Missing("no derivative by integers")
 
     def step(params: Any, arrays: Any) -> Any:
-        xs, dxs, cotangent, key = arrays
+        *arrays, key = arrays
+        xs, dxs, cotangent = copied(arrays) if kind.copied else arrays
 
         def run(params: Any, xs: Any) -> Any:
             return layer.apply(params, state, *xs, key=key, train=True)[0]
@@ -202,6 +216,7 @@ KINDS = {
     "separable_conv": of(lambda fnn: fnn.separable_conv(32, (3, 3)), IMAGE),
     "local_conv": of(lambda fnn: fnn.local_conv(16, (3, 3)), (16, 8, 8, 32)),
     "max_pool": of(lambda fnn: fnn.max_pool((2, 2)), IMAGE),
+    "max_pool of a slice": of(lambda fnn: fnn.max_pool((2, 2)), IMAGE, copied=False),
     "max_pool overlapping": of(lambda fnn: fnn.max_pool((3, 3), strides=2), IMAGE),
     "min_pool": of(lambda fnn: fnn.min_pool((2, 2)), IMAGE),
     "avg_pool": of(lambda fnn: fnn.avg_pool((2, 2)), IMAGE),
@@ -238,7 +253,11 @@ KINDS = {
 }
 CASES = {**KINDS, "unet step": unet_step}
 PARTS = ("forward", "by_params", "by_x", "forward_mode")
-CAUSES: dict[tuple[str, str], str] = {}
+SLICE = "the slice of the scan's input is fused into each of the window's taps"
+CAUSES = {
+    ("max_pool of a slice", "by_x"): SLICE,
+    ("max_pool of a slice", "forward_mode"): SLICE,
+}
 
 
 def goals() -> tuple[Goal, ...]:

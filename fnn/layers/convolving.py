@@ -4,72 +4,89 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.layers.taps import How, by_tap, differentiate, patches_of, suits_taps
-from fnn.layers.transposes import transposed_as
+from fnn.layers.transposes import with_transpose
 
 
 def convolve(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
     """A convolution, as XLA computes it; but otherwise where on CPU it is slow, or aborts."""
     if _misread(x, kernel, how):
         return _by_patches(x, kernel, how)
-    plain = functools.partial(_by_xla, how=how)
-    if not suits_taps(x, kernel, how):
-        return plain(x, kernel)
-    tap_by_tap = functools.partial(by_tap, how=how)
-    return jax.lax.platform_dependent(x, kernel, cpu=tap_by_tap, default=plain)
+    fast = functools.partial(by_tap if suits_taps(x, kernel, how) else _by_xla, how=how)
+    plain = functools.partial(_by_xla if how.weight_grad == "matmul" else _convolve, how=how)
+    return jax.lax.platform_dependent(x, kernel, cpu=fast, default=plain)
+
+
+# --- as XLA does it
+#
+# XLA's CPU compiler has a fast convolution for one order of axes, that of `_convolve`, and brings
+# others into it in the outermost program alone, not in the body of a `scan`, where they run many
+# times as long; and JAX transposes a convolution into another order. But of the image x, the kernel
+# and the output y any two make the third, by a convolution linear in both, and its transpose in
+# one of the two makes that of the others. So all three stand here in the fast order, and derive
+# from each other: every derivative of any order is fast, in every mode.
+
+
+class _Form(NamedTuple):
+    how: How
+    image: tuple[int, ...]  # [B, *spatial, C]
+    kernel: tuple[int, ...]  # [*size, C / groups, O]
+
+
+def _by_xla(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
+    return _output(x, kernel, _Form(how, x.shape, kernel.shape))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _by_xla(x: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """A convolution whose derivatives are fast on CPU in every mode, inside a loop too.
-
-    XLA's CPU compiler has a fast convolution for one order of axes, that of `_convolve`, and brings
-    others into it in the outermost program alone, not in the body of a `scan`, where they run many
-    times as long. JAX transposes a convolution into another order than it stands in. So each of the
-    two linear parts runs in this order, and is transposed from where JAX brings it into this order.
-    """
-    return _convolve(x, kernel, how)
+def _output(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    return _convolve(x, kernel, form.how)
 
 
-def _in_x(dx: jax.Array, kernel: jax.Array, how: How) -> jax.Array:
-    """`_by_xla`, linear in x."""
-
-    def run(kernel, dx):
-        return _by_xla(dx, kernel, how)
-
-    def twin(kernel, dx):
-        return _convolve(dx, jnp.swapaxes(kernel, -1, -2), how, outputs_first=True)
-
-    def plain(dx, kernel):
-        return _by_xla(dx, kernel, how)
-
-    def fast(dx, kernel):
-        return transposed_as(twin, run, kernel, dx)
-
-    return jax.lax.platform_dependent(dx, kernel, cpu=fast, default=plain)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
+    turned = jnp.swapaxes(kernel, -1, -2)
+    return _transposed(lambda x: _convolve(x, turned, form.how, outputs_first=True), form.image, y)
 
 
-def _in_kernel(x: jax.Array, dkernel: jax.Array, how: How) -> jax.Array:
-    """`_by_xla`, linear in the kernel; in groups a product with patches, which are none fast."""
-    if how.weight_grad == "matmul":
-        return _by_patches(x, dkernel, how)
-
-    def run(x, dkernel):
-        return _by_xla(x, dkernel, how)
-
-    def fast(x, dkernel):
-        if how.groups > 1:
-            return _by_patches(x, dkernel, how)
-        return transposed_as(functools.partial(_batch_last, how=how), run, x, dkernel)
-
-    return jax.lax.platform_dependent(x, dkernel, cpu=fast, default=run)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
+    """In groups no convolution is fast, so that there it is a product with patches."""
+    patches = form.how.groups > 1 or form.how.weight_grad == "matmul"
+    forward = functools.partial(_by_patches if patches else _batch_last, x, how=form.how)
+    return _transposed(forward, form.kernel, y)
 
 
-differentiate(_by_xla, _in_x, _in_kernel)
+def _transposed(linear: Any, shape: tuple[int, ...], y: jax.Array) -> jax.Array:
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]
+
+
+def _derive(third: Any, first: Any, second: Any) -> None:
+    """c = third(a, b), a = first(b, c) and b = second(c, a) are each other's transposes."""
+
+    def in_a(da, b, form):
+        def run(da):
+            return third(da, b, form)
+
+        return with_transpose(run, lambda dc: first(b, dc, form), da)
+
+    def in_b(a, db, form):
+        def run(db):
+            return third(a, db, form)
+
+        return with_transpose(run, lambda dc: second(dc, a, form), db)
+
+    # what is linear is traced once for all convolutions of one form
+    differentiate(third, jax.jit(in_a, static_argnums=2), jax.jit(in_b, static_argnums=2))
+
+
+_derive(_output, _image, _kernel)
+_derive(_image, _kernel, _output)
+_derive(_kernel, _output, _image)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, how: How, outputs_first: bool = False) -> jax.Array:

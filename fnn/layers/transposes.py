@@ -1,4 +1,4 @@
-"""A linear function that is not transposed as JAX would, but as another one equal to it."""
+"""A linear function with a transpose of its own."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Linear = Callable[[jax.Array, jax.Array], jax.Array]
+Linear = Callable[[jax.Array], jax.Array]
 
 
-def transposed_as(twin: Linear, run: Linear, given: jax.Array, v: jax.Array) -> jax.Array:
-    """run(given, v), linear in v, whose transpose is that of `twin`, which is equal to it.
+def with_transpose(run: Linear, back: Linear, v: jax.Array) -> jax.Array:
+    """run(v), linear in v, whose transpose is `back` and not what JAX makes of `run`.
 
-    Forward mode runs the one, reverse mode the transpose of the other: for where no single way to
-    write a function is fast in both. Every derivative and `vmap` pass through.
+    For functions that JAX transposes into something slow. Forward mode runs the one, reverse mode
+    the other, and `vmap` and further derivatives, those of `run` and `back`, pass through.
 
-    Only the solution of linear equations may be transposed in another way in JAX and still be
-    differentiated in every mode (0.10: `linear_call` has neither `vmap` nor a derivative by what is
-    given). So y = run(given, v) is stated as one: of (v, y) from (v, y - run(given, v)) = (v, 0).
+    In JAX 0.10 only the solution of linear equations can be told how it is transposed without
+    losing one of these (`linear_call` has no `vmap`, `custom_vjp` no forward mode). So run(v) is
+    stated as one, symmetric, in x = (v, y) and a dual copy of it (A is `run`, I the identity):
+
+        | 0    L' |          | I  0 |                      | I  0 |
+        | L    0  |,    L =  | A  I |,    with the inverse | -A I | of L.
     """
 
     def equations(unknown):
-        v, y = unknown
-        none = _nothing(given) * (_nothing(v) + _nothing(y))
-        return v + none, y - run(given, v) + none
+        (v, y), (dv, dy) = unknown
+        there, here = run(v), back(dy)
+        none = _nothing(there) + _nothing(here)
+        return (dv + here + none, dy + none), (v + none, y + there + none)
 
     def solve(_, known):
-        v, y = known
-        return v, y + run(given, v)
+        (dv, dy), (v, y) = known
+        return (v, y - run(v)), (dv - back(dy), dy)
 
-    def transpose_solve(_, known):
-        dv, dy = known
-        (back,) = jax.linear_transpose(lambda v: twin(given, v), v)(dy)
-        return dv + back, dy
-
-    zeros = jnp.broadcast_to(_nothing(v), jax.eval_shape(run, given, v).shape)
-    v, y = jax.lax.custom_linear_solve(equations, (v, zeros), solve, transpose_solve)
-    return y + _nothing(v)
+    like = v, jax.eval_shape(run, v)
+    zeros = jax.tree.map(lambda a: jnp.broadcast_to(_nothing(v), a.shape), like)
+    known = zeros, (v, zeros[1])
+    solved = jax.lax.custom_linear_solve(equations, known, solve, symmetric=True)
+    return sum(map(_nothing, jax.tree.leaves(solved))) - solved[0][1]
 
 
 def _nothing(x: jax.Array) -> jax.Array:
     """The sum of no value of x: 0, and for JAX linear in x; no part of a compiled program.
 
-    Without it in every equation JAX 0.10 fails where only some of these have a derivative.
+    JAX 0.10 fails where some parts of an equation have a derivative and others have none.
     """
     return jnp.sum(x[..., :0])
