@@ -228,18 +228,6 @@ def test_conv_differentiates_in_every_mode(weight_grad, groups):
         assert_close(jax.grad(along)(*args), want, dtype="float64")
 
 
-@pytest.mark.parametrize("spatial", [1, 2, 3])
-def test_the_weight_gradient_keeps_the_order_of_axes_that_is_fast_in_a_loop(spatial):
-    """XLA's CPU compiler brings convolutions into this order outside of loops alone."""
-    layer = fnn.conv(3, (2,) * spatial)
-    params, _ = layer.init(jax.random.key(0), x := jnp.ones((2, *[5] * spatial, 4)))
-    grad = jax.jit(jax.grad(lambda params: jnp.sum(layer(params, x) ** 2)))
-    text = grad.trace(params).lower(lowering_platforms=("cpu",)).as_text()
-    found = re.findall(r"dim_numbers = (.*?->.*?\])", text)
-    axes = ", ".join(map(str, range(spatial)))
-    assert found == [f"[b, {axes}, f]x[{axes}, i, o]->[b, {axes}, f]"] * 2
-
-
 def test_conv_vmap_and_jit_and_scan_are_the_batch():
     layer = fnn.conv(3, (3, 3), weight_grad="matmul")
     params, _ = layer.init(jax.random.key(0), (4, 5, 5, 2))
