@@ -1,5 +1,6 @@
 """Convolutions in every mode of differentiation, inside a scan and outside, by JAX's own."""
 
+import os
 import re
 from functools import partial
 
@@ -56,11 +57,11 @@ CASES = {
         own((1, 1), "SAME", TWO, feature_group_count=3),
     ),
 }
-CONVOLVED = [name for name in CASES if name != "depthwise"]  # that tap by tap, by no convolution
+QUICK = ("plain", "strided and dilated", "grouped", "transposed")
 
 
 def derivatives(run, x, kernel):
-    """The value; both gradients, forward mode, each of these of a gradient; vmapped gradients."""
+    """The value; both gradients, forward mode, and each of these of the gradients."""
 
     def loss(x, kernel):
         return jnp.sum(jnp.sin(run(x, kernel)))
@@ -76,8 +77,6 @@ def derivatives(run, x, kernel):
         "forward": jax.jvp(run, (x, kernel), ways),
         "forward over reverse": jax.jvp(gradients, (x, kernel), ways),
         "reverse over reverse": jax.grad(penalty, (0, 1))(x, kernel),
-        "vmap": jax.vmap(gradients, (0, None))(x[:, None], kernel),
-        "vmap of both": jax.vmap(gradients)(jnp.stack([x, 2 * x]), jnp.stack([kernel, -kernel])),
     }
 
 
@@ -90,26 +89,47 @@ def of_layer(layer):
     return run
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_all_derivatives_in_a_scan_and_outside_are_those_of_jaxs_own_convolution(name):
+def example(name, dtype="float32"):
     layer, shape, theirs = CASES[name]
+    random, size = np.random.default_rng(0), layer.specs(shape)[0]["kernel"].shape
+    x, kernel = (jnp.asarray(random.normal(size=s), dtype) for s in (shape, size))
+    return of_layer(layer), theirs, x, kernel
+
+
+def assert_trees_close(found, wanted, dtype="float64"):
+    for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        assert_close(a, b, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", QUICK if "FNN_QUICK" in os.environ else CASES)
+def test_all_derivatives_in_a_scan_are_those_of_jaxs_own_convolution(name):
     with jax.enable_x64(True):
-        random = np.random.default_rng(0)
-        xs = jnp.asarray(random.normal(size=(2, *shape)))
-        kernel = jnp.asarray(random.normal(size=layer.specs(shape)[0]["kernel"].shape))
-        of_mine = partial(derivatives, of_layer(layer))
+        mine, theirs, x, kernel = example(name, "float64")
+        xs = jnp.stack([x, jnp.cos(x)])
 
         @jax.jit
         def both(xs, kernel):
-            scanned = jax.lax.scan(lambda _, x: (None, of_mine(x, kernel)), None, xs)[1]
-            wanted = jax.lax.scan(lambda _, x: (None, derivatives(theirs, x, kernel)), None, xs)[1]
-            return scanned, of_mine(xs[1], kernel), wanted
+            def step(_, x):
+                return None, [derivatives(run, x, kernel) for run in (mine, theirs)]
 
-        scanned, single, wanted = both(xs, kernel)
-        for mode, arrays in wanted.items():
-            for i, array in enumerate(jax.tree.leaves(arrays)):
-                assert_close(jax.tree.leaves(scanned[mode])[i], array, dtype="float64")
-                assert_close(jax.tree.leaves(single[mode])[i], array[1], dtype="float64")
+            return jax.lax.scan(step, None, xs)[1]
+
+        assert_trees_close(*both(xs, kernel))
+
+
+@pytest.mark.parametrize("name", ["plain", "grouped"])
+def test_vmapped_gradients_are_those_of_jaxs_own_convolution(name):
+    """Over images, over kernels, and over both."""
+    with jax.enable_x64(True):
+        mine, theirs, x, kernel = example(name, "float64")
+        xs, kernels = jnp.stack([x, jnp.cos(x)]), jnp.stack([kernel, -kernel])
+
+        def gradients(run):
+            grad = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(run(x, kernel))), (0, 1))
+            over_images = jax.vmap(grad, (0, None))(xs, kernel)
+            return over_images, jax.vmap(grad, (None, 0))(x, kernels), jax.vmap(grad)(xs, kernels)
+
+        assert_trees_close(*jax.jit(lambda: [gradients(run) for run in (mine, theirs)])())
 
 
 def orders(program, *arguments, platform="cpu"):
@@ -118,63 +138,51 @@ def orders(program, *arguments, platform="cpu"):
     return re.findall(r"dim_numbers = (.*?->.*?\])", text)
 
 
-@pytest.mark.parametrize("name", CONVOLVED)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "depthwise"])
 def test_all_derivatives_keep_the_order_of_axes_that_is_fast_in_a_loop(name):
     """XLA's CPU compiler brings convolutions into this order outside of loops alone."""
-    layer, shape, _ = CASES[name]
-    kernel = jnp.ones(layer.specs(shape)[0]["kernel"].shape)
-    axes = ", ".join(map(str, range(len(shape) - 2)))
-    for mode in derivatives(of_layer(layer), jnp.ones(shape), kernel):
-        if mode != "vmap of both":  # two kernels make a convolution in groups, fast in no order
-            found = orders(lambda x, k, m=mode: derivatives(of_layer(layer), x, k)[m],
-                           jnp.ones(shape), kernel)  # fmt: skip
-            assert found and set(found) == {f"[b, {axes}, f]x[{axes}, i, o]->[b, {axes}, f]"}, mode
+    run, _, x, kernel = example(name)
+    axes = ", ".join(map(str, range(x.ndim - 2)))
+    found = orders(partial(derivatives, run), x, kernel)
+    assert found and set(found) == {f"[b, {axes}, f]x[{axes}, i, o]->[b, {axes}, f]"}
 
 
 def test_a_scan_is_compiled_to_fast_convolutions_alone():
     """In the compiled program too, where each stands by itself: a fused one is a slow loop."""
-    layer, shape, _ = CASES["plain"]
-    kernel = jnp.ones(layer.specs(shape)[0]["kernel"].shape)
+    run, _, x, kernel = example("plain")
 
     def step(total, x):
-        gradients = jax.grad(lambda *a: jnp.sum(of_layer(layer)(*a) ** 2), (0, 1))
+        gradients = jax.grad(lambda *a: jnp.sum(run(*a) ** 2), (0, 1))
         return total, jax.jvp(gradients, (x, kernel), (x, kernel))
 
     scan = jax.jit(lambda xs: jax.lax.scan(step, 0, xs)[1])
-    text = scan.lower(jnp.ones((2, *shape))).compile().as_text()
+    text = scan.lower(jnp.stack([x, x])).compile().as_text()
     found = re.findall(r" convolution\(.*?dim_labels=([\w>-]+)", text)
     assert len(found) >= 3 and set(found) == {"b01f_01io->b01f"}
 
 
 def test_other_platforms_run_jaxs_own_convolutions():
-    layer, shape, theirs = CASES["strided and dilated"]
-    kernel = jnp.ones(layer.specs(shape)[0]["kernel"].shape)
+    mine, theirs, x, kernel = example("strided and dilated")
 
     def gradients(run):
         return jax.grad(lambda x, kernel: jnp.sum(run(x, kernel) ** 2), (0, 1))
 
-    mine, own = (
-        orders(gradients(run), jnp.ones(shape), kernel, platform="tpu")
-        for run in (of_layer(layer), theirs)
-    )
-    assert sorted(mine) == sorted(own)
+    found, wanted = (orders(gradients(run), x, kernel, platform="tpu") for run in (mine, theirs))
+    assert sorted(found) == sorted(wanted)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_derivatives_keep_the_dtype(dtype):
-    layer, shape, theirs = CASES["plain"]
-    x = jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
-    kernel = jnp.asarray(
-        np.random.default_rng(2).normal(size=layer.specs(shape)[0]["kernel"].shape), dtype
-    )
-    of_mine, of_theirs = (
-        jax.jit(partial(derivatives, run))(x, kernel) for run in (of_layer(layer), theirs)
-    )
-    for mode in ("value", "reverse", "forward"):
-        for a, b in zip(*map(jax.tree.leaves, (of_mine[mode], of_theirs[mode])), strict=True):
-            assert a.dtype == dtype
-            error = np.abs(np.float64(a) - np.float64(b)).max() / np.abs(np.float64(b)).max()
-            assert error < 4 * float(jnp.finfo(dtype).eps)
+    mine, theirs, x, kernel = example("plain", dtype)
+
+    def first(run):
+        gradients = jax.grad(lambda *a: jnp.sum(run(*a)), (0, 1))(x, kernel)
+        return gradients, jax.jvp(run, (x, kernel), (x, kernel))
+
+    for a, b in zip(*(jax.tree.leaves(first(run)) for run in (mine, theirs)), strict=True):
+        assert a.dtype == b.dtype == dtype
+        error = np.abs(np.float64(a) - np.float64(b)).max() / np.abs(np.float64(b)).max()
+        assert error < 4 * float(jnp.finfo(dtype).eps)
 
 
 def test_a_function_is_transposed_as_it_is_told():

@@ -1,6 +1,5 @@
 """Layers against the NumPy oracles: forward, backward, and every mode of differentiation."""
 
-import re
 from contextlib import nullcontext
 from functools import cache, partial
 
