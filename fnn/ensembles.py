@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import is_floating, widened
 from fnn.losses.inputs import floating
+from fnn.losses.numerics import kl
 from fnn.shapes import unlike
 
 __all__ = [
@@ -97,12 +98,8 @@ def uncertainty(logits: jax.Array) -> Uncertainty:
     with errors.within("uncertainty"):
         logs = _log_probabilities(logits)
     p, mean = jnp.exp(logs), _mean(logs)
-
-    def expected(values):
-        """The mean over members of the sum over classes of p values, none where p is 0."""
-        return jnp.mean(jnp.sum(p * jnp.where(p > 0, values, 0), axis=-1), axis=0)
-
-    aleatoric, epistemic = -expected(logs), expected(logs - mean)
+    entropies = -jnp.sum(p * jnp.where(p > 0, logs, 0), axis=-1)
+    aleatoric, epistemic = jnp.mean(entropies, axis=0), jnp.mean(kl(logs, mean[None]), axis=0)
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 

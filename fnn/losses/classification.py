@@ -14,7 +14,7 @@ from fnn import checks, errors
 from fnn.dtypes import is_floating, wide
 from fnn.losses.inputs import alike, binary, choose, class_labels, positive, same_dtype
 from fnn.losses.masking import check_mask, clear, masked
-from fnn.losses.numerics import kl, log_softmax, normalize, times
+from fnn.losses.numerics import kl, normalize, times
 
 
 def softmax_cross_entropy(
@@ -57,7 +57,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) ->
         losses = -jnp.sum(times(labels, x - log_total[..., None]), axis=-1)
     if isinstance(smoothing, jax.core.Tracer) or np.asarray(smoothing) != 0:
         e = jnp.asarray(smoothing, x.dtype)
-        losses = (1 - e) * losses + e * (log_total - jnp.mean(x, axis=-1))
+        losses = times(1 - e, losses) + times(e, log_total - jnp.mean(x, axis=-1))
     return losses
 
 
@@ -124,7 +124,7 @@ def focal(
         easy = jnp.exp(-times(gamma, jax.nn.softplus(x)))  # (1 - p)^gamma
         return weight * easy * jax.nn.softplus(-x)
 
-    return masked(alpha * term(y, x) + (1 - alpha) * term(1 - y, -x), mask)
+    return masked(times(alpha, term(y, x)) + times(1 - alpha, term(1 - y, -x)), mask)
 
 
 def log_loss(
@@ -191,7 +191,7 @@ def binary_log_loss(
     with errors.within("binary_log_loss"):
         positive("eps", eps)
         q, y, mask = _binary("probabilities", probabilities, labels, mask)
-    return masked(-y * _log(q, eps) - (1 - y) * _log(1 - q, eps), mask)
+    return masked(-y * _log(q, eps) - (1 - y) * _log_not(q, eps), mask)
 
 
 def hinge(scores: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -259,7 +259,7 @@ def distillation(
     - `temperature`: above 0; 1 to 20 in the paper, which chooses by task, so there is no default.
     - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
 
-    In nats, computed and returned in float32 or wider.
+    In nats, never negative, computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers, OptionError for a temperature
     that is not above 0. Hinton, Vinyals & Dean (2015), section 2.
 
@@ -272,8 +272,7 @@ def distillation(
         student, teacher = alike(1, student_logits=student_logits, teacher_logits=teacher_logits)
         mask = check_mask(mask, student.shape[:-1])
     t = jnp.asarray(temperature, student.dtype)
-    log_p, log_q = (log_softmax(clear(x, mask) / t) for x in (teacher, student))
-    return masked(t * t * kl(log_p, log_q), mask)
+    return masked(t * t * kl(clear(teacher, mask), clear(student, mask), t), mask)
 
 
 def _log(q: jax.Array, eps: Any) -> jax.Array:
@@ -281,6 +280,13 @@ def _log(q: jax.Array, eps: Any) -> jax.Array:
     eps = jnp.asarray(eps, q.dtype)
     low = q < eps
     return jnp.log(jnp.where(low, eps, q)) + jnp.where(low, q / eps - 1, 0)
+
+
+def _log_not(q: jax.Array, eps: Any) -> jax.Array:
+    """log(1 - q), as `_log` of 1 - q, which would round away a small q."""
+    eps = jnp.asarray(eps, q.dtype)
+    low = 1 - q < eps
+    return jnp.where(low, jnp.log(eps) + (1 - q) / eps - 1, jnp.log1p(-jnp.where(low, 0, q)))
 
 
 def _labelled(scores: str, x: Any, labels: Any, mask: Any, soft: bool = True):

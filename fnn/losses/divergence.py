@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from fnn import errors
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
-from fnn.losses.numerics import kl, log_softmax
+from fnn.losses import numerics
 
 
 def kl_divergence(
@@ -20,7 +20,8 @@ def kl_divergence(
       one shape. Log-probabilities are logits too: they are their own log-softmax.
     - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
 
-    In nats, computed and returned in float32 or wider. Logits of minus infinity are impossible
+    In nats, never negative, computed and returned in float32 or wider: right to several digits also
+    where the distributions are almost equal. Logits of minus infinity are impossible
     classes: nothing where p is 0, an infinite divergence where q alone is.
     Raises ShapeError if the shapes differ, DtypeError for integers. Kullback & Leibler (1951).
 
@@ -31,8 +32,7 @@ def kl_divergence(
     with errors.within("kl_divergence"):
         p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
         mask = check_mask(mask, p_logits.shape[:-1])
-    log_p, log_q = (log_softmax(clear(x, mask)) for x in (p_logits, q_logits))
-    return masked(kl(log_p, log_q), mask)
+    return masked(numerics.kl(clear(p_logits, mask), clear(q_logits, mask)), mask)
 
 
 def jensen_shannon(
@@ -46,7 +46,8 @@ def jensen_shannon(
       one shape.
     - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
 
-    Symmetric, and between 0 and log 2 nats, impossible classes included; computed and returned in
+    Symmetric, and between 0 and log 2 nats, impossible classes included, so that its root is a
+    distance; computed and returned in
     float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers. Lin (1991).
 
@@ -57,10 +58,7 @@ def jensen_shannon(
     with errors.within("jensen_shannon"):
         p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
         mask = check_mask(mask, p_logits.shape[:-1])
-    log_p, log_q = (log_softmax(clear(x, mask)) for x in (p_logits, q_logits))
-    m = (jnp.exp(log_p) + jnp.exp(log_q)) / 2
-    log_m = jnp.log(jnp.where(m == 0, 1, m))
-    return masked((kl(log_p, log_m) + kl(log_q, log_m)) / 2, mask)
+    return masked(numerics.jensen_shannon(clear(p_logits, mask), clear(q_logits, mask)), mask)
 
 
 def gaussian_kl(mean: jax.Array, log_var: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
@@ -71,7 +69,7 @@ def gaussian_kl(mean: jax.Array, log_var: jax.Array, *, mask: jax.Array | None =
     - `mean`, `log_var`: floating, of one shape.
     - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
 
-    In nats, summed over the last axis; computed and returned in float32 or wider.
+    In nats, never negative, summed over the last axis; computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers. Kingma & Welling (2014),
     appendix B.
 
@@ -82,4 +80,4 @@ def gaussian_kl(mean: jax.Array, log_var: jax.Array, *, mask: jax.Array | None =
         mean, log_var = alike(1, mean=mean, log_var=log_var)
         mask = check_mask(mask, mean.shape[:-1])
     mean, log_var = clear(mean, mask), clear(log_var, mask)
-    return masked(jnp.sum(jnp.expm1(log_var) - log_var + mean * mean, axis=-1) / 2, mask)
+    return masked(jnp.sum(numerics.excess(log_var) + mean * mean, axis=-1) / 2, mask)

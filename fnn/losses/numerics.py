@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,9 +14,14 @@ def normalize(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     The largest goes before the logarithm, so the difference of the two is exact near it.
     """
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf))
-    x = logits - jnp.where(jnp.isfinite(largest), largest, 0)
+    x = logits - _largest(logits)
     return x, jnp.log(jnp.sum(jnp.exp(x), axis=-1))
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """Over the last axis, [..., 1], a constant to derivatives; 0 where it is not finite."""
+    largest = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf))
+    return jnp.where(jnp.isfinite(largest), largest, 0)
 
 
 def log_softmax(logits: jax.Array) -> jax.Array:
@@ -23,8 +31,7 @@ def log_softmax(logits: jax.Array) -> jax.Array:
 
 def log_sum_exp(x: jax.Array) -> jax.Array:
     """Over the last axis; minus infinity, with gradient 0, where all terms are."""
-    largest = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    largest = _largest(x)
     total = jnp.sum(jnp.exp(x - largest), axis=-1)
     none = total == 0
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, total)) + largest[..., 0])
@@ -40,9 +47,64 @@ def magnitude(x: jax.Array) -> jax.Array:
     return x * jnp.sign(x)
 
 
-def kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Sum over the last axis of p (log p - log q), with 0 log 0 = 0."""
-    p = jnp.exp(log_p)
+def excess(d: jax.Array) -> jax.Array:
+    """exp(d) - 1 - d, at least 0; near 0, where the difference cancels, by its series."""
+    near = jnp.abs(d) < 0.5
+    s = jnp.where(near, d, 0)
+    series = jnp.ones_like(s)
+    for n in range(15, 2, -1):  # within a rounding of float64
+        series = 1 + s / n * series
+    far = jnp.where(near, 1, d)
+    return jnp.where(near, s * s / 2 * series, jnp.expm1(far) - jnp.where(far == jnp.inf, 0, far))
+
+
+def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Any = 1) -> jax.Array:
+    """Divergence of q from p, of the logits over a temperature: [..., C] -> [...].
+
+    As the sum of p (exp(d) - 1 - d), d = log q - log p, whose terms are never negative: it is that
+    of p (log p - log q), since q - p adds up to 0, but nothing cancels where q is close to p.
+    """
+    p, q, d = _ratio(p_logits, q_logits, temperature)
     none = p == 0
-    log_p, log_q = jnp.where(none, 0, log_p), jnp.where(none, 0, log_q)
-    return jnp.sum(p * (log_p - log_q), axis=-1)
+    d = jnp.where(none, 0, d)
+    near = jnp.abs(d) < 0.5
+    terms = jnp.where(near, p * excess(jnp.where(near, d, 0)), q - p - p * jnp.where(near, 1, d))
+    return jnp.sum(jnp.where(none, q, terms), axis=-1)
+
+
+def jensen_shannon(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
+    """The mean divergence of m = (p + q) / 2 from p and from q: [..., C] -> [...].
+
+    As the sum of m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2, t = (q - p) / (q + p), whose
+    terms are never negative; t = tanh(d / 2), d = log q - log p.
+    """
+    p, q, d = _ratio(p_logits, q_logits)
+    m = (p + q) / 2
+    alone = (p == 0) | (q == 0)
+    d = jnp.where(alone, 0, d)
+    a = magnitude(d)
+    near = a < 1
+    t = jnp.tanh(jnp.where(near, d, 0) / 2)
+    far = jnp.where(near, 1, a)
+    apart = 2 * (math.log(2) - jax.nn.softplus(-far) - far * jax.nn.sigmoid(-far))
+    terms = jnp.where(near, t * jnp.where(near, d, 0) + jnp.log1p(-t * t), apart)
+    return jnp.sum(m * jnp.where(alone, math.log(2), terms / 2), axis=-1)
+
+
+def _ratio(p_logits: jax.Array, q_logits: jax.Array, temperature: Any = 1) -> tuple:
+    """(p, q, log q - log p), [..., C] each; the last is minus infinity where q alone is impossible.
+
+    Of close logits the difference is exact. What the normalizers round is one number for all
+    classes, which a divergence feels in second order alone.
+    """
+    (x, top_p), (y, top_q) = ((x - _largest(x), _largest(x)) for x in (p_logits, q_logits))
+    impossible = jnp.isinf(p_logits) | jnp.isinf(q_logits)
+    p_raw, q_raw, x_safe, y_safe = (jnp.where(impossible, 0, a) for a in (p_logits, q_logits, x, y))
+    raw, moved = q_raw - p_raw, top_q - top_p
+    closer = jnp.maximum(jnp.abs(raw), jnp.abs(moved)) <= jnp.maximum(-x_safe, -y_safe)
+    apart = jnp.where(closer, raw - moved, y_safe - x_safe)
+    x, y = x / temperature, y / temperature
+    log_x, log_y = (jnp.log(jnp.sum(jnp.exp(a), axis=-1, keepdims=True)) for a in (x, y))
+    none = jnp.where(jnp.isneginf(q_logits) & ~jnp.isneginf(p_logits), -jnp.inf, 0)
+    d = jnp.where(impossible, none, apart / temperature - (log_y - log_x))
+    return jnp.exp(x - log_x), jnp.exp(y - log_y), d

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
-from fnn.losses.numerics import magnitude
+from fnn.losses.numerics import excess, magnitude
 
 
 def _difference(predictions: Any, targets: Any, mask: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -167,6 +167,16 @@ def poisson_nll(
         log_rate, targets = alike(log_rate=log_rate, targets=targets)
         mask = check_mask(mask, log_rate.shape)
     log_rate, targets = clear(log_rate, mask), clear(targets, mask)
-    weighed = jnp.where((targets == 0) & jnp.isneginf(log_rate), 0, log_rate)
-    losses = jnp.exp(log_rate) - targets * weighed + jax.lax.lgamma(targets + 1)
-    return masked(losses, mask)
+    many = targets > 10  # where the terms are large and all but cancel
+    few, t = jnp.where(many, 1, targets), jnp.where(many, targets, 11)
+    weighed = jnp.where((few == 0) & jnp.isneginf(log_rate), 0, log_rate)
+    losses = jnp.exp(jnp.where(many, 0, log_rate)) - few * weighed + jax.lax.lgamma(few + 1)
+    tail = (math.log(2 * math.pi) + jnp.log(t)) / 2 + _stirling(t)
+    return masked(jnp.where(many, t * excess(log_rate - jnp.log(t)) + tail, losses), mask)
+
+
+def _stirling(t: jax.Array) -> jax.Array:
+    """log t! less (t log t - t + log(2 pi t) / 2), for t above 10, to float64's digits."""
+    square = 1 / (t * t)
+    series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
+    return series / t

@@ -20,8 +20,8 @@ def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None
     - `a`, `b`: floating, of one shape.
     - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
 
-    A zero vector has no direction: its distance from anything is 1, with gradient 0. Computed and
-    returned in float32 or wider; vectors of any finite length do not overflow.
+    Never negative. A zero vector has no direction: its distance from anything is 1, with gradient
+    0. Computed and returned in float32 or wider; vectors of any finite length do not overflow.
     Raises ShapeError if the shapes differ, DtypeError for integers.
 
     >>> print(cosine_distance(jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.ones((2, 2))).round(3))
@@ -31,7 +31,9 @@ def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None
         a, b = alike(1, a=a, b=b)
         mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
-    return masked(1 - jnp.sum(a * b, axis=-1), mask)
+    directed = jnp.any(a != 0, axis=-1) & jnp.any(b != 0, axis=-1)
+    apart = jnp.where(directed[..., None], a - b, 0)  # |a - b|^2 / 2: nothing cancels near 0
+    return masked(jnp.where(directed, jnp.sum(apart * apart, axis=-1) / 2, 1), mask)
 
 
 def triplet(
