@@ -864,6 +864,9 @@ def test_wrong_masks(name):
     assert out.shape == (4, *case.tail)
     for wrong in shape_mutations(shape):
         error = same_under_jit(lambda m: case.call(*args, mask=m), jnp.ones(wrong, bool))
+        if wrong == shape[: len(wrong)]:  # masks whole rows
+            assert error is None
+            continue
         assert isinstance(error, errors.ShapeError)
         assert_teaches(error, said)
     for dtype in (jnp.int32, jnp.float32):
@@ -919,4 +922,4 @@ def test_wrong_uses_of_the_others():
         assert_teaches(outcome(losses.bits_per_character, 1.0, 0), "bits_per_character")
     for shape in shape_mutations((4,)):
         error = same_under_jit(losses.masked_mean, jnp.ones(4), jnp.ones(shape, bool))
-        assert isinstance(error, errors.ShapeError)
+        assert error is None if shape == () else isinstance(error, errors.ShapeError)

@@ -20,10 +20,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 N, C = 24, 4
 
 
-def identity(p):
-    return p
-
-
 # --- oracles: (outputs, labels) in float64 -> value
 
 
@@ -64,6 +60,12 @@ def roc_auc(scores, labels):
     return sklearn.roc_auc_score(labels, scores) if 0 < sum(labels) < len(labels) else np.nan
 
 
+def average_precision(scores, labels):
+    return (
+        sklearn.average_precision_score(labels, scores) if 0 < sum(labels) < len(labels) else np.nan
+    )
+
+
 def r2(outputs, targets):
     return sklearn.r2_score(targets, outputs)
 
@@ -95,7 +97,8 @@ TABLE = {
     "confusion_matrix": Row(
         metrics.confusion_matrix(C), "classes", lambda x, y: cm(y, x.argmax(-1), labels=range(C))
     ),
-    "roc_auc": Row(metrics.roc_auc(bins=11, score=identity), "scores", roc_auc),
+    "roc_auc": Row(metrics.roc_auc(6), "scores", roc_auc),
+    "average_precision": Row(metrics.average_precision(6), "scores", average_precision),
     "calibration_error": Row(
         metrics.calibration_error(5), "classes", functools.partial(calibration_error, 5)
     ),
@@ -210,12 +213,12 @@ def jit_averaged(data):
     return {name: row.metric.value(*data[row.kind]) for name, row in rows.items()}
 
 
-def test_jit_is_eager_and_a_mask_may_be_integers():
+def test_jit_is_eager():
     data, mask = draw_all(0), np.arange(N) < N - 5
     jitted = jit_values(data, mask)
     for name in ("top_k", "mean", "f1_macro", "f1_binary", "roc_auc", "calibration_error", "r2"):
         row = TABLE[name]  # the others are made of the same parts
-        eager = row.metric.value(*data[row.kind], mask.astype("int32"))
+        eager = row.metric.value(*data[row.kind], mask)
         assert_close(jitted[name], eager, name=name)
 
 
@@ -237,8 +240,6 @@ def test_narrow_outputs_are_measured_in_float32():
     values = jit_values(data)
     assert {value.dtype for value in values.values()} == {jnp.dtype("float32")}
     rounded = {kind: (np.float64(x), y) for kind, (x, y) in data.items()}
-    x, y = rounded["scores"]
-    rounded["scores"] = np.round(x, 1), y  # which are no tenths now, but in the same bins
     assert_oracles(values, rounded)
 
 
@@ -249,7 +250,6 @@ def test_float64_is_kept():
     with jax.enable_x64(True):
         values = jit_values(data)
     assert {value.dtype for value in values.values()} == {jnp.dtype("float64")}
-    del values["roc_auc"]  # whose scores are float32's tenths, no bins of float64
     assert_oracles(values, data, 1e-14)
 
 
@@ -343,20 +343,22 @@ def test_infinite_values_stay_infinite():
 
 def test_counts_beyond_32_bits():
     """100 batches of 3 * 2**25 pixels; and 8 such accumulators, added."""
-    from fnn.metrics.metric import add_count, no_count, number
+    from fnn.metrics.metric import add, no_sum, total
 
     def body(counts, n):
-        return add_count(counts, n), None
+        return add(counts, n), None
 
-    start = no_count()
+    start = no_sum()
     counts, _ = jax.lax.scan(body, start, jnp.full(100, 3 * 2**25 + 1, jnp.int32))
     want = 100 * (3 * 2**25 + 1)
-    high, low = map(int, counts)
-    assert high * 2**16 + low == want > 2**33 and 0 <= low < 2**16
+    high, low = map(float, counts)
+    assert high + low == want > 2**33
     eight = jax.tree.map(lambda a: 8 * a, counts)
-    np.testing.assert_allclose(number(eight), 8.0 * want, rtol=1e-7)
-    high, low = map(int, add_count(eight, jnp.int32(7)))
-    assert high * 2**16 + low == 8 * want + 7 and low < 2**16
+    np.testing.assert_allclose(total(eight), 8.0 * want, rtol=1e-7)
+    high, low = map(float, add(eight, jnp.int32(7)))
+    assert high + low == 8 * want + 7
+    high, low = map(float, add(start, jnp.int32(2**31 - 1)))  # in one batch
+    assert high + low == 2**31 - 1
 
 
 # --- conventions
@@ -413,12 +415,14 @@ def test_a_mask_of_the_first_axes():
     logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
     labels = jnp.array([[0, 1, 2], [3, 4, 0]])
     loss = oracles.softmax_cross_entropy(np.float64(logits), np.asarray(labels))
-    rows, tokens = jnp.array([True, False]), jnp.array([[1, 1, 0], [0, 0, 1]])
+    rows, tokens = jnp.array([True, False]), jnp.array([[1, 1, 0], [0, 0, 1]], bool)
     perplexity = metrics.perplexity()
     assert_close(at_once(perplexity, logits, labels, rows), np.exp(loss[0].mean()), rtol=1e-5)
-    want = np.exp(loss[np.asarray(tokens) == 1].mean())
+    want = np.exp(loss[np.asarray(tokens)].mean())
     assert_close(at_once(perplexity, logits, labels, tokens), want, rtol=1e-5)
-    assert_close(at_once(perplexity, logits, labels, jnp.array(1)), np.exp(loss.mean()), rtol=1e-5)
+    assert_close(
+        at_once(perplexity, logits, labels, jnp.array(True)), np.exp(loss.mean()), rtol=1e-5
+    )
     assert np.isnan(at_once(perplexity, logits, labels, jnp.array(False)))
 
 
@@ -462,35 +466,75 @@ def test_rows_with_nan_predict_no_class():
     assert np.isnan(cells).all() and np.isnan(calibration)
 
 
-AREAS = {bins: jax.jit(metrics.roc_auc(bins, score=identity).value) for bins in (2, 11, 101)}
+AREAS = {bits: jax.jit(metrics.roc_auc(bits).value) for bits in (1, 4, 10)}
 
 
-@given(seed=SEEDS, bins=st.sampled_from(list(AREAS)))
-def test_the_area_is_within_its_bound(seed, bins):
-    """Half the fraction of pairs that share a bin, counted pair by pair; ties count half."""
+def shared_bits(scores, bits):
+    """What is left of scores as the docstring says: their distance from 0, or 1, to some bits."""
+    far = np.where(scores < 0.5, scores, scores - np.float32(1))
+    fraction, exponent = np.frexp(np.float64(far))
+    left = np.ldexp(np.trunc(np.ldexp(fraction, bits + 1)), exponent - bits - 1)
+    return np.where(scores < 0.5, left, 2 + left)
+
+
+@given(seed=SEEDS, bits=st.sampled_from(list(AREAS)), scale=st.sampled_from([0.3, 1, 1e3, 1e-9]))
+def test_the_area_is_within_its_bound(seed, bits, scale):
+    """Half the fraction of pairs that share their bits, counted pair by pair; ties count half."""
     rng = np.random.default_rng(seed)
-    p, labels = rng.random(40).astype("float32"), np.arange(40) % 2
-    at = np.round(np.float64(p) * (bins - 1))
+    p, labels = (scale * rng.normal(size=40)).astype("float32"), np.arange(40) % 2
+    at = shared_bits(p, bits)
     shared = np.mean([[a == b for a in at[labels == 1]] for b in at[labels == 0]])
-    got = AREAS[bins](p, labels)
+    got = AREAS[bits](p, labels)
     assert abs(got - sklearn.roc_auc_score(labels, p)) <= shared / 2 + 1e-6
     assert_close(got, sklearn.roc_auc_score(labels, at))
 
 
-def test_the_area_of_logits_and_of_a_large_sample():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 10**5)
-    logits = (rng.normal(size=10**5) + labels).astype("float32")
-    area = jax.jit(metrics.roc_auc().value)
-    np.testing.assert_allclose(
-        area(logits, labels), sklearn.roc_auc_score(labels, logits), atol=1e-5
-    )
-    assert area(jnp.float32([-100, 100, np.inf]), jnp.array([0, 1, 1])) == 1
-    area = jax.jit(metrics.roc_auc(score=identity).value)
-    for bad in (-0.1, 1.1, np.nan):
-        p, labels = jnp.float32([0, 1, bad]), jnp.array([0, 1, 1])
+# Scores of 20,000 examples, by a draw of normal numbers higher by 1 for those of class 1.
+SCORES = {
+    "plain": lambda z: z,
+    "saturated below": lambda z: z - 12,
+    "saturated above": lambda z: z + 100,
+    "tied": lambda z: np.round(z),
+    "infinite": lambda z: np.where(abs(z - 0.5) > 1.5, z * np.inf, z),
+    "huge": lambda z: z * 1e18,
+    "probabilities": lambda z: 1 / (1 + np.exp(-z)),
+    "probabilities near 0": lambda z: np.exp(z - 25),
+    "probabilities near 1": lambda z: 1 - np.exp(z - 11),
+}
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.01])
+@pytest.mark.parametrize("name", SCORES)
+def test_areas_are_scikit_learns(name, rate):
+    rng = np.random.default_rng(1)
+    labels = rng.random(20_000) < rate
+    scores = SCORES[name](rng.normal(size=labels.size) + labels).astype("float32")
+    weights = rng.integers(0, 4, labels.size).astype("float32")
+    got = areas(scores, labels, weights)
+    scores = np.clip(scores, -3e38, 3e38)  # scikit-learn takes no infinities
+    for i, w in enumerate((None, weights)):
+        exact = sklearn.roc_auc_score(labels, scores, sample_weight=w)
+        np.testing.assert_allclose(got[0][i], exact, atol=0.0005)
+        exact = sklearn.average_precision_score(labels, scores, sample_weight=w)
+        np.testing.assert_allclose(got[1][i], exact, atol=0.005)
+
+
+@jax.jit
+def areas(scores, labels, weights):
+    return [
+        [metric.value(scores, labels, None, w) for w in (None, weights)]
+        for metric in (metrics.roc_auc(), metrics.average_precision())
+    ]
+
+
+def test_areas_of_infinities_nan_and_one_class():
+    for metric in (metrics.roc_auc(), metrics.average_precision()):
+        area = jax.jit(metric.value)
+        assert area(jnp.float32([-np.inf, -3e38, 3e38, np.inf]), jnp.array([0, 0, 1, 1])) == 1
+        p, labels = jnp.float32([0, 1, np.nan]), jnp.array([0, 1, 1])
         assert np.isnan(area(p, labels, jnp.array([True, True, True])))
         assert area(p, labels, jnp.array([True, True, False])) == 1
+        assert np.isnan(area(p[:2], jnp.ones(2, int))) and np.isnan(area(p[:2], jnp.zeros(2, int)))
 
 
 def test_calibration_of_a_million_is_in_float32s_digits():
@@ -545,7 +589,8 @@ BUILDERS = {
     "recall": (metrics.recall, {"classes": None}, "binary"),
     "f1": (metrics.f1, {"classes": C, "average": "micro"}, "classes"),
     "confusion_matrix": (metrics.confusion_matrix, {"classes": C}, "classes"),
-    "roc_auc": (metrics.roc_auc, {"bins": 11, "score": identity}, "scores"),
+    "roc_auc": (metrics.roc_auc, {"bits": 6}, "scores"),
+    "average_precision": (metrics.average_precision, {"bits": 6}, "scores"),
     "calibration_error": (metrics.calibration_error, {"bins": 5}, "classes"),
     "mean_squared_error": (metrics.mean_squared_error, {}, "numbers"),
     "r2": (metrics.r2, {"shift": 1.0}, "numbers"),
@@ -630,10 +675,12 @@ def test_wrong_dtypes(name):
     if outputs.ndim == 2:
         error = same_under_jit(metric.value, outputs, labels == 1)
         assert_teaches(error, name, errors.DtypeError)
-    for dtype in (jnp.float32, jnp.complex64):
+    for dtype in (jnp.int32, jnp.float32, jnp.complex64):
         error = same_under_jit(metric.value, outputs, labels, jnp.ones(6, dtype))
         assert_teaches(error, name, errors.DtypeError)
-        assert "astype(bool)" in str(error)
+        assert "mask != 0" in str(error)
+    error = same_under_jit(metric.value, outputs, labels, None, jnp.ones(6, bool))
+    assert_teaches(error, name, errors.DtypeError)
 
 
 @each_builder
@@ -688,8 +735,7 @@ def test_wrong_functions_and_their_values():
         assert_teaches(error, "mean(error_rate)", kind)
     error = outcome(metrics.mean(lambda x, y: x.mean()).value, x, x, x > 0)
     assert_teaches(error, "mean(<lambda>)", errors.ShapeError)
-    error = outcome(metrics.roc_auc(score=lambda p: p[None]).value, x, x)
-    assert_teaches(error, "roc_auc", errors.ShapeError)
+    assert_teaches(outcome(metrics.roc_auc, 17), "roc_auc", errors.OptionError)
 
 
 # --- in training

@@ -1,4 +1,9 @@
-"""Losses: per example and unreduced; average them, or weigh them by a mask, yourself."""
+"""Losses: per example and unreduced; average them, by a mask or weights, with `mean`.
+
+A mask is of bools, True where something counts, and has the shape of the losses or its first axes:
+[B] masks whole rows of [B, T]. Weights, which are real numbers, follow the same rule. What does not
+count is not looked at, NaN included: it changes neither a loss nor a gradient.
+"""
 
 from fnn.losses.classification import (
     binary_log_loss,
@@ -12,7 +17,8 @@ from fnn.losses.classification import (
 )
 from fnn.losses.divergence import gaussian_kl, jensen_shannon, kl_divergence
 from fnn.losses.inputs import check_labels as check_labels
-from fnn.losses.masking import masked_mean
+from fnn.losses.masking import class_weights, masked_mean
+from fnn.losses.means import Mean, mean
 from fnn.losses.penalties import l1, l2
 from fnn.losses.regression import (
     absolute_error,
@@ -26,9 +32,11 @@ from fnn.losses.sequence import bits_per_character, ctc, language_model, perplex
 from fnn.losses.similarity import cosine_distance, info_nce, triplet
 
 __all__ = [
+    "Mean",
     "absolute_error",
     "binary_log_loss",
     "bits_per_character",
+    "class_weights",
     "cosine_distance",
     "ctc",
     "distillation",
@@ -46,6 +54,7 @@ __all__ = [
     "log_cosh",
     "log_loss",
     "masked_mean",
+    "mean",
     "multiclass_hinge",
     "perplexity",
     "poisson_nll",

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fnn import errors
+from fnn.losses import numerics
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
-from fnn.losses import numerics
 
 
 def kl_divergence(

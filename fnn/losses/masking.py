@@ -1,4 +1,4 @@
-"""Masks: which losses count."""
+"""Masks and weights: which losses count, and how much."""
 
 from __future__ import annotations
 
@@ -9,27 +9,89 @@ import jax.numpy as jnp
 
 from fnn import errors
 from fnn.dtypes import wide
-from fnn.losses.inputs import array, floating
+from fnn.losses.inputs import array, choose, floating, integers
 
 
 def check_mask(mask: Any, shape: tuple) -> jax.Array | None:
-    """A mask of bools, one for each loss of `shape`, or None."""
-    return None if mask is None else _bools(mask, shape)
+    """A mask of bools for values of `shape`, in that shape, or None.
+
+    The one rule of shapes, of weights too: the shape of what is masked, or its first axes, so that
+    [B] masks whole rows of [B, T]. Nothing else is broadcast.
+    """
+    if mask is None:
+        return None
+    return _over(bools(mask), shape, "mask")
 
 
-def _bools(mask: Any, shape: tuple) -> jax.Array:
+def check_weights(weights: Any, shape: tuple, dtype: Any) -> jax.Array | None:
+    """Weights of real numbers for values of `shape`, in that shape and a dtype, or None."""
+    if weights is None:
+        return None
+    return _over(reals(weights).astype(dtype), shape, "weights")
+
+
+def bools(mask: Any) -> jax.Array:
     mask = array("mask", mask)
     if mask.dtype != bool:
         raise errors.DtypeError(
-            "mask of bools", f"mask {errors.show(mask)}", "say which count, as mask != 0"
-        )
-    if mask.shape != shape:
-        raise errors.ShapeError(
-            f"mask {shape}, one bool per loss",
-            f"mask {mask.shape}",
-            "nothing is broadcast: repeat it, as jnp.broadcast_to(mask[..., None], shape)",
+            "mask of bools",
+            f"mask {errors.show(mask)}",
+            "say which count, as mask != 0; numbers that weigh are weights",
         )
     return mask
+
+
+def reals(weights: Any) -> jax.Array:
+    weights = array("weights", weights)
+    if not any(jnp.issubdtype(weights.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise errors.DtypeError(
+            "weights of real numbers", f"weights {errors.show(weights)}", "bools are a mask"
+        )
+    return weights
+
+
+def _over(a: jax.Array, shape: tuple, name: str) -> jax.Array:
+    if a.shape != shape[: a.ndim]:
+        raise errors.ShapeError(
+            f"{name} of the shape of the values {shape}, or of its first axes",
+            f"{name} {a.shape}",
+            "give one entry for each value, or for each row of them",
+        )
+    axes = tuple(range(a.ndim, len(shape)))
+    return jnp.broadcast_to(jnp.expand_dims(a, axes), shape)
+
+
+def length_mask(lengths: Any, size: int) -> jax.Array:
+    """Which of `size` times are there: [...] lengths -> [..., size] bools.
+
+    >>> print(length_mask(jnp.array([1, 3]), 3))
+    [[ True False False]
+     [ True  True  True]]
+    """
+    lengths = integers("lengths", lengths)
+    times = jnp.arange(size, dtype=lengths.dtype)
+    return times < jnp.expand_dims(lengths, -1)
+
+
+def class_weights(weights: jax.Array, labels: jax.Array) -> jax.Array:
+    """The weight of each label's class, what `mean` weighs losses by: [C] and [...] -> [...].
+
+    - `weights`: of the classes, floating.
+    - `labels`: integers; one outside 0 ... C - 1 has weight NaN.
+
+    Raises ShapeError for weights that are not [C], DtypeError for other dtypes.
+
+    >>> print(class_weights(jnp.array([1.0, 5.0]), jnp.array([0, 1, 0])))
+    [1. 5. 1.]
+    """
+    with errors.within("class_weights"):
+        weights, labels = floating("weights", weights, 1), integers("labels", labels)
+        if weights.ndim != 1:
+            raise errors.ShapeError(
+                "weights [C], one per class", f"weights {weights.shape}", "give one per class"
+            )
+    every = jnp.broadcast_to(weights, (*labels.shape, weights.shape[0]))
+    return choose(every, labels)
 
 
 def clear(x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -47,10 +109,11 @@ def masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
 def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the losses that count, sum of m_i l_i / sum of m_i: [...] and [...] -> [].
 
-    - `mask`: True where a loss counts, of the losses' shape. What it leaves out is not looked at,
-      NaN included. With an empty mask the mean is 0, and so is its gradient.
+    - `mask`: True where a loss counts, of the losses' shape or its first axes. What it leaves out
+      is not looked at, NaN included. With an empty mask the mean is 0, and so is its gradient.
 
-    Computed and returned in float32 or wider.
+    Computed and returned in float32 or wider. A scalar does not know how much it weighs: where a
+    batch is cut into parts, as by `fnn.optim.accumulate`, return `mean(losses, mask)` instead.
     Raises ShapeError for another shape, DtypeError for a mask that is not of bools.
 
     >>> print(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
@@ -58,6 +121,7 @@ def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
     """
     with errors.within("masked_mean"):
         losses = floating("losses", losses)
-        mask = _bools(mask, losses.shape)
-    losses = clear(losses.astype(wide(losses.dtype)), mask)
-    return jnp.sum(losses) / jnp.sum(mask).astype(losses.dtype).clip(1)
+        if (keep := check_mask(mask, losses.shape)) is None:
+            raise errors.InputError("a mask", "None", "jnp.mean is the mean of all")
+    losses = clear(losses.astype(wide(losses.dtype)), keep)
+    return jnp.sum(losses) / jnp.sum(keep).astype(losses.dtype).clip(1)

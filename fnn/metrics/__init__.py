@@ -12,12 +12,13 @@ from fnn.metrics.classification import (
 from fnn.metrics.combining import after, each
 from fnn.metrics.metric import Metric, mean
 from fnn.metrics.regression import mean_squared_error, r2
-from fnn.metrics.scores import calibration_error, perplexity, roc_auc
+from fnn.metrics.scores import average_precision, calibration_error, perplexity, roc_auc
 
 __all__ = [
     "Metric",
     "accuracy",
     "after",
+    "average_precision",
     "binary_accuracy",
     "calibration_error",
     "confusion_matrix",

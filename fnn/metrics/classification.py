@@ -13,14 +13,14 @@ from fnn.losses import check_labels
 from fnn.metrics.metric import (
     Array,
     Metric,
-    add_count,
+    add,
     averaged,
     kept,
     metric,
-    no_count,
-    number,
+    no_sum,
     pair,
     tally,
+    total,
 )
 
 
@@ -137,7 +137,8 @@ def confusion_matrix(classes: int | None = None) -> Metric:
 
     - `classes`: as of `precision`; the binary form, None, gives [2, 2].
 
-    The counts are floats: whole numbers, exact below 2**24 and rounded to 24 bits above. An example
+    The counts are floats: whole numbers, exact below 2**24 and rounded to 24 bits above, or sums of
+    weights. An example
     that has no cell, since its label is outside 0 ... classes - 1 or its logits hold NaN, makes
     all of them NaN. Nothing accumulated gives zeros. Raises as `precision`.
 
@@ -149,15 +150,16 @@ def confusion_matrix(classes: int | None = None) -> Metric:
     n = classes or 2
 
     def init():
-        return {"cells": no_count((n + 1, n + 1))}
+        return {"cells": no_sum((n + 1, n + 1))}
 
-    def update(accumulator, outputs, labels, mask):
+    def update(accumulator, outputs, labels, mask, weights):
         predicted, labels = decisions(outputs, labels, classes, "confusion_matrix")
-        counted = tally(labels * (n + 1) + predicted, kept(mask, labels.shape), (n + 1) ** 2)
-        return {"cells": add_count(accumulator["cells"], counted.reshape(n + 1, n + 1))}
+        keep, w = kept(mask, weights, labels.shape)
+        counted = tally(labels * (n + 1) + predicted, keep, w, (n + 1) ** 2)
+        return {"cells": add(accumulator["cells"], counted.reshape(n + 1, n + 1))}
 
     def compute(accumulator):
-        cells = number(accumulator["cells"])
+        cells = total(accumulator["cells"])
         outside = cells[n].sum() + cells[:, n].sum()
         return jnp.where(outside > 0, jnp.nan, cells[:n, :n])
 
@@ -226,27 +228,28 @@ def _by_class(name: str, classes: int | None, average: Any, denominator: Callabl
         shown, average = slice(1, 2), "micro"
 
     def init():
-        return {part: no_count((n + 1,)) for part in ("hits", "predicted", "labelled")}
+        return {part: no_sum((n + 1,)) for part in ("hits", "predicted", "labelled")}
 
-    def update(accumulator, outputs, labels, mask):
+    def update(accumulator, outputs, labels, mask, weights):
         predicted, labels = decisions(outputs, labels, classes, name)
-        keep = kept(mask, labels.shape)
+        keep, w = kept(mask, weights, labels.shape)
         counted = {
-            "hits": tally(labels, keep & (predicted == labels), n + 1),
-            "predicted": tally(predicted, keep, n + 1),
-            "labelled": tally(labels, keep, n + 1),
+            "hits": tally(labels, keep & (predicted == labels), w, n + 1),
+            "predicted": tally(predicted, keep, w, n + 1),
+            "labelled": tally(labels, keep, w, n + 1),
         }
-        return {part: add_count(accumulator[part], counted[part]) for part in counted}
+        return {part: add(accumulator[part], counted[part]) for part in counted}
 
     def compute(accumulator):
-        counts = (number(accumulator[part]) for part in ("hits", "predicted", "labelled"))
+        counts = (total(accumulator[part]) for part in ("hits", "predicted", "labelled"))
         hits, predicted, labelled = counts
         bad = labelled[n] > 0
         hits, predicted, labelled = hits[shown], predicted[shown], labelled[shown]
         if average == "micro":
             hits, predicted, labelled = hits.sum(), predicted.sum(), labelled.sum()
         occurs = predicted + labelled > 0
-        value = hits / jnp.maximum(denominator(predicted, labelled), 0.5)  # 0 / 0 is 0
+        below = denominator(predicted, labelled)
+        value = jnp.where(below > 0, hits / jnp.where(below > 0, below, 1), 0)
         if average == "macro":
             value = jnp.where(occurs, value, 0).sum() / occurs.sum(dtype=value.dtype)
         else:

@@ -28,8 +28,8 @@ def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
     checks.function("fn", fn, "the outputs")
     metric = as_metric("metric", metric)
 
-    def update(accumulator, outputs, labels, mask=None):
-        return metric.update(accumulator, fn(outputs), labels, mask)
+    def update(accumulator, outputs, labels, mask=None, weights=None):
+        return metric.update(accumulator, fn(outputs), labels, mask, weights)
 
     return Metric(metric.init, update, metric.compute)
 
@@ -51,13 +51,13 @@ def each(metric: Metric | Callable, n: int) -> Metric:
     def init():
         return jax.tree.map(lambda a: jnp.stack([a] * n), metric.init())
 
-    def update(accumulator, outputs, labels, mask=None):
+    def update(accumulator, outputs, labels, mask=None, weights=None):
         with errors.within("each"):
             if checks.examples("outputs of an ensemble", outputs) != n:
                 raise errors.ShapeError(
                     f"outputs [{n}, ...] of {n} members", errors.show(outputs), "stack them"
                 )
-        member = jax.vmap(lambda own, y: metric.update(own, y, labels, mask))
+        member = jax.vmap(lambda own, y: metric.update(own, y, labels, mask, weights))
         return member(accumulator, outputs)
 
     return Metric(init, update, jax.vmap(metric.compute))

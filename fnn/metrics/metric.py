@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import is_floating
 from fnn.losses.inputs import array, check_shape, floating
+from fnn.losses.masking import check_mask, check_weights
 
 Array = jax.Array
 Sum = tuple[Array, Array]  # (high, low), floats; the sum is high + low
-Count = tuple[Array, Array]  # (high, low), int32; the count is high * 2**16 + low
 
 
 class Metric(NamedTuple):
     """A value measured over any number of batches, as three pure functions.
 
         init()                                          -> accumulator, a tree of arrays, all zero
-        update(accumulator, outputs, labels, mask=None) -> accumulator
+        update(accumulator, outputs, labels, mask=None, weights=None) -> accumulator
         compute(accumulator)                            -> value
 
     Accumulators are sums: how the examples are cut into batches, and in which order they come,
@@ -29,14 +29,16 @@ class Metric(NamedTuple):
     `jax.tree.map(jnp.add, a, b)`, `jax.lax.psum` or a sum over a `vmap`ped axis. `update` is a
     step of `jax.lax.scan`.
 
-    - `mask`: bool, or integers 0 and 1; examples at False do not count, whatever they hold. Its
-      axes are those of the labels [...] or the first few of them: [B] masks whole rows of [B, T].
+    - `mask`: bools; examples at False do not count, whatever they hold. Its axes are those of the
+      labels [...] or the first few of them: [B] masks whole rows of [B, T].
+    - `weights`: what each example counts, real numbers at least 0, by the same rule of shapes; one
+      of weight 0 does not count. A weight of 2 is the example twice.
 
-    `value(outputs, labels, mask=None)` is all three, for one batch.
+    `value(outputs, labels, mask=None, weights=None)` is all three, for one batch.
 
-    Counts are exact up to 2**46. Sums are kept in two floats (float32, or float64 in x64 mode), so
-    that a million updates round no worse than one; adding two accumulators rounds once. Values are
-    float32, or float64 in x64 mode.
+    Sums, and counts too, are kept in two floats (float32, or float64 in x64 mode), so
+    that a million updates round no worse than one, and counts without weights are exact up to
+    2**46; adding two accumulators rounds once. Values are float32, or float64 in x64 mode.
 
     >>> import fnn
     >>> accuracy = fnn.metrics.accuracy()
@@ -52,9 +54,11 @@ class Metric(NamedTuple):
     update: Callable[..., Any]
     compute: Callable[[Any], Any]
 
-    def value(self, outputs: Any, labels: Any, mask: Any = None) -> Any:
+    def value(self, outputs: Any, labels: Any, mask: Any = None, weights: Any = None) -> Any:
         """The value of one batch alone."""
-        return self.compute(self.update(self.init(), outputs, labels, mask))
+        if weights is None:
+            return self.compute(self.update(self.init(), outputs, labels, mask))
+        return self.compute(self.update(self.init(), outputs, labels, mask, weights))
 
 
 @errors.builder
@@ -85,23 +89,23 @@ def averaged(name: str, values: Callable, finish: Callable = lambda mean: mean) 
     """The metric `finish(mean of values(outputs, labels))`."""
 
     def init():
-        return {"total": no_sum(), "count": no_count()}
+        return {"total": no_sum(), "count": no_sum()}
 
-    def update(accumulator, outputs, labels, mask):
+    def update(accumulator, outputs, labels, mask, weights):
         x = array("values", values(outputs, labels))
         if not is_real(x):
             raise errors.DtypeError(
                 "values of real numbers", f"values {errors.show(x)}", "return one per example"
             )
-        keep = kept(mask, x.shape)
-        x = jnp.where(keep, x.astype(jnp.result_type(float)), 0)
+        keep, w = kept(mask, weights, x.shape)
+        x = x.astype(jnp.result_type(float))
         return {
-            "total": add(accumulator["total"], x.sum()),
-            "count": add_count(accumulator["count"], keep.sum(dtype=jnp.int32)),
+            "total": add(accumulator["total"], amount(x, keep, w)),
+            "count": add(accumulator["count"], count(keep, w)),
         }
 
     def compute(accumulator):
-        return finish(total(accumulator["total"]) / number(accumulator["count"]))
+        return finish(total(accumulator["total"]) / total(accumulator["count"]))
 
     return metric(name, init, update, compute)
 
@@ -150,10 +154,10 @@ def metric(name: str, init: Callable, update: Callable, compute: Callable) -> Me
                 "jax.vmap, or are summed over the stack",
             )
 
-    def checked_update(accumulator, outputs, labels, mask=None):
+    def checked_update(accumulator, outputs, labels, mask=None, weights=None):
         with errors.within(name):
             check(accumulator)
-            return update(accumulator, outputs, labels, mask)
+            return update(accumulator, outputs, labels, mask, weights)
 
     def checked_compute(accumulator):
         with errors.within(name):
@@ -172,25 +176,23 @@ def is_real(x: Array) -> bool:
     return is_whole(x) or is_floating(x)
 
 
-def kept(mask: Any, shape: tuple[int, ...]) -> Array:
-    """Which of `shape` values count, bool."""
-    if mask is None:
-        return jnp.ones(shape, bool)
-    mask = array("mask", mask)
-    if not is_whole(mask):
-        raise errors.DtypeError(
-            "mask of bools, or of integers 0 and 1",
-            f"mask {errors.show(mask)}",
-            "cast it: mask.astype(bool); weights are not masks",
-        )
-    if mask.shape != shape[: mask.ndim]:
-        raise errors.ShapeError(
-            f"mask of the shape of the values {shape}, one or more per example, or its first axes",
-            f"mask {mask.shape}",
-            "give one mask entry per example, and leave the mean over examples to the metric",
-        )
-    axes = tuple(range(mask.ndim, len(shape)))
-    return jnp.broadcast_to(jnp.expand_dims(mask.astype(bool), axes), shape)
+def kept(mask: Any, weights: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Which of `shape` values count, bools, and how much, None for all alike."""
+    keep = check_mask(mask, shape)
+    keep = jnp.ones(shape, bool) if keep is None else keep
+    w = check_weights(weights, shape, jnp.result_type(float))
+    return keep if w is None else keep & (w != 0), w
+
+
+def amount(x: Array, keep: Array, w: Array | None) -> Array:
+    """The sum of what counts of x, each as much as it weighs."""
+    x = jnp.where(keep, x, 0)
+    return jnp.sum(x if w is None else x * jnp.where(keep, w, 0))
+
+
+def count(keep: Array, w: Array | None) -> Array:
+    """How many count, an int32; or the sum of their weights."""
+    return keep.sum(dtype=jnp.int32) if w is None else jnp.sum(jnp.where(keep, w, 0))
 
 
 def no_sum(shape: tuple[int, ...] = ()) -> Sum:
@@ -204,6 +206,9 @@ def add(sums: Sum, x: Array) -> Sum:
     Knuth's two-sum tells what high + x rounds away, and low keeps it (Dekker, A floating-point
     technique for extending the available precision, 1971).
     """
+    if is_whole(x):  # in two parts, each of which a float32 holds
+        part = jnp.asarray(0xFFF, x.dtype)
+        return add(add(sums, (x & ~part).astype(sums[0].dtype)), (x & part).astype(sums[0].dtype))
     high, low = sums
     x = x.astype(high.dtype)
     rough = high + x
@@ -218,28 +223,10 @@ def total(sums: Sum) -> Array:
     return sums[0] + sums[1]
 
 
-def no_count(shape: tuple[int, ...] = ()) -> Count:
-    return jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32)
-
-
-def add_count(counts: Count, n: Array) -> Count:
-    """(high, low) + n, with low below 2**16, so that 2**15 accumulators can be added at once.
-
-    One int32 would overflow at 2**31, which is a thousand large images, counted by the pixel.
-    """
-    low = counts[1] + n
-    return counts[0] + (low >> 16), low & 0xFFFF
-
-
-def number(counts: Count) -> Array:
-    """The counts as floats, in float32 exact below 2**24 and rounded above."""
-    high, low = (part.astype(jnp.result_type(float)) for part in counts)
-    return high * 2**16 + low
-
-
-def tally(index: Array, keep: Array, length: int) -> Array:
-    """How often each of 0 ... length - 1 is in `index`, where kept: int32 [length]."""
-    return jnp.zeros(length, jnp.int32).at[index.ravel()].add(keep.ravel().astype(jnp.int32))
+def tally(index: Array, keep: Array, w: Array | None, length: int) -> Array:
+    """How often each of 0 ... length - 1 is in `index`, where kept: int32, or weights, [length]."""
+    each = keep.astype(jnp.int32) if w is None else jnp.where(keep, w, 0)
+    return jnp.zeros(length, each.dtype).at[index.ravel()].add(each.ravel())
 
 
 def pair(outputs: Any, labels: Any, what: str) -> tuple[Array, Array]:

@@ -11,13 +11,12 @@ from fnn.metrics.metric import (
     Array,
     Metric,
     add,
-    add_count,
+    amount,
     averaged,
+    count,
     kept,
     metric,
-    no_count,
     no_sum,
-    number,
     pair,
     total,
 )
@@ -58,20 +57,20 @@ def r2(shift: float | Array = 0.0) -> Metric:
     checks.number("shift", shift, -largest, largest)
 
     def init():
-        return {part: no_sum() for part in ("error", "first", "second")} | {"count": no_count()}
+        return {part: no_sum() for part in ("error", "first", "second")} | {"count": no_sum()}
 
-    def update(accumulator, outputs, targets, mask):
+    def update(accumulator, outputs, targets, mask, weights):
         error, targets = _error(outputs, targets)
-        keep = kept(mask, targets.shape)
-        error = jnp.where(keep, error, 0)
-        y = jnp.where(keep, targets - jnp.asarray(shift).astype(targets.dtype), 0)
+        keep, w = kept(mask, weights, targets.shape)
+        y = targets - jnp.asarray(shift).astype(targets.dtype)
+        error, y = jnp.where(keep, error, 0), jnp.where(keep, y, 0)
         parts = {"error": error**2, "first": y, "second": y**2}
-        sums = {part: add(accumulator[part], x.sum()) for part, x in parts.items()}
-        return sums | {"count": add_count(accumulator["count"], keep.sum(dtype=jnp.int32))}
+        sums = {part: add(accumulator[part], amount(x, keep, w)) for part, x in parts.items()}
+        return sums | {"count": add(accumulator["count"], count(keep, w))}
 
     def compute(accumulator):
         error, first, second = (total(accumulator[part]) for part in ("error", "first", "second"))
-        spread = second - first**2 / number(accumulator["count"])
+        spread = second - first**2 / total(accumulator["count"])
         return jnp.where(spread > 0, 1 - error / spread, jnp.nan)
 
     return metric("r2", init, update, compute)

@@ -11,6 +11,7 @@ takes any of them as its `grad`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,38 +21,55 @@ import numpy as np
 from fnn import checks, errors
 from fnn.dtypes import widened, widest
 from fnn.lengths import as_length, length_of, scaled, shortened
+from fnn.losses.means import is_sum, scalar, weighed
 from fnn.optim.arithmetic import as_dtype
 from fnn.shapes import as_array, natives
 
 
 @errors.builder
 def accumulate(
-    fn: Callable, k: int, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+    fn: Callable,
+    k: int,
+    argnums: int | tuple[int, ...] = 0,
+    has_aux: bool = False,
+    *,
+    weight: Callable | None = None,
 ) -> Callable:
     """The gradient of a mean over a batch, from k parts of it one after the other.
 
-        value = mean_i fn(params, batch_i)        grads = mean_i grad fn(params, batch_i)
+        value = sum_i w_i fn(params, batch_i) / sum_i w_i        grads = its gradient
 
     The memory is that of one part. If fn is a mean over its batch, both are what the whole batch
     gives; batch norm sees the parts, though.
 
     - `fn(params, batch, key, ...)`: arrays in the other arguments have the batch as their first
       axis and are cut along it; a key is split, so that parts draw different dropout. Close over
-      everything else.
+      everything else. It returns a scalar, or an `fnn.losses.Mean`, as `fnn.losses.mean` of masked
+      or weighted losses: a mean that knows its weight w_i.
     - `k`: how many parts; it divides the batch.
+    - `weight(params, batch, key, ...)`: w_i where fn returns a scalar, as what a masked mean was
+      divided by, `lambda params, batch: batch["mask"].sum()`. By default all parts weigh alike,
+      which is right for plain means. A batch with bools in it, as masks are, may hold more in one
+      part than in another, and a scalar cannot tell: then weights must be given, `lambda *_: 1`
+      where all parts do weigh alike.
 
-    Sums are in float32 or wider. Floating aux is averaged too, as metrics and the statistics of
-    batch norm should be; of other aux the last part's comes back. Raises ShapeError for a batch
-    that k does not divide.
+    Sums are in float32 or wider; weights are constants to the gradient. A part of weight 0 does not
+    count, whatever it holds. Floating aux is averaged by the same weights, as the statistics of
+    batch norm should be; each `Mean` in it is added up; of other aux the last part's comes back.
+    Raises ShapeError for a batch that k does not divide, OptionError for missing weights.
 
-    >>> def loss(w, x):
-    ...     return jnp.mean((x * w) ** 2)
-    >>> value, grad = accumulate(loss, k=2)(jnp.array(3.0), jnp.arange(4.0))
+    >>> import fnn
+    >>> def loss(w, batch):
+    ...     return fnn.losses.mean(w * batch["x"], batch["mask"])
+    >>> batch = {"x": jnp.arange(6.0), "mask": jnp.arange(6) < 4}
+    >>> value, grad = accumulate(loss, k=2)(jnp.array(2.0), batch)
     >>> print(value, grad)
-    31.5 21.0
+    3.0 1.5
     """
     checks.function("fn", fn, "params and a batch")
     k = checks.count("k", k)
+    if weight is not None:
+        checks.function("weight", weight, "the arguments of fn")
 
     def value_and_grad(*args, **kwargs):
         with errors.within("accumulate"):
@@ -62,18 +80,36 @@ def accumulate(
                     f"a batch that k={k} divides", f"{size} examples", "choose another k"
                 )
         parts = jax.tree.map(lambda a: _cut(a, k), rest)
-        grad_fn = jax.value_and_grad(of_chosen(fn, argnums), has_aux=has_aux)
+        grad_fn = jax.value_and_grad(weighed(of_chosen(fn, argnums), has_aux), has_aux=True)
+        weight_of = None if weight is None else of_chosen(weight, argnums)
 
         def part(total, rest):
-            out, grads = grad_fn(chosen, rest)
-            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads), out
+            (value, (aux, w)), grads = grad_fn(chosen, rest)
+            if weight_of is not None:
+                w = jnp.sum(jnp.asarray(weight_of(chosen, rest)), dtype=jnp.result_type(float))
+            if w is None:
+                _no_bools(parts)
+            return jax.tree.map(partial(_add, w), total, grads), (value, aux, w)
 
         zeros = jax.tree.map(lambda p: jnp.zeros_like(widened(p)), chosen)
-        total, out = jax.lax.scan(part, zeros, parts)
-        grads = jax.tree.map(lambda t, p: (t / k).astype(jnp.result_type(p)), total, chosen)
-        return jax.tree.map(_mean, out), as_argnums(argnums, grads)
+        total, (value, aux, w) = jax.lax.scan(part, zeros, parts)
+        whole = k if w is None else jnp.where(jnp.sum(w) == 0, 1, jnp.sum(w))
+        grads = jax.tree.map(lambda t, p: _over(t, whole).astype(jnp.result_type(p)), total, chosen)
+        out = jax.tree.map(partial(_mean, w), value), _joined(aux, w)
+        return out if has_aux else out[0], as_argnums(argnums, grads)
 
     return value_and_grad
+
+
+def _no_bools(parts: Any) -> None:
+    """A scalar of a batch with bools in it is told from the mean that it may be."""
+    if any(jnp.issubdtype(jnp.result_type(a), jnp.bool_) for a in _arrays(parts)):
+        raise errors.OptionError(
+            "to know what the parts weigh, of a batch with bools in it, as masks are",
+            "a scalar loss",
+            "return fnn.losses.mean(losses, mask), or pass weight=, as "
+            "lambda params, batch: batch['mask'].sum() (lambda *_: 1 where all weigh alike)",
+        )
 
 
 @errors.builder
@@ -85,7 +121,7 @@ def sam(
         e = rho g / |g|, g = grad fn(params)        grads = grad fn(params + e)
 
     - `fn(params, ...)`: differentiated twice, once at each place; value and aux are those at
-      params.
+      params. It returns a scalar, or a `Mean`, as of `accumulate`.
     - `rho`: how far the place is, at least 0; the paper's default.
 
     |g| is over all that is differentiated, in float32 or wider; where g is zero, e is zero.
@@ -101,7 +137,7 @@ def sam(
     def value_and_grad(*args, **kwargs):
         with errors.within("sam"):
             chosen, rest = separate(argnums, args, kwargs)
-        whole = of_chosen(fn, argnums)
+        whole = scalar(of_chosen(fn, argnums), has_aux)
         out, g = jax.value_and_grad(whole, has_aux=has_aux)(chosen, rest)
         length = length_of(*jax.tree.leaves(g))
         away = as_length(rho, length.root.dtype)
@@ -135,7 +171,9 @@ def per_example_clip(
     - `noise_multiplier`: sigma, at least 0. 0, the default, adds none and promises no privacy.
     - `key`: of the noise, a new one at each step. None takes it from the key among the arguments.
 
-    Value and floating aux are means over the examples. What sigma, the size of the batch and the
+    Value and floating aux are means over the examples, by their weights where fn returns a `Mean`,
+    as of `accumulate`. Grads are over B whatever the weights, which belong to the examples and must
+    not tell. What sigma, the size of the batch and the
     number of steps together promise is not computed here. Raises RandomKeyError for noise without
     a key. Abadi et al. (2016), algorithm 1.
 
@@ -156,7 +194,7 @@ def per_example_clip(
             chosen, rest = separate(argnums, args, kwargs)
             size = _batch_size(rest)
             noise_key = _noise_key(key, noise_multiplier, rest)
-        grad_fn = jax.value_and_grad(of_chosen(fn, argnums), has_aux=has_aux)
+        grad_fn = jax.value_and_grad(weighed(of_chosen(fn, argnums), has_aux), has_aux=True)
 
         def clipped(example):
             out, g = grad_fn(chosen, example)
@@ -165,7 +203,7 @@ def per_example_clip(
             return out, jax.tree.map(lambda a: shortened(widened(a), most, length), g)
 
         examples = jax.tree.map(lambda a: _cut(a, size), rest)
-        out, g = jax.vmap(clipped)(examples)
+        (value, (aux, w)), g = jax.vmap(clipped)(examples)
         total = jax.tree.map(lambda a: jnp.sum(a, 0), g)
         if noise_key is not None:
             keys = iter(jax.random.split(noise_key, max(len(jax.tree.leaves(total)), 1)))
@@ -176,7 +214,8 @@ def per_example_clip(
 
             total = jax.tree.map(noisy, total)
         grads = jax.tree.map(lambda t, p: (t / size).astype(jnp.result_type(p)), total, chosen)
-        return jax.tree.map(_mean, out), as_argnums(argnums, grads)
+        out = jax.tree.map(partial(_mean, w), value), _joined(aux, w)
+        return out if has_aux else out[0], as_argnums(argnums, grads)
 
     return value_and_grad
 
@@ -252,11 +291,37 @@ def _cut(leaf: Any, k: int) -> Any:
     return leaf.reshape(k, leaf.shape[0] // k, *leaf.shape[1:])
 
 
-def _mean(stacked: jax.Array) -> jax.Array:
-    """The mean over the parts, or the last of what is not floating."""
+def _joined(aux: Any, w: jax.Array | None) -> Any:
+    """The aux of all parts as one: sums added up, other floats averaged, the last of the rest."""
+
+    def join(node):
+        sums = is_sum(node)
+        return jax.tree.map(partial(jnp.sum, axis=0) if sums else partial(_mean, w), node)
+
+    return jax.tree.map(join, aux, is_leaf=is_sum)
+
+
+def _mean(w: jax.Array | None, stacked: jax.Array) -> jax.Array:
+    """The mean over the parts by their weights, or the last of what is not floating."""
     if not jnp.issubdtype(stacked.dtype, jnp.floating):
         return stacked[-1]
-    return jnp.mean(stacked, 0, widest(stacked.dtype, jnp.float32)).astype(stacked.dtype)
+    x = stacked.astype(widest(stacked.dtype, jnp.float32))
+    if w is None:
+        return jnp.mean(x, 0).astype(stacked.dtype)
+    w = jnp.where(jnp.sum(w) == 0, 1, w).astype(x.dtype)  # where nothing counts, all do
+    w = w.reshape(-1, *(1,) * (x.ndim - 1))
+    return (jnp.sum(w * jnp.where(w == 0, 0, x), 0) / jnp.sum(w)).astype(stacked.dtype)
+
+
+def _add(w: jax.Array | None, total: jax.Array, g: jax.Array) -> jax.Array:
+    if w is None:
+        return total + g.astype(total.dtype)
+    w = w.astype(total.dtype)
+    return total + w * jnp.where(w == 0, 0, g.astype(total.dtype))
+
+
+def _over(total: jax.Array, whole: Any) -> jax.Array:
+    return total / (whole if isinstance(whole, int) else whole.astype(total.dtype))
 
 
 _NOISE = 0x6E6F6973  # sets the noise apart from what fn draws

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import wide, widened
+from fnn.losses.means import scalar
 from fnn.optim.arithmetic import as_dtype, divide
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate
 from fnn.optim.safety import all_finite
@@ -66,7 +67,7 @@ def scale_loss(
     def value_and_grad(*args, **kwargs):
         with errors.within("scale_loss"):
             chosen, rest = separate(argnums, args, kwargs)
-        whole = of_chosen(fn, argnums)
+        whole = scalar(of_chosen(fn, argnums), has_aux)
 
         def scaled(chosen, rest):
             out = whole(chosen, rest)

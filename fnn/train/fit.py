@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
@@ -15,6 +16,7 @@ from fnn.metrics.metric import check_metrics
 from fnn.shapes import natives
 from fnn.train.drivers import DRIVERS, calls
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
+from fnn.train.weights import Of, both, counting, measure
 
 
 def fit(
@@ -100,13 +102,17 @@ def evaluator(
     *,
     batch_size: int = 256,
     names: tuple[str, str] = ("image", "label"),
+    mask: Of = None,
+    weights: Of = None,
+    lengths: Of = None,
+    class_weights: Any = None,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.
 
     - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
     - `metrics`: by name, as of `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
       `(outputs, labels)` of values per example, [B, ...], for their mean.
-    - `names`: as of `fnn.train.supervised`.
+    - `names`, `mask`, `weights`, `lengths`, `class_weights`: as of `fnn.train.supervised`.
 
     Each value is that of all N examples together, whatever the batch size; for a mean, within a
     few roundings of float32. Raises InputError where data has no examples.
@@ -119,23 +125,28 @@ def evaluator(
     {'accuracy': np.float32(0.6)}
     """
     measures = check_metrics(metrics)
+    with errors.within("evaluator"):
+        counted = counting(mask, weights, lengths, class_weights)
 
     @jax.jit
-    def update(params, state, accumulators, batch, mask):
+    def update(params, state, accumulators, batch, real):
         x, labels = inputs_and_labels(batch, names)
         outputs = net(params, x, state=state)
+        with errors.within("evaluator"):
+            keep, w = counted(batch, labels)
+            keep = both(keep, real, jnp.logical_and)
         return {
-            name: measure.update(accumulators[name], outputs, labels, mask)
-            for name, measure in measures.items()
+            name: measure(metric, accumulators[name], outputs, labels, keep, w)
+            for name, metric in measures.items()
         }
 
     @jax.jit
     def compute(accumulators):
-        return {name: measure.compute(accumulators[name]) for name, measure in measures.items()}
+        return {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
 
     def evaluate(train_state: TrainState) -> dict[str, Any]:
         params, state = train_state.params, train_state.state
-        start = accumulators = {name: measure.init() for name, measure in measures.items()}
+        start = accumulators = {name: metric.init() for name, metric in measures.items()}
         for batch, mask in eval_batches(data, batch_size):
             accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
         if accumulators is start:

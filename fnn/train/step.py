@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.layer import Layer, declare_and_draw
+from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
 from fnn.optim.arithmetic import increment
 from fnn.optim.safety import unless_skipped
@@ -18,6 +19,7 @@ from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
 from fnn.shapes import from_numpy, natives
 from fnn.static import run_once_compiled
+from fnn.train.weights import Of, counting, losses_of, measure
 
 
 class TrainState(NamedTuple):
@@ -110,7 +112,9 @@ def step(
         params = params + updates
 
     - `loss_fn(params, state, batch, key) -> (loss, (state, metrics))`: your own function; the loss
-      is a scalar, metrics a dict of arrays, batch any tree.
+      is a scalar, metrics a dict of arrays, batch any tree. A masked or weighted mean is better
+      returned as `fnn.losses.mean(losses, mask)`, among the metrics too: it knows its weight, so
+      that `optim.accumulate` gives what the whole batch gives.
     - `tx`: the optimizer; `value_fn(params)` gives it the loss of this batch at other params.
     - `grad`: how to differentiate, called as `grad(fn, has_aux=True)(params, batch, key)`:
       `jax.value_and_grad`, or `partial(fnn.optim.accumulate, k=4)`, `fnn.optim.sam` or another of
@@ -146,10 +150,12 @@ def step(
         def value_fn(params, batch, key):
             out = loss_fn(params, train_state.state, batch, key)
             _check_returned(out, train_state.state)
-            return out
+            loss, aux = out
+            return (loss.value, Weighed(aux, loss.weight)) if isinstance(loss, Mean) else out
 
         grad_fn = grad(value_fn, has_aux=True)
-        (loss, (state, metrics)), grads = grad_fn(train_state.params, batch, key)
+        (loss, aux), grads = grad_fn(train_state.params, batch, key)
+        state, metrics = aux.aux if isinstance(aux, Weighed) else aux
         updates, opt_state = tx_update(
             grads,
             train_state.opt_state,
@@ -161,7 +167,7 @@ def step(
         params = apply_updates(train_state.params, updates)
         before = train_state.params, train_state.state, train_state.opt_state
         after = unless_skipped(before, (params, state, opt_state))
-        return (increment(train_state.step), *after), {"loss": loss, **metrics}
+        return (increment(train_state.step), *after), {"loss": loss, **values(metrics)}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
         (step, params, state, opt_state), metrics = update(train_state, natives(batch, "batch"))
@@ -177,7 +183,7 @@ def _check_returned(out: Any, state: Any) -> None:
     if not (pair and isinstance(out[1], tuple) and len(out[1]) == 2):
         errors.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
     loss, (new_state, metrics) = out
-    if jnp.shape(loss) != ():
+    if jnp.shape(loss.total if isinstance(loss, Mean) else loss) != ():
         raise errors.ShapeError("a scalar loss", errors.show(loss), "average it: jnp.mean(loss)")
     if jax.tree.structure(new_state) != jax.tree.structure(state):
         raise errors.ParamsError(
@@ -198,17 +204,31 @@ def supervised(
     metrics: Mapping[str, Callable] | None = None,
     *,
     names: tuple[str, str] = ("image", "label"),
+    mask: Of = None,
+    weights: Of = None,
+    lengths: Of = None,
+    class_weights: Any = None,
 ) -> Callable:
     """The usual loss function of `step`: the mean over the batch of `loss(outputs, labels)`.
 
-    The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`.
+        sum of w_i loss_i / sum of w_i
 
-    - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`.
+    The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`. Without a
+    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, whose value the step takes.
+
+    - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`; if it takes
+      `mask=`, it is given which examples count.
     - `metrics`: by name, an `fnn.metrics.Metric`, as `fnn.metrics.accuracy()`, or a function like
-      `loss`, taken as `fnn.metrics.mean` of it; their values on the batch are returned beside the
-      loss.
+      `loss`, taken as `fnn.metrics.mean` of it; they are returned beside the loss, with a `value`
+      that the step takes.
     - `names`: what x and labels are called in a batch that is a dict; a batch may also be the
       pair (x, labels).
+    - `mask`, `weights`, `lengths`: which examples count, in the loss and in the metrics, and how
+      much. Each is a name in the batch, or a function of the batch, as
+      `lambda batch: batch["label"] >= 0`. Masks are bools and weights real numbers at least 0, of
+      the losses' shape or its first axes; lengths, integers [B], say how many of the times of
+      labels [B, T, ...] are there. The network sees all of x.
+    - `class_weights`: [C], what an example counts by its integer label, times its weight.
 
     >>> import fnn
     >>> net = fnn.dense(3)
@@ -216,17 +236,28 @@ def supervised(
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 1])}
     >>> loss, (state, metrics) = loss_fn(params, state, batch, jax.random.key(1))
-    >>> print(metrics["acc"])
+    >>> print(metrics["acc"].value)
     0.5
     """
     measures = check_metrics(metrics or {})
+    with errors.within("supervised"):
+        counted = counting(mask, weights, lengths, class_weights)
 
     def loss_fn(params, state, batch, key):
         x, labels = inputs_and_labels(batch, names)
         outputs, state = net.apply(params, state, x, key=key, train=True)
+        with errors.within("supervised"):
+            keep, w = counted(batch, labels)
         seen = jax.lax.stop_gradient(outputs)  # a metric need not be differentiable
-        measured = {name: measure.value(seen, labels) for name, measure in measures.items()}
-        return jnp.mean(loss(outputs, labels)), (state, measured)
+        measured = {
+            name: Measured(measure(metric, metric.init(), seen, labels, keep, w), metric.compute)
+            for name, metric in measures.items()
+        }
+        losses = losses_of(loss, outputs, labels, keep)
+        if keep is None:
+            return jnp.mean(losses), (state, measured)
+        with errors.within("supervised"):
+            return mean(losses, keep, w), (state, measured)
 
     return loss_fn
 
