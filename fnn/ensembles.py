@@ -130,7 +130,7 @@ def gaussian_uncertainty(
             variances = _members("variance", variance)
     middle = jnp.mean(means, axis=0)
     aleatoric = jnp.mean(variances, axis=0)
-    epistemic = jnp.mean((means - middle) ** 2, axis=0)
+    epistemic = jnp.mean((means - middle[None]) ** 2, axis=0)
     return middle, Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
@@ -247,7 +247,7 @@ def _mean(logs: jax.Array) -> jax.Array:
     """log mean over the first axis of exp(logs), with gradient 0 where all are -inf."""
     most = jax.lax.stop_gradient(jnp.max(logs, axis=0))
     most = jnp.where(jnp.isfinite(most), most, 0)
-    total = jnp.mean(jnp.exp(logs - most), axis=0)
+    total = jnp.mean(jnp.exp(logs - most[None]), axis=0)
     some = total != 0  # of NaN too
     return jnp.where(some, most + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
 

@@ -16,11 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import assert_close
+from scipy import stats
 
 import fnn
 from fnn import errors, losses
 
 seeds = st.integers(0, 2**32 - 1)
+RNG = np.random.default_rng(0)
 LEAD = (2, 3)
 
 
@@ -409,6 +411,79 @@ def test_second_derivatives_at_no_error():
         assert jax.jit(jax.grad(jax.grad(loss)))(one, one) == 1
 
 
+def close_divergence(p, q, temperature=1.0):
+    """KL by terms that do not cancel, in float64."""
+    log_p, log_q = (oracles.log_softmax(np.float64(x) / temperature) for x in (p, q))
+    d = log_q - log_p
+    return temperature**2 * np.sum(np.exp(log_p) * (np.expm1(d) - d), axis=-1)
+
+
+def close_jensen_shannon(p, q):
+    log_p, log_q = (oracles.log_softmax(np.float64(x)) for x in (p, q))
+    t = np.tanh((log_q - log_p) / 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = (1 + t) * np.log1p(t) + (1 - t) * np.log1p(-t)
+    return np.sum((np.exp(log_p) + np.exp(log_q)) / 2 * h / 2, axis=-1)
+
+
+def close_cosine(a, b):
+    a, b = (np.float64(x) / np.linalg.norm(np.float64(x), axis=-1, keepdims=True) for x in (a, b))
+    return np.sum((a - b) ** 2, axis=-1) / 2
+
+
+CLOSE = {
+    "kl_divergence": (losses.kl_divergence, close_divergence),
+    "jensen_shannon": (losses.jensen_shannon, close_jensen_shannon),
+    "distillation": (
+        lambda a, b: losses.distillation(b, a, 3.0),
+        functools.partial(close_divergence, temperature=3),
+    ),
+    "cosine_distance": (losses.cosine_distance, close_cosine),
+    "gaussian_kl": (
+        lambda a, b: losses.gaussian_kl(0 * a, b - a),
+        lambda a, b: np.sum(np.expm1(np.float64(b - a)) - (b - a), axis=-1) / 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_divergences_of_what_is_close_are_right_and_never_negative(name):
+    """10,000 draws at each distance, in float32; far and huge logits, too."""
+    loss, oracle = CLOSE[name]
+    rng = np.random.default_rng(0)
+    compiled = jax.jit(loss)
+    for apart, rtol in ((1e-3, 0.02), (1e-2, 0.002), (1.0, 1e-4), (30.0, 1e-4)):
+        a = (2 * rng.normal(size=(10_000, 7))).astype("float32")
+        b = (a + apart * rng.normal(size=a.shape)).astype("float32")
+        got, want = compiled(a, b), oracle(a, b)
+        assert (got >= 0).all()
+        sound = want < 1e30  # of saturated rows the oracle's logarithms are NaN
+        np.testing.assert_allclose(got[sound], want[sound], rtol=rtol, atol=1e-11)
+    assert (compiled(a, a) < 1e-14).all()
+    closer = np.float32(a + 1e-5 * rng.normal(size=a.shape))
+    assert (compiled(a, closer) >= 0).all() and (compiled(a, closer) < 1e-8).all()
+    assert np.isfinite(jnp.sqrt(compiled(a, closer))).all()
+
+
+def test_no_ensembles_disagreement_is_negative():
+    logits = jax.random.normal(jax.random.key(0), (1, 10_000, 5))
+    logits = logits + 1e-4 * jax.random.normal(jax.random.key(1), (4, 10_000, 5))
+    assert (fnn.ensembles.uncertainty(logits).epistemic >= 0).all()
+
+
+def test_likelihoods_of_large_counts_and_small_chances():
+    """Terms of 1e7 leave 7, and 1 - q leaves nothing of a q of 1e-9."""
+    counts = np.float32([0, 1, 9, 10, 11, 50, 1e3, 1e6])
+    log_rate = np.log(counts + np.sqrt(counts) + 1).astype("float32")
+    want = -stats.poisson.logpmf(np.float64(counts), np.exp(np.float64(log_rate)))
+    got, slope = jax.vmap(jax.value_and_grad(losses.poisson_nll))(log_rate, counts)
+    np.testing.assert_allclose(got, want, rtol=3e-4)
+    np.testing.assert_allclose(slope, np.exp(np.float64(log_rate)) - counts, rtol=3e-3)
+    q = jnp.float32([1e-9, 1e-5, 0.5])
+    got = losses.binary_log_loss(q, jnp.zeros(3, int))
+    np.testing.assert_allclose(got, -np.log1p(-np.float64(q)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_cosines_of_any_length_and_of_none(scale):
     a = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]) * scale
@@ -740,6 +815,62 @@ def test_losses_train_under_supervised():
         assert value.shape == () and np.isfinite(value)
 
 
+# Every option that is a number, with values at and next to both ends of its range.
+LABELS = jnp.array([1, 0])
+ENDS = {
+    "label_smoothing": (
+        lambda e, x: losses.softmax_cross_entropy(x, LABELS, label_smoothing=e), (0.0, 0.5, 1.0)
+    ),
+    "label_smoothing of probabilities": (
+        lambda e, x: losses.softmax_cross_entropy(x, jnp.eye(3)[LABELS], label_smoothing=e),
+        (0.0, 0.5, 1.0),
+    ),
+    "gamma": (lambda g, x: losses.focal(x, jnp.ones((2, 3), int), g), (0.0, 1e-6, 2.0, 1e30)),
+    "alpha": (lambda a, x: losses.focal(x, jnp.ones((2, 3), int), 2.0, a), (0.0, 0.5, 1.0)),
+    "alpha of zeros": (lambda a, x: losses.focal(x, jnp.zeros((2, 3), int), 0.0, a), (0.0, 1.0)),
+    "eps": (lambda e, x: losses.log_loss(jax.nn.softmax(x), LABELS, eps=e), (1e-30, 1e-7, 1.0)),
+    "eps of two": (
+        lambda e, x: losses.binary_log_loss(jax.nn.softmax(x), jnp.ones((2, 3), int), eps=e),
+        (1e-30, 1.0),
+    ),
+    "delta": (lambda d, x: losses.huber(x, jnp.zeros((2, 3)), d), (0.0, 1e-30, 1.0, jnp.inf)),
+    "margin": (lambda m, x: losses.triplet(x, x, 0 * jnp.ones((2, 3)), m), (0.0, 1.0)),
+    "temperature": (lambda t, x: losses.distillation(x, x[::-1], t), (1e-3, 1.0, 1e6)),
+    "temperature of pairs": (lambda t, x: losses.info_nce(x, x, t), (1e-3, 1.0, 1e6)),
+}  # fmt: skip
+INSIDE = jnp.array([[0.5, 3.0, -1.0], [2.0, 0.0, 1e-8]])
+IMPOSSIBLE = jnp.array([[0.0, 3.0, -jnp.inf], [jnp.inf, 1.0, -2.0]])
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_traced_options_are_as_plain_ones_at_both_ends(name):
+    """With impossible classes and certain outcomes, too: what a weight of 0 makes of infinity."""
+    loss, ends = ENDS[name]
+    traced = jax.jit(loss)
+    inputs = [INSIDE]
+    if "label_smoothing" in name:
+        inputs.append(IMPOSSIBLE.at[1, 0].set(5))
+    elif name not in ("margin", "temperature", "temperature of pairs", "eps", "eps of two"):
+        inputs.append(IMPOSSIBLE)
+    for x in inputs:
+        for end in ends:
+            plain_one, got = loss(end, x), traced(end, x)
+            np.testing.assert_allclose(got, plain_one, rtol=1e-5, atol=1e-9, err_msg=str(end))
+            assert not np.isnan(got).any(), (end, got)
+    for end in ends[:-1]:
+        slope = jax.grad(lambda e, x=INSIDE: traced(e, x).sum())(float(end))
+        assert np.isfinite(slope), end
+
+
+def test_smoothing_at_its_ends_with_an_impossible_class():
+    x, labels = IMPOSSIBLE[:1], jnp.array([1])
+    loss = jax.jit(lambda e: losses.softmax_cross_entropy(x, labels, label_smoothing=e)[0])
+    np.testing.assert_allclose(loss(0.0), np.log1p(np.exp(-3.0)), rtol=1e-6)
+    assert loss(0.1) == jnp.inf and loss(1.0) == jnp.inf
+    impossible = losses.softmax_cross_entropy(x, jnp.array([2]), label_smoothing=1.0)
+    assert impossible == jnp.inf
+
+
 def test_options_may_be_traced():
     x, t = jnp.asarray([0.5, 3.0]), jnp.zeros(2)
     deltas = jnp.asarray([0.5, 1.0, 2.0])
@@ -752,6 +883,21 @@ def test_options_may_be_traced():
     for loss in (losses.info_nce, losses.distillation):
         got = jax.jit(jax.vmap(lambda t, f=loss: f(jnp.eye(3), jnp.ones((3, 3)), t)))(temperatures)
         assert got.shape == (2, 3)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "x64"])
+def test_no_ranks_or_dtypes_are_promoted(wide):
+    """Of any loss, with a mask or its gradients; the tests' dtype promotion is strict."""
+    with jax.enable_x64(wide), jax.numpy_rank_promotion("raise"):
+        for name, case in CASES.items():
+            args, _ = given_as("float64" if wide else "float32", case.draw(RNG, LEAD))
+            mask = jnp.ones(LEAD[:1], bool)
+
+            def total(*args, case=case, mask=mask):
+                return case.call(*args, mask=mask).sum()
+
+            n = tuple(range(floating(args)))
+            jax.eval_shape(jax.value_and_grad(total, n), *args), name
 
 
 # --- wrong inputs

@@ -310,7 +310,7 @@ def test_evaluation_counts_every_example_once():
     column = {"hit": lambda o, labels: (o.argmax(-1) == labels)[:, None]}
     measured = train.evaluator(net, data(), column, batch_size=7)(ts)
     np.testing.assert_allclose(measured["hit"], right, rtol=1e-6)
-    with pytest.raises(errors.ShapeError, match="one or more per example"):
+    with pytest.raises(errors.ShapeError, match="or of its first axes"):
         train.evaluator(net, data(), {"hit": lambda o, y: (o.argmax(-1) == y).mean()})(ts)
     with pytest.raises(errors.InputError, match="no examples"):
         train.evaluator(net, data(n=0), metrics)(ts)

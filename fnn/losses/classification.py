@@ -12,7 +12,7 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import is_floating, wide
-from fnn.losses.inputs import alike, binary, choose, class_labels, positive, same_dtype
+from fnn.losses.inputs import alike, binary, choose, class_labels, numbered, positive, same_dtype
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import kl, normalize, times
 
@@ -235,7 +235,7 @@ def multiclass_hinge(
     """
     with errors.within("multiclass_hinge"):
         s, labels, mask = _labelled("scores", scores, labels, mask, soft=False)
-    own = jnp.arange(s.shape[-1], dtype=labels.dtype) == labels[..., None]
+    own = numbered(s.shape[-1], labels) == labels[..., None]
     rival = jnp.max(jnp.where(own, -jnp.inf, s), axis=-1, initial=-jnp.inf)
     return masked(jax.nn.relu(1 + rival - choose(s, labels)), mask)
 
@@ -279,14 +279,20 @@ def _log(q: jax.Array, eps: Any) -> jax.Array:
     """log, continued below eps by its tangent there."""
     eps = jnp.asarray(eps, q.dtype)
     low = q < eps
-    return jnp.log(jnp.where(low, eps, q)) + jnp.where(low, q / eps - 1, 0)
+    return jnp.log(jnp.where(low, eps, q)) + _below(q, eps, low)
 
 
 def _log_not(q: jax.Array, eps: Any) -> jax.Array:
     """log(1 - q), as `_log` of 1 - q, which would round away a small q."""
     eps = jnp.asarray(eps, q.dtype)
     low = 1 - q < eps
-    return jnp.where(low, jnp.log(eps) + (1 - q) / eps - 1, jnp.log1p(-jnp.where(low, 0, q)))
+    high = jnp.log1p(-jnp.where(low, 0, q))
+    return jnp.where(low, jnp.log(eps), high) + _below(1 - q, eps, low)
+
+
+def _below(q: jax.Array, eps: jax.Array, low: jax.Array) -> jax.Array:
+    """(q - eps) / eps where low, else 0, with derivatives that do not overflow there."""
+    return jnp.where(low, q, 1) / jnp.where(low, eps, 1) - 1
 
 
 def _labelled(scores: str, x: Any, labels: Any, mask: Any, soft: bool = True):

@@ -125,6 +125,11 @@ def choose(values: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, labels[..., None], axis=-1, mode="fill")[..., 0]
 
 
+def numbered(n: int, x: jax.Array) -> jax.Array:
+    """0 ... n - 1 on a last axis, to be compared with x[..., None]."""
+    return jnp.expand_dims(jnp.arange(n, dtype=x.dtype), tuple(range(x.ndim)))
+
+
 def positive(name: str, value: Any) -> None:
     """A number above 0; tracers pass."""
     checks.number(name, value, 0.0, float("inf"), open_high=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fnn import errors
 from fnn.dtypes import wide
-from fnn.losses.inputs import array, choose, floating, integers
+from fnn.losses.inputs import array, choose, floating, integers, numbered
 
 
 def check_mask(mask: Any, shape: tuple) -> jax.Array | None:
@@ -69,8 +69,7 @@ def length_mask(lengths: Any, size: int) -> jax.Array:
      [ True  True  True]]
     """
     lengths = integers("lengths", lengths)
-    times = jnp.arange(size, dtype=lengths.dtype)
-    return times < jnp.expand_dims(lengths, -1)
+    return numbered(size, lengths) < lengths[..., None]
 
 
 def class_weights(weights: jax.Array, labels: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
-from fnn.losses.numerics import excess, magnitude
+from fnn.losses.numerics import excess, magnitude, times
 
 
 def _difference(predictions: Any, targets: Any, mask: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -91,7 +91,8 @@ def huber(
         r, mask = _difference(predictions, targets, mask)
     bound = jnp.asarray(delta, r.dtype)
     near = jnp.where(r > bound, bound, jnp.where(r < -bound, -bound, r))
-    return masked(near * (r - near / 2), mask)
+    far = jnp.where(jnp.isinf(near), near, r - near / 2)
+    return masked(times(near, far), mask)
 
 
 def log_cosh(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import wide
 from fnn.losses.classification import cross_entropy
-from fnn.losses.inputs import check_shape, floating, integers, positive
-from fnn.losses.masking import check_mask, clear, masked
+from fnn.losses.inputs import check_shape, floating, integers, numbered, positive
+from fnn.losses.masking import check_mask, clear, length_mask, masked
 from fnn.losses.numerics import log_softmax, log_sum_exp
 
 
@@ -64,8 +64,7 @@ def ctc(
         logit_lengths = _lengths("logit_lengths", logit_lengths, times, logits)
         label_lengths = _lengths("label_lengths", label_lengths, places, logits)
         mask = check_mask(mask, lead)
-    there = jnp.arange(times, dtype=logit_lengths.dtype) < logit_lengths[..., None]  # [..., T]
-    read = jnp.arange(places, dtype=label_lengths.dtype) < label_lengths[..., None]  # [..., L]
+    there, read = length_mask(logit_lengths, times), length_mask(label_lengths, places)
     wrong = (labels < 0) | (labels >= classes) | (labels == blank)
     wrong = jnp.any(wrong & read, axis=-1) | (logit_lengths < 0) | (logit_lengths > times)
     wrong = wrong | (label_lengths < 0) | (label_lengths > places)
@@ -111,7 +110,7 @@ def _ctc(log_q, labels, there, last, blank: int) -> jax.Array:
 
     over_time = jnp.moveaxis(emitted, -2, 0), jnp.moveaxis(there, -1, 0)
     alpha, _ = jax.lax.scan(step, jnp.broadcast_to(start, wanted.shape), over_time)
-    state, last = jnp.arange(states, dtype=last.dtype), last[..., None]
+    state, last = numbered(states, last), last[..., None]
     ends = (state == last) | (state == last - 1)
     return -log_sum_exp(jnp.where(ends, alpha, -jnp.inf))
 

@@ -103,7 +103,7 @@ def info_nce(
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
     logits = jnp.einsum("...ic,...jc->...ij", a, b) / jnp.asarray(temperature, a.dtype)
     if mask is not None:
-        own = jnp.eye(a.shape[-2], dtype=bool)
+        own = jnp.broadcast_to(jnp.eye(a.shape[-2], dtype=bool), logits.shape)
         logits = jnp.where(mask[..., None, :] | own, logits, -jnp.inf)
     return masked(-jnp.diagonal(log_softmax(logits), axis1=-2, axis2=-1), mask)
 

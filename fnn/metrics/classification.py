@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fnn import checks, errors
 from fnn.dtypes import is_floating
 from fnn.losses import check_labels
+from fnn.losses.inputs import numbered
 from fnn.metrics.metric import (
     Array,
     Metric,
@@ -188,7 +189,7 @@ def hits(outputs: Any, labels: Any, k: int, name: str) -> Array:
             f"logits of {k} classes or more", f"{logits.shape}", "lower k, or give more logits"
         )
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")
-    before = jnp.arange(classes, dtype=jnp.int32) < labels[..., None]  # of equals, the first leads
+    before = numbered(classes, labels) < labels[..., None]  # of equals, the first leads
     ahead = (logits > chosen) | (logits == chosen) & before
     hit = (ahead.sum(-1, dtype=jnp.int32) < k) & ~jnp.isnan(logits).any(-1)
     return jnp.where(labels == classes, jnp.nan, hit.astype(jnp.float32))

@@ -88,7 +88,8 @@ def accumulate(
             if weight_of is not None:
                 w = jnp.sum(jnp.asarray(weight_of(chosen, rest)), dtype=jnp.result_type(float))
             if w is None:
-                _no_bools(parts)
+                with errors.within("accumulate"):
+                    _no_bools(parts)
             return jax.tree.map(partial(_add, w), total, grads), (value, aux, w)
 
         zeros = jax.tree.map(lambda p: jnp.zeros_like(widened(p)), chosen)

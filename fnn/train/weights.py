@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import errors
-from fnn.losses.inputs import array
+from fnn.losses.inputs import array, integers
 from fnn.losses.masking import bools, class_weights, length_mask, reals
 from fnn.metrics.metric import Metric
 
@@ -89,7 +89,8 @@ def _of(batch: Any, of: Any, what: str) -> jax.Array:
     return array(what, batch[of])
 
 
-def _there(lengths: jax.Array, labels: Any) -> jax.Array:
+def _there(lengths: Any, labels: Any) -> jax.Array:
+    lengths = integers("lengths", lengths)
     shape = getattr(labels, "shape", ())
     if len(shape) <= lengths.ndim or shape[: lengths.ndim] != lengths.shape:
         raise errors.ShapeError(
