@@ -122,9 +122,9 @@ def _pair(
             if not isinstance(tree, Mapping):
                 return tree
             out = {}
-            for name, value in tree.items():
+            for name, w in tree.items():
                 below = f"{path}/{name}"
-                out[name] = fn(value, outputs[below]) if name in names else each(fn, value, below)
+                out[name] = fn(w, outputs[below]) if name in names else each(fn, w, below)
             return out
 
         def encoded(params):
