@@ -331,8 +331,8 @@ WRONG = {  # a call, where it is, what is said
         lambda: convert.from_flax(
             fnn.lstm(H), linen_arrays(ig={"kernel": draw(C, H), "bias": draw(H)}), SHAPE
         ),
-        "from_flax",
-        "ig/bias (4,)",
+        "lstm",
+        "also cell/ig/bias",
     ),
     "flax: no such gate": (
         lambda: convert.from_flax(fnn.gru(H), linen_arrays(), SHAPE),

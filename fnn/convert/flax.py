@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from fnn import errors, tree
-from fnn.convert.core import (
-    SAME,
-    Framework,
-    Groups,
-    Names,
-    Part,
-    load,
-    mapping,
-    on_host,
-    parts,
-    store,
-)
+from fnn.convert.arrays import load, mapping, on_host, store
+from fnn.convert.parts import parts
+from fnn.convert.table import SAME, Framework, Groups, Names, Part
 from fnn.layer import Layer
 
 

@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 
 from fnn import errors, tree
-from fnn.convert.core import (
-    SAME,
-    Framework,
-    Groups,
-    Names,
-    Way,
-    load,
-    mapping,
-    parts,
-    store,
-    stores_adjoint,
-)
+from fnn.convert.arrays import load, mapping, store
+from fnn.convert.parts import parts
+from fnn.convert.table import SAME, Framework, Groups, Names, Way, stores_adjoint
 from fnn.layer import Layer
 
 

@@ -8,17 +8,9 @@ from typing import Any
 import numpy as np
 
 from fnn import errors
-from fnn.convert.core import (
-    ADJOINT,
-    SAME,
-    Framework,
-    Groups,
-    Names,
-    Way,
-    load,
-    parts,
-    store,
-)
+from fnn.convert.arrays import load, store
+from fnn.convert.parts import parts
+from fnn.convert.table import ADJOINT, SAME, Framework, Groups, Names, Way
 from fnn.layer import Layer
 
 
@@ -27,10 +19,11 @@ def from_keras(
 ) -> tuple[dict, dict]:
     """(params, state) of `net` with the values of a Keras model.
 
-    - `weights`: `model.get_weights()`, in order of the layers, or {path: array}, as
-      `{w.path: w.numpy() for w in model.weights}`.
+    - `weights`: `model.weights`, or {path: array}, as `{w.path: w.numpy() for w in model.weights}`:
+      layers are paired as `fnn.convert` says. Arrays without paths, `model.get_weights()`, are
+      taken in their order, and nothing but their shapes can tell that it is the right one.
     - `xs`: as for `net.init`.
-    - `names`: {path of a layer in net: its path there}, for weights by path.
+    - `names`: {path of a layer in net: its path there}, for weights by path; see `fnn.convert`.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
@@ -42,8 +35,10 @@ def from_keras(
     """
     with errors.within("from_keras"):
         ours = parts(KERAS, net, xs)
-        if isinstance(weights, Mapping):
-            return load(KERAS, ours, KERAS.group(weights), names)
+        paths = None if isinstance(weights, Mapping) else _by_path(weights)
+        if isinstance(weights, Mapping) or paths:
+            groups = KERAS.group(_apart(paths or weights))
+            return load(KERAS, ours, groups, names, registered=bool(paths))
         if not isinstance(weights, (list, tuple)):
             raise errors.InputError(
                 "weights to be a list or a dict of arrays", errors.show(weights), "get_weights()"
@@ -60,10 +55,10 @@ def from_keras(
                 f"{len(weights)}",
                 "build the same layers, or pass weights by path and names=",
             )
-        groups: Groups = {}
+        by_path: Groups = {}
         for (path, slot), weight in zip(wanted, weights, strict=True):
-            groups.setdefault(path, {})[slot.entry] = weight
-        return load(KERAS, ours, groups, None)
+            by_path.setdefault(path, {})[slot.entry] = weight
+        return load(KERAS, ours, by_path, None)
 
 
 def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.ndarray]:
@@ -109,5 +104,37 @@ KERAS = Framework(
         "prelu": {"alpha": ("alpha", SAME)},
         "rms_norm": {"scale": ("scale", SAME)},
     },
-    ordered=True,
 )
+
+
+# --- weights by path
+
+
+def _by_path(weights: Any) -> dict[str, Any]:
+    """The variables of a model by their paths, in their order; arrays have none."""
+    found: dict[str, Any] = {}
+    if not isinstance(weights, (list, tuple)) or not all(hasattr(w, "path") for w in weights):
+        return found
+    for weight in weights:
+        if weight.path in found:
+            raise errors.ParamsError(
+                "one weight of each path", f"two of {weight.path}", "give model.get_weights()"
+            )
+        found[weight.path] = weight
+    return found
+
+
+def _apart(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with a separable convolution as the two layers that it is."""
+    found: dict[str, Any] = {}
+    for path, array in weights.items():
+        layer, _, entry = str(path).rpartition("/")
+        start = layer and f"{layer}/"
+        separable = f"{start}pointwise_kernel" in weights
+        if separable and entry in ("depthwise_kernel", "pointwise_kernel", "bias"):
+            which, _, kernel = entry.rpartition("_")
+            path = f"{start}{which or 'pointwise'}/{kernel}"
+        elif entry == "depthwise_kernel":  # of Keras 2
+            path = f"{start}kernel"
+        found[path] = array
+    return found

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from fnn import checks, errors
-from fnn.convert import origins
-from fnn.convert.core import (
+from fnn.convert import heads, origins
+from fnn.convert.arrays import load, mapping, on_host, store
+from fnn.convert.parts import parts
+from fnn.convert.table import (
     SAME,
     Framework,
     Groups,
@@ -19,11 +21,6 @@ from fnn.convert.core import (
     Part,
     Slot,
     Way,
-    load,
-    mapping,
-    on_host,
-    parts,
-    store,
     stores_adjoint,
     turned,
 )
@@ -42,11 +39,14 @@ def from_torch(
     Convolutions (O, I, H, W) become (H, W, I, O), linear layers (out, in) become (in, out),
     transposed convolutions (I, O, H, W) what their `transpose_kernel` asks for. An LSTM, GRU or RNN
     of PyTorch, all of its layers and directions, is one `fnn.lstm`, `gru` or `simple_rnn`; its two
-    biases are added up where the sum is all that matters.
+    biases are added up where the sum is all that matters. What is one array for q, k and v, as in
+    MultiheadAttention, is split for an `fnn.attention`.
 
-    - `state_dict`: {name: tensor on the CPU, or NumPy array}. `num_batches_tracked` is not used.
+    - `state_dict`: {name: tensor on the CPU, or NumPy array}. Tensors in bfloat16, float16 and
+      float8 are read as they are, for `xs` of that dtype. `num_batches_tracked` is not used.
     - `xs`: as for `net.init`.
-    - `names`: {path of a layer in net: its name there}, for layers that order does not pair.
+    - `names`: {path of a layer in net: its name there}, for layers that names do not pair; see
+      `fnn.convert` for what they tell, and for blocks and stacks.
     - `flattened`: the order in which the PyTorch network joins axes. Its images are channels
       first, so what comes from a convolution or a pool is joined there as C, H, W and here as
       H, W, C, and the layers that follow get their rows in our order. Where nothing tells that the
@@ -66,8 +66,10 @@ def from_torch(
      [2. 5.]]
     """
     with errors.within("from_torch"):
-        groups = _gathered(TORCH.group(mapping("state_dict", state_dict)))
-        return load(TORCH, _parts(net, xs, flattened), groups, names)
+        ours = _parts(net, xs, flattened)
+        flat = heads.regular(mapping("state_dict", state_dict))
+        groups = heads.split(TORCH, ours, _gathered(TORCH.group(flat)))
+        return load(TORCH, ours, groups, names, registered=_registered(state_dict))
 
 
 def to_torch(
@@ -82,10 +84,11 @@ def to_torch(
 
     - `xs`, `flattened`: as of `from_torch`.
     - `names`: {path of a layer in net: its name there}; a layer without one keeps its path, with
-      dots, as block.conv1.
+      dots, as block.conv1. `{"attention/q": "attn.in_proj.q", ...}` joins q, k and v again.
 
     In PyTorch, `model.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})`
-    takes it. Of two biases that PyTorch adds, the second is zero. Raises as `from_torch`.
+    takes it; bfloat16, which `from_numpy` does not know, goes by way of float32. Of two biases that
+    PyTorch adds, the second is zero. Raises as `from_torch`.
 
     >>> import jax, fnn
     >>> net = fnn.serial(fnn.dense(2))
@@ -100,7 +103,7 @@ def to_torch(
         for part, name in zip(ours, list(groups), strict=True):
             if part.kind in _RECURRENT:
                 groups[name] = _two_biases(groups[name])
-        return TORCH.flat(groups)
+        return heads.joined(TORCH, groups)
 
 
 # --- the table
@@ -161,10 +164,27 @@ TORCH = Framework(
         **_RECURRENT,
     },
     separator=".",
-    ordered=True,
+    whole=", or give module.state_dict() as it is, whose layers come in order",
     unused=("num_batches_tracked",),
     inside=_inside,
 )
+
+
+# --- order
+
+
+def _registered(state_dict: Mapping[str, Any]) -> bool:
+    """Whether the layers stand in the order of registration, which `_metadata` keeps.
+
+    A dict that was sorted, filtered or read from a file of tensors has none, and one that was
+    changed in place does not agree with it.
+    """
+    modules = getattr(state_dict, "_metadata", None)
+    if not isinstance(modules, Mapping):
+        return False
+    place = {name: i for i, name in enumerate(modules)}
+    places = [place.get(name.rpartition(".")[0], -1) for name in state_dict]
+    return -1 not in places and places == sorted(places)
 
 
 # --- recurrent layers
