@@ -140,7 +140,10 @@ def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, 
             )
         likely, numbers = (logits, None) if top_k is None else jax.lax.top_k(logits, top_k)
         heat = jnp.asarray(temperature, logits.dtype)
-        drawn = jax.random.categorical(key, likely / jnp.where(heat > 0, heat, 1))
+        likely = likely / jnp.where(heat > 0, heat, 1)
+        # In the default mode none is drawn that is e^16 times less likely than the first, though a
+        # vocabulary's rare words have a share together.
+        drawn = jax.random.categorical(key, likely, mode="high")
         if numbers is not None:
             drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]
         return jnp.where(heat > 0, drawn.astype(dtype), most)

@@ -34,6 +34,7 @@ def batch_norm(
     Statistics are computed and kept in float32 or wider, from values shifted by the first of them;
     the (biased) variance takes a second pass, around the mean. Both are right where the mean is
     large against the deviation (Chan, Golub & LeVeque, 1983). An empty batch leaves them unchanged.
+    Squares end with the dtype: deviations of float32 above 1e19 have an infinite variance, y = 0.
 
     Params: `scale`, `bias` [C], of x's dtype. State: `mean`, `var` [C].
 
