@@ -199,8 +199,8 @@ def _collect(
         below = []
         for keys, inner_node in inner:
             name = errors.path_of(keys)
-            at = [f"{where}/{name}" if name else where for where in (path, result)]
-            below.append(_collect(*at, inner_node, params, derived))
+            drawn, own = (f"{where}/{name}" if name else where for where in (path, result))
+            below.append(_collect(drawn, own, inner_node, params, derived))
         value = f"{result} derived"
         while any(value == other for other, *_ in derived):  # of two halves of one
             value += "'"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 
@@ -107,12 +107,12 @@ def _forth(node: Any, value: Any, key: Any, path: str = "") -> Any:
         }
     if not isinstance(node, Derived) or node.inverse is None:
         return value
-    values = _forth(node.specs, value, key, path)
+    values, fn = _forth(node.specs, value, key, path), cast(Callable, node.fn)
     if not node.keyed:
-        return node.fn(values)
+        return fn(values)
     checks.need_key(key)
     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    return node.fn(values, jax.random.split(own, node.stack) if node.stack else own)
+    return fn(values, jax.random.split(own, node.stack) if node.stack else own)
 
 
 def _only(like: Any, tree: Any) -> Any:

@@ -84,8 +84,8 @@ def attention(
     if cache is not None and not causal:
         raise errors.OptionError("causal=True with a cache", "causal=False", "pass causal=True")
 
-    def affine(n: int, *axes: str) -> Layer:
-        return dense(n, use_bias=use_bias, kernel_init=kernel_init, axes=axes)
+    def affine(n: int, of: str, to: str) -> Layer:
+        return dense(n, use_bias=use_bias, kernel_init=kernel_init, axes=(of, to))
 
     def attention(f, x, memory=None, mask=None):
         _check_memory(x, memory, causal)

@@ -18,10 +18,9 @@ import numpy as np
 
 from fnn import errors
 from fnn import tree as trees
-from fnn.initializing import Derived, Param
+from fnn.declarations import declared
 from fnn.optim.members import by_member
 from fnn.optim.transform import Transform, check_state, check_transform, stateless, taking_extra
-from fnn.shapes import arrays_of
 
 
 class MaskedState(NamedTuple):
@@ -163,9 +162,8 @@ def of_kind(specs: Any, *kinds: str) -> Any:
     - `specs`: the first of `net.specs(x)`.
     - `kinds`: "kernel", "bias", "scale", "embedding" ..., see `fnn.Param`.
 
-    A param that `reparam` has put in the place of another is of that one's kind. Raises ParamsError
-    if there is no param of a kind, or if `reparam` made params under other names, whose kind is
-    not known.
+    A param that `reparam` has put in the place of another is of that one's kind, and of kind "value"
+    under a name that tells nothing. Raises ParamsError if there is no param of a kind.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3), fnn.layer_norm())
@@ -173,8 +171,8 @@ def of_kind(specs: Any, *kinds: str) -> Any:
     {'dense1': {'bias': False, 'kernel': True}, 'layer_norm1': {'bias': False, 'scale': False}}
     """
     with errors.within("of_kind"):
-        declared = jax.tree.map(_kinds, specs)
-        known = sorted(set(jax.tree.leaves(declared)))
+        found = jax.tree.map(lambda param: param.kind, declared(specs))
+        known = sorted(set(jax.tree.leaves(found)))
         if not kinds:
             raise errors.OptionError("one kind or more", "none", 'pass one, as "kernel"')
         for kind in kinds:
@@ -184,27 +182,7 @@ def of_kind(specs: Any, *kinds: str) -> Any:
                     errors.show(kind),
                     "pass the kinds of this network, and the first of net.specs(x)",
                 )
-        return jax.tree.map(lambda kind: kind in kinds, declared)
-
-
-def _kinds(node: Any) -> Any:
-    """The kinds of a declaration's leaves; of a derived one, that of what stood there before."""
-    if isinstance(node, Param):
-        return node.kind
-    if not isinstance(node, Derived):
-        raise errors.InputError("specs of Param", errors.show(node), "pass net.specs(x)[0]")
-    before = trees.flatten(jax.tree.map(_kinds, node.specs))
-
-    def kind(keys, _):
-        path = errors.path_of(keys)
-        for above, kind in before.items():
-            if path == above or not above or path.startswith(f"{above}/"):
-                return kind
-        raise errors.ParamsError(
-            "params under the names they had before reparam", path, "choose by path: fnn.tree.mask"
-        )
-
-    return jax.tree_util.tree_map_with_path(kind, arrays_of(node))
+        return jax.tree.map(lambda kind: kind in kinds, found)
 
 
 # --- masks

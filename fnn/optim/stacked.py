@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import errors
-from fnn import tree as trees
-from fnn.initializing import Derived, Param
+from fnn.declarations import declared
+from fnn.initializing import Param
 from fnn.optim.members import Stack, UntoldError, is_stack, plain
 from fnn.optim.transform import Transform, check_transform, taking_extra
 from fnn.shapes import arrays_of
@@ -68,7 +68,7 @@ def stacked(tx: Transform, specs: Any) -> Transform:
     [1. 1. 1.] (3, 2)
     """
     check_transform(tx)
-    layouts = jax.tree.map(_layouts, specs)
+    layouts = _layouts(specs)
     tx_update = taking_extra(tx.update)
 
     def told(what, tree):
@@ -180,7 +180,7 @@ def check_stacks(tx: Transform, specs: Any) -> None:
     It is tried abstractly, on params that are marked; what else may be wrong with it is said where
     it happens. Raises UntoldError.
     """
-    layouts = jax.tree.map(_layouts, specs)
+    layouts = _layouts(specs)
     if not any(layout.marks() for layout in jax.tree.leaves(layouts)):
         return
 
@@ -210,26 +210,11 @@ def check_stacks(tx: Transform, specs: Any) -> None:
 # --- declarations and trees
 
 
-def _layouts(node: Any) -> Any:
-    """The layouts of a declaration's arrays."""
-    if isinstance(node, Param):
-        return _Layout(node.stack + node.shape, node.stack, _outputs_last(node))
-    if not isinstance(node, Derived):
-        raise errors.InputError("specs of Param", errors.show(node), "pass net.specs(x)[0]")
-    before = trees.flatten(jax.tree.map(_layouts, node.specs))
-
-    def one(keys, array):
-        """As what stood there before, if that had this shape, or these members."""
-        path = errors.path_of(keys)
-        for above, layout in before.items():
-            if path == above or not above or path.startswith(f"{above}/"):
-                if array.shape == layout.shape:
-                    return layout
-                if path != above and array.shape[: len(layout.stack)] == layout.stack:
-                    return _Layout(array.shape, layout.stack)
-        return _Layout(array.shape, node.stack)
-
-    return jax.tree_util.tree_map_with_path(one, arrays_of(node))
+def _layouts(specs: Any) -> Any:
+    """The layouts of all declared arrays."""
+    return jax.tree.map(
+        lambda p: _Layout(p.stack + p.shape, p.stack, _outputs_last(p)), declared(specs)
+    )
 
 
 def _outputs_last(param: Param) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from fnn import checks, errors
 from fnn.layer import Layer, declare_and_draw
 from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
+from fnn.notes import notes as noted
 from fnn.optim.arithmetic import increment
 from fnn.optim.safety import unless_skipped
 from fnn.optim.stacked import check_stacks
@@ -208,10 +209,11 @@ def supervised(
     weights: Of = None,
     lengths: Of = None,
     class_weights: Any = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Callable:
     """The usual loss function of `step`: the mean over the batch of `loss(outputs, labels)`.
 
-        sum of w_i loss_i / sum of w_i
+        sum of w_i loss_i / sum of w_i + sum of c_j note_j
 
     The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`. Without a
     mask or weights the loss is a scalar, else an `fnn.losses.Mean`, whose value the step takes.
@@ -229,6 +231,8 @@ def supervised(
       the losses' shape or its first axes; lengths, integers [B], say how many of the times of
       labels [B, T, ...] are there. The network sees all of x.
     - `class_weights`: [C], what an example counts by its integer label, times its weight.
+    - `notes`: what is added of the network's notes (see `fnn.notes`), by glob of their paths, as
+      `{"*/balance": 0.01}`.
 
     >>> import fnn
     >>> net = fnn.dense(3)
@@ -254,12 +258,22 @@ def supervised(
             for name, metric in measures.items()
         }
         losses = losses_of(loss, outputs, labels, keep)
-        if keep is None:
-            return jnp.mean(losses), (state, measured)
         with errors.within("supervised"):
-            return mean(losses, keep, w), (state, measured)
+            value = jnp.mean(losses) if keep is None else mean(losses, keep, w)
+            for pattern, factor in (notes or {}).items():
+                value = value + factor * _noted(state, pattern)
+        return value, (state, measured)
 
     return loss_fn
+
+
+def _noted(state: Any, pattern: str) -> jax.Array:
+    """The sum of a network's notes that match."""
+    found = noted(state, pattern)
+    if not found:
+        known = errors.names(noted(state))
+        raise errors.OptionError(f"notes among {known}", pattern, "see fnn.notes")
+    return sum(found.values(), jnp.zeros(()))
 
 
 def inputs_and_labels(batch: Any, names: tuple[str, str]) -> tuple[Any, Any]:
