@@ -162,8 +162,8 @@ def of_kind(specs: Any, *kinds: str) -> Any:
     - `specs`: the first of `net.specs(x)`.
     - `kinds`: "kernel", "bias", "scale", "embedding" ..., see `fnn.Param`.
 
-    A param that `reparam` has put in the place of another is of that one's kind, and of kind "value"
-    under a name that tells nothing. Raises ParamsError if there is no param of a kind.
+    A param that `reparam` has put in the place of another is of that one's kind, and of kind
+    "value" under a name that tells nothing. Raises ParamsError if there is no param of a kind.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3), fnn.layer_norm())
