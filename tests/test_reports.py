@@ -186,7 +186,7 @@ def test_rare_words_are_drawn():
 
 
 def test_ctc_of_certain_alignments_is_not_negative():
-    """google-deepmind/optax#1771, keras-team/keras#23684: the true values, as 1e-15, are above 0."""
+    """google-deepmind/optax#1771, keras-team/keras#23684: true values, as 1e-15, are above 0."""
     z = jnp.stack([jnp.zeros(4), jnp.array([8.0, 12.0, 17.0, 20.0])], -1)[:, None].repeat(2, 1)
     loss = jax.jit(losses.ctc)(z, jnp.ones((4, 1), jnp.int32))
     assert (loss >= 0).all()
@@ -230,7 +230,7 @@ def test_direction_of_small_narrow_vectors():
 
 
 def test_top_k_and_calibration_at_their_edges():
-    """keras-team/keras#19995, Lightning-AI/torchmetrics#1646: NaN is no guess; a confidence of 1."""
+    """keras-team/keras#19995, Lightning-AI/torchmetrics#1646: NaN is no guess; sure and wrong."""
     logits = jnp.array([[0.1, jnp.nan, 0.5], [0.3, 0.2, 0.5]])
     assert metrics.top_k(2).value(logits, jnp.array([1, 0])) == 0.5
     sure = jnp.array([[0.0, -jnp.inf], [50.0, 0.0]])
@@ -251,7 +251,7 @@ def test_a_smaller_last_batch_counts_as_many_as_it_has():
 
 
 def test_clipping_at_zero():
-    """google-deepmind/optax#1752, tensorflow/tensorflow#22048: no NaN, and slope 1 if not clipped."""
+    """google-deepmind/optax#1752, tensorflow/tensorflow#22048: no NaN; slope 1 if not clipped."""
     zero = jnp.zeros(2)
     np.testing.assert_array_equal(optim.clip_by_global_norm(0.0).update(zero, ())[0], zero)
     tx = optim.clip_by_global_norm(1.0)
@@ -278,7 +278,7 @@ def test_whole_numbers_as_decays():
 
 
 def test_schedules_at_their_ends():
-    """google-deepmind/optax#1403, pytorch/pytorch#17913, #23480, #32898: no NaN, no count is lost."""
+    """google-deepmind/optax#1403, pytorch/pytorch#17913, #23480, #32898: no NaN, no count lost."""
     s = optim.schedules
     n = jnp.arange(8)
     got = jax.jit(lambda n: [f(n) for f in (
