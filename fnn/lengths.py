@@ -60,18 +60,27 @@ def _less(b: jax.Array) -> jax.Array:
 
 def exponent(x: jax.Array) -> jax.Array:
     """floor(log2 |x|), kept where 2^e and 2^-e are both normal; 0 for 0, infinity and NaN."""
-    least = jnp.finfo(x.dtype).minexp
-    e = jnp.frexp(jax.lax.stop_gradient(x))[1] - 1
-    return jnp.where((x != 0) & jnp.isfinite(x), jnp.clip(e, least, -least), 0)
+    info = jnp.finfo(x.dtype)  # read off the bits, since `jnp.frexp` costs many times a product
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), _ints(info))
+    field = (bits >> info.nmant).astype(jnp.int32) & (2**info.nexp - 1)
+    e = jnp.minimum(field + (info.minexp - 1), -info.minexp)
+    return jnp.where((field == 0) | (field == 2**info.nexp - 1), 0, e)
 
 
-def times_power(x: jax.Array, e: jax.Array) -> jax.Array:
+def times_power(x: jax.Array, e: Any) -> jax.Array:
     """x 2^e, by halves, so that neither power is out of range: nothing is lost on the way."""
-    least = jnp.finfo(x.dtype).minexp
-    first = jnp.clip(e // 2, least, -least)
-    for half in (first, jnp.clip(e - first, least, -least)):
-        x = x * jnp.ldexp(jnp.ones(half.shape, x.dtype), half)
-    return x
+    return x * _power(e // 2, x.dtype) * _power(e - e // 2, x.dtype)
+
+
+def _power(e: Any, dtype: Any) -> jax.Array:
+    """2^e, or the nearest normal number whose inverse is normal."""
+    info = jnp.finfo(dtype)
+    field = jnp.clip(e, info.minexp, -info.minexp) + (1 - info.minexp)
+    return jax.lax.bitcast_convert_type(field.astype(_ints(info)) << info.nmant, dtype)
+
+
+def _ints(info: Any) -> Any:
+    return jnp.dtype(f"int{info.bits}")
 
 
 # --- lengths
@@ -152,15 +161,25 @@ def _in_units(a: Length, e: jax.Array) -> jax.Array:
     return times_power(a.root, a.exponent - e)
 
 
-def scaled(x: jax.Array, a: Length, b: Length) -> jax.Array:
-    """x a / b, which is out of range only if the result is; zero where b is zero."""
-    top, bottom = (
-        Length(as_length(of.root).root, as_length(of.root).exponent + of.exponent) for of in (a, b)
+def scaled(x: jax.Array, a: Length, b: Length, where: Any = True) -> jax.Array:
+    """x a / b, which is out of range only if the result is; zero where b is zero.
+
+    - `where`: elsewhere, x as it is.
+    """
+    (top, up), (bottom, down) = map(as_length, (a.root, b.root))
+    e = 1 + up + a.exponent - down - b.exponent
+    room = jnp.where(up + a.exponent > 0, _room(top.dtype), 0)  # as the roots have
+    ratio = divide(times_power(top, room), 2 * bottom).astype(x.dtype)  # below 2^room
+    first, second = e // 3, (e - e // 3) // 2
+    factors = (
+        _power(first - room, x.dtype),
+        _power(second, x.dtype) * ratio,
+        _power(e - first - second, x.dtype),
     )
-    room = jnp.where(top.exponent > 0, _room(top.root.dtype), 0)  # as the roots have
-    factor = divide(times_power(top.root, room), 2 * bottom.root).astype(x.dtype)
-    e = 1 + top.exponent - bottom.exponent
-    return times_power(times_power(x, e // 2 - room) * factor, e - e // 2)  # half way in between
+    factors = tuple(jnp.where(where, factor, 1) for factor in factors)
+    for factor in jax.lax.optimization_barrier(factors):  # or XLA computes them for each element
+        x = x * factor
+    return x
 
 
 def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:
@@ -176,4 +195,4 @@ def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:
         Length(*(jnp.where(above, a, b) for a, b in zip(of, one, strict=True)))
         for of in (most, length)
     )
-    return jnp.where(above, scaled(x, most, length), x)
+    return scaled(x, most, length, where=above)
