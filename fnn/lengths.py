@@ -69,7 +69,7 @@ def exponent(x: jax.Array) -> jax.Array:
 
 def times_power(x: jax.Array, e: Any) -> jax.Array:
     """x 2^e, by halves, so that neither power is out of range: nothing is lost on the way."""
-    return x * _power(e // 2, x.dtype) * _power(e - e // 2, x.dtype)
+    return x * _power(e >> 1, x.dtype) * _power(e - (e >> 1), x.dtype)
 
 
 def _power(e: Any, dtype: Any) -> jax.Array:
@@ -170,15 +170,11 @@ def scaled(x: jax.Array, a: Length, b: Length, where: Any = True) -> jax.Array:
     e = 1 + up + a.exponent - down - b.exponent
     room = jnp.where(up + a.exponent > 0, _room(top.dtype), 0)  # as the roots have
     ratio = divide(times_power(top, room), 2 * bottom).astype(x.dtype)  # below 2^room
-    first, second = e // 3, (e - e // 3) // 2
-    factors = (
-        _power(first - room, x.dtype),
-        _power(second, x.dtype) * ratio,
-        _power(e - first - second, x.dtype),
-    )
-    factors = tuple(jnp.where(where, factor, 1) for factor in factors)
-    for factor in jax.lax.optimization_barrier(factors):  # or XLA computes them for each element
-        x = x * factor
+    # By quarters, each in range and between x and the result. XLA computes all of this for each
+    # element anew if b has axes, so it is made of what costs little there.
+    part = e >> 2
+    for by, factor in ((part - room, 1), (part, ratio), (part, 1), (e - 3 * part, 1)):
+        x = x * jnp.where(where, _power(by, x.dtype) * factor, 1)
     return x
 
 
