@@ -77,13 +77,28 @@ def floating(name: str, value: Any) -> Any:
 
 
 def floating_leaves(
-    what: str, tree: Any, mend: str = "keep integers out of what is trained"
+    what: str,
+    tree: Any,
+    mend: str = "keep integers out of what is trained",
+    or_complex: bool = False,
 ) -> None:
-    """All leaves of a floating dtype."""
+    """All leaves of a floating dtype, or of a complex one if that is allowed."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            name = path_of(path)
-            raise DtypeError(f"{what} of floating dtypes", f"{name} {show(leaf)}".strip(), mend)
+        dtype, name = jnp.result_type(leaf), path_of(path)
+        whose = f"{name} {show(leaf)}".strip()
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not or_complex:
+            raise DtypeError(f"{what} of real floating dtypes", whose, AS_REAL)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise DtypeError(f"{what} of floating dtypes", whose, mend)
+
+
+AS_REAL = "train the real and the imaginary parts as params of their own"
+
+
+def real(what: str, x: Any) -> None:
+    """An array that is not complex, for what is not defined for complex numbers."""
+    if jnp.iscomplexobj(x):
+        raise DtypeError(f"{what} of real numbers", show(x), AS_REAL)
 
 
 def function(name: str, value: Any, of: str) -> None:

@@ -35,7 +35,34 @@ def widened(a: Any) -> jax.Array:
 
 
 def widest(a: Any, b: Any) -> Any:
-    """Of two float dtypes, the one with more bits; float32 for two narrow ones that differ."""
+    """Of two float dtypes, the one with more bits; float32 for two narrow ones that differ.
+
+    Complex if one of them is.
+    """
     if jnp.dtype(a) == jnp.dtype(b):
         return jnp.dtype(a)
-    return max(wide(a), wide(b), key=lambda dtype: jnp.finfo(dtype).bits)
+    most = max(map(real_part, (wide(a), wide(b))), key=lambda dtype: jnp.finfo(dtype).bits)
+    return complex_of(most) if is_complex(a) or is_complex(b) else most
+
+
+def is_complex(dtype: Any) -> bool:
+    """Whether a dtype is complex.
+
+    >>> is_complex(jnp.complex64), is_complex(jnp.float32)
+    (True, False)
+    """
+    return jnp.issubdtype(dtype, jnp.complexfloating)
+
+
+def real_part(dtype: Any) -> Any:
+    """The dtype of a complex number's parts; a float dtype itself.
+
+    >>> real_part(jnp.complex64), real_part(jnp.bfloat16)
+    (dtype('float32'), dtype(bfloat16))
+    """
+    return jnp.dtype(jnp.finfo(dtype).dtype)
+
+
+def complex_of(dtype: Any) -> Any:
+    """The complex dtype with parts of a float dtype of 32 or 64 bits."""
+    return jnp.dtype({32: jnp.complex64, 64: jnp.complex128}[jnp.finfo(dtype).bits])

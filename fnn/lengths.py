@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.dtypes import widest
+from fnn.dtypes import real_part, widest
 
 
 @jax.custom_jvp
@@ -30,22 +30,28 @@ def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return root, divide(jnp.full_like(root, 0.5), root) * dx
 
 
-@jax.custom_jvp
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b, and zero where b is zero: nothing moves where nothing was measured.
+    """a / b for a real b, and zero where b is zero: nothing moves where nothing was measured.
 
     >>> print(divide(jnp.array([3e38, 1.0, 2.0]), jnp.array([3e38, 0.0, 4.0])))
     [1.  0.  0.5]
     """
+    if jnp.iscomplexobj(a):
+        return jax.lax.complex(_divide(a.real, b), _divide(a.imag, b))
+    return _divide(a, b)
+
+
+@jax.custom_jvp
+def _divide(a: jax.Array, b: jax.Array) -> jax.Array:
     less = _less(b)
     return jnp.where(b == 0, 0, (a * less) / (b * less))
 
 
-@divide.defjvp
+@_divide.defjvp
 def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (a, b), (da, db) = primals, tangents
     less = _less(b)
-    quotient, inverse = divide(a, b), divide(jnp.ones_like(b), b * less)
+    quotient, inverse = _divide(a, b), _divide(jnp.ones_like(b), b * less)
     return quotient, inverse * (less * (da - quotient * db))
 
 
@@ -67,14 +73,20 @@ def exponent(x: jax.Array) -> jax.Array:
     return jnp.where((field == 0) | (field == 2**info.nexp - 1), 0, e)
 
 
+def modulus(x: jax.Array) -> jax.Array:
+    """x itself, or |x| of a complex x: what has the same squares, and is real."""
+    return jnp.abs(x) if jnp.iscomplexobj(x) else x
+
+
 def times_power(x: jax.Array, e: Any) -> jax.Array:
     """x 2^e, by halves, so that neither power is out of range: nothing is lost on the way."""
-    return x * _power(e >> 1, x.dtype) * _power(e - (e >> 1), x.dtype)
+    first, second = (_power(half, x.dtype).astype(x.dtype) for half in (e >> 1, e - (e >> 1)))
+    return x * first * second
 
 
 def _power(e: Any, dtype: Any) -> jax.Array:
     """2^e, or the nearest normal number whose inverse is normal."""
-    info = jnp.finfo(dtype)
+    dtype, info = real_part(dtype), jnp.finfo(dtype)
     field = jnp.clip(e, info.minexp, -info.minexp) + (1 - info.minexp)
     return jax.lax.bitcast_convert_type(field.astype(_ints(info)) << info.nmant, dtype)
 
@@ -116,8 +128,8 @@ def value(length: Length) -> jax.Array:
 
 def length_of(*arrays: jax.Array) -> Length:
     """The root of the sum of all squares, in float32 or wider, with derivative zero at zero."""
-    dtype = reduce(widest, (a.dtype for a in arrays), jnp.dtype(jnp.float32))
-    arrays = tuple(a.astype(dtype) for a in arrays if a.size)
+    dtype = reduce(widest, (real_part(a.dtype) for a in arrays), jnp.dtype(jnp.float32))
+    arrays = tuple(modulus(a).astype(dtype) for a in arrays if a.size)
     if not arrays:
         return as_length(jnp.zeros((), dtype))
     e = exponent(reduce(jnp.maximum, (jnp.max(jnp.abs(a)) for a in arrays))) - _room(dtype)
@@ -126,7 +138,8 @@ def length_of(*arrays: jax.Array) -> Length:
 
 
 def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
-    """That over some axes, which stay with size 1, in the dtype of x."""
+    """That over some axes, which stay with size 1, in the dtype of x, or of its parts."""
+    x = modulus(x)
     e = exponent(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)) - _room(x.dtype)
     return Length(sqrt(jnp.sum(jnp.square(times_power(x, -e)), axes, keepdims=True)), e)
 
@@ -169,12 +182,13 @@ def scaled(x: jax.Array, a: Length, b: Length, where: Any = True) -> jax.Array:
     (top, up), (bottom, down) = map(as_length, (a.root, b.root))
     e = 1 + up + a.exponent - down - b.exponent
     room = jnp.where(up + a.exponent > 0, _room(top.dtype), 0)  # as the roots have
-    ratio = divide(times_power(top, room), 2 * bottom).astype(x.dtype)  # below 2^room
+    dtype = real_part(x.dtype)
+    ratio = divide(times_power(top, room), 2 * bottom).astype(dtype)  # below 2^room
     # By quarters, each in range and between x and the result. XLA computes all of this for each
     # element anew if b has axes, so it is made of what costs little there.
     part = e >> 2
     for by, factor in ((part - room, 1), (part, ratio), (part, 1), (e - 3 * part, 1)):
-        x = x * jnp.where(where, _power(by, x.dtype) * factor, 1)
+        x = x * jnp.where(where, _power(by, dtype) * factor, 1).astype(x.dtype)
     return x
 
 

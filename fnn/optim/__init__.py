@@ -4,6 +4,7 @@ from fnn.optim import constraints, schedules
 from fnn.optim.adam import (
     adam,
     adamax,
+    adamaxw,
     adamw,
     amsgrad,
     scale_by_adam,
@@ -14,6 +15,7 @@ from fnn.optim.adam_variants import (
     adabelief,
     adan,
     nadam,
+    nadamw,
     radam,
     scale_by_adan,
     scale_by_belief,
@@ -44,11 +46,18 @@ from fnn.optim.factored import (
 )
 from fnn.optim.flatten import flatten
 from fnn.optim.gradients import accumulate, per_example_clip, sam
+from fnn.optim.layerwise import layerwise_decay
 from fnn.optim.lbfgs import lbfgs, scale_by_lbfgs, scale_by_wolfe_linesearch
 from fnn.optim.loss_scaling import LossScale, adjust_loss_scale, loss_scale, scale_loss
 from fnn.optim.masking import freeze, masked, of_kind, partition
 from fnn.optim.muon import muon, orthogonalize, scale_by_muon, scale_by_shape
+from fnn.optim.optimistic import (
+    optimistic_adam,
+    optimistic_gradient_descent,
+    scale_by_optimistic_gradient,
+)
 from fnn.optim.plateau import reduce_on_plateau
+from fnn.optim.polyak import polyak_sgd, scale_by_polyak
 from fnn.optim.prodigy import prodigy, scale_by_prodigy
 from fnn.optim.rms import (
     adadelta,
@@ -73,8 +82,16 @@ from fnn.optim.schedule_free import (
     schedule_free_eval_params,
     schedule_free_sgd,
 )
-from fnn.optim.sgd import sgd, trace
-from fnn.optim.sign import lion, rprop, scale_by_lion, scale_by_rprop, scale_by_sign, sign_sgd
+from fnn.optim.sgd import noisy_sgd, sgd, trace
+from fnn.optim.sign import (
+    lion,
+    rprop,
+    scale_by_lion,
+    scale_by_rprop,
+    scale_by_sign,
+    sign_sgd,
+    signum,
+)
 from fnn.optim.soap import scale_by_shampoo, scale_by_soap, shampoo, soap
 from fnn.optim.sophia import scale_by_sophia, sophia
 from fnn.optim.stacked import each_member, stacked
@@ -88,6 +105,7 @@ from fnn.optim.transform import (
     stateless,
 )
 from fnn.optim.trust import (
+    fromage,
     lamb,
     lars,
     novograd,
@@ -106,6 +124,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamax",
+    "adamaxw",
     "adamw",
     "adan",
     "adaptive_grad_clip",
@@ -127,9 +146,11 @@ __all__ = [
     "ema",
     "flatten",
     "freeze",
+    "fromage",
     "global_norm",
     "lamb",
     "lars",
+    "layerwise_decay",
     "lbfgs",
     "leafwise",
     "lion",
@@ -139,12 +160,17 @@ __all__ = [
     "master_weights",
     "muon",
     "nadam",
+    "nadamw",
     "named_chain",
+    "noisy_sgd",
     "novograd",
     "of_kind",
+    "optimistic_adam",
+    "optimistic_gradient_descent",
     "orthogonalize",
     "partition",
     "per_example_clip",
+    "polyak_sgd",
     "prodigy",
     "project",
     "radam",
@@ -166,7 +192,9 @@ __all__ = [
     "scale_by_muon",
     "scale_by_nadam",
     "scale_by_novograd",
+    "scale_by_optimistic_gradient",
     "scale_by_param_block_rms",
+    "scale_by_polyak",
     "scale_by_prodigy",
     "scale_by_radam",
     "scale_by_rms",
@@ -191,6 +219,7 @@ __all__ = [
     "sgd",
     "shampoo",
     "sign_sgd",
+    "signum",
     "skip_nonfinite",
     "sm3",
     "soap",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, over_root
+from fnn.optim.arithmetic import (
+    as_dtype,
+    average,
+    corrected,
+    divide,
+    over_root,
+    sizes_like,
+    square,
+)
 from fnn.optim.decay import add_decayed_weights
-from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
+from fnn.optim.transform import Transform, chain, kept_in, leafwise, scale_by_learning_rate
 
 
 class AdamState(NamedTuple):
@@ -32,7 +41,11 @@ class AmsgradState(NamedTuple):
 
 @errors.builder
 def scale_by_adam(
-    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
 ) -> Transform:
     """The gradient's first moment over the root of its second, both corrected for their start.
 
@@ -43,9 +56,12 @@ def scale_by_adam(
     - `b1`, `b2`: the weights of the old moments, in [0, 1).
     - `eps`: added to the root.
     - `eps_root`: added under the root, which bounds its slope; the paper has none.
+    - `mu_dtype`: what m is kept in between updates; None is float32 or wider. bfloat16 halves its
+      memory.
 
-    The arithmetic is in float32 or wider, the update in the gradient's dtype. A zero gradient
-    gives a zero update, and derivatives through it are finite. Kingma & Ba (2015), algorithm 1.
+    Of complex params g_t^2 is |g_t|^2. The arithmetic is in float32 or wider, the update in the
+    gradient's dtype. A zero gradient gives a zero update, and derivatives through it are finite.
+    Kingma & Ba (2015), algorithm 1.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_adam()
@@ -55,24 +71,31 @@ def scale_by_adam(
     """
     check_decays(b1=b1, b2=b2)
     check_epsilons(eps=eps, eps_root=eps_root)
+    start, keep = moments(mu_dtype)
 
     def rule(t, p, g, m, v):
         m = average(b1, m, g)
-        v = average(b2, v, g**2)
-        mhat, vhat = m * correction(b1, t), v * correction(b2, t)
-        return over_root(mhat, vhat, eps, eps_root), m, v
+        v = average(b2, v, square(g))
+        mhat, vhat = corrected(m, b1, t), corrected(v, b2, t)
+        return over_root(mhat, vhat, eps, eps_root), keep(m), v
 
-    return leafwise(AdamState, rule)
+    return leafwise(AdamState, rule, start)
 
 
 @errors.builder
 def adam(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
 ) -> Transform:
     """Adam: p = p - learning_rate mhat / (sqrt(vhat) + eps), see `scale_by_adam`.
 
     - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are the paper's.
+    - `mu_dtype`: what the first moment is kept in, see `scale_by_adam`.
 
     >>> import jax.numpy as jnp
     >>> tx = adam(1e-3)
@@ -80,7 +103,8 @@ def adam(
     >>> print(tx.update(g, tx.init(g))[0])
     [-0.001]
     """
-    return chain(scale_by_adam(b1, b2, eps, eps_root), scale_by_learning_rate(learning_rate))
+    scaled = scale_by_adam(b1, b2, eps, eps_root, mu_dtype)
+    return chain(scaled, scale_by_learning_rate(learning_rate))
 
 
 @errors.builder
@@ -90,13 +114,14 @@ def adamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
+    mu_dtype: Any = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
 ) -> Transform:
     """Adam with decoupled decay: p = p - learning_rate (u + weight_decay p), see `scale_by_adam`.
 
     - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are the paper's.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are the paper's.
     - `weight_decay`: what is taken of p, times the learning rate; the default is optax's, and a
       hundredth of PyTorch's.
     - `mask`: what decays, see `add_decayed_weights`; None is everything.
@@ -110,7 +135,7 @@ def adamw(
     [-0.2]
     """
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -126,6 +151,7 @@ def scale_by_amsgrad(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
     correct_first: bool = False,
+    mu_dtype: Any = None,
 ) -> Transform:
     """Adam with the largest second moment so far, so that no step grows back.
 
@@ -138,6 +164,7 @@ def scale_by_amsgrad(
     - `eps`, `eps_root`: added to the root, and under it.
     - `correct_first`: w_t = what_t = max(w_{t-1}, v_t / (1 - b2^t)), as optax has it: one large
       first gradient then counts in full for ever.
+    - `mu_dtype`: what m is kept in, see `scale_by_adam`.
 
     The paper corrects neither moment, which is another learning rate at each t; the corrections
     are the field's. Reddi, Kale & Kumar (2018), algorithm 2.
@@ -151,19 +178,20 @@ def scale_by_amsgrad(
     """
     check_decays(b1=b1, b2=b2)
     check_epsilons(eps=eps, eps_root=eps_root)
+    start, keep = moments(mu_dtype)
 
     def rule(t, p, g, m, v, largest):
         m = average(b1, m, g)
-        v = average(b2, v, g**2)
-        mhat = m * correction(b1, t)
+        v = average(b2, v, square(g))
+        mhat = corrected(m, b1, t)
         if correct_first:
-            vhat = largest = jnp.maximum(largest, v * correction(b2, t))
+            vhat = largest = jnp.maximum(largest, corrected(v, b2, t))
         else:
             largest = jnp.maximum(largest, v)
-            vhat = largest * correction(b2, t)
-        return over_root(mhat, vhat, eps, eps_root), m, v, largest
+            vhat = corrected(largest, b2, t)
+        return over_root(mhat, vhat, eps, eps_root), keep(m), v, largest
 
-    return leafwise(AmsgradState, rule)
+    return leafwise(AmsgradState, rule, lambda p: (*start(p), sizes_like(p)))
 
 
 @errors.builder
@@ -174,12 +202,14 @@ def amsgrad(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
     correct_first: bool = False,
+    mu_dtype: Any = None,
 ) -> Transform:
     """AMSGrad: Adam with the largest second moment so far, see `scale_by_amsgrad`.
 
     - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are Adam's.
     - `correct_first`: the maximum is over corrected moments, as in optax.
+    - `mu_dtype`: what the first moment is kept in, see `scale_by_adam`.
 
     >>> import jax.numpy as jnp
     >>> tx = amsgrad(1e-3)
@@ -188,7 +218,7 @@ def amsgrad(
     [-0.001]
     """
     return chain(
-        scale_by_amsgrad(b1, b2, eps, eps_root, correct_first),
+        scale_by_amsgrad(b1, b2, eps, eps_root, correct_first, mu_dtype),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -216,13 +246,14 @@ def scale_by_adamax(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transfor
     """
     check_decays(b1=b1, b2=b2)
     check_epsilons(eps=eps)
+    start, _ = moments(None)
 
     def rule(t, p, g, m, v):
         m = average(b1, m, g)
-        v = jnp.maximum(as_dtype(b2, g.dtype) * v, jnp.abs(g) + as_dtype(eps, g.dtype))
-        return divide(m * correction(b1, t), v), m, v
+        v = jnp.maximum(as_dtype(b2, v.dtype) * v, jnp.abs(g) + as_dtype(eps, v.dtype))
+        return divide(corrected(m, b1, t), v), m, v
 
-    return leafwise(AdamState, rule)
+    return leafwise(AdamState, rule, start)
 
 
 @errors.builder
@@ -241,7 +272,44 @@ def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) 
     return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
 
 
+@errors.builder
+def adamaxw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+) -> Transform:
+    """Adamax with decoupled decay: p = p - learning_rate (u + weight_decay p); `scale_by_adamax`.
+
+    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
+    - `b1`, `b2`, `eps`: of the moments; the defaults are the paper's.
+    - `weight_decay`, `mask`: see `adamw`; the default is optax's.
+
+    `update` raises ParamsError without params. Kingma & Ba (2015), algorithm 2; Loshchilov &
+    Hutter (2019), equation 12.
+
+    >>> import jax.numpy as jnp
+    >>> tx = adamaxw(0.1, weight_decay=0.5)
+    >>> p, g = jnp.array([2.0]), jnp.array([3.0])
+    >>> print(tx.update(g, tx.init(p), p)[0])
+    [-0.2]
+    """
+    return chain(
+        scale_by_adamax(b1, b2, eps),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
 # --- what the family shares
+
+
+def moments(mu_dtype: Any) -> tuple[Callable, Callable]:
+    """How the two moments of a leaf start, and what casts the first to the dtype it is kept in."""
+    keep = kept_in("mu_dtype", mu_dtype)
+    return lambda p: (keep(jnp.zeros_like(p)), sizes_like(p)), keep
 
 
 def check_decays(**decays: Any) -> None:

@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.adam import AdamState, check_decays, check_epsilons
-from fnn.optim.arithmetic import as_dtype, average, correction, divide, over_root, sqrt
+from fnn.optim.adam import AdamState, check_decays, check_epsilons, moments
+from fnn.optim.arithmetic import (
+    as_dtype,
+    average,
+    corrected,
+    correction,
+    divide,
+    over_root,
+    sizes_like,
+    sqrt,
+    square,
+)
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
@@ -26,7 +36,11 @@ class AdanState(NamedTuple):
 
 @errors.builder
 def scale_by_nadam(
-    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
 ) -> Transform:
     """Adam with Nesterov's momentum: the first moment as it will stand at the next update.
 
@@ -37,6 +51,7 @@ def scale_by_nadam(
 
     - `b1`, `b2`: the weights of the old moments, in [0, 1); b1 is mu of the paper, constant.
     - `eps`, `eps_root`: added to the root, and under it.
+    - `mu_dtype`: what m is kept in, see `scale_by_adam`.
 
     n is kept as `nu` of the state. Dozat (2016), algorithm 2.
 
@@ -49,24 +64,31 @@ def scale_by_nadam(
     check_decays(b1=b1, b2=b2)
     check_epsilons(eps=eps, eps_root=eps_root)
 
+    start, keep = moments(mu_dtype)
+
     def rule(t, p, g, m, n):
         mu = as_dtype(b1, g.dtype)
         m = average(b1, m, g)
-        n = average(b2, n, g**2)
-        mbar = mu * m * correction(b1, t + 1) + (1 - mu) * g * correction(b1, t)
-        return over_root(mbar, n * correction(b2, t), eps, eps_root), m, n
+        n = average(b2, n, square(g))
+        mbar = mu * corrected(m, b1, t + 1) + (1 - mu) * corrected(g, b1, t)
+        return over_root(mbar, corrected(n, b2, t), eps, eps_root), keep(m), n
 
-    return leafwise(AdamState, rule)
+    return leafwise(AdamState, rule, start)
 
 
 @errors.builder
 def nadam(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = 0.0
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
 ) -> Transform:
     """NAdam: Adam with Nesterov's momentum, see `scale_by_nadam`.
 
     - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are Adam's.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are Adam's.
 
     >>> import jax.numpy as jnp
     >>> tx = nadam(1e-3, b1=0.0)
@@ -74,7 +96,40 @@ def nadam(
     >>> print(tx.update(g, tx.init(g))[0])
     [-0.001]
     """
-    return chain(scale_by_nadam(b1, b2, eps, eps_root), scale_by_learning_rate(learning_rate))
+    scaled = scale_by_nadam(b1, b2, eps, eps_root, mu_dtype)
+    return chain(scaled, scale_by_learning_rate(learning_rate))
+
+
+@errors.builder
+def nadamw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+) -> Transform:
+    """NAdam with decoupled decay: p = p - learning_rate (u + weight_decay p), `scale_by_nadam`.
+
+    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are Adam's.
+    - `weight_decay`, `mask`: see `adamw`.
+
+    `update` raises ParamsError without params.
+
+    >>> import jax.numpy as jnp
+    >>> tx = nadamw(0.1, b1=0.0, weight_decay=0.5)
+    >>> p, g = jnp.array([2.0]), jnp.array([3.0])
+    >>> print(tx.update(g, tx.init(p), p)[0])
+    [-0.2]
+    """
+    return chain(
+        scale_by_nadam(b1, b2, eps, eps_root, mu_dtype),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 @errors.builder
@@ -110,19 +165,21 @@ def scale_by_radam(
     check_epsilons(eps=eps, eps_root=eps_root)
     checks.number("threshold", threshold, 4.0, float("inf"))
 
+    start, _ = moments(None)
+
     def rule(t, p, g, m, v):
         m = average(b1, m, g)
-        v = average(b2, v, g**2)
-        start = correction(b2, t)
-        mhat, vhat = m * correction(b1, t), v * start
-        rho_inf = 2 / (1 - as_dtype(b2, g.dtype)) - 1
-        rho = rho_inf - 2 * t * (start - 1)
-        square = divide((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho)
-        r = sqrt(jnp.where(square > 0, square, 0))  # below 4 it is not used
-        known = rho > as_dtype(threshold, g.dtype)
-        return jnp.where(known, r * over_root(mhat, vhat, eps, eps_root), mhat), m, v
+        v = average(b2, v, square(g))
+        mhat, vhat = corrected(m, b1, t), corrected(v, b2, t)
+        rho_inf = 2 / (1 - as_dtype(b2, t.dtype)) - 1
+        rho = rho_inf - 2 * t * (correction(b2, t) - 1)
+        squared = divide((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho)
+        r = sqrt(jnp.where(squared > 0, squared, 0))  # below 4 it is not used
+        known = rho > as_dtype(threshold, t.dtype)
+        rectified = as_dtype(r, g.dtype) * over_root(mhat, vhat, eps, eps_root)
+        return jnp.where(known, rectified, mhat), m, v
 
-    return leafwise(AdamState, rule)
+    return leafwise(AdamState, rule, start)
 
 
 @errors.builder
@@ -176,12 +233,14 @@ def scale_by_belief(
     check_decays(b1=b1, b2=b2)
     check_epsilons(eps=eps, eps_root=eps_root)
 
+    start, _ = moments(None)
+
     def rule(t, p, g, m, s):
         m = average(b1, m, g)
-        s = average(b2, s, (g - m) ** 2) + as_dtype(eps_root, g.dtype)
-        return over_root(m * correction(b1, t), s * correction(b2, t), eps, 0.0), m, s
+        s = average(b2, s, square(g - m)) + as_dtype(eps_root, s.dtype)
+        return over_root(corrected(m, b1, t), corrected(s, b2, t), eps, 0.0), m, s
 
-    return leafwise(AdamState, rule)
+    return leafwise(AdamState, rule, start)
 
 
 @errors.builder
@@ -233,15 +292,16 @@ def scale_by_yogi(
     check_epsilons(eps=eps, eps_root=eps_root, initial_accumulator_value=initial_accumulator_value)
 
     def start(p):
-        return jnp.zeros_like(p), jnp.full_like(p, as_dtype(initial_accumulator_value, p.dtype))
+        v = sizes_like(p)
+        return jnp.zeros_like(p), v + as_dtype(initial_accumulator_value, v.dtype)
 
     def rule(t, p, g, m, v):
         m = average(b1, m, g)
-        square = g**2
+        new = square(g)
         # by comparison, not by the sign of a difference: where both are infinite, that is NaN
-        signed = jnp.where(square > v, square, jnp.where(square < v, -square, 0))
-        v = v + (1 - as_dtype(b2, g.dtype)) * signed
-        mhat, vhat = m * correction(b1, t), v * correction(b2, t)
+        signed = jnp.where(new > v, new, jnp.where(new < v, -new, 0))
+        v = v + (1 - as_dtype(b2, v.dtype)) * signed
+        mhat, vhat = corrected(m, b1, t), corrected(v, b2, t)
         return over_root(mhat, vhat, eps, eps_root), m, v
 
     return leafwise(AdamState, rule, start)
@@ -301,16 +361,19 @@ def scale_by_adan(
     check_decays(b1=b1, b2=b2, b3=b3)
     check_epsilons(eps=eps, eps_root=eps_root)
 
+    def start(p):
+        return jnp.zeros_like(p), jnp.zeros_like(p), sizes_like(p), jnp.zeros_like(p)
+
     def rule(t, p, g, m, v, n, before):
         ahead = as_dtype(b2, g.dtype)
         change = jnp.where(t == 1, 0, g - before)
         m = average(b1, m, g)
         v = average(b2, v, change)
-        n = average(b3, n, (g + ahead * change) ** 2)
-        moment = m * correction(b1, t) + ahead * v * correction(b2, t)
-        return over_root(moment, n * correction(b3, t), eps, eps_root), m, v, n, g
+        n = average(b3, n, square(g + ahead * change))
+        moment = corrected(m, b1, t) + ahead * corrected(v, b2, t)
+        return over_root(moment, corrected(n, b3, t), eps, eps_root), m, v, n, g
 
-    return leafwise(AdanState, rule)
+    return leafwise(AdanState, rule, start)
 
 
 @errors.builder

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.dtypes import widest
+from fnn.dtypes import real_part, widest
 from fnn.lengths import divide, length_of, sqrt, value
 
 
@@ -40,6 +40,21 @@ def correction(decay: Any, t: jax.Array) -> jax.Array:
     return 1 / jnp.where(t == 1, 1 - decay, later)  # exact at first, and for decay 0
 
 
+def corrected(moment: jax.Array, decay: Any, t: jax.Array) -> jax.Array:
+    """moment / (1 - decay^t), see `correction`; t is real where the moment is complex."""
+    return moment * as_dtype(correction(decay, t), moment.dtype)
+
+
+def square(x: jax.Array) -> jax.Array:
+    """x^2, or |x|^2 of a complex x: real in any case."""
+    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
+
+
+def sizes_like(p: jax.Array) -> jax.Array:
+    """Zeros for one real number an element, whether p is complex or not."""
+    return jnp.zeros_like(p, real_part(p.dtype))
+
+
 def over_root(m: jax.Array, v: jax.Array, eps: Any, eps_root: Any = 0.0) -> jax.Array:
     """m / (sqrt(v + eps_root) + eps), and zero where that divides by zero."""
     return divide(m, sqrt(v + as_dtype(eps_root, v.dtype)) + as_dtype(eps, v.dtype))
@@ -51,8 +66,9 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def tree_dtype(tree: Any) -> Any:
-    """The widest dtype of the leaves, at least float32: of numbers that sum over all of them."""
-    return reduce(widest, map(jnp.result_type, jax.tree.leaves(tree)), jnp.dtype(jnp.float32))
+    """The widest dtype of the leaves, at least float32: of real numbers that sum over all."""
+    dtypes = (real_part(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree))
+    return reduce(widest, dtypes, jnp.dtype(jnp.float32))
 
 
 def norm(*arrays: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import wide, widened, widest
-from fnn.optim.arithmetic import as_dtype, average, correction, increment, rounded
+from fnn.optim.arithmetic import as_dtype, average, corrected, correction, increment, rounded
 from fnn.optim.members import plain
 from fnn.optim.transform import (
     Transform,
@@ -18,6 +18,7 @@ from fnn.optim.transform import (
     check_state,
     check_transform,
     each_leaf,
+    kept_in,
     leafwise,
     need_params,
     taking_extra,
@@ -50,13 +51,14 @@ class LookaheadState(NamedTuple):
 
 
 @errors.builder
-def ema(decay: Any, debias: bool = True) -> Transform:
+def ema(decay: Any, debias: bool = True, accumulator_dtype: Any = None) -> Transform:
     """The exponential moving average of the updates.
 
         m_t = decay m_{t-1} + (1 - decay) g_t        u_t = m_t / (1 - decay^t)
 
     - `decay`: the weight of the old average, in [0, 1).
     - `debias`: False leaves out the correction for the start at zero, u_t = m_t.
+    - `accumulator_dtype`: what m is kept in between updates; None is float32 or wider.
 
     Of params, rather than updates, `average_params` is the average. Kingma & Ba (2015), section 3.
 
@@ -67,11 +69,13 @@ def ema(decay: Any, debias: bool = True) -> Transform:
     """
     checks.number("decay", decay, 0.0, 1.0, open_high=True)
 
+    keep = kept_in("accumulator_dtype", accumulator_dtype)
+
     def rule(t, p, g, m):
         m = average(decay, m, g)
-        return (m * correction(decay, t) if debias else m), m
+        return (corrected(m, decay, t) if debias else m), keep(m)
 
-    return leafwise(EmaState, rule)
+    return leafwise(EmaState, rule, lambda p: (keep(jnp.zeros_like(p)),))
 
 
 @errors.builder
@@ -105,7 +109,7 @@ def average_params(decay: Any = None, start: Any = 0) -> Transform:
     def rule(t, _, p, a):
         t = jnp.maximum(t - as_dtype(start, t.dtype), 1)
         w = 1 / t if decay is None else (1 - as_dtype(decay, t.dtype)) * correction(decay, t)
-        return p, a + w * (p - a)
+        return p, a + as_dtype(w, p.dtype) * (p - a)
 
     inner = leafwise(AverageState, rule, start=lambda p: (jnp.copy(p),))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import real_part
 from fnn.lengths import as_length, at_least, length_of, length_over, shortened, times
 from fnn.optim.arithmetic import as_dtype, increment, norm, sqrt
 from fnn.optim.members import map_members
@@ -46,6 +47,7 @@ def clip(max_delta: Any) -> Transform:
     checks.number("max_delta", max_delta, 0.0, float("inf"))
 
     def rule(p, g):
+        checks.real("gradients to clip", g)
         most = as_dtype(max_delta, g.dtype)
         return jnp.clip(g, -most, most)
 
@@ -90,7 +92,7 @@ def global_norm(tree: Any) -> jax.Array:
     5.0
     """
     with errors.within("global_norm"):
-        checks.floating_leaves("the tree", tree)
+        checks.floating_leaves("the tree", tree, or_complex=True)
         return norm(*map(jnp.asarray, jax.tree.leaves(tree)))
 
 
@@ -114,7 +116,7 @@ def clip_by_block_rms(threshold: Any) -> Transform:
 
     def rule(p, g):
         rms = times(1 / max(g.size, 1) ** 0.5, length_of(g))
-        return shortened(g, as_length(threshold, g.dtype), rms)
+        return shortened(g, as_length(threshold, rms.root.dtype), rms)
 
     return stateless(rule, whole=True)
 
@@ -203,7 +205,7 @@ def zero_nans() -> Transform:
     """
 
     def init(params):
-        checks.floating_leaves("params", params)
+        checks.floating_leaves("params", params, or_complex=True)
         return ZeroNansState(map_members(lambda p: jnp.zeros((), bool), params))
 
     def update(grads, opt_state, params=None, **extra):
@@ -246,8 +248,9 @@ def add_noise(eta: Any, gamma: Any, key: Any) -> Transform:
         keys = iter(jax.random.split(drawn, max(len(jax.tree.leaves(grads)), 1)))  # one a leaf
 
         def rule(p, g):
-            falling = jnp.exp(-as_dtype(gamma, g.dtype) / 2 * jnp.log1p(count.astype(g.dtype)))
-            sigma = sqrt(as_dtype(eta, g.dtype)) * falling
+            dtype = real_part(g.dtype)
+            falling = jnp.exp(-as_dtype(gamma, dtype) / 2 * jnp.log1p(count.astype(dtype)))
+            sigma = as_dtype(sqrt(as_dtype(eta, dtype)) * falling, g.dtype)
             return (g + sigma * jax.random.normal(next(keys), g.shape, g.dtype),)
 
         (updates,) = each_leaf(rule, grads, stacks=False)  # or all members would draw alike

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.lengths import as_length, at_least, length_of, scaled, times
-from fnn.optim.arithmetic import as_dtype, average, divide, sqrt
+from fnn.lengths import as_length, at_least, length_of, modulus, scaled, times
+from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.averaging import ema
 from fnn.optim.clip import clip_by_block_rms
 from fnn.optim.decay import add_decayed_weights
@@ -81,23 +81,22 @@ def scale_by_factored_rms(
     least = checks.count("min_dim_size_to_factor", min_dim_size_to_factor)
 
     def start(p):
-        axes = _longest(p.shape, least)
+        axes, p = _longest(p.shape, least), sizes_like(p)
         if axes is None:
             return *(jnp.zeros((0,), p.dtype) for _ in range(2)), jnp.zeros_like(p)
         return *(jnp.zeros_like(jnp.sum(p, axis)) for axis in axes), jnp.zeros((0,), p.dtype)
 
     def rule(t, p, g, v_row, v_col, v):
-        new = t ** -as_dtype(decay_rate, g.dtype)  # = 1 - b_t, not rounded by the difference
-        most = (jnp.finfo(g.dtype).max / max(g.size, 1)) ** 0.5  # so that sums stay finite
-        g = jnp.clip(g, -most, most)
-        square = g**2 + as_dtype(eps, g.dtype)
+        new = t ** -as_dtype(decay_rate, t.dtype)  # = 1 - b_t, not rounded by the difference
+        most = (jnp.finfo(t.dtype).max / max(g.size, 1)) ** 0.5  # so that sums stay finite
+        squares = square(jnp.clip(modulus(g), -most, most)) + as_dtype(eps, t.dtype)
         axes = _longest(g.shape, least)
         if axes is None:
-            v = (1 - new) * v + new * square
+            v = (1 - new) * v + new * squares
             return divide(g, sqrt(v)), v_row, v_col, v
         over_columns, over_rows = axes
-        v_row = (1 - new) * v_row + new * jnp.mean(square, over_columns)
-        v_col = (1 - new) * v_col + new * jnp.mean(square, over_rows)
+        v_row = (1 - new) * v_row + new * jnp.mean(squares, over_columns)
+        v_col = (1 - new) * v_col + new * jnp.mean(squares, over_rows)
         r = jnp.expand_dims(v_row, over_columns)
         c = jnp.expand_dims(v_col, over_rows)
         # roots first: quotients of squares underflow
@@ -127,7 +126,7 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
     def rule(p, g):
         need_params(p)
         rms = at_least(times(1 / max(p.size, 1) ** 0.5, length_of(p)), min_scale)
-        return scaled(g, rms, as_length(1.0, g.dtype))
+        return scaled(g, rms, as_length(1.0, rms.root.dtype))
 
     return stateless(rule, whole=True)
 
@@ -229,14 +228,14 @@ def scale_by_sm3(b1: Any = 0.9, eps: Any = 0.0) -> Transform:
     checks.number("eps", eps, 0.0, float("inf"))
 
     def start(p):
-        slices = tuple(jnp.zeros_like(jnp.sum(p, axes)) for axes in _across(p.ndim))
+        slices = tuple(jnp.zeros_like(jnp.sum(sizes_like(p), axes)) for axes in _across(p.ndim))
         return slices, jnp.zeros_like(p)
 
     def rule(t, p, g, mu, m):
         across = _across(g.ndim)
-        v = reduce(jnp.minimum, map(jnp.expand_dims, mu, across)) + g**2
+        v = reduce(jnp.minimum, map(jnp.expand_dims, mu, across)) + square(g)
         mu = tuple(jnp.max(v, axes, initial=0) for axes in across)
-        m = average(b1, m, divide(g, sqrt(v + as_dtype(eps, g.dtype))))
+        m = average(b1, m, divide(g, sqrt(v + as_dtype(eps, v.dtype))))
         return m, mu, m
 
     return leafwise(Sm3State, rule, start, whole=True)

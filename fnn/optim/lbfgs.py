@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import widened
+from fnn.dtypes import widened, widest
 from fnn.lengths import as_length, length_of, product, scaled, shortened
 from fnn.optim.arithmetic import as_dtype, increment, norm, tree_dtype
 from fnn.optim.transform import (
@@ -72,7 +72,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     checks.count("memory_size", memory_size)
 
     def init(params):
-        x, g = zeros_like(params), zeros_like(params)
+        x, g = zeros_like(params, or_complex=True), zeros_like(params, or_complex=True)
 
         def memory(a):
             return jnp.zeros((memory_size, *a.shape), a.dtype)
@@ -164,7 +164,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
     checks.number("c2", c2, 0.0, 1.0)
 
     def init(params):
-        checks.floating_leaves("params", params)
+        checks.floating_leaves("params", params, or_complex=True)
         return WolfeState(jnp.zeros((), tree_dtype(params)))
 
     def update(grads, opt_state, params=None, *, value=None, grad=None, value_fn=None, **extra):
@@ -177,7 +177,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
 
         def along(t):
             value, grad = at(apply_updates(x, _times(t, u)))
-            return value.astype(dtype), _dot(grad, u).astype(dtype)
+            return value.astype(dtype), _dot(_ascent(grad), u).astype(dtype)
 
         if value is None or grad is None:
             value, slope = along(jnp.zeros((), dtype))
@@ -271,13 +271,19 @@ def _scalar(value_fn: Any) -> Any:
 
 
 def _dot(a: Any, b: Any) -> jax.Array:
-    """<a, b> over all leaves, in the widest dtype of them."""
+    """<a, b> over all leaves, the parts of complex ones apart, in the widest dtype of them."""
     dtype = tree_dtype((a, b))
 
     def one(a, b):
-        return jnp.vdot(a.astype(dtype), b.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+        a, b = (x.astype(widest(x.dtype, dtype)) for x in (a, b))
+        return jnp.vdot(a, b, precision=jax.lax.Precision.HIGHEST).real
 
     return sum(jax.tree.leaves(jax.tree.map(one, a, b)), jnp.zeros((), dtype))
+
+
+def _ascent(grad: Any) -> Any:
+    """What `jax.grad` gives as the direction in which the value rises: see `transform`."""
+    return jax.tree.map(jnp.conj, grad)
 
 
 def _plus(a: Any, t: jax.Array, b: Any) -> Any:

@@ -8,7 +8,7 @@ the params that gives one; or the patterns of the paths to choose, as `"*/kernel
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,19 +74,21 @@ def masked(tx: Transform, mask: Any) -> Transform:
 
 
 @errors.builder
-def partition(transforms: Mapping[Any, Transform], labels: Any) -> Transform:
-    """Each leaf by the transform of its label.
+def partition(transforms: Mapping[Any, Transform], labels: Any = None) -> Transform:
+    """Each leaf by the transform of its label, or of the first pattern that matches its path.
 
-    - `transforms`: {label: transform}. One whose label no leaf has is not used.
+    - `transforms`: {pattern: transform}, as `{"head/*": adam(1e-3), "*": adam(1e-4)}`, or
+      {label: transform} with `labels`. A label that no leaf has is not used.
     - `labels`: a tree of labels like the params, or with one label for a whole subtree; or a
-      function of the params that gives one.
+      function of the params that gives one. None takes the keys for patterns.
 
     What a transform sees of the others' leaves is said in `masked`. Raises OptionError for no
-    transforms, ParamsError for labels that do not fit the params or have no transform.
+    transforms or keys that are no patterns, ParamsError for labels that do not fit the params or
+    have no transform, for a leaf that no pattern matches and a pattern that matches no leaf.
 
     >>> import jax.numpy as jnp
     >>> from fnn.optim import adam, sgd
-    >>> tx = partition({"fast": sgd(1.0), "slow": sgd(0.1)}, {"head": "fast", "body": "slow"})
+    >>> tx = partition({"head": sgd(1.0), "*": sgd(0.1)})
     >>> g = {"head": jnp.ones(1), "body": {"kernel": jnp.ones(1)}}
     >>> updates, _ = tx.update(g, tx.init(g))
     >>> print(updates["head"], updates["body"]["kernel"])
@@ -96,12 +98,20 @@ def partition(transforms: Mapping[Any, Transform], labels: Any) -> Transform:
         raise errors.OptionError(
             "a dict of transforms by label", errors.show(transforms), 'as {"fast": sgd(0.1)}'
         )
-    for tx in transforms.values():
+    for key, tx in transforms.items():
         check_transform(tx)
+        if labels is None and not isinstance(key, str):
+            raise errors.OptionError(
+                "patterns of paths as keys, or labels",
+                errors.show(key),
+                'as {"head/*": adam(1e-3), "*": adam(1e-4)}, or pass labels=',
+            )
     each_update = {label: taking_extra(tx.update) for label, tx in transforms.items()}
 
     def masks(params):
         """Which leaves each label has."""
+        if labels is None:
+            return first_matches(transforms, params)
         of = by_member("labels", labels, params) if callable(labels) else labels
         of = _spread("labels", of, params)
         for path, label in jax.tree_util.tree_leaves_with_path(of):
@@ -210,6 +220,23 @@ def resolve(mask: Any, params: Any) -> Any:
             "return True for the leaves to choose, as fnn.tree.mask does",
         )
     return _spread("the mask", bools, params)
+
+
+def first_matches(patterns: Iterable[str], params: Any) -> dict[str, Any]:
+    """For each pattern the mask of the leaves that it is the first to match."""
+    masks = {pattern: resolve(pattern, params) for pattern in patterns}
+
+    def at(keys, *matches):
+        if not any(matches):
+            raise errors.ParamsError(
+                f"a pattern for each leaf, of {errors.names(masks)}",
+                f"none for {errors.path_of(keys)}",
+                'end with "*", which matches what is left',
+            )
+        return matches.index(True)
+
+    first = jax.tree_util.tree_map_with_path(at, *masks.values())
+    return {k: jax.tree.map(partial(operator.eq, i), first) for i, k in enumerate(masks)}
 
 
 def _are_patterns(mask: Any) -> bool:

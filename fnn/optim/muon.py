@@ -104,6 +104,7 @@ def scale_by_muon(
         return (jnp.zeros_like(p),)
 
     def rule(t, p, g, b):
+        checks.real("gradients for muon", g)
         decay = as_dtype(beta, g.dtype)
         b = decay * b + g
         u = g + decay * b if nesterov else b

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.optim.arithmetic import as_dtype, average, divide, sqrt
+from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.sgd import trace
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
@@ -70,10 +70,10 @@ def scale_by_rms(
     checks.number("initial_scale", initial_scale, 0.0, float("inf"))
 
     def start(p):
-        return (jnp.full_like(p, as_dtype(initial_scale, p.dtype)),)
+        return (_filled(p, initial_scale),)
 
     def rule(t, p, g, n):
-        n = average(decay, n, g**2)
+        n = average(decay, n, square(g))
         return divide(g, _root(n, eps, eps_in_sqrt)), n
 
     return leafwise(RmsState, rule, start)
@@ -107,11 +107,11 @@ def scale_by_stddev(
     checks.number("initial_scale", initial_scale, 0.0, float("inf"))
 
     def start(p):
-        return jnp.zeros_like(p), jnp.full_like(p, as_dtype(initial_scale, p.dtype))
+        return jnp.zeros_like(p), _filled(p, initial_scale)
 
     def rule(t, p, g, m, v):
-        d = as_dtype(decay, g.dtype)
-        v = d * (v + (1 - d) * (g - m) ** 2)
+        d = as_dtype(decay, v.dtype)
+        v = d * (v + (1 - d) * square(g - m))
         m = average(decay, m, g)
         return divide(g, _root(v, eps, eps_in_sqrt)), m, v
 
@@ -186,10 +186,10 @@ def scale_by_rss(
     checks.number("eps", eps, 0.0, float("inf"))
 
     def start(p):
-        return (jnp.full_like(p, as_dtype(initial_accumulator_value, p.dtype)),)
+        return (_filled(p, initial_accumulator_value),)
 
     def rule(t, p, g, s):
-        s = s + g**2
+        s = s + square(g)
         return divide(g, _root(s, eps, eps_in_sqrt)), s
 
     return leafwise(RssState, rule, start)
@@ -247,12 +247,12 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6) -> Transform:
     checks.number("eps", eps, 0.0, float("inf"))
 
     def rule(t, p, g, e, x):
-        tiny = as_dtype(eps, g.dtype)
-        e = average(rho, e, g**2)
-        u = divide(sqrt(x + tiny), sqrt(e + tiny)) * g
-        return u, e, average(rho, x, u**2)
+        tiny = as_dtype(eps, e.dtype)
+        e = average(rho, e, square(g))
+        u = as_dtype(divide(sqrt(x + tiny), sqrt(e + tiny)), g.dtype) * g
+        return u, e, average(rho, x, square(u))
 
-    return leafwise(AdadeltaState, rule)
+    return leafwise(AdadeltaState, rule, lambda p: (sizes_like(p), sizes_like(p)))
 
 
 @errors.builder
@@ -272,6 +272,11 @@ def adadelta(learning_rate: Any = 1.0, rho: Any = 0.9, eps: Any = 1e-6) -> Trans
     [-0.2]
     """
     return chain(scale_by_adadelta(rho, eps), scale_by_learning_rate(learning_rate))
+
+
+def _filled(p: jax.Array, value: Any) -> jax.Array:
+    zeros = sizes_like(p)
+    return zeros + as_dtype(value, zeros.dtype)
 
 
 def _root(x: jax.Array, eps: Any, eps_in_sqrt: bool) -> jax.Array:

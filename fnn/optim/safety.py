@@ -82,7 +82,7 @@ def skip_nonfinite(tx: Transform) -> Transform:
 
     def update(grads, opt_state, params=None, **extra):
         check_state(opt_state, SkipNonfiniteState)
-        checks.floating_leaves("grads", grads)
+        checks.floating_leaves("grads", grads, or_complex=True)
         old, finite = opt_state.inner_state, all_finite(grads)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
         updates, new = tx_update(grads, old, params, **extra)
@@ -150,7 +150,7 @@ def _all(conditions: Any) -> jax.Array:
 
 
 def _floats(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 # --- narrow params

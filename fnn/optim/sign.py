@@ -1,16 +1,25 @@
-"""Methods that go by the gradient's sign: signSGD, Lion, Rprop."""
+"""Methods that go by the gradient's sign: signSGD, Signum, Lion, Rprop."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.adam import check_decays
-from fnn.optim.arithmetic import as_dtype, average
+from fnn.optim.arithmetic import as_dtype, average, divide
+from fnn.optim.averaging import ema
 from fnn.optim.decay import add_decayed_weights
-from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate, stateless
+from fnn.optim.transform import (
+    Transform,
+    chain,
+    kept_in,
+    leafwise,
+    scale_by_learning_rate,
+    stateless,
+)
 
 
 class LionState(NamedTuple):
@@ -26,8 +35,16 @@ class RpropState(NamedTuple):
     prev_signs: Any
 
 
+class ScheduledRpropState(NamedTuple):
+    """The number of updates, each element's step size over the schedule's, and the last sign."""
+
+    count: jax.Array
+    step_sizes: Any
+    prev_signs: Any
+
+
 def scale_by_sign() -> Transform:
-    """The gradient's sign, u = sign(g): -1, 0 or 1.
+    """The gradient's sign, u = sign(g): -1, 0 or 1; of complex params u = g / |g|.
 
     Bernstein et al. (2018), algorithm 1.
 
@@ -56,7 +73,27 @@ def sign_sgd(learning_rate: Any) -> Transform:
 
 
 @errors.builder
-def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99) -> Transform:
+def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: Any = None) -> Transform:
+    """Signum, the sign of the momentum: p = p - learning_rate sign(m), m of `ema` with beta.
+
+    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
+    - `beta`: the weight of the old momentum, in [0, 1).
+    - `accumulator_dtype`: what the momentum is kept in, see `ema`.
+
+    Bernstein et al. (2018), algorithm 2.
+
+    >>> import jax.numpy as jnp
+    >>> tx = signum(0.1)
+    >>> g = jnp.array([3.0, -0.1])
+    >>> print(tx.update(g, tx.init(g))[0])
+    [-0.1  0.1]
+    """
+    momentum = ema(beta, debias=False, accumulator_dtype=accumulator_dtype)
+    return chain(momentum, scale_by_sign(), scale_by_learning_rate(learning_rate))
+
+
+@errors.builder
+def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> Transform:
     """The sign of a moment that looks one gradient ahead of the one kept.
 
         u_t = sign(b1 m_{t-1} + (1 - b1) g_t)
@@ -64,8 +101,9 @@ def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99) -> Transform:
 
     - `b1`: the weight of the old moment in the update, in [0, 1).
     - `b2`: the weight of the old moment in the new, in [0, 1).
+    - `mu_dtype`: what m is kept in between updates; None is float32 or wider.
 
-    Chen et al. (2023), algorithm 2.
+    Of complex params sign(z) is z / |z|. Chen et al. (2023), algorithm 2.
 
     >>> import jax.numpy as jnp
     >>> tx = scale_by_lion()
@@ -74,7 +112,12 @@ def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99) -> Transform:
     [ 1.  0. -1.]
     """
     check_decays(b1=b1, b2=b2)
-    return leafwise(LionState, lambda t, p, g, m: (jnp.sign(average(b1, m, g)), average(b2, m, g)))
+    keep = kept_in("mu_dtype", mu_dtype)
+
+    def rule(t, p, g, m):
+        return jnp.sign(average(b1, m, g)), keep(average(b2, m, g))
+
+    return leafwise(LionState, rule, lambda p: (keep(jnp.zeros_like(p)),))
 
 
 @errors.builder
@@ -82,6 +125,7 @@ def lion(
     learning_rate: Any,
     b1: Any = 0.9,
     b2: Any = 0.99,
+    mu_dtype: Any = None,
     weight_decay: Any = 1e-3,
     mask: Any = None,
 ) -> Transform:
@@ -89,7 +133,7 @@ def lion(
 
     - `learning_rate`: a number, an array, a tracer, or a schedule f(count); a third to a tenth of
       Adam's, since every element moves by it.
-    - `b1`, `b2`: of the moment; the defaults are the paper's.
+    - `b1`, `b2`, `mu_dtype`: of the moment; the defaults are the paper's.
     - `weight_decay`: what is taken of p, times the learning rate; the default is optax's.
     - `mask`: what decays, see `add_decayed_weights`; None is everything.
 
@@ -102,7 +146,7 @@ def lion(
     [-0.2]
     """
     return chain(
-        scale_by_lion(b1, b2),
+        scale_by_lion(b1, b2, mu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -123,7 +167,8 @@ def scale_by_rprop(
               d_{t-1}              else
         u_t = d_t sign(g_t)
 
-    - `learning_rate`: the first step size d_0 of every element.
+    - `learning_rate`: the first step size d_0 of every element. A schedule f(count) scales all
+      steps: d_t is then f(t) e_t, and e_0 = 1 is what grows and shrinks.
     - `eta_minus`, `eta_plus`: in [0, 1] and [1, inf].
     - `min_step_size`, `max_step_size`: what d_t is kept within when it changes.
 
@@ -141,26 +186,35 @@ def scale_by_rprop(
     [0.]
     [-0.6]
     """
-    checks.number("learning_rate", learning_rate, 0.0, float("inf"))
+    schedule = learning_rate if callable(learning_rate) else None
+    if schedule is None:
+        checks.number("learning_rate", learning_rate, 0.0, float("inf"))
     checks.number("eta_minus", eta_minus, 0.0, 1.0)
     checks.number("eta_plus", eta_plus, 1.0, float("inf"))
     checks.number("min_step_size", min_step_size, 0.0, float("inf"))
     checks.number("max_step_size", max_step_size, 0.0, float("inf"))
 
     def start(p):
-        return jnp.full_like(p, as_dtype(learning_rate, p.dtype)), jnp.zeros_like(p)
+        checks.real("params for rprop", p)
+        return jnp.full_like(
+            p, as_dtype(1 if schedule else learning_rate, p.dtype)
+        ), jnp.zeros_like(p)
 
     def rule(t, p, g, d, before):
+        checks.real("gradients for rprop", g)
+        unit = schedule((t - 1).astype(jnp.int32)) if schedule else 1
+        unit = as_dtype(unit, g.dtype)
         shrink, grow = as_dtype(eta_minus, g.dtype), as_dtype(eta_plus, g.dtype)
         low, high = as_dtype(min_step_size, g.dtype), as_dtype(max_step_size, g.dtype)
         sign = jnp.sign(g)
         turn = sign * before
-        changed = jnp.clip(d * jnp.where(turn > 0, grow, shrink), low, high)
-        d = jnp.where(turn == 0, d, changed)
+        bounds = divide(low, unit), divide(high, unit)
+        changed = jnp.clip(d * jnp.where(turn > 0, grow, shrink), *bounds)
+        d = jnp.where((turn == 0) | (unit == 0), d, changed)
         sign = jnp.where(turn < 0, 0, sign)
-        return d * sign, d, sign
+        return unit * d * sign, d, sign
 
-    return leafwise(RpropState, rule, start)
+    return leafwise(ScheduledRpropState if schedule else RpropState, rule, start)
 
 
 @errors.builder
@@ -173,7 +227,7 @@ def rprop(
 ) -> Transform:
     """Rprop: each element by its own step size, see `scale_by_rprop`.
 
-    - `learning_rate`: the first step size; no schedule.
+    - `learning_rate`: the first step size; a schedule f(count) scales all steps, see there.
     - `eta_minus`, `eta_plus`, `min_step_size`, `max_step_size`: of the step sizes; the defaults
       are the paper's.
 

@@ -72,6 +72,7 @@ def scale_by_shampoo(
         return nu + first, *(first * a for a in (left, right)), left, right
 
     def rule(t, p, g, nu, left, right, left_root, right_root):
+        checks.real("gradients for shampoo", g)
         if left.size + right.size == 0:
             nu = nu + g**2
             return divide(g, sqrt(nu)), nu, left, right, left_root, right_root
@@ -152,6 +153,7 @@ def scale_by_soap(
         return jnp.zeros_like(p), jnp.zeros_like(p), 0 * ql, 0 * qr, ql, qr
 
     def rule(t, p, g, m, v, left, right, ql, qr):
+        checks.real("gradients for soap", g)
         m = average(b1, m, g)
         v = average(b2, v, _between(ql.mT, g, qr) ** 2)
         n = over_root(_between(ql.mT, m * correction(b1, t), qr), v * correction(b2, t), eps)

@@ -7,6 +7,10 @@ Updates are added to the params. `extra` carries `value`, `grad` and `value_fn` 
 that need them; the others let it pass. The protocol is optax's, so transforms of either library run
 inside the other's `chain`; optax's hands `extra` to its own type alone, so there one that needs it
 is wrapped: `optax.GradientTransformationExtraArgs(*tx)`.
+
+The gradient of a complex parameter z = x + iy is dL/dx + i dL/dy, the direction in which L rises,
+as optax has it: the conjugate of what `jax.grad` gives (`fnn.train.step` takes it). Second moments
+are of |g|^2, and real.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.dtypes import wide, widened, widest
+from fnn.dtypes import is_complex, real_part, wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.members import check_told, each_member, is_stack
 
@@ -188,7 +192,8 @@ def leafwise(
     - `state`: a NamedTuple type with a field for each slot; its first field may be `count`.
     - `rule`: at update t = 1, 2, ... (None without a count), from the parameter p (None if `update`
       gets none), the gradient g and the slots: the update u and the new slots. All are of one
-      dtype, float32 or wider.
+      dtype, float32 or wider; of complex params t and the slots that start real are of its real
+      part, and a rule that is not for complex numbers raises DtypeError.
     - `start(p)`: the slots of a leaf at first, a tuple; None fills them with zeros like p.
     - `whole`: the rule does not treat every value alike: it goes by a leaf's axes, its norm or
       another number of all of it. So it minds stacks of layers, and says so where it is not told
@@ -214,7 +219,7 @@ def leafwise(
     minds = dict(whole=whole or outputs, outputs=outputs)
 
     def init(params):
-        checks.floating_leaves("params", params)
+        checks.floating_leaves("params", params, or_complex=True)
         check_told(params, rule, **minds)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_stack)
         slots = [each_member(lambda p: fill(widened(p)), p) for p in leaves]
@@ -228,7 +233,7 @@ def leafwise(
         times = functools.cache(lambda dtype: None if t is None else t.astype(dtype))
 
         def counted(p, g, *slots):
-            return traced_once(times(g.dtype), p, g, *slots)
+            return traced_once(times(real_part(g.dtype)), p, g, *slots)
 
         updates, *slots = each_leaf(counted, grads, params, opt_state[counts:])
         return updates, state(*[t] * counts, *slots)
@@ -259,7 +264,7 @@ def each_leaf(
 
     Of a leaf that is a stack, at every member; with `stacks=False` at its array as it is.
     """
-    checks.floating_leaves("grads", grads)
+    checks.floating_leaves("grads", grads, or_complex=True)
     if params is not None:
         check_alike("grads", grads, "params", params)
     leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack if stacks else None)
@@ -271,7 +276,8 @@ def each_leaf(
         dtype = functools.reduce(
             widest, map(jnp.result_type, jax.tree.leaves((p, row))), wide(g.dtype)
         )
-        p, *row = jax.tree.map(lambda a: a.astype(dtype), (p, *row))
+        kinds = real_part(dtype), dtype  # a second moment stays real
+        p, *row = jax.tree.map(lambda a: a.astype(kinds[is_complex(a.dtype)]), (p, *row))
         u, *row = rule(p, g.astype(dtype), *row)
         return u.astype(g.dtype), *row
 
@@ -285,12 +291,34 @@ def _columns(treedef: Any, rows: list, n: int) -> list[Any]:
     return [jax.tree.unflatten(treedef, column) for column in columns]
 
 
+def kept_in(name: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+    """What casts a slot of a `leafwise` rule to the dtype it is kept in; None keeps it as it is.
+
+    Raises OptionError for no dtype; the cast DtypeError where only one of both is complex.
+    """
+    if dtype is None:
+        return lambda a: a
+    if dtype not in (jnp.complex64, jnp.complex128, "complex64", "complex128"):
+        checks.floating(name, dtype)
+    dtype = jnp.dtype(dtype)
+
+    def cast(a):
+        if jnp.iscomplexobj(a) != is_complex(dtype):
+            whose = "complex" if jnp.iscomplexobj(a) else "real"
+            raise errors.DtypeError(
+                f"a {whose} {name} for {whose} params", dtype.name, f"leave out {name}"
+            )
+        return a.astype(dtype)
+
+    return cast
+
+
 # --- checks
 
 
-def zeros_like(params: Any) -> Any:
+def zeros_like(params: Any, or_complex: bool = False) -> Any:
     """Moments for params: zeros in float32 or wider, of params' sharding."""
-    checks.floating_leaves("params", params)
+    checks.floating_leaves("params", params, or_complex=or_complex)
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))), params)
 
 
@@ -313,8 +341,8 @@ def need_params(params: Any) -> None:
 
 
 def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
-    """Two trees of one structure, with floating leaves of the same shapes."""
-    checks.floating_leaves(what, tree)
+    """Two trees of one structure, with leaves of the same shapes, real or complex in both."""
+    checks.floating_leaves(what, tree, or_complex=True)
     if jax.tree.structure(tree) != jax.tree.structure(like):
         raise errors.ParamsError(
             f"{what} to be a tree like {as_what}, {jax.tree.structure(like)}",
@@ -330,11 +358,17 @@ def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
                 f"{jnp.shape(leaf)}",
                 f"give {what} the shapes of {as_what}",
             )
+        if jnp.iscomplexobj(leaf) != jnp.iscomplexobj(other):
+            raise errors.ParamsError(
+                f"{what} {name} {errors.show(other)}, as in {as_what}",
+                errors.show(leaf),
+                f"give {what} complex numbers where {as_what} has them, and only there",
+            )
 
 
 def _check_slots(grads: Any, slots: tuple, fill: Callable) -> None:
     """Slots as `fill` makes them for leaves of these shapes."""
-    checks.floating_leaves("grads", grads)
+    checks.floating_leaves("grads", grads, or_complex=True)
     leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack)
     structs = [jax.tree.map(_wide_struct, g) for g in leaves]
     shapes = {g: jax.eval_shape(lambda g: each_member(fill, g), g) for g in set(structs)}

@@ -8,15 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import real_part
 from fnn.lengths import add, as_length, at_least, length_of, scaled, times
 from fnn.optim.adam import scale_by_adam
-from fnn.optim.arithmetic import as_dtype, average, over_root
+from fnn.optim.arithmetic import as_dtype, average, increment, over_root, square
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.masking import masked
 from fnn.optim.sgd import trace
 from fnn.optim.transform import (
+    CountState,
     Transform,
     chain,
+    each_leaf,
     leafwise,
     need_params,
     scale_by_learning_rate,
@@ -65,11 +68,11 @@ def scale_by_novograd(
         checks.number("weight_decay", weight_decay, 0.0, float("inf"))
 
     def start(p):
-        return jnp.zeros_like(p), jnp.zeros((), p.dtype)
+        return jnp.zeros_like(p), jnp.zeros((), real_part(p.dtype))
 
     def rule(t, p, g, m, v):
-        square = jnp.sum(g**2)
-        v = jnp.where(t == 1, square, average(b2, v, square))
+        new = jnp.sum(square(g))
+        v = jnp.where(t == 1, new, average(b2, v, new))
         step = over_root(g, v, eps)
         if weight_decay is not None:
             need_params(p)
@@ -137,7 +140,8 @@ def scale_by_trust_ratio(
         need_params(p)
         of_p, of_g = (at_least(length_of(x), min_norm) for x in (p, g))
         u = g + as_dtype(weight_decay, g.dtype) * p
-        below = add(add(of_g, times(weight_decay, of_p)), as_length(eps, g.dtype))
+        tiny = as_length(eps, real_part(g.dtype))
+        below = add(add(of_g, times(weight_decay, of_p)), tiny)
         return jnp.where(of_p.root > 0, scaled(u, times(trust_coefficient, of_p), below), u)
 
     return stateless(rule, whole=True)
@@ -218,3 +222,47 @@ def lars(
         scale_by_learning_rate(learning_rate),
         trace(momentum, nesterov),
     )
+
+
+@errors.builder
+def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> Transform:
+    """Fromage: steps as long as the params of their leaf, and then back to their length.
+
+        p = (p - learning_rate |p| / |g| g) / sqrt(1 + learning_rate^2)
+
+    - `learning_rate`: a number, an array, a tracer, or a schedule f(count). It is the relative
+      change of each leaf, and needs no other value for another architecture; the paper's is 0.01.
+    - `min_norm`: what both norms are at least, so that zero params move.
+
+    Raises OptionError for numbers out of range; `update` raises ParamsError without params.
+    Bernstein et al. (2020), algorithm 1.
+
+    >>> import jax.numpy as jnp
+    >>> tx = fromage(0.75)
+    >>> p = jnp.array([3.0, 4.0])
+    >>> print(tx.update(jnp.array([4.0, -3.0]), tx.init(p), p)[0])  # from (3, 4) to (0, 5)
+    [-3.  1.]
+    """
+    scaled = scale_by_trust_ratio(min_norm)
+    schedule = learning_rate if callable(learning_rate) else None
+    if schedule is None:
+        checks.number("learning_rate", learning_rate, 0.0, float("inf"))
+
+    def init(params):
+        return CountState(jnp.zeros((), jnp.int32)) if schedule else ()
+
+    def update(grads, opt_state, params=None, **extra):
+        need_params(params)
+        updates, _ = scaled.update(grads, (), params)
+        value: Any = schedule(opt_state.count) if schedule else learning_rate
+
+        def rule(p, g):
+            rate = as_dtype(value, real_part(g.dtype))
+            length = jnp.sqrt(1 + rate**2)
+            shrink = rate**2 / (length * (1 + length))  # = 1 - 1 / length, which cancels
+            return (-as_dtype(rate / length, g.dtype) * g - as_dtype(shrink, g.dtype) * p,)
+
+        (updates,) = each_leaf(rule, updates, params)
+        return updates, CountState(increment(opt_state.count)) if schedule else opt_state
+
+    return Transform(init, update)
