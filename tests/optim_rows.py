@@ -25,6 +25,7 @@ class Row(NamedTuple):
     - `options`: a strategy for each numeric option, over its legal range.
     - `usual`: options to compare with optax at, and to run check_optimizer at.
     - `optax(**options)`: optax's, or None where it has none, or differs (see DIFFERENCES.md).
+    - `complex`: whether complex params are taken; if not, they are refused.
     - `low`, `high`: powers of ten between which gradients are drawn.
     - `tolerance`: relative to the largest update of an element, or of a leaf or the tree, as
       `scale` says; `optax_tolerance` likewise.
@@ -44,6 +45,7 @@ class Row(NamedTuple):
     scale: str = "element"
     needs_params: bool = False
     checks: dict[str, bool] = {}
+    complex: bool = True
 
 
 # --- strategies of usual options
@@ -64,8 +66,8 @@ def elementwise(rule: Callable) -> Callable:
         updates = [{name: np.zeros_like(g) for name, g in step.items()} for step in grads]
         for name, p in params.items():
             for at in np.ndindex(p.shape):
-                gs = [float(step[name][at]) for step in grads]
-                for step, u in zip(updates, rule(gs, float(p[at]), **options), strict=True):
+                gs = [step[name][at].item() for step in grads]
+                for step, u in zip(updates, rule(gs, p[at].item(), **options), strict=True):
                     step[name][at] = u
         return updates
 
@@ -141,7 +143,7 @@ def assert_updates(got, want, tolerance, scale="element"):
     assert set(got) == set(want)
     whole = max((float(np.abs(w).max(initial=0)) for w in want.values()), default=0.0)
     for name, w in want.items():
-        g = np.float64(got[name])
+        g = np.asarray(got[name]).astype(w.dtype)
         assert g.shape == w.shape and np.isfinite(g).all(), name
         size = {"element": np.abs(w).max(0), "leaf": np.abs(w).max(initial=0), "tree": whole}[scale]
         error = np.abs(g - w)

@@ -17,6 +17,9 @@ def weight(b, t):
 
 
 def sign(x):
+    """-1, 0 or 1; of a complex number, where it points."""
+    if isinstance(x, complex):
+        return x / abs(x) if x else x
     return float(x > 0) - float(x < 0)
 
 
@@ -44,7 +47,7 @@ def adam(gs, p, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0):
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g**2
+        v = b2 * v + (1 - b2) * abs(g) ** 2
         m_hat, v_hat = m / weight(b1, t), v / weight(b2, t)
         updates.append(ratio(m_hat, sqrt(v_hat + eps_root) + eps))
     return updates
@@ -56,7 +59,7 @@ def amsgrad(gs, p, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, correct_first=False
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g**2
+        v = b2 * v + (1 - b2) * abs(g) ** 2
         largest = max(largest, v / weight(b2, t) if correct_first else v)
         v_hat = largest if correct_first else largest / weight(b2, t)
         updates.append(ratio(m / weight(b1, t), sqrt(v_hat + eps_root) + eps))
@@ -80,7 +83,7 @@ def nadam(gs, p, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0):
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        n = b2 * n + (1 - b2) * g**2
+        n = b2 * n + (1 - b2) * abs(g) ** 2
         m_bar = b1 * m / weight(b1, t + 1) + (1 - b1) * g / weight(b1, t)
         updates.append(ratio(m_bar, sqrt(n / weight(b2, t) + eps_root) + eps))
     return updates
@@ -93,7 +96,7 @@ def radam(gs, p, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, threshold=5.0):
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g**2
+        v = b2 * v + (1 - b2) * abs(g) ** 2
         m_hat = m / weight(b1, t)
         power = Fraction(b2) ** t
         rho = float(2 / (1 - Fraction(b2)) - 1 - 2 * t * power / (1 - power))
@@ -111,7 +114,7 @@ def belief(gs, p, b1=0.9, b2=0.999, eps=1e-16, eps_root=1e-16):
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        s = b2 * s + (1 - b2) * (g - m) ** 2 + eps_root
+        s = b2 * s + (1 - b2) * abs(g - m) ** 2 + eps_root
         updates.append(ratio(m / weight(b1, t), sqrt(s / weight(b2, t)) + eps))
     return updates
 
@@ -122,7 +125,7 @@ def yogi(gs, p, b1=0.9, b2=0.999, eps=1e-3, eps_root=0.0, initial_accumulator_va
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        v = v - (1 - b2) * sign(v - g**2) * g**2
+        v = v - (1 - b2) * sign(v - abs(g) ** 2) * abs(g) ** 2
         updates.append(ratio(m / weight(b1, t), sqrt(v / weight(b2, t) + eps_root) + eps))
     return updates
 
@@ -136,7 +139,7 @@ def adan(gs, p, b1=0.98, b2=0.92, b3=0.99, eps=1e-8, eps_root=0.0):
         change = g - gs[max(k - 2, 0)]  # none at first
         m = (1 - beta1) * m + beta1 * g
         v = (1 - beta2) * v + beta2 * change
-        n = (1 - beta3) * n + beta3 * (g + (1 - beta2) * change) ** 2
+        n = (1 - beta3) * n + beta3 * abs(g + (1 - beta2) * change) ** 2
         ahead = m / weight(b1, k) + (1 - beta2) * v / weight(b2, k)
         updates.append(ratio(ahead, sqrt(n / weight(b3, k) + eps_root) + eps))
     return updates
@@ -155,6 +158,34 @@ def lion(gs, p, b1=0.9, b2=0.99):
 def sign_sgd(gs, p):
     """Bernstein et al. 2018, algorithm 1."""
     return [sign(g) for g in gs]
+
+
+def signum(gs, p, beta=0.9):
+    """Bernstein et al. 2018, algorithm 2."""
+    m, updates = 0.0, []
+    for g in gs:
+        m = beta * m + (1 - beta) * g
+        updates.append(sign(m))
+    return updates
+
+
+def optimistic_gradient_descent(gs, p, learning_rate, alpha=1.0, beta=1.0):
+    """Mokhtari et al. 2020, equation 6: x_{k+1} = x_k - (a + b) g_k + b g_{k-1}."""
+    before = [gs[0], *gs]
+    return [
+        -learning_rate * ((alpha + beta) * g - beta * old)
+        for g, old in zip(gs, before, strict=False)
+    ]
+
+
+def optimistic_adam(gs, p, learning_rate, optimism=None, **options):
+    """Daskalakis et al. 2018, algorithm 1: theta -= 2 eta u_t, theta += eta u_{t-1}."""
+    optimism = learning_rate if optimism is None else optimism
+    us = adam(gs, p, **options)
+    before = [us[0], *us]
+    return [
+        -(learning_rate + optimism) * u + optimism * old for u, old in zip(us, before, strict=False)
+    ]
 
 
 def rprop(

@@ -21,7 +21,7 @@ def ratio(a, b):
 
 
 def length(x):
-    return sqrt(fsum(float(v) ** 2 for v in np.ravel(x)))
+    return sqrt(fsum(abs(v) ** 2 for v in np.ravel(x).tolist()))
 
 
 def velocity(us, momentum, nesterov):
@@ -70,7 +70,7 @@ def adagrad(gs, p, learning_rate=None, initial_accumulator_value=0.1, eps=1e-7, 
     """Duchi et al. 2011, figure 1 with the diagonal matrix; eps in the root, or delta beside it."""
     total, updates = initial_accumulator_value, []
     for g in gs:
-        total += g * g
+        total += abs(g) ** 2
         root = sqrt(total + eps) if eps_in_sqrt else sqrt(total) + eps
         updates.append(along(ratio(g, root), learning_rate))
     return updates
@@ -81,9 +81,9 @@ def adadelta(gs, p, learning_rate=None, rho=0.9, eps=1e-6):
     e_g = e_x = 0.0
     updates = []
     for g in gs:
-        e_g = rho * e_g + (1 - rho) * g * g
+        e_g = rho * e_g + (1 - rho) * abs(g) ** 2
         x = ratio(sqrt(e_x + eps), sqrt(e_g + eps)) * g
-        e_x = rho * e_x + (1 - rho) * x * x
+        e_x = rho * e_x + (1 - rho) * abs(x) ** 2
         updates.append(along(x, learning_rate))
     return updates
 
@@ -94,11 +94,11 @@ def adadelta(gs, p, learning_rate=None, rho=0.9, eps=1e-6):
 def novograd(gs, p, learning_rate=None, b1=0.9, b2=0.25, eps=1e-8, weight_decay=0.0):
     """Ginsburg et al. 2019, algorithm 1."""
     p, updates = np.array(p), []
-    m, v = np.zeros(p.shape), 0.0
+    m, v = np.zeros_like(p), 0.0
     for t, g in enumerate(gs, start=1):
         square = length(g) ** 2
         v = square if t == 1 else b2 * v + (1 - b2) * square
-        update = np.zeros(p.shape)
+        update = np.zeros_like(p)
         for at in np.ndindex(p.shape):
             m[at] = b1 * m[at] + ratio(g[at], sqrt(v) + eps) + weight_decay * p[at]
             update[at] = along(m[at], learning_rate)
@@ -234,12 +234,12 @@ def trust_ratio(gs, p, min_norm=0.0, trust_coefficient=1.0, eps=0.0, weight_deca
 def lamb(gs, p, learning_rate, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.0):
     """You et al. 2020, algorithm 2, with phi the identity."""
     p = np.array(p)
-    m, v, updates = np.zeros(p.shape), np.zeros(p.shape), []
+    m, v, updates = np.zeros_like(p), np.zeros(p.shape), []
     for t, g in enumerate(gs, start=1):
-        r = np.zeros(p.shape)
+        r = np.zeros_like(p)
         for at in np.ndindex(p.shape):
             m[at] = b1 * m[at] + (1 - b1) * g[at]
-            v[at] = b2 * v[at] + (1 - b2) * g[at] ** 2
+            v[at] = b2 * v[at] + (1 - b2) * abs(g[at]) ** 2
             r[at] = m[at] / (1 - b1**t) / (sqrt(v[at] / (1 - b2**t)) + eps)
         update = -learning_rate * trust(r + weight_decay * p, p)
         p = p + update
@@ -265,4 +265,28 @@ def lars(
         update = -(u + momentum * v if nesterov else v)
         p = p + update
         updates.append(update)
+    return updates
+
+
+def fromage(gs, p, learning_rate, min_norm=1e-6):
+    """Bernstein et al. 2020, algorithm 1, with norms of at least min_norm."""
+    p, updates = np.array(p), []
+    for g in gs:
+        of_p, of_g = max(length(p), min_norm), max(length(g), min_norm)
+        moved = p - learning_rate * of_p * (g / of_g)
+        updates.append(moved / sqrt(1 + learning_rate**2) - p)
+        p = p + updates[-1]
+    return updates
+
+
+def polyak(grads, params, max_learning_rate=1.0, scaling=1.0, f_min=0.0, eps=0.0, variant="sps"):
+    """Loizou et al. 2021, equation 3, of the whole tree; the value is the sum of all |g|."""
+    updates = []
+    for g in grads:
+        every = np.concatenate([np.ravel(leaf) for leaf in g.values()])
+        gap = fsum(np.abs(every)) - f_min
+        gap = max(gap, 0.0) if variant == "sps+" else gap
+        least = sqrt(length(every) ** 2 + eps)
+        step = min(ratio(ratio(gap, least), least), max_learning_rate)
+        updates.append({name: -scaling * step * leaf for name, leaf in g.items()})
     return updates

@@ -6,6 +6,7 @@ others: it divides by a difference that vanishes there.
 
 from functools import partial
 
+import jax
 import optax
 import oracles_optim_adaptive as oracles
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from oracles_optim_adaptive import descend
 import fnn
 
 roots = st.sampled_from([0.0, 1e-12, 1e-3])
+weights = st.sampled_from([0.0, 0.5, 1.0])
 weight_decays = st.sampled_from([0.0, 1e-3, 0.1])
 of_adam = dict(learning_rate=rates, b1=decays, b2=late_decays, eps=epsilons, eps_root=roots)
 usual = dict(learning_rate=0.1, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0)
@@ -26,6 +28,16 @@ ROWS = {
         options=of_adam | dict(weight_decay=weight_decays),
         usual=usual | dict(weight_decay=0.1),
         optax=optax.adamw,
+        needs_params=True,
+    ),
+    "adamaxw": Row(
+        build=fnn.optim.adamaxw,
+        oracle=elementwise(descend(oracles.adamax)),
+        options=dict(
+            learning_rate=rates, b1=decays, b2=late_decays, eps=epsilons, weight_decay=weight_decays
+        ),
+        usual=dict(learning_rate=0.1, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1),
+        optax=optax.adamaxw,
         needs_params=True,
     ),
     "amsgrad": Row(
@@ -54,6 +66,14 @@ ROWS = {
         options=of_adam,
         usual=usual,
         optax=optax.nadam,
+    ),
+    "nadamw": Row(
+        build=fnn.optim.nadamw,
+        oracle=elementwise(descend(oracles.nadam)),
+        options=of_adam | dict(weight_decay=weight_decays),
+        usual=usual | dict(weight_decay=0.1),
+        optax=optax.nadamw,
+        needs_params=True,
     ),
     "radam": Row(
         build=fnn.optim.radam,
@@ -99,6 +119,34 @@ ROWS = {
         usual=dict(learning_rate=0.1),
         optax=optax.sign_sgd,
     ),
+    "signum": Row(
+        build=fnn.optim.signum,
+        oracle=elementwise(descend(oracles.signum)),
+        options=dict(learning_rate=rates, beta=decays),
+        usual=dict(learning_rate=0.1, beta=0.9),
+        optax=optax.signum,
+    ),
+    "optimistic_gradient_descent": Row(
+        build=fnn.optim.optimistic_gradient_descent,
+        oracle=elementwise(oracles.optimistic_gradient_descent),
+        options=dict(learning_rate=rates, alpha=weights, beta=weights),
+        usual=dict(learning_rate=0.1, alpha=0.7, beta=0.1),
+        optax=optax.optimistic_gradient_descent,
+    ),
+    "optimistic_adam": Row(
+        build=fnn.optim.optimistic_adam,
+        oracle=elementwise(oracles.optimistic_adam),
+        options=of_adam | dict(optimism=rates),
+        usual=usual | dict(optimism=0.3),
+        optax=partial(optax.optimistic_adam, nesterov=False),
+    ),
+    "noisy_sgd of none": Row(
+        build=lambda **options: fnn.optim.noisy_sgd(eta=0.0, key=jax.random.key(0), **options),
+        oracle=elementwise(descend(lambda gs, p: gs)),
+        options=dict(learning_rate=rates),
+        usual=dict(learning_rate=0.1),
+        optax=optax.sgd,
+    ),
     "lion": Row(
         build=fnn.optim.lion,
         oracle=elementwise(descend(oracles.lion)),
@@ -118,5 +166,6 @@ ROWS = {
             max_step_size=st.sampled_from([1.0, 50.0]),
         ),
         usual=dict(learning_rate=0.1),
+        complex=False,
     ),
 }

@@ -60,6 +60,7 @@ ROWS: dict[str, Row] = {
         tolerance=1e-10,
         scale="leaf",
         checks=dict(splits=False),
+        complex=False,
     ),
     "muon without nesterov": Row(
         build=partial(fnn.optim.muon, nesterov=False),
@@ -71,6 +72,7 @@ ROWS: dict[str, Row] = {
         tolerance=1e-10,
         scale="leaf",
         checks=dict(splits=False),
+        complex=False,
     ),
     "schedule_free_sgd": Row(
         build=fnn.optim.schedule_free_sgd,
@@ -83,6 +85,7 @@ ROWS: dict[str, Row] = {
         high=2,
         tolerance=1e-10,  # updates are differences of params, and have their rounding
         scale="tree",
+        complex=False,
     ),
     "schedule_free_adamw": Row(
         build=fnn.optim.schedule_free_adamw,
@@ -97,6 +100,7 @@ ROWS: dict[str, Row] = {
         high=2,
         tolerance=1e-10,  # updates are differences of params, and have their rounding
         scale="tree",
+        complex=False,
     ),
     "lbfgs directions": Row(
         build=unit_lbfgs,
@@ -121,6 +125,7 @@ ROWS: dict[str, Row] = {
         low=-3,
         high=3,
         tolerance=1e-10,
+        complex=False,
     ),
     "prodigy with bias correction": Row(
         build=partial(fnn.optim.prodigy, bias_correction=True),
@@ -135,6 +140,7 @@ ROWS: dict[str, Row] = {
         low=-3,
         high=3,
         tolerance=1e-10,
+        complex=False,
     ),
     "shampoo": Row(
         build=fnn.optim.shampoo,
@@ -146,6 +152,7 @@ ROWS: dict[str, Row] = {
         tolerance=1e-9,
         scale="leaf",
         checks=dict(splits=False),
+        complex=False,
     ),
     "soap": Row(
         build=fnn.optim.soap,
@@ -160,6 +167,7 @@ ROWS: dict[str, Row] = {
         tolerance=1e-8,
         scale="leaf",
         checks=dict(splits=False),
+        complex=False,
     ),
     "sophia": Row(
         build=lambda **options: squared(fnn.optim.sophia(**options)),
@@ -171,5 +179,6 @@ ROWS: dict[str, Row] = {
         ),
         usual=dict(learning_rate=0.1),
         needs_params=True,
+        complex=False,
     ),
 }  # fmt: skip

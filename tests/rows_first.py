@@ -26,7 +26,7 @@ def adam(gs, p, learning_rate=None, b1=0.9, b2=0.999, eps=1e-8):
     updates = []
     for t, g in enumerate(gs, start=1):
         m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g * g
+        v = b2 * v + (1 - b2) * abs(g) ** 2
         u = m / (1 - b1**t) / (sqrt(v / (1 - b2**t)) + eps)
         updates.append(u if learning_rate is None else -learning_rate * u)
     return updates

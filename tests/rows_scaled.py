@@ -1,7 +1,10 @@
 """Methods that scale by past gradients, by factors of them, or by the norms of a layer."""
 
+import math
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import optax
 import oracles_optim_scaled as oracles
 from hypothesis import strategies as st
@@ -23,6 +26,16 @@ def optax_adafactor(learning_rate, decay_rate, momentum):
 
 def optax_sm3(learning_rate, momentum, eps):
     return optax.chain(optax.scale_by_sm3(momentum, eps=eps), optax.scale(-learning_rate))
+
+
+def with_value(tx):
+    """The sum of all |g| for the loss, which Polyak's step wants to know."""
+
+    def update(grads, opt_state, params=None, **extra):
+        sums = [jnp.sum(jnp.abs(g)).astype(float) for g in jax.tree.leaves(grads)]
+        return tx.update(grads, opt_state, params, value=sum(sums, jnp.zeros((), float)))
+
+    return fnn.optim.Transform(tx.init, update)
 
 
 ROWS = {
@@ -166,6 +179,28 @@ ROWS = {
         optax=optax.scale_by_trust_ratio,
         needs_params=True,
         **by_leaf,
+    ),
+    "fromage": Row(
+        build=fnn.optim.fromage,
+        oracle=per_leaf(oracles.fromage),
+        options=dict(learning_rate=rates, min_norm=st.sampled_from([1e-6, 0.1])),
+        usual=dict(learning_rate=0.1),
+        optax=optax.fromage,
+        needs_params=True,
+        **by_leaf,
+    ),
+    "polyak_sgd": Row(
+        build=lambda **options: with_value(fnn.optim.polyak_sgd(**options)),
+        oracle=oracles.polyak,
+        options=dict(
+            max_learning_rate=st.sampled_from([1e-3, 1.0, math.inf]),
+            scaling=st.sampled_from([0.0, 0.5, 1.0]),
+            f_min=st.sampled_from([0.0, -2.0]),
+            eps=st.sampled_from([0.0, 1e-3]),
+        ),
+        usual=dict(max_learning_rate=1.0),
+        optax=lambda **options: with_value(optax.polyak_sgd(**options)),
+        scale="tree",
     ),
     "lamb": Row(
         build=fnn.optim.lamb,

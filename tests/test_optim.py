@@ -321,9 +321,8 @@ def test_chain_hands_extra_arguments_on():
 
 def test_what_optimizers_refuse():
     adam = fnn.optim.adam(0.1)
-    for params in ({"w": jnp.arange(3)}, {"w": jnp.ones(3, jnp.complex64)}):
-        with pytest.raises(fnn.FnnError, match="floating dtypes"):
-            adam.init(params)
+    with pytest.raises(fnn.FnnError, match="floating dtypes"):
+        adam.init({"w": jnp.arange(3)})
     scale = fnn.optim.scale_by_adam()
     for wrong in (None, fnn.optim.trace(0.9).init(jnp.ones(2))):
         with pytest.raises(fnn.FnnError, match="AdamState"):

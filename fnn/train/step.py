@@ -157,6 +157,7 @@ def step(
         grad_fn = grad(value_fn, has_aux=True)
         (loss, aux), grads = grad_fn(train_state.params, batch, key)
         state, metrics = aux.aux if isinstance(aux, Weighed) else aux
+        grads = jax.tree.map(jnp.conj, grads)  # of complex params: the way up
         updates, opt_state = tx_update(
             grads,
             train_state.opt_state,
