@@ -182,10 +182,8 @@ def optimistic_adam(gs, p, learning_rate, optimism=None, **options):
     """Daskalakis et al. 2018, algorithm 1: theta -= 2 eta u_t, theta += eta u_{t-1}."""
     optimism = learning_rate if optimism is None else optimism
     us = adam(gs, p, **options)
-    before = [us[0], *us]
-    return [
-        -(learning_rate + optimism) * u + optimism * old for u, old in zip(us, before, strict=False)
-    ]
+    pairs = zip(us, [us[0], *us], strict=False)
+    return [-(learning_rate + optimism) * u + optimism * old for u, old in pairs]
 
 
 def rprop(

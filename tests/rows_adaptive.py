@@ -138,7 +138,11 @@ ROWS = {
         oracle=elementwise(oracles.optimistic_adam),
         options=of_adam | dict(optimism=rates),
         usual=usual | dict(optimism=0.3),
-        optax=partial(optax.optimistic_adam, nesterov=False),
+        optax=lambda learning_rate, optimism, **options: optax.chain(
+            optax.scale_by_adam(**options),
+            optax.scale_by_optimistic_gradient(learning_rate, optimism),
+            optax.scale(-1.0),
+        ),
     ),
     "noisy_sgd of none": Row(
         build=lambda **options: fnn.optim.noisy_sgd(eta=0.0, key=jax.random.key(0), **options),
