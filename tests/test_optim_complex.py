@@ -145,6 +145,7 @@ def test_lbfgs_of_complex_params_is_that_of_their_parts():
         z = jnp.asarray([1 - 1j, 1j])
         got = steps(f, z, 5)
         want = steps(lambda x: f(jax.lax.complex(x[0], x[1])), jnp.stack([z.real, z.imag]), 5)
+    want = np.asarray(want)
     assert_allclose(got, want[:, 0] + 1j * want[:, 1], rtol=1e-6)
 
 
@@ -157,7 +158,7 @@ def test_optax_agrees_on_complex_params():
         for name in ("adam", "nadam", "adagrad", "novograd", "adamax", "adafactor"):
             options = {} if name != "novograd" else {"eps": 1e-6}
             got, want = (run(getattr(o, name)(0.1, **options), g, p)["w"] for o in (optim, optax))
-            assert_allclose(got, want, rtol=1e-9, err_msg=name)
+            assert_allclose(got, want, rtol=1e-7, err_msg=name)  # adafactor: float32 decay
 
 
 # --- a first moment in another dtype

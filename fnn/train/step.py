@@ -15,7 +15,9 @@ from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
 from fnn.notes import notes as noted
 from fnn.optim.arithmetic import increment
+from fnn.optim.clip import global_norm
 from fnn.optim.safety import unless_skipped
+from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
 from fnn.shapes import from_numpy, natives
@@ -104,7 +106,12 @@ def check_train_state(train_state: Any) -> None:
 
 
 def step(
-    loss_fn: Callable, tx: Transform, *, grad: Callable = jax.value_and_grad
+    loss_fn: Callable,
+    tx: Transform,
+    *,
+    grad: Callable = jax.value_and_grad,
+    learning_rate: Any = None,
+    grad_norm: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
     """A pure, jitted training step: `(train_state, batch) -> (train_state, metrics)`.
 
@@ -121,10 +128,14 @@ def step(
       `jax.value_and_grad`, or `partial(fnn.optim.accumulate, k=4)`, `fnn.optim.sam` or another of
       that kind.
 
+    - `learning_rate`: the number or schedule that `tx` was built with, to have its value at this
+      step among the metrics.
+    - `grad_norm`: whether to have the global norm of the gradient among them.
+
     A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state as they were,
-    bit by bit, its counters aside. Returned metrics are loss_fn's and `loss`. The step works under
-    `jax.vmap` over stacked training states (an ensemble, trained at once) and inside
-    `jax.lax.scan`.
+    bit by bit, its counters aside. Returned metrics are loss_fn's, `loss`, and what was asked for.
+    The step works under `jax.vmap` over stacked training states (an ensemble, trained at once) and
+    inside `jax.lax.scan`.
     Raises ShapeError if the loss is not a scalar, ParamsError if the state came back with another
     structure or metrics has a `loss` of its own.
 
@@ -141,6 +152,8 @@ def step(
     """
     check_transform(tx)
     checks.function("grad", grad, "a function, as jax.value_and_grad")
+    if learning_rate is not None:
+        check_rate(learning_rate)
     tx_update = taking_extra(tx.update)
 
     @jax.jit
@@ -169,7 +182,18 @@ def step(
         params = apply_updates(train_state.params, updates)
         before = train_state.params, train_state.state, train_state.opt_state
         after = unless_skipped(before, (params, state, opt_state))
-        return (increment(train_state.step), *after), {"loss": loss, **values(metrics)}
+        asked = {}
+        if learning_rate is not None:
+            asked["learning_rate"] = rate_at(learning_rate, train_state.step, float)
+        if grad_norm:
+            asked["grad_norm"] = global_norm(grads)
+        if asked.keys() & metrics.keys():
+            raise errors.ParamsError(
+                f"metrics without {errors.names(asked)}, which the step adds",
+                errors.names(metrics),
+                "give them other names",
+            )
+        return (increment(train_state.step), *after), {"loss": loss, **asked, **values(metrics)}
 
     def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
         (step, params, state, opt_state), metrics = update(train_state, natives(batch, "batch"))
