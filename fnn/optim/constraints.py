@@ -125,6 +125,7 @@ def simplex(total: Any = 1.0) -> Callable[[jax.Array], jax.Array]:
         rows = rows - top  # the point is the same, and sums of huge values would be all rounding
         falling = -jnp.sort(-rows, -1)
         count = jnp.arange(1, rows.shape[-1] + 1).astype(x.dtype)
+        count = jnp.broadcast_to(count, falling.shape)
         thetas = (jnp.cumsum(falling, -1) - as_dtype(total, x.dtype)) / count
         largest = jnp.sum(falling > thetas, -1, keepdims=True) - 1  # of the values above zero
         theta = jnp.take_along_axis(thetas, jnp.maximum(largest, 0), -1)
