@@ -149,6 +149,15 @@ def test_one_cycle_between_counts():
     assert_allclose(slope(0.25), -0.5 / (0.25**2 * 10), rtol=1e-5)
 
 
+def test_optimizers_rely_on_no_implicit_ranks():
+    """With leaves of every rank in one tree; simplex divided rows by a vector."""
+    p = {"a": jnp.ones(3), "b": jnp.ones((2, 3)), "c": jnp.ones(()), "d": jnp.ones((2, 2, 3))}
+    simplex = optim.chain(optim.sgd(0.1), optim.project(optim.constraints.simplex()))
+    with jax.numpy_rank_promotion("raise"):
+        for tx in (simplex, optim.adafactor(0.1, 2), optim.fromage(0.1), optim.lamb(0.1)):
+            tx.update(p, tx.init(p), p)
+
+
 # --- among the metrics
 
 
