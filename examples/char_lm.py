@@ -81,10 +81,10 @@ def surprise(params, batch):
 
 
 @jax.jit
-def write(params, characters, given, key):
-    """Characters [B, T], gone on with after the first `given` [B] of each."""
+def write(params, characters, lengths, key):
+    """Characters [B, T], gone on with after the first `lengths` [B] of each."""
     return fnn.unroll_generate(
-        writer, params, characters, given, key=key, temperature=TEMPERATURE
+        writer, params, characters, lengths=lengths, key=key, temperature=TEMPERATURE
     ).x
 
 

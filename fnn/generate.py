@@ -31,8 +31,9 @@ def unroll_generate(
     cell: Layer,
     params: Any,
     x: Any,
-    given: Any,
+    given: Any = None,
     *,
+    lengths: Any = None,
     key: Any = None,
     temperature: Any = 1.0,
     top_k: int | None = None,
@@ -51,9 +52,10 @@ def unroll_generate(
       takes the params of the `serial` of the same names that was trained. Without `next_input`,
       its y [..., V] are logits.
     - `x`: the inputs [..., T]; where they are not given, any values will do.
-    - `given`: booleans [..., T], or how many of the first are given, integers [...]; all given is
-      teacher forcing. The first must be, for there is nothing to draw it from; under `jit`, where
-      that is not seen, it is taken as given.
+    - `given`: booleans [..., T], True where the input is given; all of them is teacher forcing. The
+      first must be, for there is nothing to draw it from; under `jit`, where that is not seen, it
+      is taken as given.
+    - `lengths`: integers [...], how many of the first are given, in the place of `given`.
     - `key`: to draw from; not needed at temperature 0 or if `next_input` does not.
     - `temperature`: at least 0; 0 takes the most likely.
     - `top_k`: draws from the k most likely alone (Fan, Lewis & Dauphin, 2018).
@@ -68,14 +70,16 @@ def unroll_generate(
     >>> cell = fnn.stack(fnn.embedding(10, 4), fnn.gru_cell(8), fnn.dense(10))
     >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
     >>> prompt = jnp.array([[3, 1, 4, 0, 0, 0]])
-    >>> text = unroll_generate(cell, params, prompt, jnp.array([3]), key=jax.random.key(1)).x
+    >>> length = jnp.array([3])
+    >>> text = unroll_generate(cell, params, prompt, lengths=length, key=jax.random.key(1)).x
     >>> text.shape, bool((text[:, :3] == prompt[:, :3]).all())
     ((1, 6), True)
     """
     with errors.within("unroll_generate"):
         first_carry = carry_of(cell)
-        x, given = as_array(x, "x"), as_array(given, "given")
-        time = _time(x, given)
+        x, given = as_array(x, "x"), None if given is None else as_array(given, "given")
+        lengths = None if lengths is None else as_array(lengths, "lengths")
+        time = _time(x, given, lengths)
         known = time.length and not isinstance(time.mask, jax.core.Tracer)
         if known and not np.asarray(time.mask)[..., 0].all():
             raise errors.InputError(
@@ -115,17 +119,23 @@ def unroll_generate(
     return Generated(x, y, carry)
 
 
-def _time(x: Any, given: Any) -> Any:
-    """The axes of x, of whose steps `given` has as many axes, or one less if it counts them."""
-    counts = jnp.issubdtype(given.dtype, jnp.integer)
-    steps = given.ndim if counts else given.ndim - 1
+def _time(x: Any, given: Any, lengths: Any) -> Any:
+    """The axes of x: `given` has as many before those of one step, `lengths` all of them but T."""
+    if x is None:
+        errors.not_an_array(x)
+    if (given is None) == (lengths is None):
+        raise errors.InputError(
+            "given, or lengths", "neither" if given is None else "both", "pass one of them"
+        )
+    known = lengths if given is None else given
+    steps = known.ndim if given is None else known.ndim - 1
     if not 0 <= steps < x.ndim:
         raise errors.ShapeError(
-            "given with the leading axes of x, and its time where it is of booleans",
-            f"given {errors.show(given)}, x {errors.show(x)}",
-            "one for each step of x, or one count for each sequence",
+            "given with the leading axes of x and its time, or lengths with the leading axes",
+            f"{'lengths' if given is None else 'given'} {errors.show(known)}, x {errors.show(x)}",
+            "give one for each step of x, or one length for each sequence",
         )
-    return time_of(x, given, None, x.ndim - steps - 1)
+    return time_of(x, given, None, lengths, x.ndim - steps - 1, called="given")
 
 
 def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:

@@ -44,7 +44,7 @@ def drawn_after_one(logits, n=20_000, steps=3, seed=0, **options):
     x = jnp.zeros((n, steps + 1), jnp.int32)
     ones = jnp.ones(n, jnp.int32)
     run = jax.jit(
-        lambda x, key: fnn.unroll_generate(constant(logits), {}, x, ones, key=key, **options)[0]
+        lambda x, key: fnn.unroll_generate(constant(logits), {}, x, lengths=ones, key=key, **options)[0]
     )
     return np.array(run(x, key(seed)))[:, 1:]
 
@@ -68,7 +68,8 @@ def test_the_most_likely_continuation_is_the_loops(lengths, holes, begun):
         given_[:, 0] = True
     carry = normal(4, H, seed=sum(lengths)) if begun else np.zeros((4, H), np.float32)
     own = {"rnn": jnp.asarray(carry)} if begun else None
-    x, y, end = RUN(PARAMS, TOKENS, given_ if holes else np.array(lengths), carry=own)
+    known = {"given": given_} if holes else {"lengths": np.array(lengths)}
+    x, y, end = RUN(PARAMS, TOKENS, **known, carry=own)
     assert x.dtype == TOKENS.dtype and y.shape == (4, T, V)
     for i in range(4):
         wanted = oracles.generate(
@@ -80,7 +81,7 @@ def test_the_most_likely_continuation_is_the_loops(lengths, holes, begun):
 
 def test_all_inputs_given_is_the_plain_run():
     net = fnn.rnn(CELL, feature_axes=0, return_carry=True)
-    x, y, carry = fnn.unroll_generate(CELL, PARAMS, TOKENS, np.full(4, T), key=key())
+    x, y, carry = fnn.unroll_generate(CELL, PARAMS, TOKENS, lengths=np.full(4, T), key=key())
     np.testing.assert_array_equal(x, TOKENS)
     close((y, carry), net(PARAMS, TOKENS))
     x, y, carry = fnn.unroll_generate(CELL, PARAMS, TOKENS[0], np.ones(T, bool), key=key())
@@ -89,9 +90,9 @@ def test_all_inputs_given_is_the_plain_run():
 
 def test_leading_axes_are_any():
     lengths = np.array([[1, 3], [2, 6]])
-    x, y, carry = RUN(PARAMS, TOKENS.reshape(2, 2, T), lengths)
+    x, y, carry = RUN(PARAMS, TOKENS.reshape(2, 2, T), lengths=lengths)
     for i in np.ndindex(2, 2):
-        one = RUN(PARAMS, TOKENS.reshape(2, 2, T)[i], jnp.asarray(lengths[i]))
+        one = RUN(PARAMS, TOKENS.reshape(2, 2, T)[i], lengths=jnp.asarray(lengths[i]))
         np.testing.assert_array_equal(x[i], one[0])
         close((y[i], at(carry, i)), one[1:])
 
@@ -103,7 +104,7 @@ def test_any_prompt_length_is_one_program():
     def run(lengths, temperature):
         traces.append(None)
         return fnn.unroll_generate(
-            CELL, PARAMS, TOKENS, lengths, key=key(), temperature=temperature
+            CELL, PARAMS, TOKENS, lengths=lengths, key=key(), temperature=temperature
         )[0]
 
     for n in range(1, T + 1):
@@ -114,21 +115,21 @@ def test_any_prompt_length_is_one_program():
 
 def test_going_on_from_a_carry_and_an_unfinished_sequence():
     """The first half, then the second from its carry and its last input."""
-    whole, y, end = RUN(PARAMS, TOKENS, np.full(4, 2))
-    first, _, carry = RUN(PARAMS, TOKENS[:, :4], np.full(4, 2))
+    whole, y, end = RUN(PARAMS, TOKENS, lengths=np.full(4, 2))
+    first, _, carry = RUN(PARAMS, TOKENS[:, :4], lengths=np.full(4, 2))
     same(first, whole[:, :4])
     start = jnp.argmax(y[:, 3], -1).astype(jnp.int32)  # what follows the first half
     np.testing.assert_array_equal(start, whole[:, 4])
     begin = jnp.stack([start, jnp.zeros_like(start)], 1)
-    second, y2, last = RUN(PARAMS, begin, np.full(4, 1), carry=carry)
+    second, y2, last = RUN(PARAMS, begin, lengths=np.full(4, 1), carry=carry)
     same(second, whole[:, 4:])
     close((y2, last), (y[:, 4:], end))
 
 
 def test_the_first_of_k_and_temperatures_near_zero_are_greedy():
-    wanted = RUN(PARAMS, TOKENS, np.ones(4, int))[0]
+    wanted = RUN(PARAMS, TOKENS, lengths=np.ones(4, int))[0]
     for options in ({"top_k": 1}, {"temperature": 1e-6}, {"top_k": 1, "temperature": 50.0}):
-        x, y, _ = fnn.unroll_generate(CELL, PARAMS, TOKENS, np.ones(4, int), key=key(), **options)
+        x, y, _ = fnn.unroll_generate(CELL, PARAMS, TOKENS, lengths=np.ones(4, int), key=key(), **options)
         np.testing.assert_array_equal(x, wanted)
         assert np.isfinite(y).all()
 
@@ -190,7 +191,7 @@ def test_continuous_outputs_come_in_again():
 
     zero = np.zeros(H)
     run = jax.jit(
-        lambda p, x, n: fnn.unroll_generate(cell, p, x, n, next_input=lambda key, y: jnp.sin(y))
+        lambda p, x, n: fnn.unroll_generate(cell, p, x, lengths=n, next_input=lambda key, y: jnp.sin(y))
     )
     filled, y, carry = run(cast(p, "float32"), x, lengths)
     for i, n in enumerate(lengths):
@@ -205,7 +206,7 @@ def test_noise_of_next_input_is_new_at_every_step():
         return y + jax.random.normal(key, y.shape, y.dtype)
 
     x, _, _ = fnn.unroll_generate(
-        cell, {}, jnp.zeros((400, 6, 4)), np.ones(400, int), key=key(), next_input=noise
+        cell, {}, jnp.zeros((400, 6, 4)), lengths=np.ones(400, int), key=key(), next_input=noise
     )
     drawn = np.array(x[:, 1:]).transpose(1, 0, 2).reshape(5, -1)
     np.testing.assert_allclose(drawn.mean(1), 0, atol=0.12)
@@ -223,7 +224,7 @@ def test_gradients_flow_through_inputs_that_were_generated():
                                 lambda y: y)[1].sum()  # fmt: skip
 
     def loss(p, xs):
-        return fnn.unroll_generate(cell, p, xs, jnp.array(1), next_input=lambda key, y: y)[1].sum()
+        return fnn.unroll_generate(cell, p, xs, lengths=jnp.array(1), next_input=lambda key, y: y)[1].sum()
 
     with jax.enable_x64(True):
         grads = jax.grad(loss)(jax.tree.map(jnp.asarray, p), jnp.asarray(x))
@@ -235,13 +236,15 @@ def test_gradients_flow_through_inputs_that_were_generated():
 
 OK = np.ones(4, np.int32)
 FLOATS = np.ones((4, T, E), np.float32)
-WRONG = {  # name: x, given, options, the kind of error, what its text says
+WRONG = {  # name: x, given or lengths, options, the kind of error, what its text says
     "lengths of another batch": (TOKENS, OK[:3], {}, errors.ShapeError, "(3,)"),
+    "lengths of floats": (TOKENS, np.ones(4, np.float32), {}, errors.DtypeError, "lengths of int"),
     "steps of given": (TOKENS, np.ones((4, 3), bool), {}, errors.ShapeError, "(4, 3)"),
     "given that would broadcast": (
         TOKENS, np.ones((1, T), bool), {}, errors.ShapeError, "(1, 6)",
     ),
-    "float given": (TOKENS, np.ones(4, np.float32), {}, errors.DtypeError, "float32"),
+    "float given": (TOKENS, np.ones((4, T), np.float32), {}, errors.DtypeError, "float32"),
+    "int given": (TOKENS, np.ones((4, T), int), {}, errors.DtypeError, "pass lengths as lengths="),
     "no key": (TOKENS, OK, {"key": None}, errors.RandomKeyError, "key="),
     "top_k of none": (TOKENS, OK, {"top_k": 0}, errors.OptionError, "top_k"),
     "top_k float": (TOKENS, OK, {"top_k": 2.5}, errors.OptionError, "top_k"),
@@ -261,9 +264,9 @@ WRONG = {  # name: x, given, options, the kind of error, what its text says
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_of_unroll_generate(name):
     x, given_, options, kind, text = WRONG[name]
-    options = {"key": key(), **options}
+    options, known = {"key": key(), **options}, "lengths" if given_.ndim == 1 else "given"
     error = same_under_jit(
-        lambda x, given_: fnn.unroll_generate(CELL, PARAMS, x, given_, **options), x, given_
+        lambda x, n: fnn.unroll_generate(CELL, PARAMS, x, **{known: n}, **options), x, given_
     )
     assert isinstance(error, kind), error
     assert error.expected and error.got and error.mend and text in str(error)
@@ -271,18 +274,28 @@ def test_wrong_inputs_of_unroll_generate(name):
 
 @pytest.mark.parametrize("given_", [np.zeros(4, np.int32), np.arange(T) > 0 * OK[:, None]])
 def test_a_first_input_that_is_not_given_is_refused_where_it_is_known(given_):
+    known = {"lengths" if given_.ndim == 1 else "given": given_}
     with pytest.raises(errors.FnnError, match="first"):
-        fnn.unroll_generate(CELL, PARAMS, TOKENS, given_, key=key())
+        fnn.unroll_generate(CELL, PARAMS, TOKENS, **known, key=key())
+
+
+def test_one_of_given_and_lengths_is_wanted():
+    for known, got in (({}, "neither"), ({"given": TOKENS > -1, "lengths": OK}, "both")):
+        with pytest.raises(errors.InputError, match=f"given, or lengths, got {got}"):
+            fnn.unroll_generate(CELL, PARAMS, TOKENS, **known, key=key())
 
 
 def test_floats_without_a_next_input_are_refused():
     cell = fnn.gru_cell(E)
     params, _ = cell.init(key(), None, FLOATS[:, 0])
-    error = same_under_jit(lambda x: fnn.unroll_generate(cell, params, x, OK, key=key()), FLOATS)
+    given_ = np.ones((4, T), bool)
+    error = same_under_jit(
+        lambda x: fnn.unroll_generate(cell, params, x, given_, key=key()), FLOATS
+    )
     assert isinstance(error, errors.FnnError) and "next_input" in str(error)
     for wrong in (fnn.dense(3), fnn.gru_cell, fnn.gru(3), None):
         with pytest.raises(errors.FnnError):
-            fnn.unroll_generate(wrong, params, FLOATS, OK, next_input=lambda key, y: y)
+            fnn.unroll_generate(wrong, params, FLOATS, given_, next_input=lambda key, y: y)
 
 
 # --- truncated backpropagation through time ------------------------------------------------------

@@ -26,27 +26,28 @@ KINDS = {  # name: layer over a sequence, oracle, the carry of one example as ze
 
 class Case(NamedTuple):
     x: np.ndarray
-    mask: np.ndarray | None  # bool [..., T] or lengths [...]
+    mask: np.ndarray | None  # bool [..., T]
     carry: tuple | np.ndarray | None
     resets: np.ndarray | None
-    steps: np.ndarray  # the mask as bool [..., T]
+    steps: np.ndarray  # which are real, as bool [..., T]
+    lengths: np.ndarray | None = None  # [...]
 
 
 @st.composite
 def cases(draw, zero=ROW):
     lead, steps = draw(st.sampled_from(LEADS)), draw(st.sampled_from([0, 1, 2, 5]))
-    masked = draw(st.sampled_from(["no", "mask", "lengths"]))
+    masked = draw(st.sampled_from(["no", "mask", "lengths", "mask and lengths"]))
     random = np.random.default_rng(draw(st.integers(0, 2**16)))
     x = random.normal(size=(*lead, steps, C))
-    mask, full = None, np.ones((*lead, steps), bool)
-    if masked == "mask":
+    mask, lengths, full = None, None, np.ones((*lead, steps), bool)
+    if "mask" in masked:
         mask = full = random.random((*lead, steps)) < 0.6
-    if masked == "lengths":
-        mask = np.asarray(random.integers(0, steps + 1, lead))
-        full = np.arange(steps) < mask[..., None]
+    if "lengths" in masked:
+        lengths = np.asarray(random.integers(0, steps + 1, lead))
+        full = full & (np.arange(steps) < lengths[..., None])
     carry = drawn(zero, lead, seed=int(random.integers(99))) if draw(st.booleans()) else None
     resets = random.random((*lead, steps)) < 0.4 if draw(st.booleans()) else None
-    return Case(x, mask, carry, resets, full)
+    return Case(x, mask, carry, resets, full, lengths)
 
 
 def loops(step, p, case, zero, reverse=False):
@@ -62,8 +63,8 @@ def loops(step, p, case, zero, reverse=False):
 
 
 def on_device(case, dtype):
-    mask, resets = jax.tree.map(jnp.asarray, (case.mask, case.resets))
-    return jnp.asarray(case.x, dtype), mask, cast(case.carry, dtype), resets
+    mask, resets, lengths = jax.tree.map(jnp.asarray, (case.mask, case.resets, case.lengths))
+    return jnp.asarray(case.x, dtype), mask, cast(case.carry, dtype), resets, lengths
 
 
 @pytest.mark.parametrize("kinds", [["lstm", "gru", "simple_rnn"], ["lru"]], ids=["rnn", "lru"])
@@ -101,10 +102,10 @@ def assert_both_loops(case, merge, sequence=True):
     )  # fmt: skip
     p = spread(net.init(key(), (5, C))[0])
     assert sorted(p) == ["backward", "forward"]
-    x, mask, carry, resets = on_device(case, "float32")
+    x, mask, carry, *rest = on_device(case, "float32")
     if carry is not None:
         carry = {"forward": carry, "backward": 2 * carry}
-    y, end = jax.jit(net)(cast(p, "float32"), x, mask, carry, resets)
+    y, end = jax.jit(net)(cast(p, "float32"), x, mask, carry, *rest)
     features = 2 * H if merge == "concat" else H
     assert y.shape == (*case.x.shape[: -1 if sequence else -2], features)
     if 0 in case.x.shape[:-2]:
@@ -136,7 +137,7 @@ def test_padded_sequences_are_the_sequences_alone(both, lengths):
     """Lengths, and what is right of them, give what each sequence gives by itself."""
     params = cast(spread(PADDED[both].init(key(), (5, C))[0]), "float32")
     x, run = normal(3, 5, C, seed=sum(lengths)), RUN_PADDED[both]
-    y, carry = run(params, x, jnp.array(lengths))
+    y, carry = run(params, x, None, None, None, jnp.array(lengths))
     for i, n in enumerate(lengths):
         close((y[i, :n], at(carry, i)), run(params, x[i, :n]))
         assert not y[i, n:].any()

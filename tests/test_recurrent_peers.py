@@ -119,7 +119,7 @@ def test_flaxs_cells(kind, reverse):
     net = ours(H, reverse=reverse, return_carry=True)
 
     def loss(params, x):
-        y, carry = net(params, x, lengths)
+        y, carry = net(params, x, None, None, None, lengths)
         return jnp.sum(y * weights), (y, carry)
 
     params = cast(from_linen(variables, kind), "float32")

@@ -148,6 +148,7 @@ def test_a_missing_or_extra_param_is_refused():
 
 X = np.ones((2, 4, C), np.float32)
 MASK = np.ones((2, 4), bool)
+N, NONE = np.arange(3, dtype=np.int32), (None, None, None)
 GRU, LSTM = fnn.gru(H), fnn.lstm(H)
 WRONG_CALLS = {  # name: net, inputs, the kind of error, what its text says
     "no time axis": (GRU, (X[0, 0],), errors.ShapeError, "(2,)"),
@@ -158,10 +159,21 @@ WRONG_CALLS = {  # name: net, inputs, the kind of error, what its text says
     "one mask for all": (GRU, (X, MASK[0]), errors.ShapeError, "(4,)"),
     "mask that would broadcast": (GRU, (X, MASK[:1]), errors.ShapeError, "(1, 4)"),
     "float mask": (GRU, (X, MASK.astype(np.float32)), errors.DtypeError, "float32"),
-    "rank of lengths": (GRU, (X, np.int32(3)), errors.ShapeError, "()"),
-    "lengths for each step": (GRU, (X, MASK.astype(np.int32)), errors.ShapeError, "(2, 4)"),
-    "number of lengths": (GRU, (X, np.arange(3, dtype=np.int32)), errors.ShapeError, "(3,)"),
-    "float lengths": (GRU, (X, np.ones(2, np.float32)), errors.DtypeError, "float32"),
+    "lengths as mask": (GRU, (X, N[:2]), errors.DtypeError, "pass lengths as lengths="),
+    "flags of ints": (LSTM, (X, MASK.astype(int)), errors.DtypeError, "mask.astype(bool)"),
+    "lengths as mask of lru": (fnn.lru(H, 4), (X, N[:2]), errors.DtypeError, "lengths="),
+    "lengths as mask of both ways": (
+        fnn.gru(H, bidirectional=True), (X, N[:2]), errors.DtypeError, "lengths=",
+    ),
+    "rank of lengths": (GRU, (X, *NONE, np.int32(3)), errors.ShapeError, "()"),
+    "lengths for each step": (
+        GRU, (X, *NONE, MASK.astype(np.int32)), errors.ShapeError, "(2, 4)",
+    ),
+    "number of lengths": (GRU, (X, *NONE, N), errors.ShapeError, "(3,)"),
+    "float lengths": (
+        GRU, (X, *NONE, np.ones(2, np.float32)), errors.DtypeError, "lengths of integers",
+    ),
+    "mask as lengths": (GRU, (X, *NONE, MASK[:, 0]), errors.DtypeError, "lengths of integers"),
     "batch of carry": (GRU, (X, None, np.ones((3, H), np.float32)), errors.ShapeError, "(3, 3)"),
     "one carry": (GRU, (X, None, np.ones((1, H), np.float32)), errors.ShapeError, "(1, 3)"),
     "dtype of carry": (GRU, (X, None, np.ones((2, H), np.float16)), errors.DtypeError, "float16"),
@@ -169,7 +181,7 @@ WRONG_CALLS = {  # name: net, inputs, the kind of error, what its text says
     "time of resets": (GRU, (X, None, None, MASK[:, :2]), errors.ShapeError, "(2, 2)"),
     "one resets for all": (GRU, (X, None, None, MASK[0]), errors.ShapeError, "(4,)"),
     "int resets": (GRU, (X, None, None, MASK.astype(np.int32)), errors.DtypeError, "int32"),
-    "five inputs": (GRU, (X, None, None, None, None), errors.InputError, "5"),
+    "six inputs": (GRU, (X, *NONE, None, None), errors.InputError, "6"),
     "carry of two ways": (
         fnn.gru(H, bidirectional=True), (X, None, np.ones((2, H), np.float32)),
         errors.FnnError, "(2, 3)",
@@ -205,10 +217,17 @@ def test_lengths_out_of_range_are_refused_where_they_are_known(lengths):
     for net in (GRU, fnn.lru(H, 4), fnn.gru(H, bidirectional=True)):
         params, _ = net.init(key(), X)
         with pytest.raises(errors.FnnError, match="4") as found:
-            net(params, X, lengths)
+            net(params, X, *NONE, lengths)
         assert_teaches(found.value, found.value.path or found.value.layer)
-        y = jax.jit(net)(params, X, lengths)
-        np.testing.assert_allclose(y, jax.jit(net)(params, X, lengths.clip(0, 4)))
+        y = jax.jit(net)(params, X, *NONE, lengths)
+        np.testing.assert_allclose(y, jax.jit(net)(params, X, *NONE, lengths.clip(0, 4)))
+
+
+def test_another_number_of_inputs_is_refused_by_init_as_well():
+    for net in (GRU, fnn.rnn(fnn.gru_cell(H)), fnn.bidirectional(fnn.gru_cell(H)), fnn.lru(H)):
+        for xs in ((), (X, *NONE, None, None)):
+            with pytest.raises(errors.InputError, match="input"):
+                net.init(key(), *xs)
 
 
 def test_state_for_another_batch_is_refused():

@@ -36,7 +36,7 @@ def lru(
 
     Without a nonlinearity in time, h is computed by `jax.lax.associative_scan` in log2(T) steps
     (Orvieto et al., 2023, equation 6). Between such layers stand dense layers, norms and
-    nonlinearities. Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets)`.
+    nonlinearities. Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
 
     - `features`: of y. `hidden`: N, how many numbers are remembered; None is `features`.
     - `r_min`, `r_max`: |lambda| is drawn from between them, uniformly over the ring's area; nearer
@@ -71,9 +71,9 @@ def lru(
         gamma = jnp.sqrt(-jnp.expm1(-2 * nu))  # sqrt(1 - |lambda|^2)
         return {name: jnp.log(v) for name, v in zip(_RATES, (nu, theta, gamma), strict=True)}
 
-    def specs(x, mask=None, carry=None, resets=None):
+    def specs(x, mask=None, carry=None, resets=None, lengths=None):
         checks.array(x, 2, "[..., T, C]")
-        lead, _ = check_time(x, mask, resets, 1)
+        lead, _ = check_time(x, mask, resets, lengths, 1)
         if carry is not None:
             part = jax.ShapeDtypeStruct((*lead, hidden), x.dtype)
             check_carry(carry, (part, part))
@@ -92,8 +92,8 @@ def lru(
             "d": weights(c, features, "in", "out"),
         }, {}
 
-    def apply(params, state, x, mask=None, carry=None, resets=None, *, key, train):
-        time, dtype = time_of(x, mask, resets, 1), wide(x.dtype)
+    def apply(params, state, x, mask=None, carry=None, resets=None, lengths=None, *, key, train):
+        time, dtype = time_of(x, mask, resets, lengths, 1), wide(x.dtype)
         p, inputs = as_dtype(params, dtype), time.first(x.astype(dtype))  # [T, ..., C]
         if time.mask is not None:
             real = time.first(time.mask)[..., None]

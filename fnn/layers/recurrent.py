@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from fnn.layer import Layer, outline
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry, first_or
 from fnn.scanning import scan
-from fnn.shapes import as_array, struct
+from fnn.shapes import arity, as_array, struct
 
 
 @errors.builder
@@ -37,14 +37,17 @@ def rnn(
 ) -> Layer:
     """A cell along time: (carry_t, y_t) = cell(carry_{t-1}, x_t): [..., T, C] -> [..., T, H].
 
-    Called as `net(params, x, mask, carry, resets)`, of which all but x may be None or left out:
+    Called as `net(params, x, mask, carry, resets, lengths)`, of which all but x may be None or left
+    out:
 
-    - mask: booleans [..., T], or lengths, integers [...]. Where it is False the carry is held and
-      y is zero, and what x has there changes nothing, NaN included. A length outside 0 to T is an
-      error, or under `jit`, where it is not known, taken as the nearest one.
+    - mask: booleans [..., T], True where a step is real. Where it is False the carry is held and
+      y is zero, and what x has there changes nothing, NaN included.
     - carry: to start from; None is the cell's first one.
     - resets: booleans [..., T], True where a new episode starts: no carry goes from the step
       before it into it, or in reverse from it into the step before. Ignored where masked.
+    - lengths: integers [...], how many of the first steps are real; beside a mask, a step is real
+      where both say so. A length outside 0 to T is an error, or under `jit`, where it is not known,
+      taken as the nearest one.
 
     Options:
 
@@ -64,12 +67,13 @@ def rnn(
     - `unroll`: as of `jax.lax.scan`.
 
     Params and state are named as the cell's. Raises OptionError for something that is no cell,
-    ShapeError and DtypeError for a mask, carry or resets that do not fit: nothing is broadcast.
+    ShapeError and DtypeError for a mask, carry, resets or lengths that do not fit: nothing is
+    broadcast.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.rnn(fnn.gru_cell(3))
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
-    >>> y = net(params, jnp.ones((2, 5, 4)), jnp.array([5, 2]))
+    >>> y = net(params, jnp.ones((2, 5, 4)), None, None, None, jnp.array([5, 2]))
     >>> y.shape, bool((y[1, 2:] == 0).all())
     ((2, 5, 3), True)
     """
@@ -108,10 +112,10 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
         if value is not None:
             checks.count(option, value)
 
-    def declare(*xs):
+    @_inputs
+    def declare(x, mask=None, carry=None, resets=None, lengths=None):
         with errors.within(name):
-            x, mask, carry, resets = _four(xs)
-            time = time_of(x, mask, resets, how.feature_axes)
+            time = time_of(x, mask, resets, lengths, how.feature_axes)
             (params, state), (kept, y) = outline(cell, (None, _zeros(time.one)))
             if how.stateful:
                 state = {**state, SEQUENCE: kept_in_state(kept)}
@@ -125,8 +129,8 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
         """(y, state) of whole sequences; see `fnn.Layer`."""
         with errors.within(name):
             check_trees(params, state, key)
-            x, mask, carry, resets = jax.tree.map(as_array, _four(xs))
-            time = time_of(x, mask, resets, how.feature_axes)
+            x, mask, carry, resets, lengths = _five(*jax.tree.map(as_array, xs))
+            time = time_of(x, mask, resets, lengths, how.feature_axes)
             first = first_or(None, first_carry, params, time.one, key, train)
             if carry is not None:
                 check_carry(carry, first)
@@ -176,11 +180,23 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
     return around(cell, lambda new: along_time(name, new, how), apply, declare, name)
 
 
-def _four(xs: tuple) -> tuple:
-    """x, mask, carry and resets, None where they are left out."""
-    if not 1 <= len(xs) <= 4:
-        errors.wrong_arity(1, 4, len(xs))
-    return (*xs, None, None, None)[:4]
+def _inputs(fn: Callable) -> Callable:
+    """The function, to which another number of inputs than it takes is an InputError."""
+    least, most = arity(fn)
+
+    @wraps(fn)
+    def checked(*xs):
+        if not least <= len(xs) <= most:
+            errors.wrong_arity(least, most, len(xs))
+        return fn(*xs)
+
+    return checked
+
+
+@_inputs
+def _five(x, mask=None, carry=None, resets=None, lengths=None) -> tuple:
+    """The inputs of a recurrent layer, None where they are left out."""
+    return x, mask, carry, resets, lengths
 
 
 class Time(NamedTuple):
@@ -218,42 +234,49 @@ class Time(NamedTuple):
         return jax.tree.map(pick, new, old)
 
 
-def check_time(x: Any, mask: Any, resets: Any, feature_axes: int) -> tuple[tuple[int, ...], int]:
-    """The axes before time, and the length of x; mask and resets are held against them."""
+def check_time(
+    x: Any, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
+) -> tuple[tuple[int, ...], int]:
+    """The axes before time, and the length of x, that mask, resets and lengths fit."""
     checks.rank(x, feature_axes + 1, f"[..., T, and {feature_axes} axes of one step]")
     at = len(x.shape) - feature_axes - 1
     lead, length = tuple(x.shape[:at]), x.shape[at]
-    if mask is not None and jnp.issubdtype(mask.dtype, jnp.integer):
-        _check_flags("lengths", mask, lead, jnp.integer)
-    elif mask is not None:
-        _check_flags("mask", mask, (*lead, length), jnp.bool_)
-    if resets is not None:
-        _check_flags("resets", resets, (*lead, length), jnp.bool_)
+    for name, flags in ((called, mask), ("resets", resets)):
+        if flags is not None:
+            _check_input(name, flags, (*lead, length), jnp.bool_)
+    if lengths is not None:
+        _check_input("lengths", lengths, lead, jnp.integer)
     return lead, length
 
 
-def time_of(x: jax.Array, mask: Any, resets: Any, feature_axes: int) -> Time:
-    """The axes of x, checked, and the mask, which lengths are turned into."""
-    lead, length = check_time(x, mask, resets, feature_axes)
+def time_of(
+    x: jax.Array, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
+) -> Time:
+    """The axes of x, checked, and which steps are real by the mask and the lengths."""
+    lead, length = check_time(x, mask, resets, lengths, feature_axes, called)
     one = jax.ShapeDtypeStruct(lead + x.shape[len(lead) + 1 :], x.dtype)
-    if mask is None or mask.dtype == bool:
+    if lengths is None:
         return Time(lead, length, one, mask)
-    if not isinstance(mask, jax.core.Tracer):
-        wrong = np.asarray(mask)[(np.asarray(mask) < 0) | (np.asarray(mask) > length)]
+    if not isinstance(lengths, jax.core.Tracer):
+        wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > length)]
         if wrong.size:
             mend = "count the steps of x that are real"
             raise errors.InputError(f"lengths of 0 to {length}", f"{wrong[0]}", mend)
-    real = jnp.arange(length, dtype=jnp.int32) < mask.astype(jnp.int32)[..., None]
-    return Time(lead, length, one, real)
+    steps = jnp.arange(length, dtype=jnp.int32).reshape((1,) * len(lead) + (length,))
+    real = steps < lengths.astype(jnp.int32)[..., None]
+    return Time(lead, length, one, real if mask is None else real & mask)
 
 
-def _check_flags(name: str, flags: Any, shape: tuple, kind: Any) -> None:
-    if not jnp.issubdtype(flags.dtype, kind):
-        mend = "pass booleans [..., T], or as a mask, lengths: integers [...]"
-        raise errors.DtypeError(f"{name} of booleans", f"{name} {errors.show(flags)}", mend)
-    if flags.shape != shape:
+def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
+    if not jnp.issubdtype(value.dtype, kind):
+        wanted = f"{name} of {'booleans' if kind is jnp.bool_ else 'integers'}"
+        mend = f"compare, as {name} != 0" if kind is jnp.bool_ else "count the steps that are real"
+        if name != "resets" and kind is jnp.bool_ and jnp.issubdtype(value.dtype, jnp.integer):
+            mend = f"pass lengths as lengths=, and flags as {name}.astype(bool)"
+        raise errors.DtypeError(wanted, f"{name} {errors.show(value)}", mend)
+    if value.shape != shape:
         mend = "pass one for each " + ("sequence of x" if name == "lengths" else "step of x")
-        raise errors.ShapeError(f"{name} {shape}", f"{name} {flags.shape}", mend)
+        raise errors.ShapeError(f"{name} {shape}", f"{name} {value.shape}", mend)
 
 
 def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:

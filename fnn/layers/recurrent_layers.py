@@ -29,7 +29,7 @@ def bidirectional(
 ) -> Layer:
     """Two cells along time, one from the first step, one from the last, and their y's merged.
 
-    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets)`. Held
+    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`. Held
     by the mask, the second cell starts at the last step that is real, so that each sequence of a
     padded batch is read as if it were alone (Schuster & Paliwal, 1997).
 
@@ -57,11 +57,11 @@ def bidirectional(
         forward=rnn(forward, **options, reverse=False),
         backward=rnn(backward, **options, reverse=True),
     )
-    def bidirectional(f, x, mask=None, carry=None, resets=None):
+    def bidirectional(f, x, mask=None, carry=None, resets=None, lengths=None):
         starts = {"forward": None, "backward": None} if carry is None else carry
         check_parts(starts, ("forward", "backward"))
-        y1, end1 = f.forward(x, mask, starts["forward"], resets)
-        y2, end2 = f.backward(x, mask, starts["backward"], resets)
+        y1, end1 = f.forward(x, mask, starts["forward"], resets, lengths)
+        y2, end2 = f.backward(x, mask, starts["backward"], resets, lengths)
         if merge in ("sum", "mean", "mul") and unlike(y1, y2):
             raise errors.ShapeError(
                 "two cells whose y have one shape and dtype",
@@ -95,7 +95,7 @@ def lstm(
 ) -> Layer:
     """Layers of `fnn.lstm_cell` along time: [..., T, C] -> [..., T, features].
 
-    Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets)`.
+    Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
 
     - `features`: of each layer (twice as many come out of a bidirectional one).
     - `layers`: how many, each on the whole sequence of the one below.
@@ -135,7 +135,7 @@ def gru(
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.gru(3)
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
-    >>> net(params, jnp.ones((2, 5, 4)), jnp.array([5, 2])).shape
+    >>> net(params, jnp.ones((2, 5, 4)), None, None, None, jnp.array([5, 2])).shape
     (2, 5, 3)
     """
     how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
@@ -204,13 +204,13 @@ def _layers(name: str, build: Callable, features: int, how: _How, options: dict)
     children = {own: one(last=own == names[-1]) for own in names}
 
     @compose(**children, dropout=drop)
-    def layered(f, x, mask=None, carry=None, resets=None):
+    def layered(f, x, mask=None, carry=None, resets=None, lengths=None):
         starts = dict.fromkeys(names) if carry is None else carry
         check_parts(starts, names)
         ends = {}
         for own in names:
             x = f.dropout(x) if own != names[0] else x
-            x = getattr(f, own)(x, mask, starts[own], resets)
+            x = getattr(f, own)(x, mask, starts[own], resets, lengths)
             if how.return_carry:
                 x, ends[own] = x
         return (x, ends) if how.return_carry else x
