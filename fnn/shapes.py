@@ -154,6 +154,15 @@ def as_dtype(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def of_rank(a: Any, rank: int) -> Any:
+    """An array with axes of size 1 in front, so many in all: what broadcasting would only imply.
+
+    >>> of_rank(jnp.ones(3), 2).shape
+    (1, 3)
+    """
+    return a.reshape((1,) * (rank - a.ndim) + a.shape)
+
+
 def arrays_of(specs: Any) -> Any:
     """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
 

@@ -57,11 +57,22 @@ def biased(params, seed):
     )
 
 
+MASKS = {  # the shape of a mask for [2, 3, C] and so many heads
+    "one for all": lambda heads: (1, 3, 3),
+    "examples": lambda heads: (2, 3, 3),
+    "keys": lambda heads: (2, 1, 3),
+    "queries": lambda heads: (2, 3, 1),
+    "heads": lambda heads: (2, heads, 3, 3),
+    "keys of all heads": lambda heads: (2, 1, 1, 3),
+    "keys of each head": lambda heads: (1, heads, 1, 3),
+}
+
+
 @given(
     heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1)]),
     causal=st.booleans(),
     rotary=st.sampled_from([None, 10.0, 10_000.0]),
-    masked=st.sampled_from([None, "shared", "examples", "heads"]),
+    masked=st.sampled_from([None, *MASKS]),
     seed=st.integers(0, 2**16),
 )
 def test_attention_is_the_loop(heads, causal, rotary, masked, seed):
@@ -70,14 +81,11 @@ def test_attention_is_the_loop(heads, causal, rotary, masked, seed):
     net = fnn.attention(8, heads, kv_heads=kv_heads, causal=causal, rotary=rotary, head_dim=4)
     x = random.normal(size=(2, 3, 6)).astype(np.float32)
     params = biased(net.init(jax.random.key(seed), x)[0], seed)
-    shape = {None: (), "shared": (3, 3), "examples": (2, 3, 3), "heads": (2, heads, 3, 3)}[masked]
-    mask = None if masked is None else random.random(shape) < 0.6
+    mask = None if masked is None else random.random(MASKS[masked](heads)) < 0.6
     y = jax.jit(net)(params, x, None, mask)
     full = np.ones((2, heads, 3, 3), bool)
-    if masked == "examples":
-        full = full & mask[:, None]
-    elif masked is not None:
-        full = full & mask
+    if masked is not None:
+        full = full & (mask if mask.ndim == 4 else mask[:, None])
     for i in range(2):
         wanted = loop(params, x[i], x[i], heads, kv_heads, causal, rotary, full[i])
         np.testing.assert_allclose(y[i], wanted, rtol=1e-4, atol=1e-4)
@@ -101,12 +109,89 @@ def test_what_may_look_at_nothing_gets_zeros_and_finite_gradients():
     params, _ = net.init(jax.random.key(0), x)
     params["out"]["bias"] = jnp.arange(4.0)
     mask = jnp.ones((3, 3), bool).at[1].set(False)
-    np.testing.assert_array_equal(net(params, x, None, mask)[:, 1], [[0, 1, 2, 3]] * 2)
-    grads = jax.grad(lambda p, x: net(p, x, None, mask).sum(), (0, 1))(params, x)
+    np.testing.assert_array_equal(net(params, x, None, mask[None])[:, 1], [[0, 1, 2, 3]] * 2)
+    grads = jax.grad(lambda p, x: net(p, x, None, mask[None]).sum(), (0, 1))(params, x)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     empty = net(params, x, x[:, :0])
     np.testing.assert_array_equal(empty, np.broadcast_to(np.arange(4.0), (2, 3, 4)))
     assert net(params, x[:0]).shape == (0, 3, 4) and net(params, x[:, :0]).shape == (2, 0, 4)
+
+
+REAL = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]], bool)  # [B, T]
+HIDING = {
+    "keys": REAL[:, None, :],
+    "keys of all heads": REAL[:, None, None, :],
+    "positions": REAL[:, :, None] & REAL[:, None, :],
+}
+
+
+@pytest.mark.parametrize("build", ["attention", "xla", "block", "deep", "memory"])
+@pytest.mark.parametrize("hiding", HIDING)
+def test_what_is_hidden_changes_neither_outputs_nor_gradients(build, hiding):
+    """NaN and infinities at positions that nobody may look at, where the loss does not look."""
+    options = {"causal": hiding == "positions", "rotary": 10.0}
+    net = {
+        "attention": fnn.attention(4, 2, kv_heads=1, **options),
+        "xla": fnn.attention(4, 2, implementation="xla"),
+        "block": fnn.transformer_block(4, 2, gated=True, **options),
+        "deep": fnn.repeat(fnn.transformer_block(4, 2, **options), 2),
+        "memory": fnn.attention(4, 2),
+    }[build]
+    mask = jnp.asarray(HIDING[hiding])
+    x, w = jax.random.normal(jax.random.key(1), (2, 3, 4, 4))
+    params = biased(net.init(jax.random.key(0), x)[0], 1)
+    kept = np.ones_like(REAL) if build == "memory" else REAL
+
+    @jax.jit
+    def run(params, source):
+        def loss(params, source):
+            if build == "memory":
+                y = net(params, x, source, mask)
+            else:
+                y = net(params, source, *[None] * (build in ("attention", "xla")), mask)
+            return jnp.sum(jnp.where(kept[..., None], w * y, 0)), y
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, source)
+
+    (_, y), grads = clean = run(params, jnp.where(REAL[..., None], x, 0))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(clean))
+    assert not grads[1][~REAL].any()
+    for rubbish in (np.nan, np.inf):
+        (_, spoiled), found = run(params, jnp.where(REAL[..., None], x, rubbish))
+        np.testing.assert_array_equal(spoiled[kept], y[kept])
+        jax.tree.map(np.testing.assert_array_equal, found, grads)
+        if hiding == "positions":
+            np.testing.assert_array_equal(spoiled, y)
+
+
+def test_a_position_changes_only_those_that_may_look_at_it():
+    """NaN where some may look and others not: the future, and another document's."""
+    x = jax.random.normal(jax.random.key(1), (1, 6, 4)).at[0, 2].set(jnp.nan)
+    document = np.array([0, 0, 0, 1, 1, 1])
+    packed = jnp.asarray(document[:, None] == document)[None]
+    for net, mask, bad in (
+        (fnn.transformer_block(4, 2, causal=True), None, [2, 3, 4, 5]),
+        (fnn.transformer_block(4, 2, causal=True), packed, [2]),
+        (fnn.transformer_block(4, 2), packed, [0, 1, 2]),
+    ):
+        params, _ = net.init(jax.random.key(0), x)
+        good = np.setdiff1d(np.arange(6), bad)
+        y = net(params, x, *([] if mask is None else [mask]))
+        wanted = net(params, x.at[0, 2].set(1.0), *([] if mask is None else [mask]))
+        assert np.isnan(y[0, bad]).all(), "what looks at it is NaN"
+        np.testing.assert_array_equal(y[0, good], wanted[0, good])
+
+
+def test_a_query_that_is_not_finite_is_not_hidden_by_a_mask_of_keys():
+    """A position that reads others though nobody reads it is real: its NaN is not swallowed."""
+    net, x = fnn.attention(4, 2), jnp.ones((1, 3, 4))
+    params, _ = net.init(jax.random.key(0), x)
+    keys = jnp.array([[[True, True, False]]])
+    y = net(params, x.at[0, 2, 0].set(jnp.nan), None, keys)
+    assert np.isnan(y[0, 2]).all() and np.isfinite(y[0, :2]).all()
+    np.testing.assert_allclose(
+        net(params, 2 * x, None, keys)[0, 2], net(params, 2 * x[:, :2])[0, 0]
+    )
 
 
 def test_attention_is_pytorchs():
@@ -125,7 +210,7 @@ def test_attention_is_pytorchs():
     wanted, _ = theirs(*[torch.from_numpy(x)] * 3, attn_mask=torch.from_numpy(~causal))
     got = fnn.attention(8, 2, causal=True)(params, x)
     np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got, net(params, x, None, causal), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, net(params, x, None, causal[None]), rtol=1e-5, atol=1e-6)
     by_jax = fnn.attention(8, 2, causal=True, implementation="xla")(params, x)
     np.testing.assert_allclose(by_jax, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
 
@@ -242,9 +327,13 @@ X = jnp.ones((2, 3, 4))
         ((X, X.astype(jnp.bfloat16)), errors.DtypeError, "net/k: "),
         ((X, X.astype(int)), errors.DtypeError, "net: .*memory"),
         ((X, None, jnp.ones((3, 3))), errors.DtypeError, "net: expected mask of booleans"),
-        ((X, None, jnp.ones((3, 4), bool)), errors.ShapeError, r"net: expected mask \(3, 3\)"),
-        ((X, None, jnp.ones((1, 3, 3), bool)), errors.ShapeError, "net: expected mask"),
-        ((X, None, jnp.ones((2, 3, 3, 3), bool)), errors.ShapeError, "net: expected mask"),
+        ((X, None, jnp.ones((2, 3, 4), bool)), errors.ShapeError, r"net: .* \(2, 3, 3\)"),
+        ((X, None, jnp.ones((2, 3, 3, 3), bool)), errors.ShapeError, r"net: .* \(2, 2, 3, 3\)"),
+        ((X, None, jnp.ones((3, 3, 3), bool)), errors.ShapeError, "net: expected mask"),
+        ((X, None, jnp.ones((1, 1, 1, 1, 1), bool)), errors.ShapeError, "net: expected mask"),
+        # of keys [B, S] or one for all [T, S]: not guessed, B = T or not
+        ((X, None, jnp.ones((2, 3), bool)), errors.ShapeError, r"mask\[..., None, :\]"),
+        ((X, None, jnp.ones((3, 3), bool)), errors.ShapeError, r"one \[T, S\] for all, mask\[None"),
         ((X, None, jnp.ones(3, bool)), errors.ShapeError, "net: expected mask"),
         ((), errors.InputError, "net: expected .* got 0"),
         ((X, X, None, X), errors.InputError, "net: expected .* got 4"),

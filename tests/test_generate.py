@@ -44,7 +44,9 @@ def drawn_after_one(logits, n=20_000, steps=3, seed=0, **options):
     x = jnp.zeros((n, steps + 1), jnp.int32)
     ones = jnp.ones(n, jnp.int32)
     run = jax.jit(
-        lambda x, key: fnn.unroll_generate(constant(logits), {}, x, lengths=ones, key=key, **options)[0]
+        lambda x, key: fnn.unroll_generate(
+            constant(logits), {}, x, lengths=ones, key=key, **options
+        )[0]
     )
     return np.array(run(x, key(seed)))[:, 1:]
 
@@ -129,7 +131,9 @@ def test_going_on_from_a_carry_and_an_unfinished_sequence():
 def test_the_first_of_k_and_temperatures_near_zero_are_greedy():
     wanted = RUN(PARAMS, TOKENS, lengths=np.ones(4, int))[0]
     for options in ({"top_k": 1}, {"temperature": 1e-6}, {"top_k": 1, "temperature": 50.0}):
-        x, y, _ = fnn.unroll_generate(CELL, PARAMS, TOKENS, lengths=np.ones(4, int), key=key(), **options)
+        x, y, _ = fnn.unroll_generate(
+            CELL, PARAMS, TOKENS, lengths=np.ones(4, int), key=key(), **options
+        )
         np.testing.assert_array_equal(x, wanted)
         assert np.isfinite(y).all()
 
@@ -191,7 +195,9 @@ def test_continuous_outputs_come_in_again():
 
     zero = np.zeros(H)
     run = jax.jit(
-        lambda p, x, n: fnn.unroll_generate(cell, p, x, lengths=n, next_input=lambda key, y: jnp.sin(y))
+        lambda p, x, n: fnn.unroll_generate(
+            cell, p, x, lengths=n, next_input=lambda key, y: jnp.sin(y)
+        )
     )
     filled, y, carry = run(cast(p, "float32"), x, lengths)
     for i, n in enumerate(lengths):
@@ -224,7 +230,9 @@ def test_gradients_flow_through_inputs_that_were_generated():
                                 lambda y: y)[1].sum()  # fmt: skip
 
     def loss(p, xs):
-        return fnn.unroll_generate(cell, p, xs, lengths=jnp.array(1), next_input=lambda key, y: y)[1].sum()
+        return fnn.unroll_generate(cell, p, xs, lengths=jnp.array(1), next_input=lambda key, y: y)[
+            1
+        ].sum()
 
     with jax.enable_x64(True):
         grads = jax.grad(loss)(jax.tree.map(jnp.asarray, p), jnp.asarray(x))

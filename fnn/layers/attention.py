@@ -18,6 +18,7 @@ from fnn.layer import Layer, compose, leaf
 from fnn.layers.dense import dense
 from fnn.layers.dropout import dropout
 from fnn.layers.norm import layer_norm
+from fnn.shapes import of_rank
 
 
 @errors.builder
@@ -40,8 +41,13 @@ def attention(
     (None, or left out: from x), each by an affine map to `heads` vectors of D values; `out` joins
     the heads (Vaswani et al., 2017). The softmax is computed in float32 or wider.
 
-    - mask: booleans [T, S], [..., T, S] or [..., heads, T, S], True where t may look at s. A t that
-      may look at nothing gets zeros from every head.
+    - mask: booleans [..., T, S] or [..., heads, T, S], True where t may look at s, with all leading
+      axes of x. An axis of size 1 stands for all: [B, 1, S] or [B, 1, 1, S] says which keys are
+      real, [1, T, S] is one mask for all examples. [B, S] is refused, since it may be [T, S] too.
+      A t that may look at nothing gets zeros from every head. What is hidden from t changes nothing
+      of its y, NaN included; what is hidden from every t changes no gradient either. (A position
+      that is not real is hidden, and looks at nothing: `real[:, :, None] & real[:, None, :]`. If it
+      is only hidden, its own y is still computed: NaN, where its x is not finite.)
     - `features`, `heads`: of the output, and how many attend side by side.
     - `kv_heads`: fewer heads for k and v, each shared by heads / kv_heads of q (grouped queries;
       Ainslie et al., 2023); 1 is multi-query. None is `heads`.
@@ -89,20 +95,24 @@ def attention(
 
     def attention(f, x, memory=None, mask=None):
         _check_memory(x, memory, causal)
-        source = x if memory is None else memory
+        source, stray = x if memory is None else memory, None
+        seen = _seen(mask, x, source if cache is None else cache, heads, causal and cache is None)
+        if mask is not None and cache is None:
+            if memory is None:
+                x, stray = _apart(x, seen)
+            source = _where(jnp.any(seen, axis=(-3, -2)), source, 0)
         q = _split(f.q(x), heads)  # [..., T, N, D]
         k, v = (_split(project(source), kv_heads) for project in (f.k, f.v))  # [..., S, K, D]
-        start = 0
         if cache is not None:
             q, k, v, start = f.cache(q, k, v)
+            t = jnp.arange(q.shape[-3], dtype=jnp.int32) + start
+            past = _before(t, jnp.arange(cache, dtype=jnp.int32), q.ndim)
+            seen = past if seen is None else seen & past
         elif rotary is not None:
             q, k = (_rotate(values, rotary, 0) for values in (q, k))
-        seen = _mask(mask, q, k)
-        if causal:
-            t, s = jnp.arange(q.shape[-3])[:, None] + start, jnp.arange(k.shape[-3])
-            seen = s <= t if seen is None else seen & (s <= t)
         y = _attend(q, k, v, seen, implementation)
-        return f.out(y.reshape(*y.shape[:-2], heads * size))
+        y = f.out(y.reshape(*y.shape[:-2], heads * size))
+        return y if stray is None else _where(~stray, y, jnp.nan)
 
     layers = {
         "q": affine(heads * size, "in", "heads"),
@@ -136,7 +146,8 @@ def transformer_block(
         y = h + down(activation(up(norm2(h))))
 
     [..., T, features] -> [..., T, features], called as `net(params, x, mask)` (Vaswani et al.,
-    2017, with the norms first as in Xiong et al., 2020).
+    2017, with the norms first as in Xiong et al., 2020), with a mask as of `fnn.attention`: what is
+    hidden, NaN included, changes neither what is not nor any gradient.
 
     - `features`, `heads`, `kv_heads`, `causal`, `rotary`, `cache`: as of `fnn.attention`.
     - `hidden`: between the dense layers; None is 4 features.
@@ -178,10 +189,15 @@ def transformer_block(
         checks.array(x, 2, "[..., T, C]")
         if x.shape[-1] != features:
             raise errors.ShapeError(f"last axis {features}", f"x {x.shape}", "project it first")
+        stray = None
+        if mask is not None and cache is None:
+            with errors.at("attention"):
+                x, stray = _apart(x, _seen(mask, x, x, heads, causal))
         h = x + f.drop(f.attention(f.norm1(x), None, mask))
         z = f.norm2(h)
         z = activation(f.gate(z)) * f.up(z) if gated else activation(f.up(z))
-        return h + f.drop(f.down(z))
+        y = h + f.drop(f.down(z))
+        return y if stray is None else _where(~stray, y, jnp.nan)
 
     return compose(**layers)(transformer_block)
 
@@ -208,28 +224,56 @@ def _split(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _mask(mask: Any, q: jax.Array, k: jax.Array) -> Any:
-    """The mask as [..., N or 1, T, S], of the leading axes of q; None where there is none."""
-    if mask is None:
-        return None
-    checks.rank(mask, 2, "[T, S]", "mask")
-    if mask.dtype != bool:
-        raise errors.DtypeError(
-            "mask of booleans", f"mask {errors.show(mask)}", "cast it: mask.astype(bool)"
-        )
-    *lead, t, n, _ = q.shape
-    shape = (t, k.shape[-3])
-    if mask.shape == shape:
-        return mask
-    if mask.shape == (*lead, *shape):
-        return mask[..., None, :, :]
-    if mask.shape in ((*lead, n, *shape), (*lead, 1, *shape)):
-        return mask
-    raise errors.ShapeError(
-        f"mask {shape}, {(*lead, *shape)} or {(*lead, n, *shape)}",
-        f"mask {mask.shape}",
-        "True where a row's position may look at a column's",
-    )
+def _seen(mask: Any, x: Any, source: Any, heads: int, causal: bool) -> Any:
+    """Where t may look at s, [..., N or 1, T or 1, S or 1]; None for everywhere.
+
+    `source` is what k and v are made of, or their number.
+    """
+    *lead, t, _ = x.shape
+    s = source if isinstance(source, int) else source.shape[-2]
+    seen = None
+    if mask is not None:
+        checks.rank(mask, 1, "[..., T, S]", "mask")
+        if mask.dtype != bool:
+            raise errors.DtypeError(
+                "mask of booleans", f"mask {errors.show(mask)}", "cast it: mask.astype(bool)"
+            )
+        one, each = (*lead, t, s), (*lead, heads, t, s)  # for all heads, for each
+        full = {len(one): one, len(each): each}.get(mask.ndim, ())
+        if not full or any(a not in (1, b) for a, b in zip(mask.shape, full, strict=True)):
+            mend = "True where t may look at s, with an axis of 1 for what is the same for all"
+            if mask.ndim < len(one):
+                mend = "say what it is: of keys, mask[..., None, :]; one [T, S] for all, mask[None]"
+            raise errors.ShapeError(
+                f"mask [..., T, S], {one}, or [..., heads, T, S], {each}, each size or 1",
+                f"mask {mask.shape}",
+                mend,
+            )
+        seen = mask if full is each else mask[..., None, :, :]
+    if causal:
+        past = _before(jnp.arange(t), jnp.arange(s), len(lead) + 3)
+        seen = past if seen is None else seen & past
+    return seen
+
+
+def _before(t: jax.Array, s: jax.Array, rank: int) -> jax.Array:
+    """Where s <= t, [..., 1, T, S]."""
+    return of_rank(s[None, :] <= t[:, None], rank)
+
+
+def _apart(x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x without the rows that nobody looks at and are not finite, and whether each looks itself.
+
+    Such a row is NaN in the output. On its own way through the layers it would make NaN of the
+    gradients of their params, wherever its output does not count, since 0 NaN is NaN.
+    """
+    hidden = ~jnp.any(seen, axis=(-3, -2)) & ~jnp.all(jnp.isfinite(x), axis=-1)  # [..., T]
+    return _where(~hidden, x, 0), hidden & jnp.any(seen, axis=(-3, -1))
+
+
+def _where(rows: jax.Array, x: jax.Array, other: Any) -> jax.Array:
+    """x [..., T, C] in the rows [..., T], else a number."""
+    return jnp.where(rows[..., None], x, jnp.asarray(other, x.dtype))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation: Any) -> jax.Array:
@@ -240,16 +284,23 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation:
     batch = math.prod(lead)
     q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
     if seen is not None:
-        shape = (*lead, seen.shape[-3] if seen.ndim > 2 else 1, *seen.shape[-2:])
-        seen = jnp.broadcast_to(seen, shape).reshape(batch, *shape[-3:])
+        heads = seen.shape[-3:]
+        seen = jnp.broadcast_to(seen, (*lead, *heads)).reshape(batch, *heads)
+        bad = ~jnp.all(jnp.isfinite(k) & jnp.isfinite(v), axis=(-2, -1))  # [B, S]
+        k, v = (jnp.where(bad[..., None, None], jnp.zeros_like(x), x) for x in (k, v))
     if implementation is None or q.dtype == jnp.float64:  # which jax.nn's computes in float32
         y = _attend_by_hand(q, k, v, seen)
     else:
+        mask = None if seen is None else jnp.broadcast_to(seen, (*seen.shape[:2], t, k.shape[1]))
         with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats by itself
-            y = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=implementation)
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
     if seen is not None:
-        anything = jnp.any(seen, axis=-1)  # [B, N or 1, T]
-        y = jnp.where(jnp.swapaxes(anything, 1, 2)[..., None], y, jnp.zeros_like(y))
+
+        def rows(at):  # [B, N or 1, T or 1, S or 1], any of S -> [B, T or 1, N or 1, 1]
+            return jnp.swapaxes(jnp.any(at, axis=-1), 1, 2)[..., None]
+
+        y = jnp.where(rows(seen), y, jnp.zeros_like(y))
+        y = jnp.where(rows(seen & bad[:, None, None, :]), jnp.asarray(jnp.nan, y.dtype), y)
     return y.reshape(*lead, t, n, d)
 
 
@@ -272,9 +323,9 @@ def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.
 def _rotate(x: jax.Array, base: float, start: Any) -> jax.Array:
     """Turn the pairs (i, i + D/2) of [..., T, N, D] by position, counted from `start`."""
     half, dtype = x.shape[-1] // 2, wide(x.dtype)
-    positions = (jnp.arange(x.shape[-3]) + start).astype(dtype)
+    positions = (jnp.arange(x.shape[-3], dtype=jnp.int32) + start).astype(dtype)
     speed = jnp.asarray(base, dtype) ** (-jnp.arange(half).astype(dtype) / half)
-    angles = (positions[:, None] * speed)[:, None, :]  # [T, 1, D/2]
+    angles = of_rank(positions[:, None, None] * speed[None, None, :], x.ndim)  # [..., T, 1, D/2]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = x[..., :half].astype(dtype), x[..., half:].astype(dtype)
     turned = (first * cos - second * sin, second * cos + first * sin)

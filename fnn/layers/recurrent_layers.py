@@ -29,9 +29,9 @@ def bidirectional(
 ) -> Layer:
     """Two cells along time, one from the first step, one from the last, and their y's merged.
 
-    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`. Held
-    by the mask, the second cell starts at the last step that is real, so that each sequence of a
-    padded batch is read as if it were alone (Schuster & Paliwal, 1997).
+    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets,
+    lengths)`. Held by the mask, the second cell starts at the last step that is real, so that each
+    sequence of a padded batch is read as if it were alone (Schuster & Paliwal, 1997).
 
     - `forward`, `backward`: cells; None is another one like `forward`.
     - `merge`: `"concat"` (last axis), `"sum"`, `"mean"`, `"mul"`, or a function of both y's.
