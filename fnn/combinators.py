@@ -32,6 +32,7 @@ from fnn.layer import (
     wrap,
 )
 from fnn.shapes import as_array, from_numpy, signature, unlike
+from fnn.values import check_values
 
 __all__ = ["ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
@@ -178,6 +179,11 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
                 check(x, y)
                 return y, after
 
+            def alone(params, state):
+                like_x = jax.tree.map(jnp.zeros_like, x)
+                layer.apply(params, state, like_x, *rest, key=key, train=train)
+
+            check_values(alone, params, state, axis=0)
             y, after = jax.lax.scan(member, x, (jnp.arange(n), params, state))
             return y, state if all(came_back) else after
 
@@ -247,7 +253,17 @@ def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
             def member(i, params, state, *xs):
                 return run(params, state, *xs, key=fold(key, i), train=train)
 
-            mapped = jax.vmap(member, (0, 0, 0, *axes_of(xs)))
+            axes = axes_of(xs)
+
+            def alone(params, state, *own):
+                of = iter(own)
+                whole = [x if axis is None else next(of) for axis, x in zip(axes, xs, strict=True)]
+                return member(0, params, state, *whole)
+
+            own = (x for axis, x in zip(axes, xs, strict=True) if axis == 0)
+            check_values(alone, params, state, *own, axis=0)
+            came_back.clear()
+            mapped = jax.vmap(member, (0, 0, 0, *axes))
             y, after = mapped(jnp.arange(n), params, state, *xs)
             return y, state if all(came_back) else after
 
@@ -284,6 +300,8 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
             def again(params, state, xs, key):
                 return run(params, state, *xs, key=key, train=train)
 
+            check_values(lambda *trees: again(*trees, key), params, state, xs)
+            came_back.clear()
             y, after = jax.checkpoint(again, policy=policy)(params, state, xs, key)
             return y, state if all(came_back) else after
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -112,6 +113,7 @@ def unroll_generate(
             _check_drawn(drawn, x)
             return (carry, drawn), (x, y)
 
+        time.check_values(partial(cell.apply, params, state, carry), x)
         start = carry, jnp.zeros(time.one.shape, x.dtype)
         steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
         (carry, _), filled = jax.lax.scan(step, start, steps)

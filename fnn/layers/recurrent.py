@@ -20,6 +20,7 @@ from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry, first_or
 from fnn.scanning import scan
 from fnn.shapes import arity, as_array, struct
+from fnn.values import check_values
 
 
 @errors.builder
@@ -159,6 +160,9 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 return (after, state, y), None
 
             start, last = first if carry is None else carry, None
+            time.check_values(
+                lambda x: cell.apply(params, state, start, x, key=key, train=train), x
+            )
             if not how.return_sequence:
                 one = partial(run, key=key, train=train)
                 last = _zeros(jax.eval_shape(one, params, state, start, time.one)[0][1])
@@ -218,6 +222,15 @@ class Time(NamedTuple):
     def repeated(self, a: jax.Array) -> jax.Array:
         """[..., C] -> [..., T, C]."""
         return self.back(jnp.broadcast_to(a, (self.length, *a.shape)))
+
+    def check_values(self, step: Callable[[jax.Array], Any], x: jax.Array) -> None:
+        """Let `step(x)` refuse the integers of an x of one step, at all times that are real."""
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            return
+        if self.mask is not None:
+            mask = self.mask.reshape(self.mask.shape + (1,) * (x.ndim - self.mask.ndim))
+            x = jnp.where(mask, x, jnp.zeros_like(x))
+        check_values(step, x, axis=len(self.lead))
 
     def where(self, chosen: jax.Array, new: Any, old: Any) -> Any:
         """Trees of `new` where `chosen` [...] is True, `old` elsewhere."""
