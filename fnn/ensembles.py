@@ -245,7 +245,7 @@ def _log_probabilities(logits: Any) -> jax.Array:
 
 def _mean(logs: jax.Array) -> jax.Array:
     """log mean over the first axis of exp(logs), with gradient 0 where all are -inf."""
-    most = jax.lax.stop_gradient(jnp.max(logs, axis=0))
+    most = jax.lax.stop_gradient(jnp.max(logs, axis=0))  # [..., C]
     most = jnp.where(jnp.isfinite(most), most, 0)
     total = jnp.mean(jnp.exp(logs - most[None]), axis=0)
     some = total != 0  # of NaN too

@@ -219,5 +219,5 @@ def _orthogonal(z: jax.Array) -> jax.Array:
     matrix = z.reshape(-1, z.shape[-1])
     wide = matrix.shape[0] < matrix.shape[1]
     q, r = jnp.linalg.qr(matrix.T if wide else matrix)
-    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1).astype(q.dtype)
+    q = q * jnp.where(jnp.diagonal(r) < 0, -1, 1)[None, :].astype(q.dtype)
     return (q.T if wide else q).reshape(z.shape)

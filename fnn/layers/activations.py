@@ -8,6 +8,7 @@ from fnn import checks, errors
 from fnn.initializers import constant
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
+from fnn.shapes import of_rank
 
 
 @errors.builder
@@ -36,6 +37,6 @@ def prelu(init=0.25) -> Layer:
 
     def apply(params, state, x, *, key, train):
         negative = jnp.where(x > 0, 0, x)  # not alpha x: its gradient is NaN where x is infinite
-        return jnp.where(x > 0, x, params["alpha"] * negative), state
+        return jnp.where(x > 0, x, of_rank(params["alpha"], x.ndim) * negative), state
 
     return leaf("prelu", specs, apply)

@@ -26,7 +26,7 @@ from fnn.initializing import Derived, Param
 from fnn.layer import Layer, leaf
 from fnn.layers.dropout import drop_where
 from fnn.layers.norm import standardize
-from fnn.shapes import unlike
+from fnn.shapes import of_rank, unlike
 
 sigmoid = jax.nn.sigmoid
 
@@ -76,7 +76,7 @@ def rnn_cell(
         return inits.declare(x, 1, features, features)
 
     def step(p, x, h, old):
-        z = widened(x @ p["kernel"] + h @ p["recurrent_kernel"] + _bias(p))
+        z = widened(x @ p["kernel"] + h @ p["recurrent_kernel"] + _bias(p, x))
         return {"h": activation(z).astype(x.dtype)}
 
     return _cell("rnn_cell", {"h": features}, declare, step, recurrent_dropout, learned_carry)
@@ -164,19 +164,23 @@ def lstm_cell(
         of_x, of_h = x @ p["kernel"], h @ p["recurrent_kernel"]
         if layer_norm:
             of_x, of_h = standardize(of_x), standardize(of_h)
-            of_x, of_h = of_x * p["input_scale"], of_h * p["recurrent_scale"]
-        z, c = widened(of_x + of_h + _bias(p)), widened(old["c"])
+            of_x = of_x * of_rank(p["input_scale"], x.ndim)
+            of_h = of_h * of_rank(p["recurrent_scale"], x.ndim)
+        z, c = widened(of_x + of_h + _bias(p, x)), widened(old["c"])
         c, h = seeing(p, z, c) if peepholes or layer_norm else lstm_step(z, c)
         c, h = c.astype(x.dtype), h.astype(x.dtype)
         return {"c": c, "h": h if projection is None else h @ p["projection"]}
 
     def seeing(p, z, c):
+        def row(values):
+            return of_rank(widened(values), c.ndim)
+
         i, f, g, o = jnp.split(z, 4, axis=-1)
-        to_i, to_f, to_o = map(widened, p["peephole"]) if peepholes else (0, 0, 0)
+        to_i, to_f, to_o = map(row, p["peephole"]) if peepholes else (0, 0, 0)
         c = sigmoid(f + to_f * c) * c + sigmoid(i + to_i * c) * jnp.tanh(g)
         seen = c
         if layer_norm:
-            seen = standardize(c) * widened(p["cell_scale"]) + widened(p["cell_bias"])
+            seen = standardize(c) * row(p["cell_scale"]) + row(p["cell_bias"])
         return c, sigmoid(o + to_o * c) * jnp.tanh(seen)
 
     sizes = {"c": features, "h": size}
@@ -228,13 +232,13 @@ def gru_cell(
         return params
 
     def after(p, x, h, old):
-        a, q = x @ p["kernel"] + _bias(p), h @ p["recurrent_kernel"]
+        a, q = x @ p["kernel"] + _bias(p, x), h @ p["recurrent_kernel"]
         if use_bias:
-            q = q + jnp.pad(p["recurrent_bias"], (2 * features, 0))
+            q = q + of_rank(jnp.pad(p["recurrent_bias"], (2 * features, 0)), q.ndim)
         return {"h": gru_step(widened(a), widened(q), widened(old["h"])).astype(x.dtype)}
 
     def before(p, x, h, old):
-        rz, n = jnp.split(x @ p["kernel"] + _bias(p), (2 * features,), axis=-1)
+        rz, n = jnp.split(x @ p["kernel"] + _bias(p, x), (2 * features,), axis=-1)
         to_rz, to_n = jnp.split(p["recurrent_kernel"], (2 * features,), axis=-1)
         r, z = jnp.split(sigmoid(widened(rz + h @ to_rz)), 2, axis=-1)
         n = jnp.tanh(widened(n + (r * widened(h)).astype(x.dtype) @ to_n))
@@ -283,7 +287,7 @@ def mgu_cell(
         return inits.declare(x, 2, features, features)
 
     def step(p, x, h, old):
-        f, n = jnp.split(x @ p["kernel"] + _bias(p), 2, axis=-1)
+        f, n = jnp.split(x @ p["kernel"] + _bias(p, x), 2, axis=-1)
         to_f, to_n = jnp.split(p["recurrent_kernel"], 2, axis=-1)
         f = sigmoid(widened(f + h @ to_f))
         n = jnp.tanh(widened(n + (f * widened(h)).astype(x.dtype) @ to_n))
@@ -373,8 +377,8 @@ def _side_by_side(blocks: jax.Array) -> jax.Array:
     return jnp.concatenate(list(blocks), axis=-1)
 
 
-def _bias(params: Mapping) -> Any:
-    return params.get("bias", 0)
+def _bias(params: Mapping, x: jax.Array) -> Any:
+    return of_rank(params["bias"], x.ndim) if "bias" in params else 0
 
 
 def _cell(

@@ -8,6 +8,7 @@ from fnn import checks, errors
 from fnn.initializers import lecun_normal, zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
+from fnn.shapes import of_rank
 
 
 @errors.builder
@@ -51,7 +52,7 @@ def dense(
 
     def apply(params, state, x, *, key, train):
         y = x @ params["kernel"]
-        return y + params["bias"] if use_bias else y, state
+        return y + of_rank(params["bias"], y.ndim) if use_bias else y, state
 
     return leaf("dense", specs, apply)
 
@@ -102,6 +103,6 @@ def bilinear(
 
     def apply(params, state, x1, x2, *, key, train):
         y = jnp.einsum("...a,...b,abo->...o", x1, x2, params["kernel"])
-        return y + params["bias"] if use_bias else y, state
+        return y + of_rank(params["bias"], y.ndim) if use_bias else y, state
 
     return leaf("bilinear", specs, apply)

@@ -14,7 +14,7 @@ from fnn.initializing import Derived, Param
 from fnn.layer import Layer, leaf
 from fnn.layers.cells import check_carry
 from fnn.layers.recurrent import boundaries, check_time, time_of
-from fnn.shapes import as_dtype
+from fnn.shapes import as_dtype, of_rank
 
 
 @errors.builder
@@ -113,7 +113,7 @@ def lru(
         log_nu, log_theta, log_gamma = (p["rates"][name] for name in _RATES)
         rate = jnp.exp(jax.lax.complex(-jnp.exp(log_nu), jnp.exp(log_theta)))
         a = jnp.broadcast_to(rate, (time.length, *(1,) * len(time.lead), hidden))
-        gamma = jnp.exp(log_gamma)
+        gamma = of_rank(jnp.exp(log_gamma), inputs.ndim)
         b = jax.lax.complex(inputs @ p["b_re"] * gamma, inputs @ p["b_im"] * gamma)
         if time.mask is not None:
             a = jnp.where(time.first(time.mask)[..., None], a, 1)

@@ -13,6 +13,7 @@ from fnn.dtypes import wide, widened
 from fnn.initializers import ones, zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, leaf
+from fnn.shapes import of_rank
 
 
 @errors.builder
@@ -56,22 +57,23 @@ def batch_norm(
         var = Param(shape, ones, statistic, "statistic", ("in",))
         return _scale_and_bias(x, use_scale, use_bias), {"mean": mean, "var": var}
 
-    def everywhere(local):  # [C] of this device's part of the batch
+    def everywhere(local):  # [..., 1, C] of this device's part of the batch
         return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
-    def average(values):  # [..., C] -> [C]
-        return everywhere(jnp.mean(values, axis=tuple(range(values.ndim - 1))))
-
     def apply(params, state, x, *, key, train):
-        mean, var = state["mean"], state["var"]
+        batch = tuple(range(x.ndim - 1))
+
+        def average(values):  # [..., C] -> [1, ..., 1, C]
+            return everywhere(jnp.mean(values, axis=batch, keepdims=True))
+
+        mean, var = (of_rank(state[name], x.ndim) for name in ("mean", "var"))
         values = x.astype(mean.dtype)
         if train and 0 not in x.shape:
-            shift = everywhere(values[(0,) * (x.ndim - 1)])
-            centred, mean, var = _moments(values, shift, average)
+            centred, mean, var = _moments(values, everywhere(_first(values, batch)), average)
             weight = jnp.asarray(momentum, mean.dtype)
             state = {
-                "mean": weight * state["mean"] + (1 - weight) * mean,
-                "var": weight * state["var"] + (1 - weight) * var,
+                name: weight * state[name] + (1 - weight) * new.reshape(-1)
+                for name, new in (("mean", mean), ("var", var))
             }
         else:
             centred = values - mean
@@ -273,13 +275,13 @@ def _scale_and_bias(x, use_scale: bool, use_bias: bool) -> dict[str, Param]:
 def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
     """centred * factor * scale + bias; the last two first, unless they make one as large as x."""
     if "scale" in params:
-        scale = params["scale"].astype(factor.dtype)
+        scale = of_rank(params["scale"].astype(factor.dtype), centred.ndim)
         if factor.shape[-1] == 1:
             centred, factor = centred * factor, scale
         else:
             factor = factor * scale
     y = centred * factor
-    return y + params["bias"].astype(y.dtype) if "bias" in params else y
+    return y + of_rank(params["bias"].astype(y.dtype), y.ndim) if "bias" in params else y
 
 
 def _inverse_root(var: jax.Array, eps) -> jax.Array:
