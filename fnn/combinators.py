@@ -28,7 +28,6 @@ from fnn.layer import (
     same,
     same_arrays,
     same_carry,
-    traced,
     wrap,
 )
 from fnn.shapes import as_array, from_numpy, signature, unlike
@@ -334,25 +333,6 @@ def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
         named = inputs_of(as_layer(first)).parameters.values()
         body.__signature__ = inspect.Signature([*own, *named])
     return body
-
-
-def around(
-    layer: Layer,
-    again: Callable[[Layer], Layer],
-    apply: Callable,
-    declare: Callable | None = None,
-    name: str | None = None,
-) -> Layer:
-    """`layer` applied in another way; `again` wraps the same layer over other sublayers."""
-    rebuild = layer.rebuild
-    return replace(
-        layer,
-        name=name or layer.name,
-        specs=traced(declare, signature(declare)) if declare else layer.specs,
-        apply=apply,
-        rebuild=(lambda new: again(rebuild(new))) if rebuild else None,
-        carry=None if declare else layer.carry,
-    )
 
 
 @dataclass(frozen=True)

@@ -478,8 +478,15 @@ def wrap(
         checks.function("apply", apply, "layer, params, state and the inputs")
     own = None if declare is None else signature(declare, skip=1)
     inputs = inputs_of(layer) if own is None or "xs" in own.parameters else own
+    least, most = arity(inputs)
+
+    def check_arity(xs):
+        if own is not None and not least <= len(xs) <= most:
+            with errors.within(name or layer.name):
+                errors.wrong_arity(least, most, len(xs))
 
     def declared(*xs):
+        check_arity(xs)
         if declare is not None:
             return declare(layer, *xs)
         params, state = found = outline(layer, xs)[0]
@@ -489,6 +496,7 @@ def wrap(
     def run(params, state, *xs, key=None, train=False, **named):
         """(y, state) of the wrapped layer; see `fnn.Layer`."""
         xs = by_position(inputs, xs, named)
+        check_arity(xs)
         return apply(layer, params, state, *xs, key=key, train=train)
 
     def first(params, x, *, key=None, train=False):

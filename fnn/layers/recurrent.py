@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
-from fnn.combinators import around, check_trees, fold, noting
+from fnn.combinators import check_trees, fold, noting
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, outline
+from fnn.layer import Layer, outline, wrap
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry, first_or
+from fnn.notes import add_notes, no_notes
 from fnn.scanning import scan
-from fnn.shapes import arity, as_array, struct
+from fnn.shapes import as_array, struct
 from fnn.values import check_values
 
 
@@ -106,15 +107,14 @@ class How(NamedTuple):
 
 def along_time(name: str, cell: Layer, how: How) -> Layer:
     """`rnn`, under a name."""
-    first_carry = carry_of(cell)
+    carry_of(cell)
     checks.count("feature_axes", how.feature_axes, 0)
     checks.count("unroll", how.unroll)
     for option, value in (("checkpoint_every", how.checkpoint_every), ("truncate", how.truncate)):
         if value is not None:
             checks.count(option, value)
 
-    @_inputs
-    def declare(x, mask=None, carry=None, resets=None, lengths=None):
+    def declare(cell, x, mask=None, carry=None, resets=None, lengths=None):
         with errors.within(name):
             time = time_of(x, mask, resets, lengths, how.feature_axes)
             (params, state), (kept, y) = outline(cell, (None, _zeros(time.one)))
@@ -126,13 +126,16 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 y = jax.tree.map(time.repeated, y)
         return (params, state), (y, kept) if how.return_carry else y
 
-    def apply(params, state, *xs, key=None, train=False):
-        """(y, state) of whole sequences; see `fnn.Layer`."""
+    def apply(
+        cell, params, state, x, mask=None, carry=None, resets=None, lengths=None, *, key, train
+    ):
         with errors.within(name):
             check_trees(params, state, key)
-            x, mask, carry, resets, lengths = _five(*jax.tree.map(as_array, xs))
+            x, mask, carry, resets, lengths = jax.tree.map(
+                as_array, (x, mask, carry, resets, lengths)
+            )
             time = time_of(x, mask, resets, lengths, how.feature_axes)
-            first = first_or(None, first_carry, params, time.one, key, train)
+            first = first_or(None, carry_of(cell), params, time.one, key, train)
             if carry is not None:
                 check_carry(carry, first)
             if how.stateful:
@@ -150,7 +153,9 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                     carry = jax.tree.map(partial(jnp.where, begins), cut, carry)
                 if real is not None:
                     x = time.where(real, x, jnp.zeros_like(x))
+                before = state
                 (after, y), state = run(params, state, carry, x, key=fold(key, t), train=train)
+                state = add_notes(before, state) if train else state
                 check_carry(after, first)
                 if real is not None:
                     after = time.where(real, after, carry)
@@ -160,6 +165,7 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 return (after, state, y), None
 
             start, last = first if carry is None else carry, None
+            state = no_notes(state) if train else state
             time.check_values(
                 lambda x: cell.apply(params, state, start, x, key=key, train=train), x
             )
@@ -181,26 +187,7 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
             state = together(state, carry) if how.stateful else state
         return (y, carry) if how.return_carry else y, state
 
-    return around(cell, lambda new: along_time(name, new, how), apply, declare, name)
-
-
-def _inputs(fn: Callable) -> Callable:
-    """The function, to which another number of inputs than it takes is an InputError."""
-    least, most = arity(fn)
-
-    @wraps(fn)
-    def checked(*xs):
-        if not least <= len(xs) <= most:
-            errors.wrong_arity(least, most, len(xs))
-        return fn(*xs)
-
-    return checked
-
-
-@_inputs
-def _five(x, mask=None, carry=None, resets=None, lengths=None) -> tuple:
-    """The inputs of a recurrent layer, None where they are left out."""
-    return x, mask, carry, resets, lengths
+    return wrap(cell, apply, declare=declare, name=name)
 
 
 class Time(NamedTuple):
