@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
@@ -58,7 +59,8 @@ def lru(
     hidden = features if hidden is None else checks.count("hidden", hidden)
     checks.number("r_min", r_min, 0.0, 1.0, open_high=True)
     checks.number("r_max", r_max, 0.0, 1.0, open_high=True)
-    if not r_min < r_max:
+    known = not any(isinstance(r, jax.core.Tracer) for r in (r_min, r_max))
+    if known and not r_min < r_max:
         raise errors.OptionError("r_min below r_max", f"{r_min} and {r_max}", "swap them")
     checks.number("max_phase", max_phase, 0.0, math.inf, open_high=True)
 
@@ -66,7 +68,7 @@ def lru(
         """The logarithms of equation 8, of uniform draws: the ring's area, and the angle."""
         radius, angle = drawn
         square = r_min**2 + radius * (r_max**2 - r_min**2)
-        nu = -jnp.log(square) / 2
+        nu = -jnp.log(jnp.maximum(square, jnp.finfo(angle.dtype).tiny)) / 2
         theta = jnp.maximum(max_phase * angle, jnp.finfo(angle.dtype).tiny)
         gamma = jnp.sqrt(-jnp.expm1(-2 * nu))  # sqrt(1 - |lambda|^2)
         return {name: jnp.log(v) for name, v in zip(_RATES, (nu, theta, gamma), strict=True)}

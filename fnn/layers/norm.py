@@ -285,7 +285,9 @@ def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
 
 
 def _inverse_root(var: jax.Array, eps) -> jax.Array:
-    return jax.lax.rsqrt(var + jnp.asarray(eps, var.dtype))
+    total = var + jnp.asarray(eps, var.dtype)
+    none = total == 0  # of equal values with an eps of 0, which stay at the mean
+    return jnp.where(none, 0, jax.lax.rsqrt(jnp.where(none, 1, total)))
 
 
 def _first(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
