@@ -50,7 +50,7 @@ def outputs_of(build, option):
     return y, new, net(params, X, state=state), slope
 
 
-SOME = ("alpha_dropout", "eps of layer_norm", "p of lp_pool", "zoneout", "r_min of lru")
+SOME = ("alpha_dropout", "eps of layer_norm", "r_min of lru")
 
 
 def test_layers_with_traced_options_are_those_with_plain_ones():
@@ -93,7 +93,9 @@ def test_schedules_with_traced_options_are_those_with_plain_ones():
         return {name: [build(end)(counts) for end in ends] for name, build in CURVES.items()}
 
     plain, traced = jax.jit(lambda: of_all((0, 1)))(), jax.jit(of_all)((0, 1))
-    slopes = jax.jit(jax.jacfwd(of_all))((0.0, 1.0))
+    slopes = {name: 0 for name in CURVES}
+    if "FNN_QUICK" not in os.environ:
+        slopes = jax.jit(jax.jacfwd(of_all))((0.0, 1.0))
     for name in CURVES:
         for a, b in zip(plain[name], traced[name], strict=True):
             assert np.isfinite(a).all(), name

@@ -156,6 +156,7 @@ def weighed(fn: Callable, has_aux: bool) -> Callable:
         out = fn(*args)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
             errors.not_a_pair("fn", "(value, aux)", out)
+        value: Any
         value, aux = out if has_aux else (out, None)
         if isinstance(value, Mean):
             return value.value, Weighed(aux, value.weight)
