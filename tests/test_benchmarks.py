@@ -111,6 +111,47 @@ def test_a_toy_task_end_to_end(tmp_path):
         assert words in report_text and words in done.stdout + report.HEADER
 
 
+PAIRED = """
+import os
+from benchmarks.task import Goal, Missing, Task
+
+def counting(step, case=None):
+    def contender(n):
+        if case and n != case:
+            raise Missing("not of this case")
+        return lambda: sum(range(n * step))
+    return contender
+
+TASK = Task(
+    title="Sums", cases={"small": 100, "large": 10_000},
+    contenders={"one": counting(1), "all": counting(30), "other": counting(2, 100)},
+    check=lambda contender, case: [float(os.getpid())],
+    goals=(Goal("no time at all", "small", 0.0, ("one",), "all", cause="time passes"),
+           Goal("within a million times", "large", 1e6, ("one",), "all")),
+    rounds=5, baseline="one", pairs={"all": "one", "other": "one"},
+)
+"""
+
+
+def test_pairs_share_a_process_and_one_table(tmp_path):
+    """The number on which they must agree is the process; each pair has a column, a case a row."""
+    (tmp_path / "paired.py").write_text(PAIRED)
+    done = bench("paired", "--rounds", "4", "--out", tmp_path, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "results/paired-cpu.json").read_text())
+    pids = [{row["numbers"][0] for row in rows.values() if "numbers" in row}
+            for rows in result["cases"].values()]  # fmt: skip
+    assert len(pids[0]) == len(pids[1]) == 1 and pids[0] != pids[1]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    head, small, large = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines
+                          if "---" not in line)  # fmt: skip
+    assert head == ["case", "all / one", "other / one"]
+    assert float(small[1].split()[0]) > 2 and float(small[2].split()[0]) > 1
+    assert large[0] == "large" and large[2] == ""
+    assert "1 of 2 goals are met" in done.stdout and "time passes" in done.stdout
+    assert "million" not in done.stdout
+
+
 def test_a_report_keeps_what_it_has_no_data_of(tmp_path):
     """Parts without JSON stay; a part with JSON is written from it, the others in order."""
     old = "## alpha: by hand\n\n| a |\n\n## optim: out of date\n\n## zeta: last\n\n| z |\n"
@@ -174,6 +215,15 @@ def test_epochs_see_each_example_once_in_whatever_order():
     assert auto == pytest.approx(by_hand, rel=1e-5) and scan == pytest.approx(by_hand, rel=1e-5)
     first, *later, still = by_hand
     assert first > later[0] > later[1] and still == pytest.approx(first, rel=1e-5)
+
+
+def test_a_layer_computes_the_same_in_a_scan_and_in_a_loop():
+    task = load("scan_layers")
+    case = type(task.cases["conv"])(lambda fnn: fnn.conv(2, (3,)), ((2, 5, 3),))
+    for name, pair in task.pairs.items():
+        if pair != "step":
+            mine, theirs = (task.check(task.contenders[one], case) for one in (name, pair))
+            assert mine == pytest.approx(theirs, rel=1e-4) and mine[0] > 0
 
 
 def test_labels_are_spread_no_further_than_needed():
