@@ -33,7 +33,6 @@ from benchmarks import report
 from benchmarks.task import Missing, Task, load
 
 ROOT = Path(__file__).parents[1]
-BLOCK = 0.1  # seconds that a timed block should take
 FRESH = 3  # rounds until processes are started anew: where memory lies is luck, and stays
 PAUSE = 0.02  # seconds between blocks: thread pools stop spinning
 LIMIT = 900.0  # seconds until a worker that does not answer is ended
@@ -233,7 +232,9 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     measured: dict[str, Measurement] = {}
     for case in cases:
         print(f"{name} {case}", file=sys.stderr)
-        measured[case] = Measurement(task, name, case, BLOCK / 10 if options.quick else BLOCK)
+        measured[case] = Measurement(
+            task, name, case, task.block / 10 if options.quick else task.block
+        )
         measured[case].run(contenders, rounds)
     device = next((m.device for m in measured.values() if m.device), None)
     goals = [g for g in task.goals if {g.case, g.than or g.case} <= set(measured)]

@@ -48,6 +48,7 @@ class Task:
       contender, warmed up by its check, and times a block of calls whenever it is asked.
     - `baseline`: the contender that the others are compared with, besides fnn.
     - `samples`: by case, how many a call works through; its table then has samples a second.
+    - `block`: seconds that a timed block should take.
     - `pairs`: by contender, the one that it is compared with and must agree with, where both are
       programs of one library: all contenders of a case then share a process, and the report is one
       table of ratios.
@@ -61,6 +62,7 @@ class Task:
     rtol: float = 1e-3
     cold: bool = False
     rounds: int = 27
+    block: float = 0.1
     baseline: str = "floor"
     samples: Mapping[str, int] = field(default_factory=dict)
     pairs: Mapping[str, str] = field(default_factory=dict)

@@ -287,6 +287,7 @@ TASK = Task(
     goals=goals(),
     check=numbers,
     rounds=5,
+    block=0.03,
     baseline="forward",
     pairs={f"{part}_scan": part for part in (*PARTS, "step")},
 )
