@@ -159,8 +159,9 @@ def section(result: Mapping[str, Any]) -> str:
     samples, goals = result.get("samples", {}), result["goals"]
     if pairs := result.get("pairs"):
         lines += [pair_table(result["cases"], pairs) + "\n"]
-        goals = [goal for goal in goals if not goal["met"]]
-        lines += [f"{len(result['goals']) - len(goals)} of {len(result['goals'])} goals are met.\n"]
+        met = [goal["met"] for goal in goals if goal["met"] is not None]
+        lines += [f"{sum(met)} of {len(met)} goals are met.\n"]
+        goals = [goal for goal in goals if goal["met"] is False]
     else:
         for case, rows in result["cases"].items():
             lines += [f"### {case}\n", table(rows, result["baseline"], samples.get(case)) + "\n"]

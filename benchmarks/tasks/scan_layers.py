@@ -2,11 +2,11 @@
 
 A call works through `STEPS` inputs: forward; gradients by the params or by x of sum(y * cotangent);
 or forward mode, the tangent of y for tangents of the params and of x. Each step gives one number,
-so that neither side writes more than the other, and first copies what it is given, on both sides:
-in a network too a layer reads arrays that are there. (XLA's CPU compiler fuses the slice that a
-scan takes of its inputs into all that reads it, and this then runs up to six times as long; that is
-timed in the case `max_pool of a slice`, which goes without the copy.) A call of the case
-`unet step` is an epoch of `fit` by its scan driver, and by its loop driver.
+so that neither side writes more than the other, and copies its inputs out of all of them first, on
+both sides: in a network too a layer reads arrays that are there. (XLA's CPU compiler fuses the
+slice that a scan takes of its inputs into all that reads it, and this then runs up to six times as
+long; that is timed in the case `max_pool of a slice`, which goes without the copy.) A call of the
+case `unet step` is an epoch of `fit` by its scan driver, and by its loop driver.
 """
 
 from __future__ import annotations
@@ -83,15 +83,6 @@ def product(a: Any, b: Any) -> Any:
     return sum(jax.tree.leaves(jax.tree.map(lambda a, b: (a * b).sum(), a, b)))
 
 
-def copied(arrays: Any) -> Any:
-    """The arrays, by a branch: XLA fuses none."""
-    import jax
-
-    leaf = jax.tree.leaves(arrays)[0]
-    taken = leaf.reshape(-1)[0] == leaf.reshape(-1)[0]
-    return jax.lax.cond(taken, lambda a: a, lambda a: jax.tree.map(lambda x: -x, a), arrays)
-
-
 def parts_of(kind: Kind, part: str) -> tuple[Callable[..., Any], Any, Any]:
     """`part` as a function of the params and of one step's arrays, which come stacked."""
     import jax
@@ -103,8 +94,7 @@ def parts_of(kind: Kind, part: str) -> tuple[Callable[..., Any], Any, Any]:
         raise Missing("no derivative by integers")
 
     def step(params: Any, arrays: Any) -> Any:
-        *arrays, key = arrays
-        xs, dxs, cotangent = copied(arrays) if kind.copied else arrays
+        xs, dxs, cotangent, key = arrays
 
         def run(params: Any, xs: Any) -> Any:
             return layer.apply(params, state, *xs, key=key, train=True)[0]
@@ -125,22 +115,38 @@ def parts_of(kind: Kind, part: str) -> tuple[Callable[..., Any], Any, Any]:
     return step, params, stacked
 
 
+def copied(stacked: Any, i: Any) -> Any:
+    """The arrays of step i, taken within a branch: so XLA fuses them into nothing."""
+    import jax
+
+    def take(sign: int) -> Any:
+        arrays = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, 0, False), stacked)
+        *floats, key = arrays
+        return (*jax.tree.map(lambda a: sign * a, floats), key)
+
+    return jax.lax.cond(i >= 0, lambda: take(1), lambda: take(-1))
+
+
 @functools.cache
 def call_of(kind: Kind, part: str, scanned: bool) -> Call:
     import jax
     import jax.numpy as jnp
 
     step, params, stacked = parts_of(kind, part)
+    each = jnp.arange(STEPS) if kind.copied else stacked
+
+    def one(params: Any, stacked: Any, given: Any) -> Any:
+        return step(params, copied(stacked, given) if kind.copied else given)
+
+    @jax.jit
+    def whole(params: Any, stacked: Any, each: Any) -> Any:
+        return jax.lax.scan(lambda carry, a: (carry, one(params, stacked, a)), 0, each)[1]
+
     if scanned:
-        whole = jax.jit(
-            lambda params, stacked: jax.lax.scan(
-                lambda carry, arrays: (carry, step(params, arrays)), 0, stacked
-            )[1]
-        )
-        return lambda: whole(params, stacked)
-    one = jax.jit(step)
-    steps = [jax.tree.map(operator.itemgetter(i), stacked) for i in range(STEPS)]
-    return lambda: jnp.stack([one(params, arrays) for arrays in steps])
+        return lambda: whole(params, stacked, each)
+    jitted = jax.jit(one)
+    steps = [jax.tree.map(operator.itemgetter(i), each) for i in range(STEPS)]
+    return lambda: jnp.stack([jitted(params, stacked, given) for given in steps])
 
 
 def contender(part: str, scanned: bool) -> Contender:
