@@ -26,7 +26,6 @@ _ELSEWHERE = {  # a word here: what says the same elsewhere
     "rmsnorm": "rmsnorm",
     "shortcut": "downsample skip",
     "token": "tok word wte",
-    "up": "ups",
     "v": "value wv",
 }
 _ROLES = {"q", "k", "v", "out", "up", "gate", "down", "shortcut"}
@@ -58,7 +57,7 @@ def words(name: str) -> list[str]:
     apart = _KIND_OF_NORM.sub(r"_\1norm_", _NEW_WORD.sub("_", name).lower())
     found: list[str] = []
     for word in re.findall("[a-z]+", apart):
-        single = word.removesuffix("s") if len(word) > 3 else word
+        single = word[:-1] if re.fullmatch(r".{2,}[^s]s", word) else word
         found += _HERE.get(word) or _HERE.get(single) or [single]
     return found
 
@@ -128,7 +127,7 @@ def levels(names: list[str]) -> list[str]:
     """The words in front of the numbers that tell names apart, if these are otherwise alike.
 
     >>> levels(["layers.0.norm1", "layers.0.norm2", "layers.1.norm1"])
-    ['block', 'norm']
+    ['', 'norm']
     """
     split = [[numbered(part) for part in parts_of(name)] for name in names]
     if len({tuple(stem for stem, _ in parts) for parts in split}) > 1:
