@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fnn import errors, tree
+from fnn.convert import heads
 from fnn.convert.arrays import load, mapping, on_host, store
 from fnn.convert.parts import parts
 from fnn.convert.table import SAME, Framework, Groups, Names, Part
@@ -23,7 +24,8 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
 
     A recurrent layer is the cell there (LSTMCell or OptimizedLSTMCell, GRUCell, SimpleCell), whose
     gates are joined; each layer and direction of an `fnn.lstm` is a cell of its own, its path as
-    lstm1/lstm2/backward.
+    lstm1/lstm2/backward. The kernels of an attention, which have an axis for the heads there, are
+    read as those of `fnn.attention`; they come back without it.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
@@ -44,7 +46,7 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
                 )
             flat |= tree.flatten(mapping(part, inside))
         ours = parts(FLAX, net, xs)
-        return load(FLAX, ours, _joined(ours, FLAX.group(flat)), names)
+        return load(FLAX, ours, _regular(ours, flat), names)
 
 
 def to_flax(
@@ -96,7 +98,7 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
     """
     with errors.within("from_nnx"):
         flat, ours = tree.flatten(mapping("pure", pure)), parts(FLAX, net, xs)
-        return load(FLAX, ours, _joined(ours, FLAX.group(flat)), names)
+        return load(FLAX, ours, _regular(ours, flat), names)
 
 
 def to_nnx(
@@ -157,6 +159,10 @@ FLAX = Framework(
 # --- recurrent cells: a dense layer for each side and gate, or in nnx for each side
 
 _GATES = {"gru": ("r", "z", "n"), "lstm": ("i", "f", "g", "o"), "simple_rnn": ("",)}
+
+
+def _regular(ours: list[Part], flat: Mapping[str, Any]) -> Groups:
+    return heads.flattened(FLAX, ours, _joined(ours, FLAX.group(flat)))
 
 
 def _joined(ours: list[Part], groups: Groups) -> Groups:

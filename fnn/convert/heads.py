@@ -1,4 +1,4 @@
-"""Attention whose q, k and v are one array there and three layers here.
+"""Attention as others keep it: q, k and v in one array, or an axis for its heads.
 
 What is split of attn.in_proj is called attn.in_proj.q, .k and .v, in `names` too, and what is
 called so is joined on the way back. PyTorch's MultiheadAttention has in_proj_weight, or where k
@@ -54,6 +54,24 @@ def split(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
             split = np.split(on_host(framework.join(name, entry), array), ends)
             for head, own in zip(_HEADS, split, strict=True):
                 found.setdefault(f"{name}.{head}", {})[entry] = own
+    return found
+
+
+def flattened(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
+    """The groups with an axis [heads * D] where Flax and Keras have two in their attention."""
+    looks = [{slot.entry: slot.shape() for slot in part.slots} for part in ours]
+    found: Groups = {}
+    for name, group in groups.items():
+        shapes = {entry: tuple(getattr(array, "shape", ())) for entry, array in group.items()}
+        own, kernel = role(name), shapes.get("kernel", ())
+        found[name] = dict(group)
+        if len(kernel) != 3 or own not in (*_HEADS, "out") or shapes in looks:
+            continue
+        array = on_host(framework.join(name, "kernel"), group["kernel"])
+        rows = kernel[0] if own in _HEADS else kernel[0] * kernel[1]
+        found[name]["kernel"] = array.reshape(rows, -1)
+        if own in _HEADS and "bias" in group:
+            found[name]["bias"] = on_host(framework.join(name, "bias"), group["bias"]).reshape(-1)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fnn import errors
+from fnn.convert import heads
 from fnn.convert.arrays import load, store
 from fnn.convert.parts import parts
 from fnn.convert.table import ADJOINT, SAME, Framework, Groups, Names, Way
@@ -25,6 +26,8 @@ def from_keras(
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}, for weights by path; see `fnn.convert`.
 
+    The axis for the heads of an attention is joined with the next one, and comes back so.
+
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
     >>> import numpy as np, fnn
@@ -35,10 +38,10 @@ def from_keras(
     """
     with errors.within("from_keras"):
         ours = parts(KERAS, net, xs)
-        paths = None if isinstance(weights, Mapping) else _by_path(weights)
-        if isinstance(weights, Mapping) or paths:
-            groups = KERAS.group(_apart(paths or weights))
-            return load(KERAS, ours, groups, names, registered=bool(paths))
+        paths = weights if isinstance(weights, Mapping) else _by_path(weights)
+        if paths or isinstance(weights, Mapping):
+            groups = heads.flattened(KERAS, ours, KERAS.group(_apart(paths)))
+            return load(KERAS, ours, groups, names, registered=paths is not weights)
         if not isinstance(weights, (list, tuple)):
             raise errors.InputError(
                 "weights to be a list or a dict of arrays", errors.show(weights), "get_weights()"
@@ -58,7 +61,7 @@ def from_keras(
         by_path: Groups = {}
         for (path, slot), weight in zip(wanted, weights, strict=True):
             by_path.setdefault(path, {})[slot.entry] = weight
-        return load(KERAS, ours, by_path, None)
+        return load(KERAS, ours, heads.flattened(KERAS, ours, by_path), None)
 
 
 def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.ndarray]:
@@ -120,7 +123,7 @@ def _by_path(weights: Any) -> dict[str, Any]:
             raise errors.ParamsError(
                 "one weight of each path", f"two of {weight.path}", "give model.get_weights()"
             )
-        found[weight.path] = weight
+        found[weight.path] = weight.numpy()
     return found
 
 
