@@ -316,6 +316,11 @@ JOINED = {
         (1, 4, 1),
         chw(1, 4, 2),
     ),
+    "axes of other names": (
+        fnn.serial(fnn.conv(3, (1, 1)), fnn.flatten(3), fnn.dense(2, axes=("pixels", "hidden"))),
+        (1, 2, 2, 2),
+        chw(2, 2, 3),
+    ),
     "group_norm between": (
         fnn.serial(
             fnn.conv(4, (1, 1)), fnn.group_norm(2, n_spatial=2), fnn.flatten(3), fnn.dense(2)

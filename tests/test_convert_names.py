@@ -463,6 +463,16 @@ def test_bfloat16_there_and_back():
         convert.from_torch(net, given, (1, 3))
 
 
+def test_bytes_in_the_other_order_are_read_and_masks_are_not():
+    given = {name: array.astype(">f4") for name, array in state_dict("fc").items()}
+    given["fc.weight"][:] = np.arange(C * C).reshape(C, C)
+    params, _ = convert.from_torch(fnn.dense(C), given, (1, C))
+    np.testing.assert_array_equal(params["kernel"], np.arange(C * C).reshape(C, C).T)
+    with pytest.raises(errors.InputError, match="without a mask"):
+        masked = {"fc.weight": np.ma.ones((C, C), "f"), "fc.bias": np.zeros(C, "f")}
+        convert.from_torch(fnn.dense(C), masked, (1, C))
+
+
 # --- words
 
 

@@ -107,7 +107,9 @@ def on_host(name: str, value: Any) -> np.ndarray:
     value = value.detach() if hasattr(value, "detach") else value  # a tensor that takes gradients
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise errors.InputError(f"{name} to be an array", errors.show(value), "pass an array")
-    value = native(value, name)
+    checked = native(value, name)
+    if checked is not value and checked.dtype.itemsize == value.dtype.itemsize:  # else it is told
+        value = checked
     narrow = str(value.dtype).removeprefix("torch.")
     try:
         if str(value.dtype) != narrow and narrow.startswith(("bfloat16", "float8")):

@@ -101,8 +101,7 @@ def _leaves(net: Layer, nodes: Mapping[str, Any], *, whole: bool) -> Iterator[_L
 def _count(at: _Leaf, nodes: Mapping[str, Any]) -> int | None:
     """How many layers a stack has, as far as its arrays tell."""
     for _, node in _below(at.path, nodes).values():
-        stack = getattr(node, "stack", arrays_of(node).shape)  # a Derived has its stack inside
-        return stack[len(at.stack)] if len(stack) > len(at.stack) else None
+        return node.stack[len(at.stack)] if len(node.stack) > len(at.stack) else None
     return None
 
 
@@ -138,7 +137,7 @@ def _slots(framework: Framework, kind: str, at: _Leaf, own: Mapping, x: tuple) -
     slots, order = [], list(rows)
     for leaf in sorted(own, key=lambda leaf: (_place(leaf), order.index(leaf.rpartition("/")[2]))):
         part, node = own[leaf]
-        array, stack = arrays_of(node), getattr(node, "stack", at.stack)
+        array, stack = arrays_of(node), node.stack
         if stack != at.stack:
             raise errors.ParamsError(
                 "layers that fnn.repeat and fnn.ensemble stack",

@@ -34,15 +34,15 @@ class Slot(NamedTuple):
     way: Way
     stack: tuple[int, ...] = ()  # the leading axes of our array, if it holds those of many layers
     member: tuple[int, ...] = ()  # and which of them this one is
-    order: np.ndarray | None = None  # row i of our axis "in" is row order[i] of theirs
+    order: np.ndarray | None = None  # row i of ours is row order[i] of theirs
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
         array = self.way.ours(theirs, self)
-        return array if self.order is None else np.take(array, self.order, self.axes.index("in"))
+        return array if self.order is None else np.take(array, self.order, 0)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
         if self.order is not None:
-            ours = np.take(ours, np.argsort(self.order), self.axes.index("in"))
+            ours = np.take(ours, np.argsort(self.order), 0)
         return self.way.theirs(ours, self)
 
     def shape(self) -> tuple[int, ...]:

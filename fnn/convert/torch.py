@@ -284,7 +284,8 @@ _BY_ROW = ("batch_norm", "dense", "layer_norm", "prelu", "rms_norm", *_RECURRENT
 
 
 def _with_rows(slot: Slot, axes: tuple[int, ...]) -> Slot:
-    if "in" not in slot.axes or _layer(slot.leaf):
+    by_row = "in" in slot.axes or slot.leaf.rpartition("/")[2] == "kernel"
+    if not by_row or _layer(slot.leaf):
         return slot
     theirs = np.arange(math.prod(axes)).reshape(axes[-1], *axes[:-1])  # C, H, W
     return slot._replace(order=np.moveaxis(theirs, 0, -1).reshape(-1))
