@@ -121,8 +121,8 @@ def test_integers_that_would_wrap_into_classes_are_refused(door, dtype):
 
 @pytest.mark.parametrize("door", FLOATS)
 def test_floats_that_would_become_infinite_are_refused(door):
-    if door == "init":
-        return  # only shapes matter
+    if door in ("init", "convert"):
+        return  # only shapes matter; no float64 is taken for float32
     image = DATA["image"].astype(np.float64)
     image[:, 1] = 1e39
     with pytest.raises(errors.InputError, match="float32 holds, got .* float64 with larger ones"):
