@@ -15,12 +15,13 @@ from fnn import (
     tree,
 )
 from fnn.combinators import ensemble, parallel, remat, repeat, residual, serial
+from fnn.compose import compose
 from fnn.errors import FnnError
 from fnn.flops import count_flops
 from fnn.frozen import frozen
 from fnn.generate import unroll_generate
 from fnn.initializing import Derived, Param
-from fnn.layer import Layer, compose, leaf, wrap
+from fnn.layer import Layer, leaf
 from fnn.layers.activations import prelu
 from fnn.layers.attention import attention, transformer_block
 from fnn.layers.cell_combinators import (
@@ -53,6 +54,7 @@ from fnn.precision import cast
 from fnn.probe import nan_report, swap, tap
 from fnn.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
 from fnn.summary import summary
+from fnn.wrapping import wrap
 
 __version__ = "0.1.0"
 

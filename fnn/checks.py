@@ -140,7 +140,8 @@ _IMPLS = {(2,): "threefry2x32", (4,): "rbg"}
 
 def _raw_shape() -> tuple[int, ...]:
     """Of a key of the older form, which is one of JAX's default generator."""
-    return (2,) if jax.config.jax_default_prng_impl == "threefry2x32" else (4,)
+    config: Any = jax.config
+    return (2,) if config.jax_default_prng_impl == "threefry2x32" else (4,)
 
 
 def need_key(key: Any) -> None:

@@ -17,21 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.compose import compose
 from fnn.initializing import Derived
-from fnn.layer import (
-    Layer,
-    Rebuild,
-    as_layer,
-    compose,
-    inputs_of,
-    outline,
-    same,
-    same_arrays,
-    same_carry,
-    wrap,
-)
+from fnn.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays
 from fnn.shapes import as_array, from_numpy, signature, unlike
 from fnn.values import check_values
+from fnn.wrapping import same, same_carry, wrap
 
 __all__ = ["ensemble", "parallel", "remat", "repeat", "residual", "serial"]
 
@@ -299,7 +290,7 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
             def again(params, state, xs, key):
                 return run(params, state, *xs, key=key, train=train)
 
-            check_values(lambda *trees: again(*trees, key), params, state, xs)
+            check_values(lambda p, s, xs: again(p, s, xs, key), params, state, xs)
             came_back.clear()
             y, after = jax.checkpoint(again, policy=policy)(params, state, xs, key)
             return y, state if all(came_back) else after

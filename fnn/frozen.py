@@ -12,7 +12,8 @@ import jax
 from fnn import errors
 from fnn.declarations import declared
 from fnn.initializing import FROZEN, Derived, is_frozen_key
-from fnn.layer import Layer, as_layer, outline, same_arrays, wrap
+from fnn.layer import Layer, as_layer, outline, same_arrays
+from fnn.wrapping import wrap
 
 
 @errors.builder

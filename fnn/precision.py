@@ -13,8 +13,9 @@ from fnn import checks, errors
 from fnn.dtypes import is_floating
 from fnn.frozen import with_held
 from fnn.initializing import Derived, is_frozen_key
-from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, same_carry, traced, wrap
+from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.shapes import as_array, as_dtype
+from fnn.wrapping import same_carry, wrap
 
 
 @errors.builder

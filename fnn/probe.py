@@ -22,8 +22,9 @@ from fnn.dtypes import is_floating, wide
 from fnn.frozen import held_in, joined, with_held
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced, wrap
+from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.shapes import arrays_of, from_numpy, zeros_of
+from fnn.wrapping import wrap
 
 __all__ = ["NotFinite", "nan_report", "swap", "tap"]
 

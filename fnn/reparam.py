@@ -23,9 +23,10 @@ from fnn.dtypes import wide
 from fnn.frozen import hold
 from fnn.initializers import normal
 from fnn.initializing import Derived
-from fnn.layer import Layer, as_layer, outline, wrap
+from fnn.layer import Layer, as_layer, outline
 from fnn.lengths import as_length, divide, exponent, length_over, scaled, times_power, value
 from fnn.shapes import arity, arrays_of, from_numpy, signature, struct
+from fnn.wrapping import wrap
 
 __all__ = ["lora", "prune", "quantize", "reparam", "spectral_norm", "weight_norm"]
 

@@ -11,10 +11,11 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.compose import compose
 from fnn.dtypes import wide
 from fnn.initializers import lecun_normal, zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, compose, leaf
+from fnn.layer import Layer, leaf
 from fnn.layers.dense import dense
 from fnn.layers.dropout import dropout
 from fnn.layers.norm import layer_norm

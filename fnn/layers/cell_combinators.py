@@ -12,23 +12,15 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.combinators import fold, numbered
+from fnn.compose import compose
 from fnn.dtypes import is_floating, wide, widened
 from fnn.initializers import lecun_normal
-from fnn.layer import (
-    Layer,
-    Rebuild,
-    as_layer,
-    compose,
-    leaf,
-    outline,
-    same,
-    same_carry,
-    wrap,
-)
+from fnn.layer import Layer, Rebuild, as_layer, leaf, outline
 from fnn.layers.cells import check_carry, first_or, keep_mask, lstm_step, open_forget_gate
 from fnn.layers.conv import conv
 from fnn.layers.dropout import drop_where
 from fnn.shapes import struct
+from fnn.wrapping import same, same_carry, wrap
 
 
 @errors.builder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fnn import checks, errors
+from fnn.compose import compose
 from fnn.initializers import lecun_normal, zeros
-from fnn.layer import Layer, compose, leaf
+from fnn.layer import Layer, leaf
 from fnn.layers import windows
 from fnn.layers.conv import conv, kernel_and_bias, over_images
 

@@ -15,13 +15,14 @@ from fnn import checks, errors
 from fnn.combinators import check_trees, fold, noting
 from fnn.initializers import zeros
 from fnn.initializing import Param
-from fnn.layer import Layer, outline, wrap
+from fnn.layer import Layer, outline
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry, first_or
 from fnn.notes import add_notes, no_notes
 from fnn.scanning import scan
 from fnn.shapes import as_array, struct
 from fnn.values import check_values
+from fnn.wrapping import wrap
 
 
 @errors.builder

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fnn import checks, errors
-from fnn.layer import Layer, compose
+from fnn.compose import compose
+from fnn.layer import Layer
 from fnn.layers.cell_combinators import check_parts
 from fnn.layers.cells import gru_cell, lstm_cell, rnn_cell
 from fnn.layers.dropout import dropout as dropout_layer

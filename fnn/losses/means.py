@@ -152,7 +152,7 @@ def scalar(fn: Callable, has_aux: bool) -> Callable:
 def weighed(fn: Callable, has_aux: bool) -> Callable:
     """`fn`, of a scalar or a Mean, as a function that returns (scalar, Weighed)."""
 
-    def call(*args: Any) -> tuple[jax.Array, Weighed]:
+    def call(*args: Any) -> tuple[Any, Weighed]:
         out = fn(*args)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
             errors.not_a_pair("fn", "(value, aux)", out)

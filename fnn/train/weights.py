@@ -91,7 +91,7 @@ def _of(batch: Any, of: Any, what: str) -> jax.Array:
 
 def _there(lengths: Any, labels: Any) -> jax.Array:
     lengths = integers("lengths", lengths)
-    shape = getattr(labels, "shape", ())
+    shape: Any = getattr(labels, "shape", ())
     if len(shape) <= lengths.ndim or shape[: lengths.ndim] != lengths.shape:
         raise errors.ShapeError(
             f"labels {(*lengths.shape, 'T')} for lengths {lengths.shape}",
