@@ -98,7 +98,7 @@ def _there(lengths: Any, labels: Any) -> jax.Array:
             f"labels {errors.show(labels)}",
             "lengths have the axes of the labels before that of time",
         )
-    return length_mask(lengths, int(shape[lengths.ndim]))
+    return length_mask(lengths, shape[lengths.ndim])
 
 
 def _takes_mask(loss: Callable) -> bool:
