@@ -46,8 +46,9 @@ from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, r
 from fnn.layers.pool import avg_pool, max_pool, min_pool, sum_pool
 from fnn.layers.recurrent import forget, rnn
 from fnn.layers.recurrent_layers import bidirectional, gru, lstm, simple_rnn
-from fnn.layers.reshape import flatten
+from fnn.layers.reshape import flatten, reshape
 from fnn.layers.resize import pixel_shuffle, pixel_unshuffle, upsample
+from fnn.layers.sinusoidal import positional_encoding, sinusoidal
 from fnn.merge import merge, unmerge
 from fnn.notes import notes
 from fnn.precision import cast
@@ -120,12 +121,14 @@ __all__ = [
     "pixel_shuffle",
     "pixel_unshuffle",
     "plot",
+    "positional_encoding",
     "prelu",
     "prune",
     "quantize",
     "remat",
     "reparam",
     "repeat",
+    "reshape",
     "residual",
     "rms_norm",
     "rnn",
@@ -133,6 +136,7 @@ __all__ = [
     "separable_conv",
     "serial",
     "simple_rnn",
+    "sinusoidal",
     "spatial_dropout",
     "spectral_norm",
     "stack",

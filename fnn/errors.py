@@ -19,7 +19,7 @@ import jax
 import jax.core
 import numpy as np
 
-from fnn.dtypes import is_floating
+from fnn.dtypes import is_floating, wide
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -206,10 +206,23 @@ def rebuilt_by_hand(name: str) -> NoReturn:
 
 
 def not_an_array(x: Any) -> NoReturn:
+    if isinstance(x, bool):
+        raise InputError(
+            "arrays", repr(x), "train= is given by name; as an input, pass jnp.array of it"
+        )
     raise InputError(
         "arrays (or shapes, where only shapes matter)",
         show(x),
         "pass an array, a jax.ShapeDtypeStruct, or a shape such as (8, 28, 28, 1)",
+    )
+
+
+def not_pickled(layer: Any) -> NoReturn:
+    raise InputError(
+        "arrays and plain data to pickle",
+        f"the layer {layer}, which is made of functions",
+        "save params and state, which are dicts of arrays, and build the network again by the "
+        "function that built it",
     )
 
 
@@ -249,10 +262,12 @@ def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -
         if value.dtype == wanted.dtype or not floating and all(map(is_floating, (value, wanted))):
             continue  # without a floating input there is none that the params could clash with
         if wanted.dtype == getattr(x, "dtype", None):
+            narrow = is_floating(x) and wide(x.dtype) != x.dtype
+            mend = f"; to compute in it, fnn.cast(net, jnp.{x.dtype})" if narrow else ""
             raise DtypeError(
                 f"x of {value.dtype} ({name} is {value.dtype})",
                 f"x {show(x)}",
-                f"cast x or the params, as x.astype(jnp.{value.dtype})",
+                f"cast x or the params, as x.astype(jnp.{value.dtype}){mend}",
             )
         raise DtypeError(
             f"{name} of {wanted.dtype}",

@@ -99,7 +99,9 @@ def unroll_generate(
             checks.function("next_input", draw, "(key, y)")
         if key is not None:
             checks.key(key)
-        state = {} if state is None else state
+        if state is None:
+            _check_stateless(cell, time.one)
+            state = {}
         first = first_carry(params, time.one)
         if carry is not None:
             check_carry(carry, first)
@@ -138,6 +140,16 @@ def _time(x: Any, given: Any, lengths: Any) -> Any:
             "give one for each step of x, or one length for each sequence",
         )
     return time_of(x, given, None, lengths, x.ndim - steps - 1, called="given")
+
+
+def _check_stateless(cell: Layer, x: jax.ShapeDtypeStruct) -> None:
+    declared = cell.specs(None, x)[1]
+    if declared:
+        raise errors.ParamsError(
+            f"a state with {errors.names(declared)}, which this cell has",
+            "state=None",
+            "pass it, as unroll_generate(..., state=state)",
+        )
 
 
 def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:

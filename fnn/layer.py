@@ -81,6 +81,16 @@ class Layer:
             errors.not_apply(self.name)
         return self.apply(params, {} if state is None else state, *xs, **inputs)[0]
 
+    def __copy__(self) -> Layer:
+        return self
+
+    def __deepcopy__(self, memo) -> Layer:
+        return self
+
+    def __reduce_ex__(self, protocol):
+        with errors.within(self.name):
+            errors.not_pickled(self)
+
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
         return f"{self.name}({inner})" if inner else self.name

@@ -55,6 +55,7 @@ TABLE = {
     "pixel_shuffle": (fnn.pixel_shuffle, {"r": 2}, (2, 3, 3, 4)),
     "pixel_unshuffle": (fnn.pixel_unshuffle, {"r": 2}, (2, 4, 4, 3)),
     "flatten": (fnn.flatten, {"n": 2}, (2, 3, 4)),
+    "positional_encoding": (fnn.positional_encoding, {"base": 10.0}, (2, 3, 4)),
     "dropout": (fnn.dropout, {"rate": 0.5}, (2, 3)),
     "batch_norm": (fnn.batch_norm, {"momentum": 0.9, "eps": 1e-5}, (2, 3)),
     "layer_norm": (fnn.layer_norm, {"eps": 1e-5}, (2, 3)),

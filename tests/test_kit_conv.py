@@ -471,6 +471,20 @@ def test_upsample_is_the_loop(method, spatial, scale, lead, dtype, seed):
     assert_unary(fnn.upsample(scale, method), x, dtype, lambda x: kit.upsample(x, scale, rule))
 
 
+def test_one_scale_stands_for_all_axes_whose_number_is_said():
+    x = jnp.arange(12.0).reshape(1, 2, 3, 2)
+    for method in ("nearest", "linear"):
+        y = fnn.upsample(2, method, n_spatial=2)({}, x)
+        np.testing.assert_array_equal(y, fnn.upsample((2, 2), method)({}, x))
+    with pytest.raises(errors.OptionError, match="n_spatial=2 for images, or scale=.3, 3."):
+        fnn.upsample(3)
+    for wrong in (0, 2.5, True):
+        with pytest.raises(errors.OptionError):
+            fnn.upsample(2, n_spatial=wrong)
+    with pytest.raises(errors.OptionError, match="3 ints"):
+        fnn.upsample((2, 2), n_spatial=3)
+
+
 def test_upsample_is_torchs_and_jaxs():
     """PyTorch's nearest and bilinear; jax.image's cubic away from the border, which it weighs."""
     x = np.float32(np.random.default_rng(6).normal(size=(2, 6, 7, 3)))

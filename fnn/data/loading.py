@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
+import logging
 import os
 import struct
-import sys
 import uuid
 import warnings
 import zipfile
@@ -39,9 +40,9 @@ def load(
     - `mnist`, `fashion_mnist` (60,000 + 10,000, 28x28x1), `cifar10` (50,000 + 10,000, 32x32x3):
       what lies prepared in `data_dir`, by whichever program, else downloaded.
 
-    The first call prepares the data set with tensorflow-datasets (without TensorFlow), decodes it
-    and keeps the arrays beside it; later calls only read them. The order of the examples is fixed
-    and not sorted by class. Normalizing is the caller's line:
+    The first call prepares the data set with tensorflow-datasets (without TensorFlow), quietly,
+    decodes it and keeps the arrays beside it; later calls only read them. The order of the examples
+    is fixed and not sorted by class. Normalizing is the caller's line:
     `x = data["train"]["image"].astype(np.float32) / 255`.
 
     Args:
@@ -147,8 +148,7 @@ def _prepared(name: str, root: Path, directory: Path):
 
     if not directory.exists():
         try:
-            # What tensorflow-datasets prints while it works is progress, not this program's output.
-            with contextlib.redirect_stdout(sys.stderr):
+            with _quietly(tfds):
                 BUILDERS[name](data_dir=root).download_and_prepare(
                     # The default format needs TensorFlow, and parquet loses rows silently.
                     file_format="array_record",
@@ -171,6 +171,21 @@ def _prepared(name: str, root: Path, directory: Path):
     return builder
 
 
+@contextlib.contextmanager
+def _quietly(tfds: Any) -> Iterator[None]:
+    """Without the bars, lines and hints of tensorflow-datasets; what goes wrong is raised."""
+    log = logging.getLogger("absl")
+    bars, level = getattr(tfds.core.utils.tqdm_utils, "_active", True), log.level
+    tfds.disable_progress_bar()
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.display_progress_bar(bars)
+        log.setLevel(level)
+
+
 def _decode(builder, directory: Path, split: str) -> dict[str, np.ndarray]:
     """The arrays of one split, decoded example by example."""
     count = builder.info.splits[split].num_examples
@@ -178,9 +193,12 @@ def _decode(builder, directory: Path, split: str) -> dict[str, np.ndarray]:
     label = np.empty(count, np.int32)
     done = 0
     try:
-        for example in _examples(builder, split):
-            image[done], label[done] = example["image"], example["label"]
-            done += 1
+        import tensorflow_datasets as tfds
+
+        with _quietly(tfds):
+            for example in _examples(builder, split):
+                image[done], label[done] = example["image"], example["label"]
+                done += 1
         if done != count:
             raise ValueError(f"{done} examples instead of {count}")
     except NotImplementedError:

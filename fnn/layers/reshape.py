@@ -13,7 +13,8 @@ def flatten(n: int) -> Layer:
     """Join the last `n` axes in row-major order: [..., H, W, C] -> [..., H * W * C] for n = 3.
 
     `n` is asked for because the number of leading axes is open: one example and a batch of them
-    both keep theirs. Raises ShapeError for an input with fewer than `n` axes.
+    both keep theirs. `fnn.reshape` gives them another shape.
+    Raises ShapeError for an input with fewer than `n` axes.
 
     >>> import jax.numpy as jnp, fnn
     >>> fnn.flatten(3)({}, jnp.ones((2, 4, 4, 3))).shape
@@ -30,3 +31,53 @@ def flatten(n: int) -> Layer:
         return x.reshape(*lead, math.prod(joined)), state
 
     return leaf("flatten", specs, apply)
+
+
+@errors.builder
+def reshape(shape: tuple[int, ...], n: int = 1) -> Layer:
+    """Give the last `n` axes another shape, in row-major order: [..., C] -> [..., *shape].
+
+    - `shape`: of what becomes of them, as (7, 7, 64) of a vector of 3136 values; -1, once, is the
+      size that is left. () takes away an axis of one value.
+    - `n`: how many of the last axes are reshaped, 1 for vectors, 3 for images. It is asked for
+      because the number of leading axes is open.
+
+    `flatten(n)` is `reshape((-1,), n)`. Raises OptionError for another shape, ShapeError for an
+    input with fewer axes or another number of values.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> fnn.reshape((2, -1, 3))({}, jnp.ones((5, 24))).shape
+    (5, 2, 4, 3)
+    >>> fnn.reshape((2, 6), n=2)({}, jnp.ones((5, 3, 4))).shape
+    (5, 2, 6)
+    """
+    n = checks.count("n", n)
+    if not isinstance(shape, (tuple, list)):
+        raise errors.OptionError(
+            "shape to be a tuple of ints", errors.show(shape), "write (-1,) for one axis of all"
+        )
+    sizes = tuple(checks.count("a size of shape", size, least=-1) for size in shape)
+    if sizes.count(-1) > 1 or -1 in sizes and 0 in sizes:
+        raise errors.OptionError(
+            "shape with one -1, and none beside a 0", errors.show(shape), "give the other sizes"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+
+    def specs(x):
+        checks.rank(x, n, f"with the {n} axes to be reshaped")
+        last = tuple(x.shape[len(x.shape) - n :])
+        rest = math.prod(last) % known if -1 in sizes else math.prod(last) - known
+        if rest:
+            raise errors.ShapeError(
+                f"the last {n} axes to hold {known}{' k' * (-1 in sizes)} values, for {sizes}",
+                f"x {x.shape}, which has {last}",
+                "change shape, or n, the number of axes that are reshaped",
+            )
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        size = math.prod(x.shape[x.ndim - n :])
+        filled = tuple(size // known if s == -1 else s for s in sizes)
+        return x.reshape((*x.shape[: x.ndim - n], *filled)), state
+
+    return leaf("reshape", specs, apply)

@@ -13,16 +13,21 @@ from fnn.layer import Layer, leaf
 
 
 @errors.builder
-def upsample(scale: tuple[int, ...], method: str = "nearest") -> Layer:
+def upsample(
+    scale: int | tuple[int, ...], method: str = "nearest", *, n_spatial: int | None = None
+) -> Layer:
     """Enlarge each spatial axis by a whole factor: [..., H, W, C] -> [..., H s, W s, C].
 
     Pixels are areas: output j is centred at (j + 1/2) / s - 1/2 in units of input pixels, as with
     half-pixel centres in TensorFlow and `align_corners=False` in PyTorch.
 
-    - `scale`: s along each spatial axis; its length says how many there are.
+    - `scale`: s along each spatial axis, whose number its length says; or one int for all of
+      `n_spatial` axes.
     - `method`: `"nearest"` repeats each value, `"linear"` weighs the two nearest by distance,
       `"cubic"` the four nearest by Keys' kernel (1981, a = -1/2), one axis after the other. Beyond
       the border the outermost value is repeated.
+    - `n_spatial`: how many axes are spatial, 2 for images; asked for beside one int, because the
+      number of leading axes is open.
 
     Sums are formed in float32 or wider. Raises OptionError, and ShapeError for an empty axis.
 
@@ -31,7 +36,15 @@ def upsample(scale: tuple[int, ...], method: str = "nearest") -> Layer:
     >>> print(fnn.upsample((2,))({}, x)[..., 0], fnn.upsample((2,), "linear")({}, x)[..., 0])
     [0. 0. 4. 4.] [0. 1. 3. 4.]
     """
-    scale = checks.counts("scale", scale)
+    if n_spatial is not None:
+        n_spatial = checks.count("n_spatial", n_spatial)
+    elif isinstance(scale, int) and not isinstance(scale, bool):
+        raise errors.OptionError(
+            "n_spatial beside one scale for all axes",
+            f"scale={scale} alone",
+            f"pass n_spatial=2 for images, or scale=({scale}, {scale})",
+        )
+    scale = checks.counts("scale", scale, n_spatial)
     checks.choice("method", method, ("nearest", *_METHODS))
     n = len(scale)
 
