@@ -17,6 +17,7 @@ from fnn.layer import Layer
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry
 from fnn.layers.recurrent import time_of
+from fnn.scanning import scan
 from fnn.shapes import as_array, struct
 
 
@@ -118,7 +119,7 @@ def unroll_generate(
         time.check_values(partial(cell.apply, params, state, carry), x)
         start = carry, jnp.zeros(time.one.shape, x.dtype)
         steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
-        (carry, _), filled = jax.lax.scan(step, start, steps)
+        (carry, _), filled = scan(step, start, steps)
         x, y = jax.tree.map(time.back, filled)
     return Generated(x, y, carry)
 

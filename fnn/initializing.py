@@ -272,12 +272,18 @@ def _sampler(key, words, base: tuple, wide: str) -> jax.Array:
     def block(words):
         return sample(_fold(key, words), **dict(options))
 
-    return jax.vmap(block)(words)
+    return _mapped(block, key)(words)
 
 
 def _fold(key, words) -> Any:
     """The key folded with each word in turn (a scan, since a fold is slow to compile)."""
     return jax.lax.scan(lambda k, word: (jax.random.fold_in(k, word), None), key, words)[0]
+
+
+def _mapped(fn: Callable, key: Any) -> Callable:
+    """`fn`, which draws, over a first axis: by a loop where vmap would draw other numbers."""
+    threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+    return jax.vmap(fn) if threefry else functools.partial(jax.lax.map, fn)
 
 
 def _wide(dtype: Any) -> str:
@@ -310,7 +316,7 @@ def _finish(
             values[path] = _scaled(_each(finish, param)(values[path]), param)
         else:
             words = _words(path, param, 1).reshape(*param.stack, 2)
-            values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param)(words)
+            values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param, key)(words)
     for path, fn, treedef, paths in derived:
         own = jax.tree.unflatten(treedef, [values[p] for p in paths])
         if path in of_keys:
@@ -334,8 +340,8 @@ def _foreign(param: Param, key) -> jax.Array:
     return value
 
 
-def _each(fn: Callable, param: Param) -> Callable:
-    """`fn` over the members of a stack."""
+def _each(fn: Callable, param: Param, key: Any = None) -> Callable:
+    """`fn` over the members of a stack; it draws, if it has a key."""
     for _ in param.stack:
-        fn = jax.vmap(fn)
+        fn = jax.vmap(fn) if key is None else _mapped(fn, key)
     return fn

@@ -176,7 +176,7 @@ def nan_report(
     hidden: set[str] = set()
     while True:
         try:
-            with errors.within("nan_report"):
+            with errors.within("nan_report"), jax.debug_nans(False), jax.debug_infs(False):
                 return _report(as_layer(net), params, xs, state, key, train, loss, hidden)
         except errors.TransformError as error:
             if not error.path or error.path in hidden:

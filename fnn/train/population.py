@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.optim.arithmetic import increment
+from fnn.scanning import scan
 from fnn.shapes import natives, unlike
 
 
@@ -18,7 +19,7 @@ class Population(NamedTuple):
 
     - `members`: what learns, as stacked training states.
     - `hyper`: the hyperparameters of each, a tree of floats.
-    - `score`: of each after the last round, float32 (float64 in x64 mode); NaN before the first.
+    - `score`: of each after the last round, float32 (float64 in x64 mode); -inf before the first.
     - `round`: how many rounds have been made, int32.
     - `key`: of the whole; round r draws from the key folded with r.
     """
@@ -46,7 +47,7 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
         n = checks.examples("members and hyper", (members, hyper))
         _check_hyper(hyper)
         members, hyper = natives((members, hyper), "members and hyper")
-    return Population(members, hyper, jnp.full(n, jnp.nan), jnp.int32(0), checks.typed_key(key))
+    return Population(members, hyper, jnp.full(n, -jnp.inf), jnp.int32(0), checks.typed_key(key))
 
 
 def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> Any:
@@ -138,7 +139,7 @@ def evolve(
         later = Population(members, hyper, score, increment(now.round), now.key)
         return later, {"score": score, "hyper": hyper, "parent": parent}
 
-    return jax.lax.scan(one_round, population, length=rounds)
+    return scan(one_round, population, None, length=rounds)
 
 
 def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

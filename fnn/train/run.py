@@ -87,8 +87,9 @@ def run(
             ends = start + count >= per_epoch
             orders = jnp.stack([order, jax.lax.cond(ends, draw, lambda _: order, epoch + 1)])
         else:
+            # one by one, since under vmap other generators than threefry draw other numbers
             more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
-            orders = jnp.concatenate([order[None], jax.vmap(draw)(epoch + more)])
+            orders = jnp.concatenate([order[None], jax.lax.map(draw, epoch + more)])
         rows = orders.reshape(-1, batch_size)
         rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
         after, metrics = steps_over(step, train_state, data, rows, checkpoint_every)
@@ -100,7 +101,7 @@ def run(
 
     chunks, rest = divmod(steps, length)
     loop = train_state, train_state.step, draw(train_state.step // per_epoch)
-    loop, (metrics, evaluated) = jax.lax.scan(chunk, loop, length=chunks)
+    loop, (metrics, evaluated) = scan(chunk, loop, None, length=chunks)
     metrics = jax.tree.map(lambda a: a.reshape(chunks * length, *a.shape[2:]), metrics)
     if rest:
         loop, more = some(loop, rest)
