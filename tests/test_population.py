@@ -93,6 +93,15 @@ def test_a_score_of_nan_is_the_lowest_and_is_mended():
     assert history["parent"][1][2] != 2 and np.isfinite(people.score).all()
 
 
+def test_no_nan_stands_for_no_score():
+    with jax.debug_nans(True):
+        people = fnn.train.population({"w": jnp.zeros(4)}, {"rate": jnp.ones(4)}, jax.random.key(0))
+        assert (people.score == -jnp.inf).all()
+    with jax.disable_jit():
+        none, history = fnn.train.evolve(lambda m, h, key: (m, h["rate"]), people, rounds=0)
+    assert history["score"].shape == (0, 4) and int(none.round) == 0
+
+
 def test_members_draw_apart():
     def noise(member, h, key):
         return jax.random.normal(key, (2,)), 0.0

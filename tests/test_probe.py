@@ -244,3 +244,11 @@ def test_inside_reparametrizations():
         assert fnn.tap(net, "log_1")(params, x, state=state)[1]["log_1"].shape == (4, 3)
     with pytest.raises(errors.ShapeError, match="nan_report: expected a scalar loss"):
         fnn.nan_report(net, params, jnp.ones((4, 3)), state=state, loss=lambda y: y)
+
+
+def test_nan_is_found_where_jax_raises_at_it():
+    net = fnn.serial(fnn.dense(3), jnp.log)
+    params, _ = net.init(jax.random.key(0), (1, 2))
+    x = np.full((1, 2), np.nan, np.float32)
+    with jax.debug_nans(True):
+        assert fnn.nan_report(net, params, x).nan == 2

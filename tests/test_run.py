@@ -111,6 +111,34 @@ def test_evaluation_sees_the_state_of_its_step(every):
         np.testing.assert_array_equal(first, by_hand.params["dense1"]["kernel"][0, 0])
 
 
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_every_generator_draws_the_batches_of_fit(impl):
+    """Under vmap those of XLA draw other numbers than alone."""
+    start = fnn.train.init(NET, TX, jax.random.key(0, impl=impl), (1, 4))
+    options = dict(epochs=3, batch_size=SIZE, progress=False)
+    losses = fnn.train.fit(STEP, start, DATA, **options)[1]["train"]["loss"]
+    every = dict(steps=12, batch_size=SIZE, checkpoint_every=10)
+    ours = jax.jit(lambda ts: fnn.train.run(STEP, ts, DATA, **every)[1])(start)
+    np.testing.assert_array_equal(ours["train"]["loss"], losses)
+
+
+def test_what_a_layer_draws_depends_on_its_name_alone_under_every_generator():
+    key, kernels = jax.random.key(0, impl="rbg"), []
+    for parts in (
+        {"b": fnn.repeat(fnn.dense(2), 3)},
+        {"a": fnn.dense(2), "b": fnn.repeat(fnn.dense(2), 5)},
+    ):
+        kernels.append(fnn.serial(**parts).init(key, (1, 2))[0]["b"]["kernel"][:3])
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_runs_need_no_compiler_for_less_than_an_epoch():
+    with jax.disable_jit():
+        for steps in (0, 1):
+            _, history = fnn.train.run(STEP, start(), DATA, steps=steps, batch_size=SIZE)
+            assert history["train"]["loss"].shape == (steps,)
+
+
 def test_lanes_of_vmap_are_single_runs():
     keys = jax.random.split(jax.random.key(3), 3)
 
