@@ -797,3 +797,17 @@ def test_what_is_refused(name):
     call, kind = WRONG[name]
     with pytest.raises(kind):
         call()
+
+
+def test_members_are_skipped_one_by_one():
+    net = fnn.ensemble(fnn.serial(fnn.batch_norm(), fnn.dense(2)), 2, in_axes=0)
+    tx = fnn.optim.each_member(fnn.optim.skip_nonfinite(fnn.optim.adam(0.1)))
+    ts = fnn.train.init(net, tx, jax.random.key(0), (2, 4, 3))
+    loss = fnn.train.supervised(net, fnn.losses.squared_error, names=("x", "y"))
+    step = fnn.train.step(loss, tx)
+    x = jax.random.normal(jax.random.key(1), (2, 4, 3)).at[1].set(jnp.inf)
+    after, _ = step(ts, {"x": x, "y": jnp.ones((2, 4, 2))})
+    for i, moved in ((0, True), (1, False)):
+        pairs = zip(*(jax.tree.leaves((s.params, s.state)) for s in (ts, after)), strict=True)
+        assert any(bool((a[i] != b[i]).any()) for a, b in pairs) == moved, i
+    np.testing.assert_array_equal(after.opt_state.total_notfinite, [0, 1])

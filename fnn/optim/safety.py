@@ -101,7 +101,8 @@ def unless_skipped(before: tuple, after: tuple) -> tuple:
     """What a step came to: `after`, or `before` where `skip_nonfinite` skipped it; bit by bit.
 
     - `before`, `after`: (params, state, opt_state), before and after the step. The counters of
-      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is.
+      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is;
+      of `each_member(skip_nonfinite(tx))` each member is as it was skipped.
 
     >>> from fnn.optim import sgd
     >>> tx, p = skip_nonfinite(sgd(0.1)), jnp.ones(1)
@@ -117,10 +118,15 @@ def unless_skipped(before: tuple, after: tuple) -> tuple:
     nodes = [n for n in jax.tree.leaves(after[2], is_leaf=is_counter) if is_counter(n)]
     if not nodes:
         return after
-    finite = _all(node.last_finite for node in nodes)
+    finite = jnp.ones((), bool)
+    for node in nodes:  # [n] in `each_member`, whose members are skipped one by one
+        finite = finite & node.last_finite
 
     def choose(old, new):
-        return new if old is new or is_counter(new) else jnp.where(finite, new, old)
+        if old is new or is_counter(new):
+            return new
+        whole = finite if jnp.shape(new)[: finite.ndim] == finite.shape else jnp.all(finite)
+        return jnp.where(jnp.expand_dims(whole, range(whole.ndim, jnp.ndim(new))), new, old)
 
     return tuple(
         jax.tree.map(choose, a, b, is_leaf=is_counter) for a, b in zip(before, after, strict=True)
