@@ -89,7 +89,8 @@ def scale_by_factored_rms(
     def rule(t, p, g, v_row, v_col, v):
         new = t ** -as_dtype(decay_rate, t.dtype)  # = 1 - b_t, not rounded by the difference
         most = (jnp.finfo(t.dtype).max / max(g.size, 1)) ** 0.5  # so that sums stay finite
-        squares = square(jnp.clip(modulus(g), -most, most)) + as_dtype(eps, t.dtype)
+        g = divide(g, jnp.maximum(modulus(g) / most, 1))
+        squares = square(g) + as_dtype(eps, t.dtype)
         axes = _longest(g.shape, least)
         if axes is None:
             v = (1 - new) * v + new * squares
