@@ -262,8 +262,8 @@ def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -
         if value.dtype == wanted.dtype or not floating and all(map(is_floating, (value, wanted))):
             continue  # without a floating input there is none that the params could clash with
         if wanted.dtype == getattr(x, "dtype", None):
-            narrow = is_floating(x) and wide(x.dtype) != x.dtype
-            mend = f"; to compute in it, fnn.cast(net, jnp.{x.dtype})" if narrow else ""
+            narrow = is_floating(wanted) and wide(wanted.dtype) != wanted.dtype
+            mend = f"; to compute in it, fnn.cast(net, jnp.{wanted.dtype})" if narrow else ""
             raise DtypeError(
                 f"x of {value.dtype} ({name} is {value.dtype})",
                 f"x {show(x)}",

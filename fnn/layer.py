@@ -40,11 +40,13 @@ class Layer:
     """A pure function with declared parameters; a value, compared and hashed by identity.
 
     - `name`: what kind of layer this is, as "dense".
-    - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`.
+    - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`: trees of
+      `fnn.Param` in the places of arrays. `specs(x)[0]` is what masks by kind and stacked
+      optimizers are made of.
     - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics. It takes
       the state second, by position; calling the layer takes it last, `state=`, and returns y
-      alone, in evaluation mode. Under `jit`, `train` is static:
-      `jax.jit(net.apply, static_argnames="train")`.
+      alone, in evaluation mode (there is no eval mode to set, and none to forget). Under `jit`,
+      `train` is static: `jax.jit(net.apply, static_argnames="train")`.
     - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
     - `carry(params, x, key=None, train=False)`: a recurrent cell's first carry for one step's x,
       of which only shape and dtype matter; None for any other layer.

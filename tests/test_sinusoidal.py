@@ -11,7 +11,7 @@ from fnn import errors
 
 def loop(x, features, base, interleaved):
     """[...] -> [..., features], one value at a time."""
-    x = np.float64(x)
+    x = np.asarray(x, np.float64)
     y = np.zeros((*x.shape, features))
     half = features // 2
     for i in np.ndindex(x.shape):

@@ -76,7 +76,7 @@ def rnn(
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.rnn(fnn.gru_cell(3))
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
-    >>> y = net(params, jnp.ones((2, 5, 4)), None, None, None, jnp.array([5, 2]))
+    >>> y = net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2]))
     >>> y.shape, bool((y[1, 2:] == 0).all())
     ((2, 5, 3), True)
     """

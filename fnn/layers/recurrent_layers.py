@@ -136,7 +136,7 @@ def gru(
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.gru(3)
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
-    >>> net(params, jnp.ones((2, 5, 4)), None, None, None, jnp.array([5, 2])).shape
+    >>> net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2])).shape
     (2, 5, 3)
     """
     how = _How(layers, dropout, bidirectional, return_sequence, return_carry)

@@ -3,6 +3,9 @@
 A mask is a tree of bools like the params, or with one bool for a whole subtree; or a function of
 the params that gives one; or the patterns of the paths to choose, as `"*/kernel"` or
 `("*/kernel", "embedding/*")`, with the globs of `fnn.tree`.
+
+What a param is stands in its declaration, not in its name: `net.specs(x)[0]`, for inputs like x, is
+a tree like the params with a `fnn.Param` in the place of each array; `of_kind` makes a mask of it.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def masked(tx: Transform, mask: Any) -> Transform:
     - `tx`: sees trees with None in the place of the other leaves, and keeps no state for them. Of
       the extra arguments, trees like the gradients are masked as they are, and `value_fn` becomes
       a function of the chosen params, the others held.
-    - `mask`: bools like the params, a function of them, or patterns of paths, as `"*/kernel"`.
+    - `mask`: bools like the params, as `of_kind(net.specs(x)[0], "kernel")` gives them, a function
+      of the params, or patterns of paths, as `"*/kernel"`.
 
     Raises OptionError for another mask, ParamsError for one that does not fit the params.
 
@@ -169,7 +173,8 @@ def freeze(mask: Any) -> Transform:
 def of_kind(specs: Any, *kinds: str) -> Any:
     """The mask of the params of some kinds, as they are declared: a tree of bools.
 
-    - `specs`: the first of `net.specs(x)`.
+    - `specs`: the params' declarations, the first of `net.specs(x)` for inputs like x; no array is
+      made for it.
     - `kinds`: "kernel", "bias", "scale", "embedding" ..., see `fnn.Param`.
 
     A param that `reparam` has put in the place of another is of that one's kind, and of kind

@@ -45,7 +45,8 @@ def fit(
       All make the same steps on the same batches, equal bitwise for dense networks and to 1e-6 or
       so for others, and each the same bits every time, which is why `"auto"` is not the default.
     - `callback(train_state, metrics)`: called after each of these calls, with the metrics of a
-      step, or [k] of k; something true in return, as `metrics["loss"] < 0.1`, ends the run.
+      step, or [k] of k; something true in return, as `metrics["loss"] < 0.1`, ends the run: early
+      stopping. It may also keep a checkpoint, which is the leaves of the training state.
     - `progress`: show a bar (extra `progress`).
 
     With arrays the order is a pure function of the run's key and the step: training 2 epochs, or

@@ -32,6 +32,9 @@ class TrainState(NamedTuple):
     - `params`, `state`: of the network.
     - `opt_state`: of the optimizer.
     - `key`: of the run; step n draws from the key folded with n, so the key itself never changes.
+
+    A checkpoint is its leaves, `jax.tree.leaves`, with `jax.random.key_data` of the key: a run that
+    goes on from them goes on as if it had never stopped.
     """
 
     step: jax.Array

@@ -47,7 +47,8 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
             raise errors.ShapeError(
                 f"arrays [B, T, ...] with T a multiple of length={length}",
                 errors.show(array),
-                "cut T to a multiple, or choose a length that divides it",
+                "cut T to a multiple, or choose a length that divides it; of sequences of other "
+                "lengths, give a mask [B, T]",
             )
         b, t, *rest = array.shape
         return array.reshape(b, t // length, length, *rest).swapaxes(0, 1)
