@@ -358,3 +358,19 @@ def test_what_is_refused(name):
         adjust_loss_scale(jnp.ones(()), jnp.ones(1))
     with pytest.raises(errors.RandomKeyError):
         per_example_clip(loss, 1.0, 1.0, 3)
+
+
+def test_complex_params_by_parts_and_at_the_worst_place():
+    w = jnp.array([1.0 + 2.0j, -0.5j], jnp.complex64)
+    x = jnp.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0], [1.0, 1.0]])
+
+    def loss(w, x):  # |x w|^2, of which jax.grad is the conjugate of the way up
+        return jnp.mean(jnp.abs(x.astype(w.dtype) @ w) ** 2)
+
+    value, grad = accumulate(loss, k=2)(w, x)
+    np.testing.assert_allclose(value, loss(w, x), rtol=1e-6)
+    np.testing.assert_allclose(grad, jax.grad(loss)(w, x), rtol=1e-5)
+    up = np.conj(np.asarray(jax.grad(loss)(w, x), np.complex128))
+    place = jnp.complex64(np.asarray(w) + 0.1 * up / np.linalg.norm(up))
+    assert loss(place, x) > loss(w, x)
+    np.testing.assert_allclose(sam(loss, 0.1)(w, x)[1], jax.grad(loss)(place, x), rtol=1e-4)

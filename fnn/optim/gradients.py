@@ -73,7 +73,7 @@ def accumulate(
 
     def value_and_grad(*args, **kwargs):
         with errors.within("accumulate"):
-            chosen, rest = separate(argnums, args, kwargs)
+            chosen, rest = separate(argnums, args, kwargs, or_complex=True)
             size = _batch_size(rest)
             if size % k:
                 raise errors.ShapeError(
@@ -137,14 +137,14 @@ def sam(
 
     def value_and_grad(*args, **kwargs):
         with errors.within("sam"):
-            chosen, rest = separate(argnums, args, kwargs)
+            chosen, rest = separate(argnums, args, kwargs, or_complex=True)
         whole = scalar(of_chosen(fn, argnums), has_aux)
         out, g = jax.value_and_grad(whole, has_aux=has_aux)(chosen, rest)
         length = length_of(*jax.tree.leaves(g))
         away = as_length(rho, length.root.dtype)
 
         def climb(p, g):
-            return (widened(p) + scaled(widened(g), away, length)).astype(g.dtype)
+            return (widened(p) + scaled(jnp.conj(widened(g)), away, length)).astype(g.dtype)
 
         above = jax.tree.map(climb, chosen, g)
         grads, *_ = pair(jax.grad(whole, has_aux=has_aux)(above, rest), has_aux)
@@ -224,7 +224,9 @@ def per_example_clip(
 # --- arguments
 
 
-def separate(argnums: Any, args: tuple, kwargs: Mapping) -> tuple[Any, tuple[tuple, dict]]:
+def separate(
+    argnums: Any, args: tuple, kwargs: Mapping, or_complex: bool = False
+) -> tuple[Any, tuple[tuple, dict]]:
     """What is differentiated, as a tuple; and the other arguments, with None in its place."""
     many = argnums if isinstance(argnums, tuple) else (argnums,)
     good = all(isinstance(i, int) and -len(args) <= i < len(args) for i in many)
@@ -236,7 +238,7 @@ def separate(argnums: Any, args: tuple, kwargs: Mapping) -> tuple[Any, tuple[tup
         )
     at = [i % len(args) for i in many]
     chosen = tuple(args[i] for i in at)
-    checks.floating_leaves("what is differentiated", chosen)
+    checks.floating_leaves("what is differentiated", chosen, or_complex=or_complex)
     rest = tuple(None if i in at else a for i, a in enumerate(args)), dict(kwargs)
     return chosen, natives(rest, "arguments", others=True)
 
