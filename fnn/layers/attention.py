@@ -284,28 +284,40 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation:
         return jnp.zeros_like(q)
     batch = math.prod(lead)
     q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
+    bad = None
     if seen is not None:
         heads = seen.shape[-3:]
         seen = jnp.broadcast_to(seen, (*lead, *heads)).reshape(batch, *heads)
-        bad = ~jnp.all(jnp.isfinite(k) & jnp.isfinite(v), axis=(-2, -1))  # [B, S]
-        k, v = (jnp.where(bad[..., None, None], jnp.zeros_like(x), x) for x in (k, v))
+        bad = ~jnp.all(jnp.isfinite(v), axis=(-2, -1))  # [B, S]: 0 NaN would be NaN for every t
+        v = jnp.where(bad[..., None, None], jnp.zeros_like(v), v)
     if implementation is None or q.dtype == jnp.float64:  # which jax.nn's computes in float32
-        y = _attend_by_hand(q, k, v, seen)
+        y = _attend_by_hand(q, k, v, seen, bad)
     else:
-        mask = None if seen is None else jnp.broadcast_to(seen, (*seen.shape[:2], t, k.shape[1]))
-        with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats by itself
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+        y = _attend_by_jax(q, k, v, seen, bad, implementation)
     if seen is not None:
-
-        def rows(at):  # [B, N or 1, T or 1, S or 1], any of S -> [B, T or 1, N or 1, 1]
-            return jnp.swapaxes(jnp.any(at, axis=-1), 1, 2)[..., None]
-
-        y = jnp.where(rows(seen), y, jnp.zeros_like(y))
-        y = jnp.where(rows(seen & bad[:, None, None, :]), jnp.asarray(jnp.nan, y.dtype), y)
+        y = jnp.where(_any_of(seen), y, jnp.zeros_like(y))
     return y.reshape(*lead, t, n, d)
 
 
-def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.Array:
+def _any_of(seen: jax.Array) -> jax.Array:
+    """Whether t sees any s at all, [B, N or 1, T or 1, S or 1] -> [B, T or 1, N or 1, 1]."""
+    return jnp.swapaxes(jnp.any(seen, axis=-1), 1, 2)[..., None]
+
+
+def _attend_by_jax(q: Any, k: Any, v: Any, seen: Any, bad: Any, implementation: Any) -> jax.Array:
+    mask = None
+    if seen is not None:
+        bad = bad | ~jnp.all(jnp.isfinite(k), axis=(-2, -1))  # it may add what it masks with
+        k = jnp.where(bad[..., None, None], jnp.zeros_like(k), k)
+        mask = jnp.broadcast_to(seen, (*seen.shape[:2], q.shape[1], k.shape[1]))
+    with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats by itself
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    if seen is None:
+        return y
+    return jnp.where(_any_of(seen & bad[:, None, None, :]), jnp.asarray(jnp.nan, y.dtype), y)
+
+
+def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, bad: Any) -> jax.Array:
     """As products of matrices per head of k: the heads of q that share it are further rows."""
     dtype = wide(q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, N or K, T or S, D]
@@ -315,7 +327,8 @@ def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.
     scores = jnp.einsum("bktd,bksd->bkts", rows, k, preferred_element_type=dtype)
     scores = scores.reshape(batch, n, t, s) / jnp.asarray(math.sqrt(d), dtype)
     if seen is not None:
-        scores = jnp.where(seen, scores, jnp.finfo(dtype).min)
+        spoiled = jnp.where(bad, jnp.asarray(jnp.nan, dtype), 0)[:, None, None, :]
+        scores = jnp.where(seen, scores + spoiled, jnp.finfo(dtype).min)
     weights = jax.nn.softmax(scores).astype(v.dtype).reshape(batch, heads, -1, s)
     y = jnp.einsum("bkts,bksd->bktd", weights, v)
     return jnp.swapaxes(y.reshape(batch, n, t, d), 1, 2)
