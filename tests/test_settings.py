@@ -98,7 +98,11 @@ def test_training(setting):
         pytest.skip("in make test-full")
     with SETTINGS[setting]():
         net = fnn.serial(
-            fnn.dense(4), fnn.batch_norm(), jax.nn.relu, fnn.dropout(0.5), fnn.dense(3)
+            fnn.dense(4, use_bias=False),
+            fnn.batch_norm(),
+            jax.nn.relu,
+            fnn.dropout(0.5),
+            fnn.dense(3),
         )
         rng = np.random.default_rng(0)
         data = {
