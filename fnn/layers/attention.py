@@ -59,7 +59,7 @@ def attention(
     - `cache`: for decoding: k and v of up to so many positions stand in the state, and x
       [..., T, C] holds the next T. Same params; needs causal; one call per chunk, which changes
       the state in evaluation mode too: `y, state = net.apply(params, state, x)`. Beyond the last
-      position it raises InputError or, under `jit`, gives NaN.
+      position it raises InputError, inside `repeat` too, or, under `jit`, gives NaN.
     - `implementation`: `"xla"` or `"cudnn"` computes it by `jax.nn.dot_product_attention`; None
       by the products above, which is faster on CPU.
 

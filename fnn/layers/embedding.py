@@ -30,9 +30,10 @@ def embedding(
       logits h @ embedding.T of the variance of h.
     - `dtype`: of the vectors, since integers tell none.
 
-    An integer outside the range, negative ones included, is an InputError where x is concrete.
-    Where it is traced (under `jit`, `vmap`) no value can be looked at, and the vector is NaN: the
-    nearest legal one, which indexing in JAX gives, would hide the mistake.
+    An integer outside the range, negative ones included, is an InputError where x is concrete, also
+    inside `rnn`, `ensemble` or `remat`. Where it is traced (under `jit`, `vmap`) no value can be
+    looked at, and the vector is NaN: the nearest legal one, which indexing in JAX gives, would hide
+    the mistake.
     Gradients of vectors that are looked up many times are summed in float32 or wider.
 
     Params: `embedding` [num_embeddings, features]. Raises DtypeError for an x that is not integer.
