@@ -106,8 +106,10 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
         _check_alike(f"layer(x) of the shape and dtype of {source}", old, y, mend)
         return jax.tree.map(jnp.add, old, y)
 
-    def residual_(f, x, *rest):
-        return add(f, f.layer(x, *rest), x, *rest)
+    def residual_(f, *xs):
+        if not xs:
+            errors.wrong_arity(1, float("inf"), 0)
+        return add(f, f.layer(*xs), *xs)
 
     def step(f, carry, x):
         carry, y = f.layer(carry, x)
@@ -317,12 +319,13 @@ def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
 
 
 def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
-    """A body (f, *xs) whose inputs are named as those of its first layer."""
+    """A body (f, *xs) whose inputs are named as those of its first layer, which counts them."""
     first = next(iter(children.values()), None)
     if first is not None:
-        own = [p for p in signature(body).parameters.values() if p.name == "f"]
+        own, many = signature(body).parameters.values()
         named = inputs_of(as_layer(first)).parameters.values()
-        body.__signature__ = inspect.Signature([*own, *named])
+        free = [p.replace(default=None) for p in named if p.kind != p.VAR_POSITIONAL]
+        body.__signature__ = inspect.Signature([own, *free, many])
     return body
 
 

@@ -105,8 +105,8 @@ def tap(net: Layer, *patterns: str) -> Layer:
     def tapped_of(net):
         return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
 
-    net = as_layer(net)
     with errors.within("tap"):
+        net = as_layer(net)
         tapped_of(net)
         _all_found(unused, paths)
 

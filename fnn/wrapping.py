@@ -32,7 +32,7 @@ def wrap(
       `declare` makes it another layer.
     - `name`: what kind of layer it is; None keeps the layer's.
 
-    >>> import fnn
+    >>> import fnn, jax.numpy as jnp
     >>> def doubled(layer, params, state, x, *, key, train):
     ...     y, state = layer.apply(params, state, x, key=key, train=train)
     ...     return 2 * y, state

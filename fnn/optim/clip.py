@@ -109,7 +109,7 @@ def clip_by_block_rms(threshold: Any) -> Transform:
     Shazeer & Stern (2018), section 6.
 
     >>> tx = clip_by_block_rms(1.0)
-    >>> print(tx.update(jnp.array([3.0, 3.0]), ())[0])
+    >>> print(tx.update(jnp.array([3.0, 3.0]), ())[0].round(3))
     [1. 1.]
     """
     checks.number("threshold", threshold, 0.0, float("inf"))
