@@ -82,6 +82,8 @@ def hold(
         return (learnt, state), y
 
     def apply(layer, params, state, *xs, key, train):
+        if not isinstance(state, Mapping):
+            errors.check_names("state", state, ())
         last = _last(state)
         own = {name: value for name, value in state.items() if name != last}
         mode = {"key": None, "train": False} if whole else {"key": key, "train": train}

@@ -138,8 +138,12 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
             jax.eval_shape(lambda *xs: kept.append(look(xs, calls=False)[0]), *xs)
             return kept[0]
 
+        def apply(params, state, *xs, key=None, train=False):
+            y, after = layer.apply(params, _without(state), *xs, key=key, train=train)
+            return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
+
         specs = Specs(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
-        return replace(layer, specs=specs)
+        return replace(layer, specs=specs, apply=apply)
 
     with errors.within("summary"):
         watched, specs = as_layer(net).map(watch), []
@@ -165,6 +169,10 @@ def _unmarked(state: Any) -> Any:
         return state
     clean = {name: _unmarked(value) for name, value in state.items() if name != _MARK}
     return {name: value for name, value in clean.items() if value != {}}
+
+
+def _without(state: Any) -> Any:
+    return {name: value for name, value in state.items() if name != _MARK}
 
 
 def _copies(state: Any, path: str) -> int:

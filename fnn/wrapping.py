@@ -46,11 +46,12 @@ def wrap(
         layer = as_layer(layer)
         checks.function("apply", apply, "layer, params, state and the inputs")
     own = None if declare is None else signature(declare, skip=1)
-    inputs = inputs_of(layer) if own is None or "xs" in own.parameters else own
+    named_here = own is not None and "xs" not in own.parameters
+    inputs = own if named_here else inputs_of(layer)
     least, most = arity(inputs)
 
     def check_arity(xs):
-        if own is not None and not least <= len(xs) <= most:
+        if named_here and not least <= len(xs) <= most:
             with errors.within(name or layer.name):
                 errors.wrong_arity(least, most, len(xs))
 

@@ -136,7 +136,8 @@ ROWS = {
     "optimistic_adam": Row(
         build=fnn.optim.optimistic_adam,
         oracle=elementwise(oracles.optimistic_adam),
-        options=of_adam | dict(optimism=rates),
+        # at a rate of 0 only the change is left: of a constant step, rounding
+        options=of_adam | dict(learning_rate=st.sampled_from([1e-3, 0.1, 3.0]), optimism=rates),
         usual=usual | dict(optimism=0.3),
         optax=lambda learning_rate, optimism, **options: optax.chain(
             optax.scale_by_adam(**options),

@@ -219,8 +219,12 @@ def test_kinds_that_there_are_not():
         fnn.optim.of_kind(fnn.dense(3).init(jax.random.key(0), (1, 4))[0], "kernel")
     for encode in (lambda p: {"half": p}, lambda p: {**p, "bias2": p["bias"]}):
         renamed, _ = fnn.reparam(fnn.dense(3), encode, lambda p: p).specs((1, 4))
-        with pytest.raises(errors.ParamsError, match="choose by path"):
-            fnn.optim.of_kind(renamed, "kernel")
+        found = fnn.optim.of_kind(renamed, "kernel")  # by the end of their paths
+        paths = [errors.path_of(p) for p, k in jax.tree_util.tree_leaves_with_path(found) if k]
+        assert [path.split("/")[-1] for path in paths] == ["kernel"]
+    hidden, _ = fnn.reparam(fnn.dense(3), lambda p: {"w": p["kernel"]}, dict).specs((1, 4))
+    with pytest.raises(errors.ParamsError, match="value"):
+        fnn.optim.of_kind(hidden, "kernel")
 
 
 # --- chains with names -------------------------------------------------------------------------

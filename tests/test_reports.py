@@ -177,8 +177,8 @@ def test_rare_words_are_drawn():
     """
     logits = jnp.full(2**15, -17.0).at[0].set(0.0)
     cell = fnn.as_cell(lambda carry, x: (carry, logits), lambda x: jnp.zeros(()))
-    given = jnp.array(1)
-    text = fnn.unroll_generate(cell, {}, jnp.zeros(501, jnp.int32), given, key=key(5)).x
+    blank, one = jnp.zeros(501, jnp.int32), jnp.array(1)
+    text = fnn.unroll_generate(cell, {}, blank, lengths=one, key=key(5)).x
     assert (text > 0).any()
 
 
