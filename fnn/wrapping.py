@@ -45,8 +45,8 @@ def wrap(
     with errors.within("wrap"):
         layer = as_layer(layer)
         checks.function("apply", apply, "layer, params, state and the inputs")
-    own = None if declare is None else signature(declare, skip=1)
-    named_here = own is not None and "xs" not in own.parameters
+    own = inputs_of(layer) if declare is None else signature(declare, skip=1)
+    named_here = declare is not None and "xs" not in own.parameters
     inputs = own if named_here else inputs_of(layer)
     least, most = arity(inputs)
 
