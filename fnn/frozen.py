@@ -103,8 +103,9 @@ def hold(
         try:
             return layer.carry(params, x, key=key, train=train)
         except KeyError as error:
-            raise errors.OptionError(
-                "a cell whose first carry is not frozen", f"{error} in the state", "freeze its rnn"
+            mend = "run the cell by fnn.rnn, or give it a carry: frozen params stand in the state"
+            raise errors.ParamsError(
+                "the frozen params of a first carry", f"no {error}", mend
             ) from None
 
     return wrap(layer, apply, declare=declare, carry=layer.carry and carry)

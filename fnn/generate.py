@@ -13,6 +13,7 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.combinators import fold
+from fnn.frozen import held_in, joined
 from fnn.layer import Layer
 from fnn.layers.cell_combinators import carry_of
 from fnn.layers.cells import check_carry
@@ -103,7 +104,7 @@ def unroll_generate(
         if state is None:
             _check_stateless(cell, time.one)
             state = {}
-        first = first_carry(params, time.one)
+        first = first_carry(joined(params, held_in(state)), time.one)
         if carry is not None:
             check_carry(carry, first)
         carry = first if carry is None else carry

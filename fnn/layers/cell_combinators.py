@@ -14,6 +14,7 @@ from fnn import checks, errors
 from fnn.combinators import fold, numbered
 from fnn.compose import compose
 from fnn.dtypes import is_floating, wide, widened
+from fnn.frozen import held_in, joined
 from fnn.initializers import lecun_normal
 from fnn.layer import Layer, Rebuild, as_layer, leaf, outline
 from fnn.layers.cells import check_carry, first_or, keep_mask, lstm_step, open_forget_gate
@@ -145,7 +146,8 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
     def apply(cell, params, state, *xs, key, train):
         with errors.within("zoneout"):
             carry, x = carry_and_x(xs)
-            carry = first_or(carry, carry_of(cell), params, x, key, train)
+            whole = joined(params, held_in(state))
+            carry = first_or(carry, carry_of(cell), whole, x, key, train)
             (new, y), state = cell.apply(params, state, carry, x, key=fold(key, 0), train=train)
             if train:
                 checks.need_key(key)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.combinators import check_trees, fold, noting
+from fnn.frozen import held_in, joined
 from fnn.initializers import zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, outline
@@ -136,7 +137,8 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 as_array, (x, mask, carry, resets, lengths)
             )
             time = time_of(x, mask, resets, lengths, how.feature_axes)
-            first = first_or(None, carry_of(cell), params, time.one, key, train)
+            whole = joined(params, held_in(state))
+            first = first_or(None, carry_of(cell), whole, time.one, key, train)
             if carry is not None:
                 check_carry(carry, first)
             if how.stateful:
