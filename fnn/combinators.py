@@ -20,7 +20,7 @@ from fnn import checks, errors
 from fnn.compose import compose
 from fnn.initializing import Derived
 from fnn.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays
-from fnn.shapes import as_array, from_numpy, signature, unlike
+from fnn.shapes import REQUIRED, as_array, from_numpy, signature, unlike
 from fnn.values import check_values
 from fnn.wrapping import same, same_carry, wrap
 
@@ -117,6 +117,7 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
 
     first = None if cell is None else partial(_of_layer, cell)
     body = step if cell else _with_inputs_of(children, residual_)
+    residual_.__name__ = step.__name__ = "residual"
     net = compose(**children)(body)
     rebuild = Rebuild(lambda new: residual(**new), net.apply)
     return replace(net, name="residual", carry=first, rebuild=rebuild)
@@ -217,9 +218,9 @@ def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
             )
 
     def axes_of(xs):
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(xs)
+        axes = in_axes[: len(xs)] if isinstance(in_axes, tuple) else (in_axes,) * len(xs)
         if len(axes) != len(xs):
-            errors.wrong_arity(len(axes), len(axes), len(xs))
+            errors.wrong_arity(0, len(axes), len(xs))
         for axis, x in zip(axes, xs, strict=True):
             for a in jax.tree.leaves(x) if axis == 0 else ():
                 if jnp.shape(a)[:1] != (n,):
@@ -324,7 +325,11 @@ def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
     if first is not None:
         own, many = signature(body).parameters.values()
         named = inputs_of(as_layer(first)).parameters.values()
-        free = [p.replace(default=None) for p in named if p.kind != p.VAR_POSITIONAL]
+        free = [
+            p.replace(default=REQUIRED if p.default is p.empty else p.default)
+            for p in named
+            if p.kind != p.VAR_POSITIONAL
+        ]
         body.__signature__ = inspect.Signature([own, *free, many])
     return body
 

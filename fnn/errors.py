@@ -183,6 +183,10 @@ def unknown_input(name: str, known: Iterable[str]) -> NoReturn:
     )
 
 
+def missing_input(name: str) -> NoReturn:
+    raise InputError(f"the input {name}", "none", "pass it, by position or by its name")
+
+
 def input_twice(name: str) -> NoReturn:
     raise InputError(f"{name} once", "it by position and by name", "leave one out")
 

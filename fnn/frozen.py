@@ -85,6 +85,12 @@ def hold(
         if not isinstance(state, Mapping):
             errors.check_names("state", state, ())
         last = _last(state)
+        if last is None and not (whole and _is_empty(params)):
+            raise errors.ParamsError(
+                f"state with {FROZEN}, where frozen params stand",
+                "params alone" if params else "none",
+                "take both from net.init, or give trained params to fnn.unmerge",
+            )
         own = {name: value for name, value in state.items() if name != last}
         mode = {"key": None, "train": False} if whole else {"key": key, "train": train}
         try:
@@ -177,8 +183,15 @@ def joined(params: Any, held: Any) -> Any:
         return params
     if _is_empty(params):
         return held
-    if isinstance(params, Derived) and isinstance(held, Derived):
-        return replace(params, fn=_unparted(params.fn))
+    if isinstance(params, Derived) or isinstance(held, Derived):
+        both = [_unparted(getattr(half, "fn", None)) for half in (params, held)]
+        if both[0] is None or both[0] != both[1]:
+            raise errors.ParamsError(
+                "frozen params outside of reparametrized ones, to be merged",
+                "a reparametrization around them, as fnn.lora(fnn.frozen(layer))",
+                "freeze the reparametrized layer, as fnn.frozen(fnn.lora(layer), pattern)",
+            )
+        return replace(params, fn=both[0])
     if not isinstance(params, Mapping) or not isinstance(held, Mapping):
         raise errors.ParamsError(
             "params without those that are frozen", errors.show(params), "leave them in the state"
@@ -196,8 +209,10 @@ def _is_empty(tree: Any) -> bool:
 
 
 def _unparted(fn: Any) -> Any:
-    """The function that a half was made of, of every member of a stack."""
-    return fn.fn if isinstance(fn, Part) else replace(fn, fn=_unparted(fn.fn))
+    """The function that a half, or a half of a half, was made of, of every member of a stack."""
+    if isinstance(fn, Part):
+        return _unparted(fn.fn)
+    return replace(fn, fn=_unparted(fn.fn)) if hasattr(fn, "fn") else fn
 
 
 def held_in(state: Any) -> Any:

@@ -24,7 +24,8 @@ def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple
 
     - `xs`: inputs as of `net.init`; shapes suffice.
 
-    Raises ParamsError for params that are not this network's.
+    Raises ParamsError for params that are not this network's, and for a reparametrization around
+    params that are frozen already, or around another, which cannot be told apart.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.lora(fnn.dense(3), 2)
@@ -39,8 +40,8 @@ def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple
         state = {} if state is None else state
         for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
             errors.check_same(what, tree, arrays_of(spec))
-        whole = joined(params, held_in(state))
-        return _back(_whole(specs), whole), not_held(state)
+        declared = _whole(specs)
+        return _back(declared, joined(params, held_in(state))), not_held(state)
 
 
 def unmerge(

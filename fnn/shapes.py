@@ -188,6 +188,10 @@ def zeros_of(specs: Any) -> Any:
 # --- inputs: how many a function takes, and under which names
 
 
+REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
+"""The default of an input that somebody else counts."""
+
+
 def signature(fn: Callable, skip: int = 0) -> inspect.Signature:
     """The inputs of a function after the first `skip`; any number where it does not tell.
 
@@ -216,16 +220,16 @@ def by_position(inputs: inspect.Signature, xs: tuple, named: dict[str, Any]) -> 
     """All inputs by position; those that are left out between are their defaults."""
     if not named:
         return xs
-    known = [name for name, p in inputs.parameters.items() if p.kind != p.VAR_POSITIONAL]
+    plain = [p for p in inputs.parameters.values() if p.kind != p.VAR_POSITIONAL]
+    known = [p.name for p in plain]
     for name in named:
         if name not in known:
             errors.unknown_input(name, known)
         if name in known[: len(xs)]:
             errors.input_twice(name)
-    try:
-        bound = inputs.bind(*xs, **named)
-    except TypeError:
-        least, most = arity(inputs)
-        errors.wrong_arity(least, most, len(xs) + len(named))
-    bound.apply_defaults()
-    return bound.args
+    values = list(xs)
+    for p in plain[len(xs) : 1 + max(map(known.index, named))]:
+        if p.name not in named and p.default in (p.empty, REQUIRED):
+            errors.missing_input(p.name)
+        values.append(named.get(p.name, p.default))
+    return tuple(values)

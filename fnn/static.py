@@ -3,7 +3,10 @@
 `jax.jit` knows a function by its identity. What is built anew for each network (the way from first
 values to `lora`'s, the first state of an optimizer) is a new closure each time, and would compile
 each time, and stay in memory. Here two functions are alike if their code is, and all that they
-refer to: what they close over, their defaults and their globals.
+refer to: what they close over, their defaults, and the globals that they name, functions of the
+user's by their content in turn. What can change unseen (a module or a class of the user's, a list,
+an array, an object with attributes of its own) is not compared: what refers to it is never
+compiled.
 """
 
 from __future__ import annotations
@@ -66,40 +69,50 @@ class _Unknown(Exception):
     """Something that is told from others by its identity alone."""
 
 
-def _content(value: Any, seen: dict[int, int]) -> Any:
+LIBRARIES = frozenset({"fnn", "jax", "jaxlib", "numpy", "optax"}) | sys.stdlib_module_names
+
+
+def _content(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     """What tells a value from others, hashable; `seen` ends what refers to itself."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.dtype, type)):
-        return type(value), repr(value) if isinstance(value, (float, complex)) else value
-    if isinstance(value, jax.tree_util.PyTreeDef):
-        return "treedef", value
+    kind: Any = type(value)
+    if value is None or kind in (bool, int, str, bytes) or isinstance(value, np.dtype):
+        return kind, value
+    if kind in (float, complex):
+        return kind, repr(value)
     if isinstance(value, np.generic):
         return value.dtype, value.tobytes()
-    if isinstance(value, types.ModuleType):
-        return "module", value.__name__
-    if _lasts(value):
-        return "named", id(value)
+    if isinstance(value, jax.tree_util.PyTreeDef):
+        return "treedef", value
+    if _is_of_a_library(value):
+        return "named", value
     if id(value) in seen:
-        return "again", seen[id(value)]
-    seen[id(value)] = len(seen)
-    if isinstance(value, frozenset):
-        return "set", frozenset(_content(v, seen) for v in value)
-    if isinstance(value, tuple):
-        return type(value), tuple(_content(v, seen) for v in value)
-    if isinstance(value, (dict, types.MappingProxyType)):
-        return "dict", tuple((_content(k, seen), _content(v, seen)) for k, v in value.items())
-    if isinstance(value, functools.partial):
-        return "partial", _content((value.func, value.args, value.keywords), seen)
-    if isinstance(value, types.FunctionType):
+        return "again", seen[id(value)][0]
+    seen[id(value)] = len(seen), value  # held, so that no other takes its id
+    if kind is frozenset:
+        return kind, frozenset(_content(v, seen) for v in value)
+    if kind is tuple or issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return _of(kind), tuple(_content(v, seen) for v in value)
+    if kind in (dict, types.MappingProxyType):
+        return kind, tuple((_content(k, seen), _content(v, seen)) for k, v in value.items())
+    if kind is functools.partial:
+        return kind, _content((value.func, value.args, value.keywords), seen)
+    if kind is types.MethodType:
+        return kind, _content((value.__func__, value.__self__), seen)
+    if kind is types.FunctionType and not vars(value):
         return _function(value, seen)
-    if isinstance(value, types.MethodType):
-        return "method", _content((value.__func__, value.__self__), seen)
-    if dataclasses.is_dataclass(value):
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return type(value), _content(tuple(fields), seen)
+    if dataclasses.is_dataclass(value) and _is_of_a_library(kind):
+        names = [field.name for field in dataclasses.fields(value)]
+        if set(getattr(value, "__dict__", names)) == set(names):
+            return kind, _content(tuple(getattr(value, name) for name in names), seen)
     raise _Unknown
 
 
-def _function(fn: types.FunctionType, seen: dict[int, int]) -> Any:
+def _of(kind: Any) -> Any:
+    """The type of a tuple with names: its names, for one of the user's."""
+    return kind if kind is tuple or _is_of_a_library(kind) else (kind.__qualname__, kind._fields)
+
+
+def _function(fn: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> Any:
     cells = []
     for cell in fn.__closure__ or ():
         try:
@@ -117,12 +130,12 @@ def _names(code: types.CodeType) -> list[str]:
     return list(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names(c))]))
 
 
-def _lasts(value: Any) -> bool:
-    """Whether a value is a function or an object that a module holds under the value's own name.
-
-    Not one of `__main__`, where a name is given to new things as a notebook is run.
-    """
+def _is_of_a_library(value: Any) -> bool:
+    """Whether a value is a module of a library, or what one holds under the value's own name."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in LIBRARIES
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+    if not isinstance(module, str) or not isinstance(name, str):
         return False
-    return getattr(sys.modules.get(module), name, None) is value and name.isidentifier()
+    held = getattr(sys.modules.get(module), name, None)
+    return module.partition(".")[0] in LIBRARIES and held is value

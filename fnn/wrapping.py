@@ -65,7 +65,8 @@ def wrap(
 
     def run(params, state, *xs, key=None, train=False, **named):
         """(y, state) of the wrapped layer; see `fnn.Layer`."""
-        xs = by_position(inputs, xs, named)
+        with errors.within(name or layer.name):
+            xs = by_position(inputs, xs, named)
         check_arity(xs)
         return apply(layer, params, state, *xs, key=key, train=train)
 

@@ -219,3 +219,27 @@ def test_frozen_and_adapted_cells_keep_their_carries():
     np.testing.assert_allclose(
         text.y, fnn.unroll_generate(same, merged, blank, **options).y, rtol=1e-5, atol=1e-6
     )
+
+
+def test_frozen_params_are_not_taken_from_params():
+    params, _ = fnn.dense(4).init(key(0), (1, 4))
+    for net in (fnn.frozen(fnn.dense(4)), fnn.serial(body=fnn.frozen(fnn.dense(4)))):
+        given = params if not net.children else {"body": params}
+        with pytest.raises(errors.ParamsError, match="fnn.unmerge"):
+            net(given, x_of(2, 4))
+
+
+def test_halves_of_halves_are_merged_and_what_cannot_be_is_said():
+    for wrap in (lambda net: net, lambda net: fnn.repeat(net, 2)):
+        net, plain = wrap(fnn.frozen(fnn.lora(fnn.dense(4), 2), "a/*")), wrap(fnn.dense(4))
+        params, state = net.init(key(0), (2, 4))
+        params = jax.tree.map(lambda p: p + 0.1, params)
+        merged, own = fnn.merge(net, params, state, (2, 4))
+        x = x_of(2, 4)
+        np.testing.assert_allclose(plain(merged, x), net(params, x, state=state), rtol=1e-5)
+    for net in (
+        fnn.lora(fnn.frozen(fnn.dense(4), "bias"), 2),
+        fnn.lora(fnn.lora(fnn.dense(4), 2), 2),
+    ):
+        with pytest.raises(errors.ParamsError, match="merge: .*freeze the reparametrized layer"):
+            fnn.merge(net, *net.init(key(0), (2, 4)), (2, 4))

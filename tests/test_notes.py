@@ -196,3 +196,21 @@ def test_experts_with_tokens_of_their_own_and_params_without_a_call():
     assert tied(params, x_of(2, 4)).shape == (2, 7)
     rows = {row.path: row for row in fnn.summary(tied, (2, 4)).rows}
     assert rows["table"].params == 28 and rows["table"].flops == 0
+
+
+def test_inputs_that_are_left_out_keep_their_defaults():
+    @fnn.compose(a=fnn.dense(4))
+    def body(f, x, scale=2.0, shift=None):
+        return f.a(x) * scale + (0.0 if shift is None else shift)
+
+    x = x_of(2, 4)
+    for wrap in (lambda net: net, fnn.remat, fnn.serial, lambda net: fnn.cast(net, jnp.float32)):
+        net = wrap(body)
+        params, _ = net.init(key(0), x=(2, 4))
+        np.testing.assert_array_equal(net(params, x=x), net(params, x))
+    tanh_form = fnn.serial(jax.nn.gelu)
+    np.testing.assert_array_equal(tanh_form({}, x=x), jax.nn.gelu(x))
+    net = fnn.serial(fnn.rnn(fnn.gru_cell(2)))
+    params, _ = net.init(key(0), (2, 3, 4))
+    with pytest.raises(errors.InputError, match="the input x"):
+        net(params, lengths=jnp.array([1, 2]))

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +104,59 @@ def test_what_is_known_by_identity_alone_runs_uncompiled():
         return x + 1
 
     assert run_once_compiled(fn, 1) == 2 and calls == [1]
+
+
+def plus(a, b, x):
+    return a + b + x
+
+
+class Adder:
+    def __init__(self, value):
+        self.value = value
+
+    def add(self, x):
+        return x + self.value
+
+
+def defaulted(a, b):
+    def fn(x, a=a, *, b=b):
+        return x + a + b
+
+    return fn
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a, b: lambda x: partial(plus, a)(0, x) + partial(plus, b)(0, x),
+        lambda a, b: partial(plus, partial(plus, a, 0), partial(plus, b, 0)),
+        lambda a, b: partial(plus, a, b),
+        lambda a, b: partial(partial(plus, a), b),
+        defaulted,
+        lambda a, b: lambda x: defaulted(a, 0)(x) + defaulted(b, 0)(x),
+        lambda a, b: lambda x: {"a": a, "b": {"c": b}}["b"]["c"] + x,
+        lambda a, b: fnn.initializers.normal(a + b / 10),
+    ],
+)
+def test_the_second_of_two_values_counts_as_much_as_the_first(make):
+    of = Static.of
+    assert of(make(1.0, 2.0)) == of(make(1.0, 2.0)) is not None
+    assert of(make(1.0, 2.0)) != of(make(1.0, 3.0))
+    assert of(make(1.0, 2.0)) != of(make(2.0, 2.0))
+
+
+def test_two_layers_of_one_kind_keep_their_own_options():
+    for fractions in ((0.5, 0.5), (0.5, 0.25), (0.5, 0.75)):
+        net = fnn.serial(*(fnn.prune(fnn.dense(4), fraction) for fraction in fractions))
+        _, state = net.init(jax.random.key(0), (1, 4))
+        kept = [int(own["(frozen)"]["kernel"]["mask"].sum()) for own in state.values()]
+        assert kept == [round(16 * (1 - fraction)) for fraction in fractions]
+
+
+def test_what_may_change_unseen_is_not_compared():
+    def labelled(x):
+        return x + labelled.by
+
+    labelled.by = 1.0
+    for unknown in (labelled, Adder(1.0).add, lambda x: x + Adder.scale, [1]):
+        assert Static.of(scaled_by(unknown)) is None

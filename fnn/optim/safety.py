@@ -101,8 +101,9 @@ def unless_skipped(before: tuple, after: tuple) -> tuple:
     """What a step came to: `after`, or `before` where `skip_nonfinite` skipped it; bit by bit.
 
     - `before`, `after`: (params, state, opt_state), before and after the step. The counters of
-      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is;
-      of `each_member(skip_nonfinite(tx))` each member is as it was skipped.
+      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is.
+      Where it is a part of the optimizer, a step that it skips is skipped whole; where all of it is
+      `each_member(skip_nonfinite(tx))`, of an ensemble, members are skipped one by one.
 
     >>> from fnn.optim import sgd
     >>> tx, p = skip_nonfinite(sgd(0.1)), jnp.ones(1)
@@ -118,9 +119,10 @@ def unless_skipped(before: tuple, after: tuple) -> tuple:
     nodes = [n for n in jax.tree.leaves(after[2], is_leaf=is_counter) if is_counter(n)]
     if not nodes:
         return after
-    finite = jnp.ones((), bool)
-    for node in nodes:  # [n] in `each_member`, whose members are skipped one by one
-        finite = finite & node.last_finite
+    if is_counter(after[2]):
+        finite = after[2].last_finite  # [n] in `each_member`, whose members are skipped one by one
+    else:
+        finite = _all(node.last_finite for node in nodes)
 
     def choose(old, new):
         if old is new or is_counter(new):
