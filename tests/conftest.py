@@ -29,6 +29,6 @@ os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="fnn-data-")  # the home s
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("quick", max_examples=6, deadline=None, suppress_health_check=slow)
+settings.register_profile("quick", max_examples=5, deadline=None, suppress_health_check=slow)
 settings.register_profile("full", max_examples=300, deadline=None, suppress_health_check=slow)
 settings.load_profile("quick")

@@ -40,6 +40,7 @@ SETTINGS = {
     "rbg": lambda: config(jax_default_prng_impl="rbg"),
     "unsafe_rbg": lambda: config(jax_default_prng_impl="unsafe_rbg"),
 }
+SLOW = ("eager", "leaks", "unsafe_rbg")
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 
 
@@ -47,7 +48,7 @@ every_setting = pytest.mark.parametrize("setting", SETTINGS)
 def test_layers(setting):
     names = [name for name in LAYERS if name not in HEAVY]
     if QUICK:
-        names = LAYER_SAMPLE[:3] if setting in ("eager", "leaks", "unsafe_rbg") else LAYER_SAMPLE
+        names = LAYER_SAMPLE[:2] if setting in SLOW else LAYER_SAMPLE
     if setting in ("eager", "leaks") and QUICK:
         names = names[:4]
     with SETTINGS[setting]():
@@ -74,7 +75,7 @@ def test_layers(setting):
 def test_optimizers(setting):
     with SETTINGS[setting]():
         for name, row in ROWS.items():
-            if QUICK and name not in OPTIMIZER_SAMPLE[: 1 if setting == "leaks" else 3]:
+            if QUICK and name not in OPTIMIZER_SAMPLE[: 1 if setting in SLOW else 3]:
                 continue
             tx = row.build(**row.usual)
             params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones(())}

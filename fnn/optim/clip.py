@@ -109,8 +109,9 @@ def clip_by_block_rms(threshold: Any) -> Transform:
     Shazeer & Stern (2018), section 6.
 
     >>> tx = clip_by_block_rms(1.0)
-    >>> print(tx.update(jnp.array([3.0, 3.0]), ())[0].round(3))
-    [1. 1.]
+    >>> u, _ = tx.update(jnp.array([3.0, 3.0]), ())
+    >>> print(f"{u[0]:.3f} {u[1]:.3f}")
+    1.000 1.000
     """
     checks.number("threshold", threshold, 0.0, float("inf"))
 

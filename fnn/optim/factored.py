@@ -119,8 +119,9 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
     >>> import jax.numpy as jnp
     >>> tx = scale_by_param_block_rms()
     >>> p = jnp.full(2, 3.0)
-    >>> print(tx.update(jnp.ones(2), tx.init(p), p)[0].round(3))
-    [3. 3.]
+    >>> u, _ = tx.update(jnp.ones(2), tx.init(p), p)
+    >>> print(f"{u[0]:.3f} {u[1]:.3f}")
+    3.000 3.000
     """
     checks.number("min_scale", min_scale, 0.0, float("inf"))
 
