@@ -158,7 +158,8 @@ LAYERS = {
 
 HEAVY = (  # made of others in the table: in `make test-full` alone
     "attention causal, rotary", "attention to memory", "bidirectional", "compose",
-    "compose nested", "conv valid, strides", "conv_lstm_cell", "serial", "gru_cell reset before",
+    "compose nested", "conv valid, strides", "conv_lstm_cell", "separable_conv", "serial",
+    "gru_cell reset before",
     "ensemble", "lru", "lstm layers", "lstm_cell with all", "max_pool large", "repeat remat",
     "repeat weight_norm", "rnn masked", "rnn reset", "stack", "transformer_block", "zoneout",
 )  # fmt: skip

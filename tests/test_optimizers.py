@@ -65,9 +65,13 @@ def test_optax_agrees(name):
     assert_updates(got, want, row.optax_tolerance, "leaf")
 
 
-HEAVY = (  # of rules that other rows have: in `make test-full` alone
-    "fromage", "lars", "lbfgs directions", "muon without nesterov", "named_chain",
-    "noisy_sgd of none", "scale_by_param_block_rms", "scale_by_trust_ratio",
+HEAVY = (  # made of others, or of their rules: in `make test-full` alone
+    "adadelta", "adagrad", "adam", "adamaxw", "add_decayed_weights by schedule",
+    "amsgrad, corrected first", "clip_by_block_rms", "ema as it is", "fromage", "lamb", "lars",
+    "lbfgs directions", "momentum", "muon without nesterov", "nadamw", "named_chain",
+    "noisy_sgd of none", "novograd", "optimistic_adam", "prodigy with bias correction",
+    "project on box", "project on l2_ball", "rmsprop centered nesterov", "scale_by_param_block_rms",
+    "scale_by_stddev", "scale_by_trust_ratio", "schedule_free_sgd", "signum", "sm3",
 )  # fmt: skip
 
 

@@ -73,9 +73,11 @@ def test_layers(setting):
 
 @every_setting
 def test_optimizers(setting):
+    if QUICK and setting == "leaks":
+        pytest.skip("in make test-full")
     with SETTINGS[setting]():
         for name, row in ROWS.items():
-            if QUICK and name not in OPTIMIZER_SAMPLE[: 1 if setting in SLOW else 3]:
+            if QUICK and name not in OPTIMIZER_SAMPLE[: 1 if setting in SLOW else 2]:
                 continue
             tx = row.build(**row.usual)
             params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones(())}
