@@ -10,6 +10,7 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn import checks, errors
+from fnn.dtypes import real_part
 from fnn.lengths import as_length, length_over, shortened
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.members import check_told
@@ -25,7 +26,8 @@ def project(onto: Callable) -> Transform:
 
     - `onto`: a function of one leaf: `non_negative`, `box`, `l2_ball`, `simplex` or your own.
 
-    `update` raises ParamsError without params.
+    `update` raises ParamsError without params, and DtypeError for complex ones where onto needs an
+    order: all but `l2_ball`.
 
     >>> from fnn.optim import apply_updates, chain, sgd
     >>> tx = chain(sgd(1.0), project(box(0.0, 1.0)))
@@ -52,6 +54,7 @@ def non_negative(x: jax.Array) -> jax.Array:
     >>> print(non_negative(jnp.array([-1.0, 2.0])))
     [0. 2.]
     """
+    checks.real("x", x)
     return jnp.maximum(x, 0)
 
 
@@ -75,6 +78,7 @@ def box(lower: Any, upper: Any) -> Callable[[jax.Array], jax.Array]:
         )
 
     def onto(x):
+        checks.real("x", x)
         return jnp.clip(x, as_dtype(lower, x.dtype), as_dtype(upper, x.dtype))
 
     vars(onto)["_each_value"] = True  # so that stacks don't matter
@@ -96,7 +100,7 @@ def l2_ball(radius: Any, axis: Any = None) -> Callable[[jax.Array], jax.Array]:
 
     def onto(x):
         length = length_over(x, tuple(range(x.ndim)) if axis is None else axis)
-        return shortened(x, as_length(radius, x.dtype), length)
+        return shortened(x, as_length(radius, real_part(x.dtype)), length)
 
     return onto
 
@@ -118,6 +122,7 @@ def simplex(total: Any = 1.0) -> Callable[[jax.Array], jax.Array]:
     checks.number("total", total, 0.0, float("inf"))
 
     def onto(x):
+        checks.real("x", x)
         if not x.size:
             return x
         rows = jnp.atleast_1d(x)
