@@ -14,7 +14,8 @@ from fnn import checks, errors
 from fnn.dtypes import wide
 from fnn.initializing import Constant, Param
 from fnn.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays, traced
-from fnn.notes import NOTES, add_notes
+from fnn.notes import add_notes
+from fnn.reserved import NOTES
 from fnn.shapes import (
     arity,
     arrays_of,

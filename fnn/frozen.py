@@ -11,8 +11,9 @@ import jax
 
 from fnn import errors
 from fnn.declarations import declared
-from fnn.initializing import FROZEN, Derived, is_frozen_key
+from fnn.initializing import Derived
 from fnn.layer import Layer, as_layer, outline, same_arrays
+from fnn.reserved import FROZEN, is_empty, is_under
 from fnn.wrapping import wrap
 
 
@@ -77,7 +78,7 @@ def hold(
             check(params)
         learnt, held = _split(params, chosen)
         last = _last(state)  # of a layer that is frozen in part already
-        if last or not _is_empty(held):
+        if last or not is_empty(held):
             state = {**state, f"{last}'" if last else FROZEN: held}
         return (learnt, state), y
 
@@ -85,7 +86,7 @@ def hold(
         if not isinstance(state, Mapping):
             errors.check_names("state", state, ())
         last = _last(state)
-        if last is None and not (whole and _is_empty(params)):
+        if last is None and not (whole and is_empty(params)):
             raise errors.ParamsError(
                 f"state with {FROZEN}, where frozen params stand",
                 "params alone" if params else "none",
@@ -119,7 +120,7 @@ def hold(
 
 def _last(state: Any) -> str | None:
     """The name of the frozen params that were set apart last."""
-    return max(filter(is_frozen_key, state), key=len, default=None)
+    return max((name for name in state if is_under(FROZEN, name)), key=len, default=None)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Part:
             if not isinstance(tree, Mapping):
                 return tree if path in self.paths else None
             below = {k: keep(v, f"{path}/{k}" if path else k) for k, v in tree.items()}
-            return {k: v for k, v in below.items() if v is not None and not _is_empty(v)}
+            return {k: v for k, v in below.items() if v is not None and not is_empty(v)}
 
         return keep(self.fn(*values))
 
@@ -147,8 +148,7 @@ def _split(specs: Any, chosen: Callable[[str, str], bool], path: str = "") -> tu
             for name, node in specs.items()
         }
         return tuple(  # type: ignore[return-value]
-            {name: part[i] for name, part in parts.items() if not _is_empty(part[i])}
-            for i in (0, 1)
+            {name: part[i] for name, part in parts.items() if not is_empty(part[i])} for i in (0, 1)
         )
     found = jax.tree_util.tree_flatten_with_path(declared(specs))[0]
     paths: tuple[set[str], set[str]] = (set(), set())
@@ -179,9 +179,9 @@ def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) 
 
 def joined(params: Any, held: Any) -> Any:
     """The params of a layer, or their declarations: those that learn and those that are held."""
-    if _is_empty(held):
+    if is_empty(held):
         return params
-    if _is_empty(params):
+    if is_empty(params):
         return held
     if isinstance(params, Derived) or isinstance(held, Derived):
         both = [_unparted(getattr(half, "fn", None)) for half in (params, held)]
@@ -204,10 +204,6 @@ def joined(params: Any, held: Any) -> Any:
     return both
 
 
-def _is_empty(tree: Any) -> bool:
-    return isinstance(tree, Mapping) and not tree
-
-
 def _unparted(fn: Any) -> Any:
     """The function that a half, or a half of a half, was made of, of every member of a stack."""
     if isinstance(fn, Part):
@@ -219,25 +215,7 @@ def held_in(state: Any) -> Any:
     """All frozen params of a state, or their declarations, at their paths as params."""
     found: Any = {}
     for name, below in state.items() if isinstance(state, Mapping) else ():
-        part = below if is_frozen_key(name) else held_in(below)
-        if not _is_empty(part):
-            found = joined(found, part if is_frozen_key(name) else {name: part})
+        part = below if is_under(FROZEN, name) else held_in(below)
+        if not is_empty(part):
+            found = joined(found, part if is_under(FROZEN, name) else {name: part})
     return found
-
-
-def not_held(state: Any) -> Any:
-    """The state without its frozen params."""
-    if not isinstance(state, Mapping):
-        return state
-    clean = {name: not_held(below) for name, below in state.items() if not is_frozen_key(name)}
-    return {name: below for name, below in clean.items() if not _is_empty(below)}
-
-
-def with_held(state: Any, fn: Callable[[Any], Any]) -> Any:
-    """The state with `fn` of what is frozen, a tree, and all else as it is."""
-    if not isinstance(state, Mapping):
-        return state
-    return {
-        name: fn(below) if is_frozen_key(name) else with_held(below, fn)
-        for name, below in state.items()
-    }

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn import checks, errors
+from fnn.reserved import FROZEN, is_under
 from fnn.static import run_once_compiled
 
 BLOCK = 1024  # values in a block
@@ -86,9 +87,6 @@ class Derived:
     axes: Any = None
     stack: tuple[int, ...] = ()
     keyed: bool = False
-
-
-FROZEN = "(frozen)"  # where a state keeps the params that are frozen, beside the layer's own state
 
 
 # --- distributions
@@ -176,14 +174,9 @@ def as_unfrozen(path: str) -> str:
     'params/body/dense1/kernel'
     """
     names = path.split("/")
-    if not any(map(is_frozen_key, names)):
+    if not any(is_under(FROZEN, name) for name in names):
         return path
-    return "/".join(["params", *(name for name in names[1:] if not is_frozen_key(name))])
-
-
-def is_frozen_key(name: str) -> bool:
-    """Whether a name in a state is that of frozen params: "(frozen)", once more "(frozen)'"."""
-    return name.rstrip("'") == FROZEN
+    return "/".join(["params", *(name for name in names[1:] if not is_under(FROZEN, name))])
 
 
 def _collect(

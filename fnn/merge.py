@@ -9,9 +9,10 @@ from typing import Any, cast
 import jax
 
 from fnn import checks, errors
-from fnn.frozen import held_in, joined, not_held
-from fnn.initializing import Derived, is_frozen_key
+from fnn.frozen import held_in, joined
+from fnn.initializing import Derived
 from fnn.layer import Layer
+from fnn.reserved import FROZEN, is_under, without
 from fnn.shapes import arrays_of
 
 
@@ -41,7 +42,7 @@ def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple
         for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
             errors.check_same(what, tree, arrays_of(spec))
         declared = _whole(specs)
-        return _back(declared, joined(params, held_in(state))), not_held(state)
+        return _back(declared, joined(params, held_in(state))), without(FROZEN, state)
 
 
 def unmerge(
@@ -73,7 +74,7 @@ def unmerge(
         state = {} if state is None else state
         declared = _whole(specs)
         errors.check_same("params", params, arrays_of(_plain(declared)))
-        errors.check_same("state", state, arrays_of(not_held(specs[1])))
+        errors.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
         whole = _forth(declared, params, key)
         learnt = _only(arrays_of(specs[0]), whole)
         return learnt, _with_held(arrays_of(specs[1]), state, whole)
@@ -129,7 +130,7 @@ def _with_held(like: Any, state: Any, whole: Any) -> Any:
         return state
     out = {}
     for name, below in like.items():
-        if is_frozen_key(name):
+        if is_under(FROZEN, name):
             out[name] = _only(below, whole)
         else:
             inner = whole.get(name, {}) if isinstance(whole, Mapping) else {}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-NOTES = "(notes)"
+from fnn.reserved import NOTES, map_under
 
 
 def notes(state: Any, *patterns: str) -> dict[str, jax.Array]:
@@ -60,27 +60,11 @@ def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, jax.Array]]:
             yield from _collect(value, f"{path}/{name}" if path else name)
 
 
-def has_notes(state: Any) -> bool:
-    """Whether there is a note anywhere in a state."""
-    return isinstance(state, Mapping) and (NOTES in state or any(map(has_notes, state.values())))
-
-
 def no_notes(state: Any) -> Any:
     """The state with all its notes at zero."""
-    return _at_notes(lambda note: jax.tree.map(jnp.zeros_like, note), state)
+    return map_under(NOTES, lambda note: jax.tree.map(jnp.zeros_like, note), state)
 
 
 def add_notes(before: Any, after: Any) -> Any:
     """The state `after` a call, with the notes of `before` added to its own."""
-    return _at_notes(lambda a, b: jax.tree.map(jnp.add, a, b), after, before)
-
-
-def _at_notes(fn: Any, state: Any, *others: Any) -> Any:
-    if not has_notes(state):
-        return state
-
-    def at(name):
-        own = [other[name] for other in others]
-        return fn(state[name], *own) if name == NOTES else _at_notes(fn, state[name], *own)
-
-    return {name: at(name) for name in state}
+    return map_under(NOTES, lambda a, b: jax.tree.map(jnp.add, a, b), after, before)

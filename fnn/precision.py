@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from fnn import checks, errors
 from fnn.dtypes import is_floating
-from fnn.frozen import with_held
-from fnn.initializing import Derived, is_frozen_key
+from fnn.initializing import Derived
 from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
+from fnn.reserved import FROZEN, map_under
 from fnn.shapes import as_array, as_dtype
 from fnn.wrapping import same_carry, wrap
 
@@ -59,27 +59,24 @@ def cast(
         with errors.within(layer.name):
             xs = jax.tree.map(as_array, xs)
         low = as_dtype((params, xs), compute_dtype)
-        held = with_held(state, lambda tree: as_dtype(tree, compute_dtype))
+        held = map_under(FROZEN, lambda tree: as_dtype(tree, compute_dtype), state)
         y, after = layer.apply(low[0], held, *low[1], key=key, train=train)
-        return finish(y, xs), state if same_arrays(held, after) else _as_held(state, after)
+        return finish(y, xs), _as_before(state, held, after)
 
     def declare(layer, *xs):
         inside = layer.map(lambda path, inner: _lowered(inner, compute_dtype))
         (params, state), y = outline(inside, as_dtype(xs, compute_dtype))
-        state = with_held(state, lambda specs: _declared_in(specs, param_dtype))
+        state = map_under(FROZEN, lambda specs: _declared_in(specs, param_dtype), state)
         return (_declared_in(params, param_dtype), state), finish(y, xs)
 
     return wrap(layer, apply, declare=declare, carry=layer.carry and same_carry)
 
 
-def _as_held(before: Any, after: Any) -> Any:
-    """The state `after` a call, with the frozen params as they were before it was cast."""
-    if not isinstance(after, Mapping):
-        return after
-    return {
-        name: before[name] if is_frozen_key(name) else _as_held(before.get(name, {}), below)
-        for name, below in after.items()
-    }
+def _as_before(state: Any, held: Any, after: Any) -> Any:
+    """The state `after` a call, with the frozen params as they were before they were cast."""
+    if same_arrays(held, after):
+        return state
+    return map_under(FROZEN, lambda new, old: old, after, state)
 
 
 def _lowered(layer: Layer, dtype: Any) -> Layer:

@@ -19,10 +19,11 @@ import numpy as np
 
 from fnn import checks, errors
 from fnn.dtypes import is_floating, wide
-from fnn.frozen import held_in, joined, with_held
+from fnn.frozen import held_in, joined
 from fnn.initializers import zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
+from fnn.reserved import FROZEN, map_under, without
 from fnn.shapes import arrays_of, from_numpy, zeros_of
 from fnn.wrapping import wrap
 
@@ -116,7 +117,7 @@ def tap(net: Layer, *patterns: str) -> Layer:
             _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
             before = _with_room(state, declared, "state")
         y, after = tapped.apply(params, before, *xs, key=key, train=train)
-        seen, after = dict(_collect(after)), _unseen(after, state)
+        seen, after = dict(_collect(after)), without(_SEEN, after)
         return (y, seen), state if same_arrays(state, after) else after
 
     return wrap(net, apply)
@@ -219,7 +220,7 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
         seen, moved = _at(after, path)[_SEEN], _at(grads, path).get(_SEEN, {})
         leaf = not layer.children
         trees = joined(params, held_in(state or {})), grads
-        own = [{k: v for k, v in _at(tree, path).items() if k != _SEEN} for tree in trees]
+        own = [_without(_at(tree, path)) for tree in trees]
         if leaf:
             forward += _tensors(path, "", own[0], stacked)
             forward += _tensors(path, "input", seen["input"], stacked)
@@ -242,7 +243,7 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
             xs = (y[0], *xs[1:])
         room = {"input": _floats(xs), "output": _floats(y)}
         room, params = _declared(room), _declared(arrays_of(params))
-        state = with_held(state, lambda specs: _declared(arrays_of(specs)))
+        state = map_under(FROZEN, lambda specs: _declared(arrays_of(specs)), state)
         return ({**params, _SEEN: room}, {**state, _SEEN: {**room, "depth": Param((), zeros)}}), y
 
     def apply(params, state, *xs, key=None, train=False):
@@ -300,14 +301,6 @@ def _with_room(tree: Any, declared: Any, what: str) -> Any:
         elif below := _with_room({}, spec, what):
             room[name] = below
     return {**tree, **room}
-
-
-def _unseen(tree: Any, like: Any) -> Any:
-    """A state of the names that another has, without what was seen."""
-    if not isinstance(tree, Mapping):
-        return tree
-    clean = {name: _unseen(v, like.get(name, {})) for name, v in tree.items() if name != _SEEN}
-    return {name: v for name, v in clean.items() if name in like}
 
 
 def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

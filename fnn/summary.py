@@ -14,6 +14,7 @@ from fnn.frozen import held_in
 from fnn.initializers import zeros
 from fnn.initializing import Param
 from fnn.layer import Layer, Specs, as_layer, inputs_of, outline
+from fnn.reserved import without
 from fnn.shapes import arrays_of, as_struct, by_position, struct
 
 _MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
@@ -120,7 +121,7 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
     def watch(path: str, layer: Layer) -> Layer:
         def look(xs, calls):
             (params, state), y = outline(layer, xs)
-            arrays = arrays_of((params, _unmarked(state)))
+            arrays = arrays_of((params, without(_MARK, state)))
             flops = 0
             if calls:
                 flops = count_flops(_Run(layer, train), *arrays, *jax.tree.map(struct, xs))
@@ -151,7 +152,7 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
         jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
         params, state = specs[0]
     rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
-    arrays = arrays_of((params, _unmarked(state)))
+    arrays = arrays_of((params, without(_MARK, state)))
     return Summary(rows, tree.nbytes(arrays))
 
 
@@ -162,13 +163,6 @@ class _Run(NamedTuple):
     def __call__(self, params, state, *xs):
         key = jax.random.key(0) if self.train else None
         return self.layer.apply(params, state, *xs, key=key, train=self.train)
-
-
-def _unmarked(state: Any) -> Any:
-    if not isinstance(state, dict):
-        return state
-    clean = {name: _unmarked(value) for name, value in state.items() if name != _MARK}
-    return {name: value for name, value in clean.items() if value != {}}
 
 
 def _without(state: Any) -> Any:
