@@ -83,7 +83,7 @@ def main():
     args = parser.parse_args()
 
     start = time.perf_counter()
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         partial(run_fn, steps=args.steps, noise=args.noise),
         keys=jax.random.split(jax.random.key(0), args.seeds),
         width=args.widths,

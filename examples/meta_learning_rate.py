@@ -118,7 +118,7 @@ def main():
     tried = {constant: np.concatenate([grid, one[0][-1:]]), decaying: grid,
              knotted: all_knots[0][-1:]}  # fmt: skip
     for schedule, rates in tried.items():
-        sweep = fnn.train.sweep(run_fn, keys=keys, schedule=[schedule], rates=rates,
+        sweep = fnn.search.sweep(run_fn, keys=keys, schedule=[schedule], rates=rates,
                                 strategy="vmap", progress=False)  # fmt: skip
         found[schedule] = {name: sweep.grid(a)[0] for name, a in sweep.results.items()}
         best[schedule] = found[schedule]["validation"][: len(grid)].mean(axis=1).argmin()

@@ -51,7 +51,7 @@ def main():
     args = parser.parse_args()
 
     start = time.perf_counter()
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         run_fn,
         keys=jax.random.split(jax.random.key(0), args.seeds),
         optimizer=OPTIMIZERS,

@@ -2,60 +2,61 @@
 
 from fnn import (
     convert,
-    curvature,
     data,
     ensembles,
     initializers,
     losses,
     metrics,
     optim,
-    plot,
+    search,
     testing,
     train,
     tree,
 )
-from fnn.combinators import ensemble, parallel, remat, repeat, residual, serial
-from fnn.compose import compose
-from fnn.errors import FnnError
-from fnn.flops import count_flops
-from fnn.frozen import frozen
-from fnn.generate import unroll_generate
-from fnn.initializing import Derived, Param
-from fnn.layer import Layer, leaf
+from fnn.analysis import curvature, plot
+from fnn.analysis.flops import count_flops
+from fnn.analysis.probe import nan_report, swap, tap
+from fnn.analysis.summary import summary
+from fnn.core import errors
+from fnn.core.compose import compose
+from fnn.core.declarations import Derived, Param
+from fnn.core.errors import FnnError
+from fnn.core.layer import Layer, leaf
+from fnn.core.notes import notes
+from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
 from fnn.layers.attention import attention, transformer_block
-from fnn.layers.cell_combinators import (
+from fnn.layers.combinators import ensemble, parallel, remat, repeat, residual, serial
+from fnn.layers.conv.conv import conv
+from fnn.layers.conv.conv_transpose import conv_transpose
+from fnn.layers.conv.depthwise import depthwise_conv, separable_conv
+from fnn.layers.conv.global_pool import adaptive_avg_pool, global_avg_pool, global_max_pool
+from fnn.layers.conv.local_conv import local_conv
+from fnn.layers.conv.lp_pool import lp_pool
+from fnn.layers.conv.pool import avg_pool, max_pool, min_pool, sum_pool
+from fnn.layers.conv.resize import pixel_shuffle, pixel_unshuffle, upsample
+from fnn.layers.dense import bilinear, dense
+from fnn.layers.dropout import alpha_dropout, drop_path, dropout, gaussian_noise, spatial_dropout
+from fnn.layers.embedding import embedding, parameter
+from fnn.layers.frozen import frozen
+from fnn.layers.merge import merge, unmerge
+from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from fnn.layers.precision import cast
+from fnn.layers.recurrent.cells import gru_cell, lstm_cell, mgu_cell, rnn_cell
+from fnn.layers.recurrent.combinators import (
     as_cell,
     conv_lstm_cell,
     stack,
     variational_dropout,
     zoneout,
 )
-from fnn.layers.cells import gru_cell, lstm_cell, mgu_cell, rnn_cell
-from fnn.layers.conv import conv
-from fnn.layers.conv_transpose import conv_transpose
-from fnn.layers.dense import bilinear, dense
-from fnn.layers.depthwise import depthwise_conv, separable_conv
-from fnn.layers.dropout import alpha_dropout, drop_path, dropout, gaussian_noise, spatial_dropout
-from fnn.layers.embedding import embedding, parameter
-from fnn.layers.global_pool import adaptive_avg_pool, global_avg_pool, global_max_pool
-from fnn.layers.linear_recurrent import lru
-from fnn.layers.local_conv import local_conv
-from fnn.layers.lp_pool import lp_pool
-from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from fnn.layers.pool import avg_pool, max_pool, min_pool, sum_pool
-from fnn.layers.recurrent import forget, rnn
-from fnn.layers.recurrent_layers import bidirectional, gru, lstm, simple_rnn
+from fnn.layers.recurrent.generation import unroll_generate
+from fnn.layers.recurrent.linear import lru
+from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
+from fnn.layers.recurrent.rnn import forget, rnn
+from fnn.layers.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
 from fnn.layers.reshape import flatten, reshape
-from fnn.layers.resize import pixel_shuffle, pixel_unshuffle, upsample
 from fnn.layers.sinusoidal import positional_encoding, sinusoidal
-from fnn.merge import merge, unmerge
-from fnn.notes import notes
-from fnn.precision import cast
-from fnn.probe import nan_report, swap, tap
-from fnn.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
-from fnn.summary import summary
-from fnn.wrapping import wrap
 
 __version__ = "0.1.0"
 
@@ -88,6 +89,7 @@ __all__ = [
     "embedding",
     "ensemble",
     "ensembles",
+    "errors",
     "flatten",
     "forget",
     "frozen",
@@ -133,6 +135,7 @@ __all__ = [
     "rms_norm",
     "rnn",
     "rnn_cell",
+    "search",
     "separable_conv",
     "serial",
     "simple_rnn",

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating, widened
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating, widened
+from fnn.core.shapes import unlike
 from fnn.losses.inputs import floating
 from fnn.losses.numerics import kl
-from fnn.shapes import unlike
 
 __all__ = [
     "Uncertainty",

@@ -1,7 +1,7 @@
 """Initializers by the names of the field: hashable values, called as `f(key, shape, dtype)`.
 
 They stand where `jax.nn.initializers`' do and are equal to them in distribution. Being declared,
-not just called, they let one compiled sampler draw a whole network; see `fnn.initializing`.
+not just called, they let one compiled sampler draw a whole network; see `fnn.core.params`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.initializing import Constant, Distribution
+from fnn.core import checks, errors
+from fnn.core.params import Constant, Distribution
 
 __all__ = [
     "constant",

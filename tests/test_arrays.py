@@ -7,7 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
-from fnn.shapes import native, natives
+from fnn.core.shapes import native, natives
 
 N = 12
 RNG = np.random.default_rng(0)

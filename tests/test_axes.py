@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn.declarations import declared, output_axis
+from fnn.core.declarations import declared, output_axis
 
 key = jax.random.key
 

@@ -11,7 +11,7 @@ import pytest
 from oracles import assert_close
 
 import fnn
-from fnn.layers.transposes import with_transpose
+from fnn.layers.conv.transposes import with_transpose
 
 # layer, shape of x, and JAX's own convolution of (x, kernel)
 ONE, TWO, THREE = ("NHC", "HIO", "NHC"), ("NHWC", "HWIO", "NHWC"), ("NHWDC", "HWDIO", "NHWDC")

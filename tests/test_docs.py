@@ -27,7 +27,7 @@ def test_doctests(name):
 def public():
     """The functions and classes that fnn and its submodules export, by name."""
     for module in (
-        fnn, fnn.optim, fnn.train, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree,
+        fnn, fnn.optim, fnn.train, fnn.search, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree,
         fnn.convert, fnn.optim.schedules, fnn.optim.constraints,
     ):  # fmt: skip
         listed = getattr(module, "__all__", None)

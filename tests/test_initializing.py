@@ -10,7 +10,8 @@ from scipy import stats
 
 import fnn
 from fnn import errors, initializers
-from fnn.initializing import Derived, Param, draw
+from fnn.core.declarations import Derived, Param
+from fnn.core.params import draw
 
 SHAPE = (3, 3, 48, 64)
 

@@ -16,8 +16,8 @@ from test_optimizers import ROWS
 
 import fnn
 from fnn import errors, optim
+from fnn.core.shapes import as_struct
 from fnn.losses import squared_error
-from fnn.shapes import as_struct
 
 key = jax.random.key
 QUICK = "FNN_QUICK" in os.environ

@@ -21,11 +21,11 @@ def start(n=N, seed=0):
     random = np.random.default_rng(seed)
     members = jnp.asarray(random.uniform(0.5, 1.0, size=(n, 2)), jnp.float32)
     hyper = jnp.asarray(random.uniform(0.0, 1.0, size=(n, 2)), jnp.float32)
-    return fnn.train.population(members, hyper, jax.random.key(seed))
+    return fnn.search.population(members, hyper, jax.random.key(seed))
 
 
 def evolve(people, rounds=ROUNDS, round_fn=round_fn, **options):
-    return jax.jit(lambda p: fnn.train.evolve(round_fn, p, rounds=rounds, **options))(people)
+    return jax.jit(lambda p: fnn.search.evolve(round_fn, p, rounds=rounds, **options))(people)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.5])
@@ -60,7 +60,7 @@ def test_the_worst_go_on_from_the_best(fraction):
 def test_two_members_reach_what_no_fixed_setting_of_theirs_does():
     """The paper's point: with h = (1, 0) or (0, 1) alone Q stays below 0.4; together it is 1.2."""
     theta, hyper = jnp.full((2, 2), 0.9), jnp.eye(2)
-    people = fnn.train.population(theta, hyper, jax.random.key(1))
+    people = fnn.search.population(theta, hyper, jax.random.key(1))
 
     def explore(key, h):
         return jnp.clip(h + jax.random.uniform(key, h.shape, minval=-0.3, maxval=0.3), 0, 1)
@@ -87,7 +87,7 @@ def test_a_score_of_nan_is_the_lowest_and_is_mended():
         return broken, 1.2 - jnp.sum(broken**2)
 
     hyper = jnp.full((4, 2), 0.5).at[2].set(1.0)
-    people = fnn.train.population(jnp.ones((4, 2)), hyper, jax.random.key(0))
+    people = fnn.search.population(jnp.ones((4, 2)), hyper, jax.random.key(0))
     people, history = evolve(people, 2, breaks, fraction=0.25)
     assert np.isnan(history["score"][0]).tolist() == [False, False, True, False]
     assert history["parent"][1][2] != 2 and np.isfinite(people.score).all()
@@ -95,10 +95,12 @@ def test_a_score_of_nan_is_the_lowest_and_is_mended():
 
 def test_no_nan_stands_for_no_score():
     with jax.debug_nans(True):
-        people = fnn.train.population({"w": jnp.zeros(4)}, {"rate": jnp.ones(4)}, jax.random.key(0))
+        people = fnn.search.population(
+            {"w": jnp.zeros(4)}, {"rate": jnp.ones(4)}, jax.random.key(0)
+        )
         assert (people.score == -jnp.inf).all()
     with jax.disable_jit():
-        none, history = fnn.train.evolve(lambda m, h, key: (m, h["rate"]), people, rounds=0)
+        none, history = fnn.search.evolve(lambda m, h, key: (m, h["rate"]), people, rounds=0)
     assert history["score"].shape == (0, 4) and int(none.round) == 0
 
 
@@ -126,7 +128,7 @@ def test_training_states_are_members():
 
     rates = jnp.array([1e-6, 1e-5, 1e-1, 1e-2])
     members = jax.vmap(member)(jax.random.split(jax.random.key(0), 4))
-    people = fnn.train.population(members, {"rate": rates}, jax.random.key(1))
+    people = fnn.search.population(members, {"rate": rates}, jax.random.key(1))
     people, history = evolve(people, 5, round_fn, fraction=0.5)
     assert people.members.step.tolist() == [40] * 4
     assert people.hyper["rate"].min() > 1e-3  # all descend from the rates that learn
@@ -137,7 +139,7 @@ def test_it_has_a_derivative_and_maps():
     def best(scale):
         people = start()
         people = people._replace(members=people.members * scale)
-        return fnn.train.evolve(round_fn, people, rounds=3)[0].score.max()
+        return fnn.search.evolve(round_fn, people, rounds=3)[0].score.max()
 
     slope, h = jax.grad(best)(1.0), 1e-2
     np.testing.assert_allclose(slope, (best(1 + h) - best(1 - h)) / (2 * h), rtol=1e-2)
@@ -150,7 +152,7 @@ def test_it_has_a_derivative_and_maps():
     [
         (lambda: evolve(start(), fraction=0.6), errors.OptionError, "fraction"),
         (lambda: evolve(start(), rounds=-1), errors.OptionError, "rounds"),
-        (lambda: fnn.train.evolve(round_fn, {}, rounds=1), errors.InputError, "a Population"),
+        (lambda: fnn.search.evolve(round_fn, {}, rounds=1), errors.InputError, "a Population"),
         (lambda: evolve(start(), 1, lambda t, h, k: (t, t)), errors.ShapeError, "scalar score"),
         (lambda: evolve(start(), 1, lambda t, h, k: (t[0], 0.0)), errors.ShapeError, "members"),
         (lambda: evolve(start(), 1, lambda t, h, k: t), errors.InputError, "member, score"),
@@ -160,17 +162,17 @@ def test_it_has_a_derivative_and_maps():
             "explore to return",
         ),
         (
-            lambda: fnn.train.population(jnp.ones(3), jnp.arange(3), jax.random.key(0)),
+            lambda: fnn.search.population(jnp.ones(3), jnp.arange(3), jax.random.key(0)),
             errors.DtypeError,
             "hyperparameters of floating",
         ),
         (
-            lambda: fnn.train.population(jnp.ones(3), jnp.ones(2), jax.random.key(0)),
+            lambda: fnn.search.population(jnp.ones(3), jnp.ones(2), jax.random.key(0)),
             errors.ShapeError,
             "leading axis",
         ),
         (
-            lambda: fnn.train.population(jnp.ones(3), jnp.ones(3), 0),
+            lambda: fnn.search.population(jnp.ones(3), jnp.ones(3), 0),
             errors.RandomKeyError,
             "key",
         ),

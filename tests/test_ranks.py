@@ -8,7 +8,7 @@ import pytest
 from layer_rows import LAYERS
 
 import fnn
-from fnn.shapes import as_struct
+from fnn.core.shapes import as_struct
 
 MORE = {
     "attention cache": (fnn.attention(4, 2, causal=True, rotary=10.0, cache=4), (2, 3, 4)),

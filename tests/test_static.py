@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn.static import Static, run_once_compiled
+from fnn.core.static import Static, run_once_compiled
 
 REBUILT = {
     "lora": lambda: fnn.lora(fnn.dense(4), 2),

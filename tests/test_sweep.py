@@ -13,7 +13,7 @@ import pytest
 
 import fnn
 from fnn import errors
-from fnn.train import lanes, store
+from fnn.search import lanes, store
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 RATES, POWERS = np.float32([0.5, 2.0]), [1.0, 2.0, 3.0]
@@ -41,7 +41,7 @@ def check(found, powers=POWERS):
 
 def swept(run_fn=run_fn, **options):
     grid = {"keys": KEYS, "rate": RATES, "power": POWERS, "progress": False} | options
-    return fnn.train.sweep(run_fn, **grid)
+    return fnn.search.sweep(run_fn, **grid)
 
 
 def on_cores(n, monkeypatch):
@@ -91,7 +91,7 @@ def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
     monkeypatch.setattr(lanes, "PATIENCE", 0.0)
     monkeypatch.setattr(lanes, "_cores", lambda: 1)
     rates = np.arange(32, dtype=np.float32)
-    found = fnn.train.sweep(run_fn, keys=KEYS[:1], rate=rates, progress=False)
+    found = fnn.search.sweep(run_fn, keys=KEYS[:1], rate=rates, progress=False)
     assert found.strategy == {(): wanted}
     np.testing.assert_array_equal(found.results, rates)
 
@@ -119,7 +119,7 @@ def test_cores_make_runs_at_once(strategy, monkeypatch):
 
     on_cores(2, monkeypatch)
     rates = np.arange(8, dtype=np.float32)
-    found = fnn.train.sweep(run_fn, keys=KEYS[:1], rate=rates, strategy=strategy, progress=False)
+    found = fnn.search.sweep(run_fn, keys=KEYS[:1], rate=rates, strategy=strategy, progress=False)
     np.testing.assert_array_equal(found.results, rates)
 
 
@@ -140,9 +140,9 @@ def test_memory_bounds_how_many_run_at_once(monkeypatch):
 
     on_cores(4, monkeypatch)
     options = {"keys": KEYS[:1], "rate": np.arange(8.0), "strategy": "loop", "progress": False}
-    fnn.train.sweep(run_fn, memory=2.0**18, **options)
+    fnn.search.sweep(run_fn, memory=2.0**18, **options)
     assert most == [1]
-    fnn.train.sweep(run_fn, memory=2.0**24, **options)
+    fnn.search.sweep(run_fn, memory=2.0**24, **options)
     assert most[0] > 1
 
 
@@ -177,7 +177,7 @@ def test_functions_and_words_are_static_by_themselves():
     def run_fn(key, fn, word, rate):
         return fn(rate) * len(word)
 
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         run_fn, keys=KEYS[:1], fn=[jnp.sin, jnp.cos], word=["a", "bc"], rate=RATES, progress=False
     )
     expected = [[[np.sin(r) * n for r in RATES] for n in (1, 2)] for _ in "s"]
@@ -188,7 +188,7 @@ def test_functions_and_words_are_static_by_themselves():
 
 def test_rows_of_an_array_are_lists_of_settings():
     pairs = np.float32([[0.5, 1.0], [2.0, 3.0]])
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         lambda key, pair: run_fn(key, pair[0], pair[1]), keys=KEYS, pair=pairs, progress=False
     )
     for row, (rate, power) in enumerate(pairs):
@@ -201,7 +201,7 @@ def test_a_run_that_breaks_leaves_the_others_alone():
     def run_fn(key, rate):
         return jnp.log(rate)
 
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         run_fn, keys=KEYS[:1], rate=np.float32([1, -1, 2]), strategy="vmap", progress=False
     )
     np.testing.assert_allclose(found.results, [0, np.nan, np.log(2)], rtol=1e-6)
@@ -228,7 +228,7 @@ def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
         return inputs
 
     monkeypatch.setattr(lanes, "_spread", watched)
-    found = fnn.train.sweep(run_fn, keys=keys, rate=rates, strategy="vmap", progress=False)
+    found = fnn.search.sweep(run_fn, keys=keys, rate=rates, strategy="vmap", progress=False)
     np.testing.assert_array_equal(found.grid(found.results), np.repeat(rates[:, None], seeds, 1))
     assert placed == 2 * [share]  # to compile, and to run
 
@@ -249,7 +249,7 @@ def test_what_the_key_decides_alone_is_computed_once_a_seed():
 
     rates = np.float32([1, 2, 3, 4])
     options = {"keys": KEYS, "rate": rates, "strategy": "vmap", "progress": False}
-    found = fnn.train.sweep(run_fn, memory=2.0**30, **options)
+    found = fnn.search.sweep(run_fn, memory=2.0**30, **options)
     bits = np.asarray([jax.random.bits(key, (), jnp.uint32) for key in KEYS])
     wanted = np.multiply.outer(rates, bits.astype(np.float32))
     np.testing.assert_allclose(found.grid(found.results), wanted, rtol=1e-6)
@@ -259,7 +259,7 @@ def test_what_the_key_decides_alone_is_computed_once_a_seed():
 
 def test_keys_are_no_results():
     with pytest.raises(errors.RandomKeyError, match="key_data"):
-        fnn.train.sweep(lambda key: {"key": key}, keys=KEYS, progress=False)
+        fnn.search.sweep(lambda key: {"key": key}, keys=KEYS, progress=False)
 
 
 # --- on disk
@@ -293,7 +293,7 @@ def test_only_what_is_missing_is_made(tmp_path, monkeypatch):
 
     def again():
         made.clear()
-        found = fnn.train.sweep(
+        found = fnn.search.sweep(
             run_fn, keys=KEYS[:1], a=np.arange(6.0), strategy="loop", directory=tmp_path,
             progress=False,
         )  # fmt: skip
@@ -327,7 +327,7 @@ def test_an_error_stops_the_rest_and_loses_nothing(tmp_path, monkeypatch):
 
     def again():
         numbers = np.arange(200.0)
-        return fnn.train.sweep(
+        return fnn.search.sweep(
             run_fn, keys=KEYS[:1], number=numbers, strategy="loop", directory=tmp_path,
             progress=False,
         )  # fmt: skip
@@ -354,14 +354,14 @@ def test_long_runs_are_written_at_once(tmp_path, monkeypatch):
         return on_host(work, number)
 
     options = {"keys": KEYS[:1], "directory": tmp_path, "strategy": "loop", "progress": False}
-    fnn.train.sweep(run_fn, number=np.arange(4.0), **options)
+    fnn.search.sweep(run_fn, number=np.arange(4.0), **options)
     assert there == [0, 1, 2, 3]
 
 
 def test_checks_for_nan_hold_in_a_sweep(monkeypatch):
     on_cores(2, monkeypatch)
     with jax.debug_nans(True), pytest.raises(Exception, match="nan"):
-        fnn.train.sweep(
+        fnn.search.sweep(
             lambda key, a: jnp.log(a - 3), keys=KEYS[:1], a=np.arange(6.0), progress=False
         )
 
@@ -439,7 +439,7 @@ def test_seeds_and_rates_of_a_network():
         _, history = fnn.train.run(fnn.train.step(loss, tx), ts, data, steps=40, batch_size=64)
         return history["train"]["loss"]
 
-    found = fnn.train.sweep(run_fn, keys=KEYS, rate=np.geomspace(1e-4, 1e-1, 4), progress=False)
+    found = fnn.search.sweep(run_fn, keys=KEYS, rate=np.geomspace(1e-4, 1e-1, 4), progress=False)
     last = found.grid(found.results)[..., -1]
     assert last.shape == (4, 3) and (last[3] < last[0]).all()
 
@@ -463,7 +463,7 @@ def test_wrong_inputs_are_refused(options, kind, text):
 
 def test_results_of_other_shapes_are_refused():
     with pytest.raises(errors.ShapeError, match="all runs"):
-        fnn.train.sweep(
+        fnn.search.sweep(
             lambda key, n: jnp.zeros(n), keys=KEYS, n=[2, 3], static=["n"], progress=False
         )
 
@@ -486,7 +486,7 @@ def test_settings_that_look_alike_keep_their_own_results(values, tmp_path):
 
     options = dict(keys=KEYS[:1], setting=values, static=["setting"], progress=False)
     for _ in range(2):  # made, then read
-        found = fnn.train.sweep(run_fn, directory=tmp_path, **options)
+        found = fnn.search.sweep(run_fn, directory=tmp_path, **options)
         wanted = [run_fn(None, value) for value in values]
         np.testing.assert_array_equal(found.results, wanted)
         assert len(found.strategy) == 2
@@ -498,7 +498,7 @@ def test_objects_are_found_again_by_another_process(tmp_path):
     make = lambda: [fnn.optim.adam(0.1), fnn.optim.adam(0.2)]  # noqa: E731
 
     def sweep(run_fn):
-        fnn.train.sweep(run_fn, keys=KEYS[:1], tx=make(), directory=tmp_path, progress=False)
+        fnn.search.sweep(run_fn, keys=KEYS[:1], tx=make(), directory=tmp_path, progress=False)
 
     def never(key, tx):
         assert isinstance(key, jax.core.Tracer)
@@ -513,7 +513,7 @@ def test_objects_are_found_again_by_another_process(tmp_path):
 def test_narrow_floats_come_back_from_disk(tmp_path):
     options = dict(keys=KEYS, rate=RATES, directory=tmp_path, progress=False)
     for _ in range(2):
-        found = fnn.train.sweep(lambda key, rate: rate.astype(jnp.bfloat16), **options)
+        found = fnn.search.sweep(lambda key, rate: rate.astype(jnp.bfloat16), **options)
         assert found.results.dtype == jnp.bfloat16
         np.testing.assert_array_equal(found.grid(found.results)[:, 0].astype(np.float32), RATES)
 
@@ -525,7 +525,7 @@ def test_another_generators_keys_are_other_runs(tmp_path):
     drawn = []
     for impl in ("rbg", "unsafe_rbg"):
         keys = jax.random.wrap_key_data(np.ones((1, 4), np.uint32), impl=impl)
-        found = fnn.train.sweep(run_fn, keys=keys, directory=tmp_path, progress=False)
+        found = fnn.search.sweep(run_fn, keys=keys, directory=tmp_path, progress=False)
         drawn.append(found.results)
         np.testing.assert_array_equal(found.results[0], run_fn(keys[0]))
     assert len(list(tmp_path.iterdir())) == 2
@@ -537,13 +537,13 @@ def test_what_would_be_cast_is_refused(tmp_path):
 
     options = dict(keys=KEYS[:1], progress=False)
     with pytest.raises(errors.DtypeError, match="int32"):
-        fnn.train.sweep(run_fn, kind=["int32", "float32"], **options)
+        fnn.search.sweep(run_fn, kind=["int32", "float32"], **options)
     with pytest.raises(errors.OptionError, match="integers of int32"):
-        fnn.train.sweep(run_fn, kind=[2**40, 1], **options)
-    fnn.train.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
+        fnn.search.sweep(run_fn, kind=[2**40, 1], **options)
+    fnn.search.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
     for other in (lambda key: jnp.ones(3), lambda key: 1, lambda key: (1.0, 2.0)):
         with pytest.raises(errors.InputError, match="directory of its own"):
-            fnn.train.sweep(other, directory=tmp_path, **options)
+            fnn.search.sweep(other, directory=tmp_path, **options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -581,7 +581,7 @@ def test_other_static_values_are_other_runs(first, then, tmp_path):
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(value)])
 
     for values in (first, then, first):
-        found = fnn.train.sweep(
+        found = fnn.search.sweep(
             lambda key, value: jnp.float32(number(value)),
             keys=KEYS[:2], value=values, static=["value"], directory=tmp_path, progress=False,
         )  # fmt: skip
@@ -592,7 +592,7 @@ def test_other_static_values_are_other_runs(first, then, tmp_path):
 
 def test_labels_are_told_apart(tmp_path):
     values = ["1", 1, "1 1"]
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         lambda key, a: jnp.float32(10 * len(str(a)) + isinstance(a, int)),
         keys=KEYS[:1], a=values, static=["a"], directory=tmp_path, progress=False,
     )  # fmt: skip
@@ -605,14 +605,14 @@ def test_other_generators_draw_what_a_run_alone_draws():
         return a * jax.random.uniform(key)
 
     keys = jax.random.split(jax.random.key(0, impl="rbg"), 4)
-    found = fnn.train.sweep(run_fn, keys=keys, a=RATES, progress=False)
+    found = fnn.search.sweep(run_fn, keys=keys, a=RATES, progress=False)
     wanted = [[run_fn(key, a) for key in keys] for a in RATES]
     np.testing.assert_allclose(found.grid(found.results), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "vmap", "map", "loop"])
 def test_results_of_no_size(strategy):
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         lambda key: jnp.zeros((3, 0)), keys=KEYS, strategy=strategy, progress=False
     )
     assert found.results.shape == (3, 3, 0)
@@ -620,13 +620,13 @@ def test_results_of_no_size(strategy):
 
 def test_the_names_of_what_is_kept_are_checked(tmp_path):
     options = dict(keys=KEYS, directory=tmp_path, progress=False)
-    fnn.train.sweep(lambda key: {"acc": 1.0, "loss": 2.0}, **options)
+    fnn.search.sweep(lambda key: {"acc": 1.0, "loss": 2.0}, **options)
     with pytest.raises(errors.InputError, match="directory of its own"):
-        fnn.train.sweep(lambda key: {"loss": 2.0, "zacc": 1.0}, **options)
+        fnn.search.sweep(lambda key: {"loss": 2.0, "zacc": 1.0}, **options)
 
 
 def test_narrow_floats_are_traced():
-    found = fnn.train.sweep(
+    found = fnn.search.sweep(
         lambda key, a: a * 2, keys=KEYS[:1], a=jnp.arange(3, dtype=jnp.bfloat16), progress=False
     )
     assert len(found.strategy) == 1 and found.results.dtype == jnp.bfloat16
@@ -635,7 +635,7 @@ def test_narrow_floats_are_traced():
 
 def test_points_are_shown_by_their_numbers():
     pairs = np.float32([[1, 2], [3, 4]])
-    found = fnn.train.sweep(lambda key, p: p.sum(), keys=KEYS[:1], p=pairs, progress=False)
+    found = fnn.search.sweep(lambda key, p: p.sum(), keys=KEYS[:1], p=pairs, progress=False)
     assert found.rows()["p"].tolist() == ["[1.0, 2.0]", "[3.0, 4.0]"]
 
 
@@ -648,6 +648,6 @@ def test_one_chunk_is_made_once(monkeypatch):
         jax.debug.callback(lambda a: made.append(a), a)
         return a
 
-    fnn.train.sweep(run_fn, keys=KEYS[:1], a=RATES, progress=False)
+    fnn.search.sweep(run_fn, keys=KEYS[:1], a=RATES, progress=False)
     jax.effects_barrier()
     assert len(made) == 2

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import checks, errors
+from fnn import errors
+from fnn.core import checks
 from fnn.optim import adam, adamw, chain, scale_by_adam, schedules, sgd, trace, tunable
 from fnn.testing import check_optimizer
 

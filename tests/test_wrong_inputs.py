@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn import errors
-from fnn.shapes import zeros_of
+from fnn.core.declarations import zeros_of
 from fnn.testing import mutations
 
 

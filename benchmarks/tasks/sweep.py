@@ -97,7 +97,7 @@ def scale(key: Any) -> Any:
 
 
 def fnn_run(runs: Runs) -> Callable[..., Any]:
-    """(key, rate) -> loss of the last step, as it is given to `fnn.train.sweep`."""
+    """(key, rate) -> loss of the last step, as it is given to `fnn.search.sweep`."""
     import jax
     import jax.numpy as jnp
 
@@ -127,12 +127,12 @@ def fnn_lanes(runs: Runs) -> tuple[Any, Any]:
 
 
 def fnn(runs: Runs) -> Call:
-    """as fnn.train.sweep makes them, in the way that a long sweep chooses (in the first call)"""
+    """as fnn.search.sweep makes them, in the way that a long sweep chooses (in the first call)"""
     import jax
     import numpy as np
 
-    from fnn.train.lanes import Lanes
-    from fnn.train.store import Group, Store
+    from fnn.search.lanes import Lanes
+    from fnn.search.store import Group, Store
 
     def lanes(keys: Any, strategy: str) -> Any:
         rows = np.arange(runs.rates * len(keys)).reshape(runs.rates, -1)

@@ -21,11 +21,11 @@ def swept(strategy: str) -> Contender:
         def call() -> object:
             run_fn, options = sweep.fnn_run(runs), {"strategy": strategy, "progress": False}
             grid = {"keys": sweep.keys(), "rate": sweep.rates(runs)}
-            return fnn.train.sweep(run_fn, **grid, **options).results
+            return fnn.search.sweep(run_fn, **grid, **options).results
 
         return call
 
-    contender.__doc__ = f'fnn.train.sweep(strategy="{strategy}")'
+    contender.__doc__ = f'fnn.search.sweep(strategy="{strategy}")'
     return contender
 
 

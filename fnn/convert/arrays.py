@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors, tree
+from fnn import tree
 from fnn.convert.pairs import named, pairs
 from fnn.convert.table import Framework, Groups, Names, Part, Slot
-from fnn.shapes import native
+from fnn.core import errors
+from fnn.core.shapes import native
 
 
 def load(

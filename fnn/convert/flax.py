@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fnn import errors, tree
+from fnn import tree
 from fnn.convert import heads
 from fnn.convert.arrays import load, mapping, on_host, store
 from fnn.convert.parts import parts
 from fnn.convert.table import SAME, Framework, Groups, Names, Part
-from fnn.layer import Layer
+from fnn.core import errors
+from fnn.core.layer import Layer
 
 
 def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> tuple[dict, dict]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fnn import errors, tree
+from fnn import tree
 from fnn.convert.arrays import load, mapping, store
 from fnn.convert.parts import parts
 from fnn.convert.table import SAME, Framework, Groups, Names, Way, stores_adjoint
-from fnn.layer import Layer
+from fnn.core import errors
+from fnn.core.layer import Layer
 
 
 def from_haiku(

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fnn import errors
 from fnn.convert.arrays import on_host
 from fnn.convert.table import Framework, Groups, Part
 from fnn.convert.words import role
+from fnn.core import errors
 
 _JOINT = ("in_proj", "c_attn", "qkv", "qkv_proj", "to_qkv", "wqkv", "Wqkv")
 _HEADS = ("q", "k", "v")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from fnn import errors
 from fnn.convert import heads
 from fnn.convert.arrays import load, store
 from fnn.convert.parts import parts
 from fnn.convert.table import ADJOINT, SAME, Framework, Groups, Names, Way
-from fnn.layer import Layer
+from fnn.core import errors
+from fnn.core.layer import Layer
 
 
 def from_keras(

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from fnn.layer import Layer
-from fnn.shapes import zeros_of
+from fnn.core.declarations import zeros_of
+from fnn.core.layer import Layer
 
 CHANNELS = "channels"  # of an image, out of a convolution or a pool
 FEATURES = "features"  # out of a layer with parameters, in the same order in every framework

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from fnn import errors
 from fnn.convert.table import Framework, Groups, Names, Part
 from fnn.convert.words import levels, natural, numbered, parts_of, role, says_gated, signs
+from fnn.core import errors
 from fnn.tree.selection import unknown
 
 Pair = tuple[Part, str]

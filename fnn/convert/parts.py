@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fnn import errors, tree
+from fnn import tree
 from fnn.convert import origins
 from fnn.convert.table import Framework, Part, Slot
-from fnn.layer import Layer
-from fnn.shapes import arrays_of, as_struct
+from fnn.core import errors
+from fnn.core.declarations import arrays_of
+from fnn.core.layer import Layer
+from fnn.core.shapes import as_struct
 
 
 def parts(framework: Framework, net: Layer, xs: tuple) -> list[Part]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fnn import errors
+from fnn.core import errors
 
 Groups = dict[str, dict[str, Any]]  # the layers of the other network: {name: {entry: array}}
 Names = Mapping[str, str] | None  # {path of a layer here: its name there}

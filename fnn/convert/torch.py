@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fnn import checks, errors
 from fnn.convert import heads, origins
 from fnn.convert.arrays import load, mapping, on_host, store
 from fnn.convert.parts import parts
@@ -24,7 +23,8 @@ from fnn.convert.table import (
     stores_adjoint,
     turned,
 )
-from fnn.layer import Layer
+from fnn.core import checks, errors
+from fnn.core.layer import Layer
 
 
 def from_torch(

@@ -11,7 +11,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.shapes import natives
+from fnn.core.shapes import natives
 
 
 @functools.partial(jax.jit, static_argnames="n")

@@ -18,7 +18,7 @@ from PIL import Image
 from tensorflow_datasets.core.download import resource
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from fnn.data.loading import VERSIONS
+from fnn.data.versions import VERSIONS
 
 # Of a host that cannot be reached: how long one attempt to connect or read may take, and how long
 # the whole check may (a name that does not resolve, or several addresses tried in turn).

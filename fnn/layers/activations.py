@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
+from fnn.core.declarations import Param
+from fnn.core.layer import Layer, leaf
+from fnn.core.shapes import of_rank
 from fnn.initializers import constant
-from fnn.initializing import Param
-from fnn.layer import Layer, leaf
-from fnn.shapes import of_rank
 
 
 @errors.builder

@@ -10,16 +10,16 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.compose import compose
-from fnn.dtypes import wide
+from fnn.core import checks, errors
+from fnn.core.compose import compose
+from fnn.core.declarations import Param
+from fnn.core.dtypes import wide
+from fnn.core.layer import Layer, leaf
+from fnn.core.shapes import of_rank
 from fnn.initializers import lecun_normal, zeros
-from fnn.initializing import Param
-from fnn.layer import Layer, leaf
 from fnn.layers.dense import dense
 from fnn.layers.dropout import dropout
 from fnn.layers.norm import layer_norm
-from fnn.shapes import of_rank
 
 
 @errors.builder

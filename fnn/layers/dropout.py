@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide
-from fnn.layer import Layer, leaf
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
+from fnn.core.layer import Layer, leaf
 
 
 @errors.builder

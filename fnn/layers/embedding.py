@@ -7,11 +7,11 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.core import checks, errors
+from fnn.core.declarations import Param
+from fnn.core.dtypes import wide
+from fnn.core.layer import Layer, leaf
 from fnn.initializers import variance_scaling, zeros
-from fnn.initializing import Param
-from fnn.layer import Layer, leaf
 
 
 @errors.builder

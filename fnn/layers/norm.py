@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide, widened
+from fnn.core import checks, errors
+from fnn.core.declarations import Param
+from fnn.core.dtypes import wide, widened
+from fnn.core.layer import Layer, leaf
+from fnn.core.shapes import of_rank
 from fnn.initializers import ones, zeros
-from fnn.initializing import Param
-from fnn.layer import Layer, leaf
-from fnn.shapes import of_rank
 
 
 @errors.builder

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fnn import checks, errors
-from fnn.layer import Layer, leaf
+from fnn.core import checks, errors
+from fnn.core.layer import Layer, leaf
 
 
 @errors.builder

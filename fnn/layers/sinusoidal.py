@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating, wide
-from fnn.layer import Layer, leaf
-from fnn.shapes import of_rank
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating, wide
+from fnn.core.layer import Layer, leaf
+from fnn.core.shapes import of_rank
 
 
 @errors.builder

@@ -10,8 +10,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating, wide
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating, wide
 from fnn.losses.inputs import alike, binary, choose, class_labels, numbered, positive, same_dtype
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import kl, normalize, times

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn.core import errors
 from fnn.losses import numerics
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked

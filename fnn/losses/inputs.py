@@ -10,9 +10,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating, wide, widest
-from fnn.shapes import from_numpy
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating, wide, widest
+from fnn.core.shapes import from_numpy
 
 LAYOUTS = ("[...]", "[..., C]", "[..., N, C]")  # by the axes of one example
 

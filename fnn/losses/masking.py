@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
-from fnn.dtypes import wide
+from fnn.core import errors
+from fnn.core.dtypes import wide
 from fnn.losses.inputs import array, choose, floating, integers, numbered
 
 

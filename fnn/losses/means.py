@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
-from fnn.dtypes import wide
+from fnn.core import errors
+from fnn.core.dtypes import wide
 from fnn.losses.inputs import floating
 from fnn.losses.masking import check_mask, check_weights
 

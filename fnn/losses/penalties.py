@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
-from fnn.dtypes import wide, widest
+from fnn.core import errors
+from fnn.core.dtypes import wide, widest
 from fnn.losses.inputs import floating
 from fnn.losses.numerics import magnitude
 

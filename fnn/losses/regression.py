@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import excess, magnitude, times

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
 from fnn.losses.classification import cross_entropy
 from fnn.losses.inputs import check_shape, floating, integers, numbered, positive
 from fnn.losses.masking import check_mask, clear, length_mask, masked

@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.lengths import divide
+from fnn.core import checks, errors
+from fnn.core.lengths import divide
 from fnn.losses.inputs import alike, positive
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import log_softmax

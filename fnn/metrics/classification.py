@@ -7,8 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating
 from fnn.losses import check_labels
 from fnn.losses.inputs import numbered
 from fnn.metrics.metric import (

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import is_floating
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_floating
 from fnn.losses.inputs import array, check_shape, floating
 from fnn.losses.masking import check_mask, check_weights
 

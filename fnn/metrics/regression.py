@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.metrics.metric import (
     Array,
     Metric,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
+from fnn.core.shapes import from_numpy
 from fnn.losses import check_labels, softmax_cross_entropy
 from fnn.metrics.classification import decisions, hits
 from fnn.metrics.metric import (
@@ -24,7 +25,6 @@ from fnn.metrics.metric import (
     tally,
     total,
 )
-from fnn.shapes import from_numpy
 
 
 @errors.builder

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.dtypes import real_part, widest
-from fnn.lengths import divide, length_of, sqrt, value
+from fnn.core.dtypes import real_part, widest
+from fnn.core.lengths import divide, length_of, sqrt, value
 
 
 def as_dtype(value: Any, dtype: Any) -> jax.Array:
@@ -74,7 +74,7 @@ def tree_dtype(tree: Any) -> Any:
 def norm(*arrays: jax.Array) -> jax.Array:
     """The root of the sum of all squares, in float32 or wider, with derivative zero at zero.
 
-    No square over- or underflows. What is divided by it goes by `fnn.lengths`, of wider range.
+    No square over- or underflows. What is divided by it goes by `fnn.core.lengths`, of wider range.
     """
     return value(length_of(*arrays))
 

@@ -8,8 +8,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide, widened, widest
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, average, corrected, correction, increment, rounded
 from fnn.optim.members import plain
 from fnn.optim.transform import (

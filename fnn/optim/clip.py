@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import real_part
-from fnn.lengths import as_length, at_least, length_of, length_over, shortened, times
+from fnn.core import checks, errors
+from fnn.core.dtypes import real_part
+from fnn.core.lengths import as_length, at_least, length_of, length_over, shortened, times
 from fnn.optim.arithmetic import as_dtype, increment, norm, sqrt
 from fnn.optim.members import map_members
 from fnn.optim.transform import (

@@ -9,9 +9,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import real_part
-from fnn.lengths import as_length, length_over, shortened
+from fnn.core import checks, errors
+from fnn.core.dtypes import real_part
+from fnn.core.lengths import as_length, length_over, shortened
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.members import check_told
 from fnn.optim.transform import Transform, each_leaf, need_params

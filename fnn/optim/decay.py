@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.masking import masked
 from fnn.optim.transform import CountState, Transform, each_leaf, need_params

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.lengths import as_length, at_least, length_of, modulus, scaled, times
+from fnn.core import checks, errors
+from fnn.core.lengths import as_length, at_least, length_of, modulus, scaled, times
 from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.averaging import ema
 from fnn.optim.clip import clip_by_block_rms

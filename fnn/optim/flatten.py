@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.transform import (
     Transform,
     check_alike,

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
-from fnn.dtypes import widened, widest
-from fnn.lengths import as_length, length_of, scaled, shortened
+from fnn.core import checks, errors
+from fnn.core.dtypes import widened, widest
+from fnn.core.lengths import as_length, length_of, scaled, shortened
+from fnn.core.shapes import as_array, natives
 from fnn.losses.means import is_sum, scalar, weighed
 from fnn.optim.arithmetic import as_dtype
-from fnn.shapes import as_array, natives
 
 
 @errors.builder

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import widened, widest
-from fnn.lengths import as_length, length_of, product, scaled, shortened
+from fnn.core import checks, errors
+from fnn.core.dtypes import widened, widest
+from fnn.core.lengths import as_length, length_of, product, scaled, shortened
 from fnn.optim.arithmetic import as_dtype, increment, norm, tree_dtype
 from fnn.optim.transform import (
     Transform,

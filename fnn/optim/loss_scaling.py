@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide, widened
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide, widened
 from fnn.losses.means import scalar
 from fnn.optim.arithmetic import as_dtype, divide
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
 from fnn import tree as trees
-from fnn.declarations import declared
+from fnn.core import errors
+from fnn.core.declarations import declared
 from fnn.optim.members import by_member
 from fnn.optim.transform import Transform, check_state, check_transform, stateless, taking_extra
 

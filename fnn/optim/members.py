@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn.core import errors
 
 
 @dataclass(frozen=True)

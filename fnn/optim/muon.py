@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide
-from fnn.lengths import as_length, length_over, scaled
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
+from fnn.core.lengths import as_length, length_over, scaled
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, matmul
 from fnn.optim.decay import add_decayed_weights

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.transform import (

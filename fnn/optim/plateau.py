@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.schedules.curves import LAST, widest_float
 from fnn.optim.transform import Transform, check_state, each_leaf

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype, divide, norm, sqrt
 from fnn.optim.clip import global_norm
 from fnn.optim.transform import Transform, chain, each_leaf, scale_by_learning_rate

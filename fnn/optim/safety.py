@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide, widened
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide, widened
 from fnn.optim.arithmetic import increment, rounded, spacing
 from fnn.optim.transform import (
     Transform,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import wide
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
 from fnn.optim.arithmetic import (
     as_dtype,
     average,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.clip import add_noise
 from fnn.optim.transform import Transform, chain, kept_in, leafwise, scale_by_learning_rate

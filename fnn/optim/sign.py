@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.adam import check_decays
 from fnn.optim.arithmetic import as_dtype, average, divide
 from fnn.optim.averaging import ema

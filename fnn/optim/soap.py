@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype, average, correction, divide, matmul, over_root, sqrt
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate

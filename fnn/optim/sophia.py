@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.arithmetic import as_dtype, average, increment
 from fnn.optim.decay import add_decayed_weights
 from fnn.optim.transform import (

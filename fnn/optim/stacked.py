@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
-from fnn.declarations import declared
-from fnn.initializing import Param
+from fnn.core import errors
+from fnn.core.declarations import Param, arrays_of, declared
 from fnn.optim.members import Stack, UntoldError, is_stack, plain
 from fnn.optim.transform import Transform, check_transform, taking_extra
-from fnn.shapes import arrays_of
 
 
 @dataclass(frozen=True)

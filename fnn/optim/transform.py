@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import is_complex, real_part, wide, widened, widest
+from fnn.core import checks, errors
+from fnn.core.dtypes import is_complex, real_part, wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.members import check_told, each_member, is_stack
 

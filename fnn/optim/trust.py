@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.dtypes import real_part
-from fnn.lengths import add, as_length, at_least, length_of, scaled, times
+from fnn.core import checks, errors
+from fnn.core.dtypes import real_part
+from fnn.core.lengths import add, as_length, at_least, length_of, scaled, times
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, average, increment, over_root, square
 from fnn.optim.decay import add_decayed_weights

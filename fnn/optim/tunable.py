@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn.core import errors
 from fnn.optim.arithmetic import increment
 from fnn.optim.schedules.curves import real, widest_float
 from fnn.optim.transform import Transform, check_state, check_transform, taking_extra

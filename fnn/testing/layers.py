@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fnn import errors
-from fnn.dtypes import is_floating
-from fnn.layer import Layer
-from fnn.shapes import arrays_of, as_dtype, as_struct
+from fnn.core import errors
+from fnn.core.declarations import arrays_of
+from fnn.core.dtypes import is_floating
+from fnn.core.layer import Layer
+from fnn.core.shapes import as_dtype, as_struct
 
 
 def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:

@@ -2,28 +2,20 @@
 
 from fnn.train.fit import evaluator, fit
 from fnn.train.hypergradients import forward_value_and_grad
-from fnn.train.population import Population, evolve, perturb, population
 from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
 from fnn.train.step import TrainState, init, step, supervised
-from fnn.train.sweep import Sweep, sweep
 from fnn.train.tbptt import tbptt
 
 __all__ = [
-    "Population",
-    "Sweep",
     "TrainState",
     "evaluator",
-    "evolve",
     "fit",
     "forward_value_and_grad",
     "init",
-    "perturb",
-    "population",
     "refresh_statistics",
     "run",
     "step",
     "supervised",
-    "sweep",
     "tbptt",
 ]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
+from fnn.core import checks, errors
+from fnn.core.shapes import natives
 from fnn.data.batching import on_host, rows_of, rows_of_batches
-from fnn.shapes import natives
 from fnn.train.run import check_batches, steps_over
 from fnn.train.step import TrainState, data_key
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
+from fnn.core import checks, errors
+from fnn.core.layer import Layer
+from fnn.core.progress import Bar
+from fnn.core.shapes import natives
 from fnn.data.batching import eval_batches
-from fnn.layer import Layer
 from fnn.metrics.metric import check_metrics
-from fnn.shapes import natives
 from fnn.train.drivers import DRIVERS, calls
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
 from fnn.train.weights import Of, both, counting, measure
@@ -166,49 +167,3 @@ def _history(train: list, evaluated: list, driver: str) -> dict[str, Any]:
 def _joined(rows: list, join: Callable[[tuple], np.ndarray]) -> dict[str, np.ndarray]:
     rows = jax.device_get(rows)
     return jax.tree.map(lambda *values: join(values), *rows) if rows else {}
-
-
-class Bar:
-    """A tqdm bar, or nothing; it shows the loss now and then, so that it does not wait for it."""
-
-    def __init__(self, total: int | None, shown: bool, unit: str = "step"):
-        self.bar = None
-        if shown:
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                raise ImportError(
-                    "the progress bar needs tqdm: pip install 'fnn[progress]', "
-                    "or pass progress=False"
-                ) from None
-            self.bar = tqdm(total=total, unit=unit)
-        self.shown: dict[str, str] = {}
-        self.next = 0.0
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def update(self, rows: list[Mapping[str, Any]], count: int) -> None:
-        """`count` steps on; a row of several steps shows its last."""
-        if self.bar is None:
-            return
-        self.advance(count)
-        elapsed = self.bar.format_dict["elapsed"]
-        if elapsed >= self.next and len(rows) > 1:
-            self.next = elapsed + 0.5
-            row = rows[-2]  # of the call before this one, which is likely done
-            self.note({name: a[-1] if np.ndim(a) else a for name, a in row.items()})
-
-    def advance(self, count: int) -> None:
-        if self.bar is not None:
-            self.bar.update(count)
-
-    def note(self, row: Mapping[str, Any]) -> None:
-        if self.bar is not None:
-            scalars = {name: value for name, value in row.items() if np.ndim(value) == 0}
-            self.shown |= {name: f"{float(value):.3f}" for name, value in scalars.items()}
-            self.bar.set_postfix(self.shown, refresh=False)

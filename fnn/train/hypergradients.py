@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.shapes import as_array
+from fnn.core import checks, errors
+from fnn.core.shapes import as_array
 
 
 def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:

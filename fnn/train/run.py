@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
+from fnn.core.scan import scan
+from fnn.core.shapes import as_array, natives
 from fnn.data.batching import rows_of_batches
-from fnn.scanning import scan
-from fnn.shapes import as_array, natives
 from fnn.train.step import TrainState, check_train_state, data_key
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.layer import Layer
+from fnn.core import checks, errors
+from fnn.core.layer import Layer
 
 
 def refresh_statistics(

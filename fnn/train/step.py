@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn import checks, errors
-from fnn.layer import Layer, declare_and_draw
+from fnn.core import checks, errors
+from fnn.core.layer import Layer, declare_and_draw
+from fnn.core.notes import notes as noted
+from fnn.core.shapes import from_numpy, natives
+from fnn.core.static import run_once_compiled
 from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
-from fnn.notes import notes as noted
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
 from fnn.optim.safety import unless_skipped
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
-from fnn.shapes import from_numpy, natives
-from fnn.static import run_once_compiled
 from fnn.train.weights import Of, counting, losses_of, measure
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from fnn import checks, errors
-from fnn.shapes import as_array, natives
+from fnn.core import checks, errors
+from fnn.core.shapes import as_array, natives
 from fnn.train.step import TrainState
 
 

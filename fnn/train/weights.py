@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn import errors
+from fnn.core import errors
 from fnn.losses.inputs import array, integers
 from fnn.losses.masking import bools, class_weights, length_mask, reals
 from fnn.metrics.metric import Metric

@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.tree.paths import by_path
 
 

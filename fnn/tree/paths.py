@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from fnn import errors
+from fnn.core import errors
 
 
 def paths(tree: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from fnn import errors
+from fnn.core import errors
 from fnn.tree.paths import by_path, nested
 
 

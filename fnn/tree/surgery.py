@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn.core import errors
 from fnn.tree.paths import by_path
 from fnn.tree.selection import chosen_by
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn import errors
+from fnn.core import errors
 from fnn.optim.arithmetic import as_dtype
 
 Schedule = Callable[[Any], jax.Array]

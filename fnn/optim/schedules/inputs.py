@@ -9,7 +9,7 @@ import jax
 import jax.core
 import numpy as np
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.schedules.curves import LAST
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn import checks, errors
+from fnn.core import checks, errors
 from fnn.optim.schedules.curves import (
     Schedule,
     alike,

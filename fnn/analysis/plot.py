@@ -1,0 +1,275 @@
+"""Pictures of training runs: one call each, which returns a matplotlib figure and shows nothing.
+
+They need the extra `plot`. Every function draws into `axes` if they are given, else into a new
+figure; `figure.savefig(path)` keeps it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fnn import tree
+from fnn.core import checks, errors
+
+__all__ = ["confusion", "curves", "filters", "heat_map", "histograms", "metric"]
+
+
+def curves(
+    histories: Mapping[str, Any] | Any,
+    *,
+    steps: Any = None,
+    label: str = "loss",
+    log: bool = False,
+    axes: Any = None,
+) -> Any:
+    """Learning curves against steps: the median over seeds, and a band of their quartiles.
+
+    - `histories`: curves by name, each [steps], or [seeds, steps]; or one such array.
+    - `steps`: the count at each point; None counts from 1.
+    - `label`: what is drawn, for the axis. `log`: on a logarithmic axis.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = curves({"adam": np.ones((5, 20)), "sgd": np.ones(20)})
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['adam', 'sgd']
+    """
+    with errors.within("curves"):
+        named = histories if isinstance(histories, Mapping) else {"": histories}
+        rows = {name: _rows(name, values) for name, values in named.items()}
+    figure, axes = _axes(axes)
+    for name, values in rows.items():
+        x = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
+        low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
+        (line,) = axes.plot(x, middle, label=name or None)
+        if len(values) > 1:
+            axes.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+    axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    if any(rows):
+        axes.legend(frameon=False)
+    return _plain(figure, axes)
+
+
+def heat_map(
+    values: Any,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    *,
+    names: tuple[str, str] = ("", ""),
+    label: str = "",
+    best: str = "low",
+    axes: Any = None,
+) -> Any:
+    """A sweep over two hyperparameters: the metric as colour, the best setting framed.
+
+    - `values`: [rows, columns]; what is not finite stays white.
+    - `rows`, `columns`: the settings; `names`: what they are called.
+    - `label`: the metric. `best`: whether "low" or "high" is.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = heat_map([[3.0, 1.0], [2.0, 4.0]], [0.1, 1.0], [8, 16], names=("rate", "width"))
+    >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
+    ('width', 'rate')
+    """
+    with errors.within("heat_map"):
+        checks.choice("best", best, ("low", "high"))
+        grid = np.asarray(values, float)
+        if grid.shape != (len(rows), len(columns)) or not grid.size:
+            raise errors.ShapeError(
+                f"values ({len(rows)}, {len(columns)})", f"{grid.shape}", "one for each setting"
+            )
+    figure, axes = _axes(axes)
+    finite = np.where(np.isfinite(grid), grid, np.nan)
+    colours = "viridis_r" if best == "low" else "viridis"
+    image = axes.imshow(finite, cmap=colours, aspect="auto", origin="lower")
+    if np.isfinite(grid).any():
+        flat = np.nanargmin(finite) if best == "low" else np.nanargmax(finite)
+        row, column = np.unravel_index(flat, grid.shape)
+        frame = {"fill": False, "edgecolor": "tab:red", "linewidth": 2}
+        from matplotlib.patches import Rectangle
+
+        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
+    axes.set_xticks(range(len(columns)), [_short(v) for v in columns], rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), [_short(v) for v in rows])
+    axes.set(xlabel=names[1], ylabel=names[0])
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def metric(
+    settings: Any,
+    values: Mapping[str, Any] | Any,
+    *,
+    name: str = "",
+    label: str = "",
+    log: bool = True,
+    axes: Any = None,
+) -> Any:
+    """A final metric against a hyperparameter: the median over seeds, and every seed as a dot.
+
+    - `settings`: [n]; `name`: what it is. `log`: on a logarithmic axis.
+    - `values`: [n], or [seeds, n], or several of these by name; not finite ones are left out.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = metric([0.1, 1.0], [[1.0, 2.0], [1.5, 3.0]], name="learning rate")
+    >>> figure.axes[0].get_xlabel()
+    'learning rate'
+    """
+    with errors.within("metric"):
+        x = np.asarray(settings)
+        named = values if isinstance(values, Mapping) else {"": values}
+        rows = {key: _rows(key, value) for key, value in named.items()}
+        for key, value in rows.items():
+            if value.shape[1:] != x.shape:
+                raise errors.ShapeError(
+                    f"values [{x.size}], or [seeds, {x.size}]", f"{key} {value.shape}", "transpose"
+                )
+    figure, axes = _axes(axes)
+    for key, value in rows.items():
+        value = np.where(np.isfinite(value), value, np.nan)
+        some = np.isfinite(value).any(axis=0)
+        middle = np.nanmedian(value[:, some], axis=0)
+        (line,) = axes.plot(x[some], middle, label=key or None)
+        axes.plot(x, value.T, ".", color=line.get_color(), markersize=4, alpha=0.5)
+    axes.set(xlabel=name, ylabel=label, xscale="log" if log else "linear")
+    if any(rows):
+        axes.legend(frameon=False)
+    return _plain(figure, axes)
+
+
+def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = None) -> Any:
+    """A confusion matrix, as of `fnn.metrics.confusion_matrix`: rows are labels, columns guesses.
+
+    Colour is the share of the label's examples; the numbers are counts.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = confusion([[5, 1], [0, 7]], ["cat", "dog"])
+    >>> figure.axes[0].get_ylabel()
+    'label'
+    """
+    with errors.within("confusion"):
+        grid = np.asarray(counts)
+        if grid.ndim != 2 or grid.shape[0] != grid.shape[1]:
+            raise errors.ShapeError("counts [classes, classes]", f"{grid.shape}", "square it")
+        names = [str(i) for i in range(len(grid))] if names is None else list(names)
+        if len(names) != len(grid):
+            raise errors.ShapeError(f"{len(grid)} names", f"{len(names)}", "one for each class")
+    figure, axes = _axes(axes, square=True)
+    share = grid / np.maximum(grid.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(grid):
+        if count:
+            colour = "white" if share[row, column] > 0.5 else "black"
+            size = min(9, 90 / len(grid))
+            axes.text(column, row, f"{count:g}", ha="center", va="center", color=colour,
+                      fontsize=size)  # fmt: skip
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="guess", ylabel="label")
+    return figure
+
+
+def filters(kernel: Any, *, columns: int = 8) -> Any:
+    """The filters of a first convolution, each as a picture.
+
+    - `kernel`: [H, W, C, features]; with C of 3 in colour, else the mean over channels. Grey is
+      zero, and one scale holds for all.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = filters(np.ones((3, 3, 1, 10)), columns=5)
+    >>> len(figure.axes)
+    10
+    """
+    plt = _pyplot()
+    with errors.within("filters"):
+        kernel, columns = np.asarray(kernel, float), checks.count("columns", columns)
+        if kernel.ndim != 4 or not kernel.size:
+            raise errors.ShapeError("kernel [H, W, C, features]", f"{kernel.shape}", "of a conv")
+    *_, channels, features = kernel.shape
+    columns = min(columns, features)
+    rows = math.ceil(features / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(columns * 0.8, rows * 0.8), squeeze=False, layout="constrained"
+    )
+    largest = np.abs(kernel).max() or 1.0
+    for i, axes in enumerate(grid.flat):
+        if i >= features:
+            axes.remove()
+            continue
+        one = kernel[..., i] if channels == 3 else kernel[..., i].mean(axis=-1)
+        shade = (one / largest + 1) / 2  # grey is zero
+        axes.imshow(shade, cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
+    """A histogram of every array of a tree, as of params or gradients, under its path.
+
+    What is not finite is left out of the bars, and counted in the title.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> figure = histograms({"dense1": {"bias": np.zeros(4), "kernel": np.ones((3, 4))}})
+    >>> [axes.get_title() for axes in figure.axes]
+    ['dense1/bias', 'dense1/kernel']
+    """
+    plt = _pyplot()
+    with errors.within("histograms"):
+        arrays = {path: np.asarray(a, float) for path, a in tree.flatten(params).items()}
+        if not arrays:
+            raise errors.ParamsError("a tree with arrays", "none", "pass params")
+        columns = min(checks.count("columns", columns), len(arrays))
+    rows = math.ceil(len(arrays) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(columns * 2.6, rows * 1.8), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(arrays) :]:
+        axes.remove()
+    for axes, (path, values) in zip(grid.flat, arrays.items(), strict=False):
+        finite = values[np.isfinite(values)]
+        wrong = values.size - finite.size
+        axes.hist(finite, bins=bins)
+        axes.set_title(path + (f", {wrong} not finite" if wrong else ""), fontsize=9)
+        axes.set(yticks=[])
+        _plain(figure, axes)
+    return figure
+
+
+# --- what they share
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("fnn.plot needs matplotlib: pip install 'fnn[plot]'") from None
+    return plt
+
+
+def _axes(axes: Any, square: bool = False) -> tuple[Any, Any]:
+    if axes is not None:
+        return axes.figure, axes
+    return _pyplot().subplots(figsize=(5, 5) if square else (6, 4), layout="constrained")
+
+
+def _plain(figure: Any, axes: Any) -> Any:
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _rows(name: str, values: Any) -> np.ndarray:
+    """[seeds, steps]."""
+    rows = np.atleast_2d(np.asarray(jax.device_get(values), float))
+    if rows.ndim != 2:
+        raise errors.ShapeError(
+            "curves [steps], or [seeds, steps]", f"{name} {rows.shape}".strip(), "flatten the seeds"
+        )
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, (float, np.floating)) else str(value)

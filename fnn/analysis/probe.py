@@ -1,0 +1,375 @@
+"""Seeing inside a network, and exchanging parts of it: all by `net.map`.
+
+State is the one side channel of a layer, so what is to be seen is carried out of the network as
+state: it then comes out of `repeat` and `ensemble` too, stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.core import checks, errors
+from fnn.core.declarations import Param, arrays_of, zeros_of
+from fnn.core.dtypes import is_floating, wide
+from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
+from fnn.core.reserved import FROZEN, map_under, without
+from fnn.core.shapes import from_numpy
+from fnn.core.wrapping import wrap
+from fnn.initializers import zeros
+from fnn.layers.frozen import held_in, joined
+
+__all__ = ["NotFinite", "nan_report", "swap", "tap"]
+
+_SEEN = "(seen)"  # no name that a layer can have
+
+
+def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
+    """The network with other layers in the place of some.
+
+    - `replacements`: layers or plain functions by path; a path may be a pattern, in which `*`
+      stands for anything, slashes included.
+
+    Params of layers that stay keep their names. Raises OptionError for a path that no layer has.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
+    >>> fnn.swap(net, {"relu_*": jnp.tanh, "dense2": fnn.dense(5)})
+    serial(dense1=dense, relu_1=tanh, dense2=dense)
+    """
+    with errors.within("swap"):
+        checks.mapping("replacements", replacements)
+    unused = dict(replacements)
+    paths = []
+
+    def fn(path, layer):
+        paths.append(path)
+        for pattern, new in replacements.items():
+            if fnmatchcase(path, pattern):
+                unused.pop(pattern, None)
+                with errors.at(path):
+                    return as_layer(new)
+        return layer
+
+    with errors.within("swap"):
+        swapped = as_layer(net).map(fn)
+        _all_found(unused, paths)
+        return swapped
+
+
+def tap(net: Layer, *patterns: str) -> Layer:
+    """The network, whose output is a pair: its own, and what chosen layers gave.
+
+        y, outputs = tap(net, "conv*")(params, *xs, state=state)
+        (y, outputs), state = tap(net, "conv*").apply(params, state, *xs, key=key, train=True)
+
+    - `patterns`: paths of layers, in which `*` stands for anything, slashes included; all layers
+      if there is none.
+
+    `outputs` is `{path: output}`, in the order of paths in the network; out of `repeat` and
+    `ensemble` with their axis first. Of a layer called twice it is the last output. It takes the
+    network's params and state, and is a layer like it: it can be jitted and differentiated, and
+    in training the new state comes back. Raises OptionError for a pattern that no layer has,
+    TransformError for a layer inside a transform that a body opens.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
+    >>> params, _ = net.init(jax.random.key(0), (1, 4))
+    >>> y, outputs = fnn.tap(net, "dense*")(params, jnp.ones((2, 4)))
+    >>> jax.tree.map(jnp.shape, outputs)
+    {'dense1': (2, 8), 'dense2': (2, 3)}
+    """
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            with errors.within("tap"):
+                raise errors.OptionError(
+                    "patterns that are strings", errors.show(pattern), 'as "*"'
+                )
+    unused, paths = dict.fromkeys(patterns), []
+
+    def chosen(path: str) -> bool:
+        paths.append(path)
+        hits = [pattern for pattern in patterns if fnmatchcase(path, pattern)]
+        for pattern in hits:
+            unused.pop(pattern, None)
+        return bool(hits) or not patterns
+
+    @lru_cache(maxsize=2)
+    def tapped_of(net):
+        return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
+
+    with errors.within("tap"):
+        net = as_layer(net)
+        tapped_of(net)
+        _all_found(unused, paths)
+
+    def apply(net, params, state, *xs, key, train):
+        with errors.within("tap"):
+            tapped = tapped_of(net)
+            _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
+            before = _with_room(state, declared, "state")
+        y, after = tapped.apply(params, before, *xs, key=key, train=train)
+        seen, after = dict(_collect(after)), without(_SEEN, after)
+        return (y, seen), state if same_arrays(state, after) else after
+
+    return wrap(net, apply)
+
+
+class NotFinite(NamedTuple):
+    """Where a network first holds a value that is not finite; `str` says it in words.
+
+    - `path`: of the layer, "" for the whole network.
+    - `tensor`: "input", "output", "gradient of output", "gradient of input", or the path of one of
+      the layer's params, "kernel" or "gradient of kernel".
+    - `member`: which copy, in `repeat` or `ensemble`; () where there is one.
+    - `nan`, `inf`, `size`: how many of its values are NaN, infinite, and in all.
+    """
+
+    path: str
+    tensor: str
+    member: tuple[int, ...]
+    nan: int
+    inf: int
+    size: int
+
+    def __str__(self) -> str:
+        where = self.path or "the network"
+        member = f" (member {', '.join(map(str, self.member))})" if self.member else ""
+        return f"{where}{member}: {self.tensor} has {self.nan} NaN, {self.inf} inf of {self.size}"
+
+
+def nan_report(
+    net: Layer,
+    params: Any,
+    *xs: Any,
+    state: Any = None,
+    key: Any = None,
+    train: bool = False,
+    loss: Callable[[Any], Any] | None = None,
+) -> NotFinite | None:
+    """The first tensor that is not finite, forwards and then backwards; None if all are finite.
+
+    Forwards, in the order of calls, each layer's params, inputs and output are looked at; then, in
+    the opposite order, the gradients of its output, params and inputs. A layer whose input is bad
+    is fed so by the body around it; one whose params, output or input gradient is the first that is
+    bad is where it begins.
+
+    - `xs`, `state`, `key`, `train`: of the call that goes wrong.
+    - `loss(y)`: a scalar of the output, whose gradient is looked at; None is the sum.
+
+    Layers inside a transform that a body opens (`scan`, `vmap` ...) are seen as part of that body.
+    It runs eagerly, and is for looking, not for training.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(3), jnp.log)
+    >>> params = {"dense1": {"kernel": -jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    >>> print(fnn.nan_report(net, params, jnp.ones((1, 2))))
+    log_1: output has 3 NaN, 0 inf of 3
+    """
+    hidden: set[str] = set()
+    while True:
+        try:
+            with errors.within("nan_report"), jax.debug_nans(False), jax.debug_infs(False):
+                return _report(as_layer(net), params, xs, state, key, train, loss, hidden)
+        except errors.TransformError as error:
+            if not error.path or error.path in hidden:
+                raise
+            hidden.add(error.path)
+
+
+def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | None:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, xs, state))):
+        raise errors.InputError("values to look at", "traced arrays", "call it outside of jit")
+    if loss is not None:
+        checks.function("loss", loss, "y")
+    order: dict[str, Layer] = {}  # by path, in the order in which calls end
+
+    def probe(path, layer):
+        if any(path == h or path.startswith(f"{h}/") for h in hidden):
+            return layer
+        return _probed(layer, lambda: order.setdefault(path, layer))
+
+    probed = net.map(probe)
+    xs = jax.tree.map(from_numpy, xs)
+    params_spec, state_spec = probed.specs(*xs)
+    before = _with_room({} if state is None else state, state_spec, "state")
+
+    room = _with_room(params, params_spec, "params")
+
+    def run(params):
+        y, after = probed.apply(params, before, *xs, key=key, train=train)
+        value = _total(y) if loss is None else loss(y)
+        if jnp.shape(value) != ():
+            raise errors.ShapeError("a scalar loss", errors.show(value), "sum it, or average it")
+        return value, after
+
+    value, pull, after = jax.vjp(run, room, has_aux=True)
+    (grads,) = pull(jnp.ones_like(value))
+
+    forward, backward = _tensors("", "input", xs, 0), []
+    for path, layer in order.items():
+        stacked = len(_at(state_spec, path)[_SEEN]["depth"].stack)
+        seen, moved = _at(after, path)[_SEEN], _at(grads, path).get(_SEEN, {})
+        leaf = not layer.children
+        trees = joined(params, held_in(state or {})), grads
+        own = [_without(_at(tree, path)) for tree in trees]
+        if leaf:
+            forward += _tensors(path, "", own[0], stacked)
+            forward += _tensors(path, "input", seen["input"], stacked)
+        forward += _tensors(path, "output", seen["output"], stacked)
+        gradients = _tensors(path, "gradient of output", moved.get("output"), stacked)
+        if leaf:
+            gradients += _tensors(path, "gradient of ", own[1], stacked)
+            gradients += _tensors(path, "gradient of input", moved.get("input"), stacked)
+        backward = gradients + backward
+    return _first(forward, min) or _first(backward, max)
+
+
+def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
+    """The layer with zeros added to what goes in and out, of which to take the gradient."""
+
+    def declare(*xs):
+        (params, state), y = outline(layer, xs)
+        note()
+        if layer.carry and xs[0] is None:  # for the first one, which is like the next
+            xs = (y[0], *xs[1:])
+        room = {"input": _floats(xs), "output": _floats(y)}
+        room, params = _declared(room), _declared(arrays_of(params))
+        state = map_under(FROZEN, lambda specs: _declared(arrays_of(specs)), state)
+        return ({**params, _SEEN: room}, {**state, _SEEN: {**room, "depth": Param((), zeros)}}), y
+
+    def apply(params, state, *xs, key=None, train=False):
+        zero, depth = params[_SEEN], state[_SEEN]["depth"]
+        params, state = _without(params), _without(state)
+        if layer.carry and xs[0] is None:
+            xs = (layer.carry(params, *xs[1:], key=key, train=train), *xs[1:])
+        xs = _plus(xs, zero["input"])
+        y, state = layer.apply(params, state, *xs, key=key, train=train)
+        y = _plus(y, zero["output"])
+        seen = {"input": _floats(xs), "output": _floats(y), "depth": depth}
+        return y, {**state, _SEEN: seen}
+
+    return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
+
+
+def _watched(layer: Layer) -> Layer:
+    """The layer with its output in its state."""
+
+    def declare(*xs):
+        (params, state), y = outline(layer, xs)
+        return (params, {**state, _SEEN: _declared(y)}), y
+
+    def apply(params, state, *xs, key=None, train=False):
+        y, state = layer.apply(params, _without(state), *xs, key=key, train=train)
+        return y, {**state, _SEEN: y}
+
+    return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
+
+
+# --- trees with room for what is seen
+
+
+def _declared(arrays: Any) -> Any:
+    return jax.tree.map(lambda a: Param(a.shape, zeros, a.dtype), arrays)
+
+
+def _without(tree: Any) -> Any:
+    return {name: value for name, value in tree.items() if name != _SEEN}
+
+
+def _with_room(tree: Any, declared: Any, what: str) -> Any:
+    """A tree of params or state, with zeros where only what is seen is declared."""
+    if not isinstance(declared, Mapping):
+        return tree
+    if not isinstance(tree, Mapping):
+        errors.check_names(what, tree, declared)
+    room = {}
+    for name, spec in declared.items():
+        if name == _SEEN:
+            room[name] = zeros_of(spec)
+        elif name in tree:
+            with errors.at(name):
+                room[name] = _with_room(tree[name], spec, what)
+        elif below := _with_room({}, spec, what):
+            room[name] = below
+    return {**tree, **room}
+
+
+def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if name == _SEEN:
+            yield path, value
+        elif isinstance(value, Mapping):
+            yield from _collect(value, f"{path}/{name}" if path else name)
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What stands at a path; nothing, where a reparametrization has named it otherwise."""
+    for name in filter(None, path.split("/")):
+        tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _floats(tree: Any) -> dict[str, Any]:
+    """The arrays of floating dtype, numbered."""
+    return {str(i): x for i, x in enumerate(jax.tree.leaves(tree)) if is_floating(x)}
+
+
+def _plus(tree: Any, zero: Mapping[str, Any]) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    moved = [x + zero[str(i)] if str(i) in zero else x for i, x in enumerate(leaves)]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def _total(y: Any) -> Any:
+    return sum((jnp.sum(x.astype(wide(x.dtype))) for x in _floats(y).values()), jnp.zeros(()))
+
+
+# --- what is finite
+
+
+def _tensors(path: str, name: str, tree: Any, stacked: int) -> list[tuple]:
+    """(path, tensor, array, how many first axes count members) for each floating array."""
+    found = []
+    for where, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        own = errors.path_of(where)
+        tensor = name if name and not name.endswith("of ") else name + own
+        if is_floating(x):
+            found.append((path, tensor, x, stacked))
+    return found
+
+
+def _first(tensors: list[tuple], which: Callable) -> NotFinite | None:
+    """The first bad tensor; within a stack, of the member that `which` says runs first."""
+    bad: list[tuple] = []
+    depth = None
+    for path, tensor, x, stacked in tensors:
+        if bad and (stacked != depth or not stacked):
+            break
+        members = ~jnp.isfinite(x).reshape(*x.shape[:stacked], -1).all(-1)
+        if members.any():
+            depth = stacked
+            member = which(map(tuple, np.argwhere(members).tolist()))
+            bad.append((member, path, tensor, x[member]))
+    if not bad:
+        return None
+    chosen = which(member for member, *_ in bad)
+    _, path, tensor, x = next(entry for entry in bad if entry[0] == chosen)
+    nan, inf = int(jnp.isnan(x).sum()), int(jnp.isinf(x).sum())
+    return NotFinite(path, tensor, chosen, nan, inf, x.size)
+
+
+def _all_found(unused: Mapping[str, Any], paths: list[str]) -> None:
+    if unused:
+        known = [path for path in paths if path]
+        raise errors.OptionError(
+            f"paths of layers, among {errors.names(known)}", errors.names(unused), "see fnn.summary"
+        )

@@ -1,0 +1,200 @@
+"""What a network is made of: a table, and the same as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+
+from fnn import tree
+from fnn.analysis.flops import count_flops
+from fnn.core import errors
+from fnn.core.declarations import Param, arrays_of
+from fnn.core.inputs import by_position
+from fnn.core.layer import Layer, Specs, as_layer, inputs_of, outline
+from fnn.core.reserved import without
+from fnn.core.shapes import as_struct, struct
+from fnn.initializers import zeros
+from fnn.layers.frozen import held_in
+
+_MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
+
+
+class Row(NamedTuple):
+    """One layer of a summary.
+
+    - `path`: in the network, "" for the whole of it; `kind`: the layer's name.
+    - `output`: shape and dtype of what one call gives, a tree of ShapeDtypeStructs.
+    - `copies`: how many there are of it, by `repeat` and `ensemble`.
+    - `params`, `state`: values in all copies; `frozen`: how many of the params are frozen.
+    - `flops`: operations of all calls of all copies.
+    - `leaf`: whether it has no layers inside.
+    """
+
+    path: str
+    kind: str
+    output: Any
+    copies: int
+    params: int
+    state: int
+    flops: int
+    leaf: bool
+    frozen: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The rows of a network in the order of calls, the network itself last; `str` is a table."""
+
+    rows: tuple[Row, ...]
+    nbytes: int
+
+    @property
+    def params(self) -> int:
+        return self.rows[-1].params
+
+    @property
+    def frozen(self) -> int:
+        return self.rows[-1].frozen
+
+    @property
+    def state(self) -> int:
+        return self.rows[-1].state
+
+    @property
+    def flops(self) -> int:
+        return self.rows[-1].flops
+
+    def table(self) -> Any:
+        """The table of its leaf layers and the totals, for `rich.print` (extra `table`)."""
+        try:
+            from rich.table import Table
+        except ImportError:
+            raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
+        table = Table(show_footer=True)
+        total = f"{self.params:,}\n{_bytes(self.nbytes)}"
+        total += f"\n{self.frozen:,} frozen" if self.frozen else ""
+        for header, footer in (("layer", "total"), ("output", "")):
+            table.add_column(header, footer, no_wrap=True)
+        for header, footer in (("params", total), ("FLOPs", _short(self.flops))):
+            table.add_column(header, footer, no_wrap=True, justify="right")
+        for row in self.rows:
+            if row.leaf or len(self.rows) == 1:
+                times = f"{row.copies} x " if row.copies > 1 else ""
+                output = times + _shapes(row.output)
+                params = f"{row.params:,}" if row.params else ""
+                table.add_row(
+                    row.path or row.kind, output, params, _short(row.flops) if row.flops else ""
+                )
+        return table
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        table = self.table()
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=120, color_system=None).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary:
+    """A row per layer: its path, output shape, parameters and FLOPs; and the totals.
+
+    - `xs`: inputs as of `net.init`; arrays, ShapeDtypeStructs or shapes, by position or by name.
+      Nothing is computed.
+    - `train`: count the operations of training mode.
+
+    FLOPs are those of one forward pass on `xs` (see `fnn.count_flops`); what a body computes
+    between its sublayers stands in the row of the body. A layer called twice has one row, with the
+    FLOPs of both calls. `print` it for the table, which needs the extra `table`.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
+    >>> found = fnn.summary(net, (2, 4))
+    >>> found.params, [(row.path, row.params) for row in found.rows]
+    (67, [('dense1', 40), ('relu_1', 0), ('dense2', 27), ('', 67)])
+    """
+    found: dict[str, Row] = {}
+
+    def watch(path: str, layer: Layer) -> Layer:
+        def look(xs, calls):
+            (params, state), y = outline(layer, xs)
+            arrays = arrays_of((params, without(_MARK, state)))
+            flops = 0
+            if calls:
+                flops = count_flops(_Run(layer, train), *arrays, *jax.tree.map(struct, xs))
+            again = found.get(path)
+            held = tree.count(held_in(arrays[1]))
+            own, kept = tree.count(arrays[0]) + held, tree.count(arrays[1]) - held
+            output, leaf = jax.tree.map(struct, y), not layer.children
+            found[path] = Row(path, layer.name, output, 1, own, kept, flops, leaf, held)
+            if again:
+                found[path] = again._replace(flops=again.flops + flops)
+            return (params, {**state, _MARK: Param((), zeros)}), y
+
+        def declare(*xs):
+            kept = []
+            jax.eval_shape(lambda *xs: kept.append(look(xs, calls=False)[0]), *xs)
+            return kept[0]
+
+        def apply(params, state, *xs, key=None, train=False):
+            y, after = layer.apply(params, _without(state), *xs, key=key, train=train)
+            return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
+
+        specs = Specs(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
+        return replace(layer, specs=specs, apply=apply)
+
+    with errors.within("summary"):
+        watched, specs = as_layer(net).map(watch), []
+        xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
+        jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
+        params, state = specs[0]
+    rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
+    arrays = arrays_of((params, without(_MARK, state)))
+    return Summary(rows, tree.nbytes(arrays))
+
+
+class _Run(NamedTuple):
+    layer: Layer
+    train: bool
+
+    def __call__(self, params, state, *xs):
+        key = jax.random.key(0) if self.train else None
+        return self.layer.apply(params, state, *xs, key=key, train=self.train)
+
+
+def _without(state: Any) -> Any:
+    return {name: value for name, value in state.items() if name != _MARK}
+
+
+def _copies(state: Any, path: str) -> int:
+    for name in filter(None, path.split("/")):
+        state = state[name]
+    return math.prod(state[_MARK].stack)
+
+
+def _times(row: Row, n: int) -> Row:
+    counts = {name: n * getattr(row, name) for name in ("params", "state", "frozen", "flops")}
+    return row._replace(copies=n, **counts)
+
+
+def _shapes(output: Any) -> str:
+    return ", ".join(errors.show(a).replace(" float32", "") for a in jax.tree.leaves(output))
+
+
+def _short(n: int) -> str:
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return str(n)
+
+
+def _bytes(n: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n} B"

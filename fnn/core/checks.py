@@ -1,0 +1,194 @@
+"""Checks of options, inputs and keys that several layers share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.core.errors import (
+    DtypeError,
+    InputError,
+    OptionError,
+    RandomKeyError,
+    ShapeError,
+    names,
+    path_of,
+    show,
+)
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """An option that counts something: an int of at least `least`."""
+    good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
+    if not good:
+        raise OptionError(
+            f"{name} to be an int of at least {least}", show(value), f"pass {name}={least} or more"
+        )
+    return int(value)
+
+
+def counts(name: str, value: Any, length: int | None = None, least: int = 1) -> tuple:
+    """One count per axis; a single int stands for all of `length` axes."""
+    if isinstance(value, (int, np.integer)) and length is not None:
+        value = (value,) * length
+    many = "one or more ints" if length is None else f"{length} ints"
+    values = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if not values or length not in (None, len(values)):
+        raise OptionError(f"{name} to be a tuple of {many}", show(value), "pass one int per axis")
+    return tuple(count(name, v, least) for v in values)
+
+
+def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} to be one of {names(choices)}", show(value), "pass one of them")
+
+
+def number(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
+    """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
+    span = f"[{low}, {high}{')' if open_high else ']'}"
+    array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == ()
+    real = array and any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))
+    if isinstance(value, bool) or not (real or isinstance(value, (int, float))):
+        raise OptionError(f"{name} to be a number in {span}", show(value), "pass one number")
+    if isinstance(value, jax.core.Tracer):
+        return
+    value = np.asarray(value) if array else value  # under jit, jax would trace the comparison
+    if not (low <= value < high if open_high else low <= value <= high):
+        raise OptionError(f"{name} in {span}", repr(float(value)), f"pass a number in {span}")
+
+
+def floating(name: str, value: Any) -> Any:
+    """An option that is a floating dtype."""
+    try:
+        array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+        dtype = None if array or value is None else jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = show(value) if dtype is None else dtype.name
+        raise OptionError(f"{name} to be a floating dtype", got, "pass jnp.bfloat16 or another")
+    return dtype
+
+
+def floating_leaves(
+    what: str,
+    tree: Any,
+    mend: str = "keep integers out of what is trained",
+    or_complex: bool = False,
+) -> None:
+    """All leaves of a floating dtype, or of a complex one if that is allowed."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype, name = jnp.result_type(leaf), path_of(path)
+        whose = f"{name} {show(leaf)}".strip()
+        if jnp.issubdtype(dtype, jnp.complexfloating) and not or_complex:
+            raise DtypeError(f"{what} of real floating dtypes", whose, AS_REAL)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise DtypeError(f"{what} of floating dtypes", whose, mend)
+
+
+AS_REAL = "train the real and the imaginary parts as params of their own"
+
+
+def real(what: str, x: Any) -> None:
+    """An array that is not complex, for what is not defined for complex numbers."""
+    if jnp.iscomplexobj(x):
+        raise DtypeError(f"{what} of real numbers", show(x), AS_REAL)
+
+
+def function(name: str, value: Any, of: str) -> None:
+    if not callable(value):
+        raise OptionError(f"{name} to be a function of {of}", show(value), "pass a function")
+
+
+def initializer(name: str, value: Any) -> None:
+    """A function of (key, shape, dtype); not one that builds such a function."""
+    try:
+        inspect.signature(value).bind(None, None, None)
+    except TypeError:
+        raise OptionError(
+            f"{name} to be a function of (key, shape, dtype)",
+            show(value),
+            "build it, as fnn.initializers.he_normal()",
+        ) from None
+    except ValueError:  # a callable that does not tell its signature
+        return
+
+
+def key(value: Any) -> None:
+    """One typed key (or the older uint32 form of it)."""
+    dtype = getattr(value, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == np.uint32 and value.shape in ((2,), (4,))
+    if typed and value.shape == () or raw and value.shape == _raw_shape():
+        return
+    mend = "pass jax.random.key(0)"
+    if raw:
+        mend = f'name its generator: jax.random.wrap_key_data(key, impl="{_IMPLS[value.shape]}")'
+    if typed:
+        mend = "one call takes one key: for many, jax.vmap over them"
+    raise RandomKeyError("a key", show(value), mend)
+
+
+_IMPLS = {(2,): "threefry2x32", (4,): "rbg"}
+
+
+def _raw_shape() -> tuple[int, ...]:
+    """Of a key of the older form, which is one of JAX's default generator."""
+    config: Any = jax.config
+    return (2,) if config.jax_default_prng_impl == "threefry2x32" else (4,)
+
+
+def need_key(key: Any) -> None:
+    if key is None:
+        raise RandomKeyError(
+            "a key to draw from", "key=None", "pass key= to apply, as in net.apply(..., key=key)"
+        )
+
+
+def typed_key(value: Any) -> jax.Array:
+    """A key in its typed form, whichever it came in."""
+    key(value)
+    return jax.random.wrap_key_data(value) if value.dtype == np.uint32 else value
+
+
+def rank(x: Any, least: int, layout: str, name: str = "x") -> None:
+    if not hasattr(x, "shape"):  # a tree of inputs
+        raise InputError(f"{name} to be one array", f"{name} {show(x)}", "pass one array")
+    if len(x.shape) < least:
+        raise ShapeError(
+            f"{name} {layout}, at least {least} axes",
+            f"{name} {tuple(x.shape)}",
+            f"reshape {name} to that layout",
+        )
+
+
+def array(x: Any, least: int, layout: str, name: str = "x") -> None:
+    """An input of floating dtype with at least `least` axes."""
+    rank(x, least, layout, name)
+    if not jnp.issubdtype(x.dtype, np.floating):
+        raise DtypeError(
+            f"{name} of a floating dtype", f"{name} {show(x)}", f"cast: {name}.astype(jnp.float32)"
+        )
+
+
+def examples(name: str, tree: Any) -> int:
+    """How many examples a tree of arrays holds: the leading axis that all of them have."""
+    sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ShapeError(
+            f"{name}, arrays with one leading axis [N, ...]",
+            show(tree),
+            "stack the examples of each along axis 0",
+        )
+    return sizes.pop()[0]
+
+
+def mapping(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} to be a dict of functions", show(value), "name them in a dict")

@@ -1,0 +1,156 @@
+"""What every array of a network is: shape, kind, axes and stack, as a layer declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.core import errors
+
+
+@dataclass(frozen=True)
+class Param:
+    """A declared array: its shape and dtype, how its first values are drawn, and what it is for.
+
+    - `shape`: of one member; the array itself has shape `stack + shape`.
+    - `init`: `f(key, shape, dtype)`, one of `fnn.initializers` or any function like it.
+    - `kind`: `"kernel"`, `"bias"`, `"scale"`, `"embedding"`, `"statistic"` ...: what decay masks,
+      summaries and shardings go by.
+    - `axes`: one logical name per axis of `shape`: `"in"` is the input's last axis and `"out"` the
+      output's; `"heads"`, `"hidden"` (between two layers of one block), `"vocabulary"`; the axes of
+      a window are `"depth"`, `"height"`, `"width"`.
+    - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn
+      from i alone, so its values do not depend on the size of the stack.
+
+    >>> import fnn
+    >>> Param((3, 4), fnn.initializers.normal(0.1)).shape
+    (3, 4)
+    """
+
+    shape: tuple[int, ...]
+    init: Callable[..., Any]
+    dtype: Any = jnp.float32
+    kind: str = "kernel"
+    axes: tuple[str, ...] | None = None
+    stack: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if not isinstance(self.shape, tuple):
+            raise errors.OptionError(
+                "a Param's shape to be a tuple", errors.show(self.shape), "write (n,) for one axis"
+            )
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A node that is drawn and then mapped: `fn(values)`, where `specs` declares the values.
+
+    - `fn`: its result (any tree) stands in the params where this node stands. `fn(values, key)`, if
+      it is `keyed`, draws something itself.
+    - `inverse`: leads back from it to such values, as `fnn.merge` does; None where nothing does.
+    - `axes`: logical names of the axes of the result; or a dict of them by the name of a leaf, or
+      of a dict above it. A leaf under its old path, with as many axes as it had, needs none.
+    - `stack`: leading axes of independent members, as of `Param`.
+
+    >>> import fnn
+    >>> doubled = Derived(lambda w: 2 * w, Param((2,), fnn.initializers.ones))
+    >>> def specs(x):
+    ...     return {"w": doubled}, {}
+    >>> layer = fnn.leaf("twos", specs, lambda params, state, x, **mode: (x, state))
+    >>> print(layer.init(jax.random.key(0), (1, 2))[0]["w"])
+    [2. 2.]
+    """
+
+    fn: Callable[[Any], Any]
+    specs: Any
+    inverse: Callable[[Any], Any] | None = None
+    axes: Any = None
+    stack: tuple[int, ...] = ()
+    keyed: bool = False
+
+
+def arrays_of(specs: Any) -> Any:
+    """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
+
+    def array(node):
+        if isinstance(node, Derived):
+            keys = [jax.eval_shape(lambda: keys_of(node.stack))] if node.keyed else []
+            return jax.eval_shape(node.fn, arrays_of(node.specs), *keys)
+        return jax.ShapeDtypeStruct(node.stack + node.shape, node.dtype)
+
+    return jax.tree.map(array, specs)
+
+
+def keys_of(stack: tuple[int, ...]) -> jax.Array:
+    """Keys of this shape, of which only shape and dtype matter."""
+    return jnp.broadcast_to(jax.random.key(0), stack)
+
+
+def zeros_of(specs: Any) -> Any:
+    """Zeros in the place of every declared array."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arrays_of(specs))
+
+
+def declared(specs: Any) -> Any:
+    """A Param for every array, of those too that are derived: a tree like the params.
+
+    - `specs`: the first of `net.specs(x)`.
+
+    A leaf that is derived takes the kind of the leaf at whose path, or below or beside whose path,
+    it stands; `"value"` where there is no such leaf. Its axes are those that `Derived` gives it, or
+    the old ones if it has as many; otherwise None.
+
+    >>> import fnn
+    >>> specs, _ = fnn.weight_norm(fnn.dense(3)).specs((1, 4))
+    >>> found = declared(specs)["kernel"]
+    >>> found["gain"].kind, found["gain"].axes, found["direction"].axes
+    ('kernel', ('out',), ('in', 'out'))
+    """
+    return jax.tree.map(_resolved, specs)
+
+
+def _resolved(node: Any) -> Any:
+    if isinstance(node, Param):
+        return node
+    if not isinstance(node, Derived):
+        raise errors.InputError("specs of Param", errors.show(node), "pass net.specs(x)[0]")
+    before = {
+        errors.path_of(keys).removeprefix("params/"): param
+        for keys, param in jax.tree_util.tree_flatten_with_path(declared(node.specs))[0]
+    }
+
+    def leaf(keys, array):
+        path, names = errors.path_of(keys), [errors.path_of((key,)) for key in keys]
+        old = _of_path(path, before)
+        shape, rank = array.shape[len(node.stack) :], len(array.shape) - len(node.stack)
+        given = node.axes
+        if isinstance(given, Mapping):
+            given = next((given[name] for name in reversed(names) if name in given), None)
+        if given is None and old is not None and len(old.shape) == rank:
+            given = old.axes
+        base = old or Param((), None, kind="value")  # type: ignore[arg-type]
+        return replace(base, shape=shape, dtype=array.dtype, axes=given, stack=node.stack)
+
+    return jax.tree_util.tree_map_with_path(leaf, arrays_of(node))
+
+
+def _of_path(path: str, before: Mapping[str, Param]) -> Param | None:
+    """The leaf that stood at a path, above it, or at the end of it."""
+    for old, param in before.items():
+        if path == old or not old or path.startswith(f"{old}/") or path.endswith(f"/{old}"):
+            return param
+    return None
+
+
+def output_axis(param: Param) -> int:
+    """The axis of a kernel that counts its output features: "out", or else the last.
+
+    >>> output_axis(Param((3, 5, 4), None, axes=("width", "out", "in")))
+    1
+    """
+    axes = param.axes or ()
+    return axes.index("out") if "out" in axes else len(param.shape) - 1

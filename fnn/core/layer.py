@@ -1,0 +1,262 @@
+"""The heart: a network is a pure function over a parameter tree.
+
+    net.specs(*xs)                     -> (params_spec, state_spec)     declarations, no arrays
+    net.init(key, *xs)                 -> (params, state)               nested dicts of arrays
+    net.apply(params, state, *xs, key=None, train=False) -> (y, state)
+    net(params, *xs, state=None)       -> y                             evaluation mode
+
+A layer is these functions under a name. There are two ways to get one: `leaf` makes a layer of
+declarations and mathematics, `compose` makes a layer of layers. A network is a layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from fnn.core import checks, errors
+from fnn.core.declarations import Derived, Param, arrays_of, zeros_of
+from fnn.core.inputs import arity, by_position, signature
+from fnn.core.params import draw
+from fnn.core.shapes import as_array, as_struct, is_traced_shape, struct
+
+__all__ = ["Derived", "Layer", "Param", "leaf"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Layer:
+    """A pure function with declared parameters; a value, compared and hashed by identity.
+
+    - `name`: what kind of layer this is, as "dense".
+    - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`: trees of
+      `fnn.Param` in the places of arrays. `specs(x)[0]` is what masks by kind and stacked
+      optimizers are made of.
+    - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics. It takes
+      the state second, by position; calling the layer takes it last, `state=`, and returns y
+      alone, in evaluation mode (there is no eval mode to set, and none to forget). Under `jit`,
+      `train` is static: `jax.jit(net.apply, static_argnames="train")`.
+    - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
+    - `carry(params, x, key=None, train=False)`: a recurrent cell's first carry for one step's x,
+      of which only shape and dtype matter; None for any other layer.
+
+    Inputs go by position or by name, as `rnn(params, x, lengths=lengths)`: the names are those of a
+    leaf's `specs`, or of a body's arguments. To run a layer in another way, `fnn.wrap` it:
+    `dataclasses.replace(layer, apply=...)` would be undone where the layer is rebuilt.
+
+    >>> import fnn, jax.numpy as jnp
+    >>> net = fnn.dense(3)
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> net(params, jnp.ones((2, 4))).shape
+    (2, 3)
+    """
+
+    name: str
+    specs: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+    children: tuple[tuple[str, Layer], ...] = ()
+    rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
+    carry: Callable[..., Any] | None = None
+
+    def init(self, key, *xs, **inputs) -> tuple[dict, dict]:
+        """First (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
+
+        No forward pass is run. `(2, 4)` is the shape of one float32 input; other tuples and dicts
+        are trees of inputs. Values depend on `key` and on the names of the layers alone.
+        """
+        return declare_and_draw(self, key, xs, inputs)[1]
+
+    def __call__(self, params, *xs, state=None, **inputs) -> Any:
+        """The network as a plain function, in evaluation mode."""
+        if "key" in inputs or "train" in inputs:
+            errors.not_apply(self.name)
+        return self.apply(params, {} if state is None else state, *xs, **inputs)[0]
+
+    def __copy__(self) -> Layer:
+        return self
+
+    def __deepcopy__(self, memo) -> Layer:
+        return self
+
+    def __reduce_ex__(self, protocol):
+        with errors.within(self.name):
+            errors.not_pickled(self)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
+        return f"{self.name}({inner})" if inner else self.name
+
+    def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
+        """Rebuild bottom-up with `fn(path, layer)`; the root's path is ""."""
+        below = {
+            name: child.map(fn, f"{path}/{name}" if path else name) for name, child in self.children
+        }
+        layer = self
+        if self.rebuild and any(below[name] is not child for name, child in self.children):
+            if isinstance(self.rebuild, Rebuild) and self.rebuild.apply is not self.apply:
+                with errors.at(path):
+                    errors.rebuilt_by_hand(self.name)
+            rebuilt = self.rebuild(below)
+            layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
+        return fn(path, layer)
+
+
+def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[tuple, tuple]:
+    """The declarations of (params, state), and their first values."""
+    with errors.within(layer.name):
+        checks.key(key)
+        if any(map(is_traced_shape, xs)):
+            errors.traced_shape()
+        params, state = specs = layer.specs(*xs, **inputs)
+        drawn = draw(key, {"params": params, "state": state})
+    return specs, (drawn["params"], drawn["state"])
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """How to build a layer over other sublayers, and the `apply` that this leads to."""
+
+    fn: Callable[[Mapping[str, Layer]], Layer]
+    apply: Callable
+
+    def __call__(self, children: Mapping[str, Layer]) -> Layer:
+        return self.fn(children)
+
+
+@dataclass(frozen=True)
+class Specs:
+    """A layer's declarations, `specs(*xs)`.
+
+    Declaring a network means walking through it, since each layer's inputs are another's outputs.
+    `outline` is one step of that walk: called while tracing, it gives `((params, state), y)`, so
+    that a network traces each of its bodies once, however deep they are nested. `inputs` are the
+    names of what goes in.
+    """
+
+    declare: Callable[..., tuple[dict, dict]]
+    outline: Callable[..., tuple[tuple[Any, Any], Any]]
+    inputs: inspect.Signature
+
+    def __call__(self, *xs, **inputs) -> tuple[dict, dict]:
+        return self.declare(*map(as_struct, by_position(self.inputs, xs, inputs)))
+
+
+def inputs_of(layer: Layer) -> inspect.Signature:
+    """The names of a layer's inputs; also of one with hand-made specs."""
+    return layer.specs.inputs if isinstance(layer.specs, Specs) else signature(layer.specs)
+
+
+def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]], inputs: inspect.Signature) -> Specs:
+    """Specs of a layer that must be walked through to be declared."""
+
+    def declare(*xs):
+        found = []
+        jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
+        return found[0]
+
+    return Specs(declare, outline, inputs)
+
+
+def leaf(
+    name: str,
+    specs: Callable[..., tuple[dict, dict]],
+    apply: Callable,
+    carry: Callable[..., Any] | None = None,
+) -> Layer:
+    """A layer without sublayers, from its declarations and its mathematics.
+
+    - `specs(*xs)`: the declarations, `(params, state)`, for inputs of which shape and dtype are
+      known; it raises what is wrong with them. Its arguments name the inputs.
+    - `apply(params, state, *xs, key, train) -> (y, state)`: run once the inputs, and the names,
+      shapes and dtypes of params and state, have been held against the declarations.
+    - `carry`: makes it a recurrent cell, whose first input is the carry; see `fnn.Layer`.
+
+    >>> def scale():
+    ...     def specs(x):
+    ...         return {"scale": Param(x.shape[-1:], fnn.initializers.ones, x.dtype)}, {}
+    ...
+    ...     def apply(params, state, x, *, key, train):
+    ...         return x * params["scale"], state
+    ...
+    ...     return leaf("scale", specs, apply)
+    >>> import fnn
+    >>> params, _ = scale().init(jax.random.key(0), (2, 3))
+    >>> params
+    {'scale': Array([1., 1., 1.], dtype=float32)}
+    """
+    inputs = signature(specs)
+    least, most = arity(inputs)
+
+    def declare(*xs):
+        with errors.within(name):
+            if not least <= len(xs) <= most:
+                errors.wrong_arity(least, most, len(xs))
+            declared = specs(*xs)
+            if not (isinstance(declared, tuple) and len(declared) == 2):
+                errors.not_a_pair("specs", "(params, state)", declared)
+            return declared
+
+    def outline(*xs):
+        declared = declare(*jax.tree.map(struct, xs))
+        with errors.within(name):
+            params, state = zeros_of(declared)
+            xs = jax.tree.map(as_array, xs)
+            return declared, apply(params, state, *xs, key=jax.random.key(0), train=False)[0]
+
+    def checked_apply(params, state, *xs, key=None, train=False, **named):
+        """(y, state) of this layer at params, state and inputs; see `fnn.Layer`."""
+        with errors.within(name):
+            xs = jax.tree.map(as_array, by_position(inputs, xs, named))
+            structs = jax.tree.map(struct, xs)
+            params_spec, state_spec = declare(*structs)
+            structs = structs[1:] if carry else structs
+            errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
+            errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
+            if key is not None:
+                checks.key(key)
+            out = apply(params, state, *xs, key=key, train=train)
+            if not (isinstance(out, tuple) and len(out) == 2):
+                errors.not_a_pair("apply", "(y, state)", out)
+            if out[1] is not state:
+                errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
+            return out
+
+    return Layer(name, Specs(declare, outline, inputs), checked_apply, carry=carry)
+
+
+def as_layer(fn: Any) -> Layer:
+    """A layer as it is; any other callable as a layer without parameters."""
+    if isinstance(fn, Layer):
+        return fn
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if not callable(fn) or errors.is_builder(fn):
+        got = f"the builder {name}" if callable(fn) else errors.show(fn)
+        raise errors.InputError("a layer or a function", got, "build it, as fnn.dense(10)")
+
+    inputs = signature(fn)
+
+    def apply(params, state, *xs, key=None, train=False, **named):
+        with errors.within(name):
+            errors.check_names("params", params, ())
+            errors.check_names("state", state, ())
+            xs = by_position(inputs, xs, named)
+        return fn(*xs), state
+
+    return Layer(name, Specs(lambda *xs: ({}, {}), lambda *xs: (({}, {}), fn(*xs)), inputs), apply)
+
+
+def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:
+    """((params, state), y) of a layer, while tracing; also of one with hand-made specs."""
+    if isinstance(layer.specs, Specs):
+        return layer.specs.outline(*xs)
+    declared = layer.specs(*xs)
+    return declared, layer.apply(*zeros_of(declared), *xs, key=jax.random.key(0), train=True)[0]
+
+
+def same_arrays(before: Any, after: Any) -> bool:
+    """Whether two trees hold the very same arrays."""
+    old, new = jax.tree.leaves(before), jax.tree.leaves(after)
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))

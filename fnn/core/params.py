@@ -1,0 +1,285 @@
+"""All parameters of a network, drawn by one compiled sampler.
+
+A parameter is declared, `Param(shape, init)`, and drawn later, with all the others. Compiling one
+random kernel per shape is what makes initialization slow elsewhere, so here the only thing ever
+compiled is a sampler of fixed-size blocks of a standard distribution. A parameter is as many blocks
+as it needs, cut to its shape and multiplied by its scale, which NumPy does without compiling.
+
+A block's key is folded from the parameter's path, its member of the stack and the block's number.
+So a value depends on nothing else in the network, and since the multiplication is the only
+rounding after the draw, it is the same to the last bit eagerly, under `jit` and under `vmap`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.core import checks, errors
+from fnn.core.declarations import Derived, Param
+from fnn.core.reserved import FROZEN, is_under
+from fnn.core.static import run_once_compiled
+
+BLOCK = 1024  # values in a block
+CHUNK = 256  # blocks a call of the compiled sampler draws
+
+
+# --- distributions
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A standard distribution times a scale: a hashable initializer `f(key, shape, dtype)`.
+
+    - `base`: a sampler of `jax.random` by name, and its options: `("uniform", ("maxval", 1.0))`.
+    - `scale`: a number, or a function from the shape to one.
+    - `finish`: what is done to the draw of one member before it is scaled, if anything.
+
+    >>> Distribution(("uniform",), 0.1)(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+
+    base: tuple
+    scale: Any = 1.0
+    finish: Callable[[jax.Array], jax.Array] | None = None
+
+    def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
+        return draw(key, Param(tuple(shape), self, dtype))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value everywhere: a hashable initializer that draws nothing.
+
+    >>> print(Constant(1.0)(jax.random.key(0), (2,)))
+    [1. 1.]
+    """
+
+    value: Any
+
+    def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
+        return jnp.full(shape, self.value, dtype)
+
+
+# --- drawing
+
+
+def draw(key, specs) -> Any:
+    """Arrays for a tree of `Param` and `Derived`, in a constant number of compiled programs.
+
+    - `key`: a typed key, concrete or traced.
+    - `specs`: a nested dict of declarations; each is drawn from its path in it.
+
+    >>> specs = {"w": Param((2, 3), Distribution(("normal",))), "b": Param((3,), Constant(0.0))}
+    >>> jax.tree.map(jnp.shape, draw(jax.random.key(0), specs))
+    {'b': (3,), 'w': (2, 3)}
+    """
+    checks.key(key)
+    nodes, treedef = jax.tree_util.tree_flatten_with_path(specs)
+    paths = [errors.path_of(path) for path, _ in nodes]
+    params: dict[str, Param] = {}
+    derived: list[tuple] = []
+    found = [
+        _collect(as_unfrozen(path), path, node, params, derived)
+        for path, (_, node) in zip(paths, nodes, strict=True)
+    ]
+    eager = not isinstance(jax.random.key_data(key), jax.core.Tracer)
+    values = _sample(key, params, eager)
+    rest = []
+    for path, param in params.items():
+        if isinstance(param.init, Constant):
+            values[path] = _constant(param)
+        elif path not in values or param.init.finish:
+            rest.append((path, param))
+    if rest or derived:  # what must be compiled for its shape goes into one program
+        used = [path for path, _ in rest] + [path for *_, inner, _ in derived for path in inner]
+        words = {value: words for value, *_, words in derived if words is not None}
+        steps = tuple((value, node.fn, *how) for value, node, *how, _ in derived)
+        plan = functools.partial(_finish, tuple(rest), steps)
+        given = {path: values[path] for path in used if path in values}
+        values |= run_once_compiled(plan, key, words, given)
+    arrays = [values[path] for path in found]
+    return jax.tree.unflatten(treedef, jax.device_put(arrays) if eager else arrays)
+
+
+def as_unfrozen(path: str) -> str:
+    """The path that a param is drawn from: where it would stand if it were not frozen.
+
+    >>> as_unfrozen("state/body/(frozen)/dense1/kernel")
+    'params/body/dense1/kernel'
+    """
+    names = path.split("/")
+    if not any(is_under(FROZEN, name) for name in names):
+        return path
+    return "/".join(["params", *(name for name in names[1:] if not is_under(FROZEN, name))])
+
+
+def _collect(
+    path: str, result: str, node: Any, params: dict[str, Param], derived: list[tuple]
+) -> str:
+    """List the Params below `node`, and its Derived nodes from the innermost out.
+
+    Returns the name of its value: a Param's is the path that it is drawn from, so that one that
+    is declared twice, as a mask that is made of the values it masks, is drawn once.
+    """
+    if isinstance(node, Derived):
+        inner, treedef = jax.tree_util.tree_flatten_with_path(node.specs)
+        below = []
+        for keys, inner_node in inner:
+            name = errors.path_of(keys)
+            drawn, own = (f"{where}/{name}" if name else where for where in (path, result))
+            below.append(_collect(drawn, own, inner_node, params, derived))
+        value = f"{result} derived"
+        while any(value == other for other, *_ in derived):  # of two halves of one
+            value += "'"
+        words = _words(f"{path} key", node, 1).reshape(*node.stack, 2) if node.keyed else None
+        derived.append((value, node, treedef, tuple(below), words))
+        return value
+    if isinstance(node, Param):
+        if params.setdefault(path, node) != node:
+            raise errors.InputError(
+                "one declaration of a param", f"two of {path}", "declare both parts alike"
+            )
+        return path
+    raise errors.InputError(
+        "specs of Param and Derived", f"{path}: {errors.show(node)}", "declare it as a Param"
+    )
+
+
+def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
+    """The standard draws behind all declared distributions; scaled, where nothing comes before."""
+    groups: dict[tuple, list[str]] = {}
+    for path, param in params.items():
+        if isinstance(param.init, Distribution):
+            groups.setdefault((param.init.base, _wide(param.dtype)), []).append(path)
+    values = {}
+    for (base, wide), paths in groups.items():
+        blocks = [math.ceil(math.prod(params[path].shape) / BLOCK) for path in paths]
+        words = [_words(path, params[path], n) for path, n in zip(paths, blocks, strict=True)]
+        raw = _blocks(key, np.concatenate(words), base, wide, eager)
+        start = 0
+        for path, n in zip(paths, blocks, strict=True):
+            shape, stack = params[path].shape, params[path].stack
+            members = math.prod(stack)
+            flat = raw[start : start + members * n].reshape(members, n * BLOCK)
+            value = flat[:, : math.prod(shape)].reshape(stack + shape)
+            with errors.at(path.split("/", 1)[-1]):
+                values[path] = value if params[path].init.finish else _scaled(value, params[path])
+            start += members * n
+    return values
+
+
+def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
+    """Sixty-four bits for each (path, member, block), as [members * blocks, 2] uint32."""
+    members = itertools.product(*map(range, param.stack))
+    digests = [
+        hashlib.blake2b(f"{path} {member} {block}".encode(), digest_size=8).digest()
+        for member in members
+        for block in range(blocks)
+    ]
+    return np.frombuffer(b"".join(digests), "<u4").astype(np.uint32).reshape(-1, 2)
+
+
+def _blocks(key, words: np.ndarray, base: tuple, wide: str, eager: bool) -> Any:
+    """[len(words), BLOCK] standard draws: chunk by chunk for NumPy, or traced, all at once."""
+    if not eager:  # the barrier keeps XLA from merging the scale into the draw's own constants
+        return jax.lax.optimization_barrier(_sampler(key, words, base, wide))
+    padded = np.pad(words, ((0, -len(words) % CHUNK), (0, 0)))
+    chunks = [
+        _sampler(key, padded[i : i + CHUNK], base, wide) for i in range(0, len(padded), CHUNK)
+    ]
+    drawn = [np.asarray(chunk) for chunk in chunks] or [np.zeros((0, BLOCK), wide)]
+    return np.concatenate(drawn)
+
+
+@functools.partial(jax.jit, static_argnames=("base", "wide"))
+def _sampler(key, words, base: tuple, wide: str) -> jax.Array:
+    kind, *options = base
+    sample = functools.partial(getattr(jax.random, kind), shape=(BLOCK,), dtype=wide)
+
+    def block(words):
+        return sample(_fold(key, words), **dict(options))
+
+    return _mapped(block, key)(words)
+
+
+def _fold(key, words) -> Any:
+    """The key folded with each word in turn (a scan, since a fold is slow to compile)."""
+    return jax.lax.scan(lambda k, word: (jax.random.fold_in(k, word), None), key, words)[0]
+
+
+def _mapped(fn: Callable, key: Any) -> Callable:
+    """`fn`, which draws, over a first axis: by a loop where vmap would draw other numbers."""
+    threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+    return jax.vmap(fn) if threefry else functools.partial(jax.lax.map, fn)
+
+
+def _wide(dtype: Any) -> str:
+    """What a parameter is drawn in: narrow floats are drawn in float32, then rounded."""
+    return "float64" if dtype == np.float64 else "float32"
+
+
+def _scaled(value: Any, param: Param) -> Any:
+    scale: Any = param.init.scale(param.shape) if callable(param.init.scale) else param.init.scale
+    if jnp.shape(scale) != ():
+        raise errors.OptionError("one number as scale", errors.show(scale), "pass a scalar")
+    concrete = isinstance(scale, (int, float)) and isinstance(value, np.ndarray)
+    xp = np if concrete else jnp
+    return (value * xp.asarray(scale, value.dtype)).astype(param.dtype)
+
+
+def _constant(param: Param) -> Any:
+    concrete = not isinstance(param.init.value, jax.Array)
+    return (np if concrete else jnp).full(param.stack + param.shape, param.init.value, param.dtype)
+
+
+def _finish(
+    rest: tuple, derived: tuple, key, of_keys: dict[str, Any], values: dict[str, Any]
+) -> dict[str, Any]:
+    """Foreign initializers, finishes, and then the functions of Derived nodes, inside out."""
+    values = dict(values)
+    for path, param in rest:
+        if isinstance(param.init, Distribution):
+            finish = param.init.finish or (lambda z: z)
+            values[path] = _scaled(_each(finish, param)(values[path]), param)
+        else:
+            words = _words(path, param, 1).reshape(*param.stack, 2)
+            values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param, key)(words)
+    for path, fn, treedef, paths in derived:
+        own = jax.tree.unflatten(treedef, [values[p] for p in paths])
+        if path in of_keys:
+            fold = functools.partial(_fold, key)
+            for _ in range(of_keys[path].ndim - 1):
+                fold = jax.vmap(fold)
+            values[path] = fn(own, fold(of_keys[path]))
+        else:
+            values[path] = fn(own)
+    return values
+
+
+def _foreign(param: Param, key) -> jax.Array:
+    value = param.init(key, param.shape, param.dtype)
+    if jnp.shape(value) != param.shape or jnp.result_type(value) != param.dtype:
+        raise errors.ParamsError(
+            f"{param.shape} {jnp.dtype(param.dtype)} from the initializer",
+            errors.show(value),
+            "an initializer is f(key, shape, dtype) and returns an array of that shape and dtype",
+        )
+    return value
+
+
+def _each(fn: Callable, param: Param, key: Any = None) -> Callable:
+    """`fn` over the members of a stack; it draws, if it has a key."""
+    for _ in param.stack:
+        fn = jax.vmap(fn) if key is None else _mapped(fn, key)
+    return fn

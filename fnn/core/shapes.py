@@ -1,0 +1,160 @@
+"""Shapes and dtypes of inputs, and the one gate for NumPy's arrays."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+
+from fnn.core import errors
+from fnn.core.dtypes import is_floating
+
+
+def as_struct(x: Any) -> Any:
+    """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
+    return jax.tree.map(struct, x, is_leaf=is_shape)
+
+
+def struct(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one array, struct or shape."""
+    if is_shape(x):
+        return jax.ShapeDtypeStruct(x, jnp.float32)
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        errors.not_an_array(x)
+    if isinstance(x, (np.ndarray, np.generic)):  # which may be wider than jax would hold
+        dtype = native_dtype(x.dtype)
+        return errors.not_an_array(x) if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def is_shape(x: Any) -> bool:
+    """A tuple of ints or symbolic dimensions stands for one float32 array."""
+    return type(x) is tuple and all(map(_is_dim, x))
+
+
+def is_traced_shape(x: Any) -> bool:
+    """A shape that became an argument of `jit`: a tuple of traced ints."""
+    return type(x) is tuple and len(x) > 0 and all(map(_is_traced_int, x))
+
+
+def _is_dim(d: Any) -> bool:
+    if isinstance(d, (int, np.integer)):
+        return not isinstance(d, bool) and bool(d >= 0)
+    return is_symbolic_dim(d)
+
+
+def _is_traced_int(d: Any) -> bool:
+    traced = isinstance(d, jax.core.Tracer) and d.shape == ()
+    return traced and jnp.issubdtype(d.dtype, jnp.integer)
+
+
+def unlike(a: Any, b: Any) -> type[errors.FnnError] | None:
+    """The error for two trees of arrays of other structure or shapes, or of other dtypes."""
+    first, second = jax.tree.map(struct, a), jax.tree.map(struct, b)
+    if first == second:
+        return None
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (first, second)]
+    return errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
+
+
+def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
+    """A NumPy array as JAX takes it, still NumPy's; anything else as it is. The one gate for them.
+
+    JAX itself reads bytes of the other order as they are, once it has compiled; it wraps 64-bit
+    integers into 32 bits, and makes floats too large for float32 infinite. Here the bytes are put
+    in order, and a value that the dtype of JAX's mode cannot hold is refused, as are NumPy's masks
+    and dtypes without numbers. What `jax.jit` traced before it came here cannot be seen.
+
+    - `name`: of the array, for the message.
+    - `others`: whether what has no numbers, as strings, passes as it is.
+
+    >>> native(np.ones(2, ">f4")).dtype, native(np.arange(3)).dtype
+    (dtype('float32'), dtype('int32'))
+    """
+    if type(x) is np.ndarray and x.dtype in _PLAIN:  # first, since steps come here for each batch
+        return x
+    if not isinstance(x, (np.ndarray, np.generic)):
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        mend = "pass what it holds, as x.filled(0), and beside it a mask: ~np.ma.getmaskarray(x)"
+        raise errors.InputError(f"{name} without a mask of NumPy", f"masked {errors.show(x)}", mend)
+    dtype = native_dtype(x.dtype)
+    if dtype is None and others:
+        return x
+    if dtype is None:
+        mend = "make them of numbers, as x.astype(np.float32)"
+        raise errors.DtypeError(f"{name} of numbers that JAX has", f"{name} {errors.show(x)}", mend)
+    if dtype.kind in "iu":
+        narrow = np.asarray(x).astype(dtype, copy=False)
+        if dtype.itemsize < x.dtype.itemsize and not (narrow == x).all():
+            mend = "number them anew, or switch on jax_enable_x64"
+            got = f"{name} {errors.show(x)} in {x.min()} ... {x.max()}"
+            raise errors.InputError(f"{name} that {dtype} holds", got, mend)
+        return narrow
+    try:
+        with np.errstate(over="raise"):
+            return np.asarray(x).astype(dtype, copy=False)
+    except FloatingPointError:
+        mend = "scale them, or switch on jax_enable_x64"
+        got = f"{name} {errors.show(x)} with larger ones"
+        raise errors.InputError(f"{name} that {dtype} holds", got, mend) from None
+
+
+def natives(tree: Any, name: str, others: bool = False) -> Any:
+    """A tree with `native` of each of its leaves, which are named by their paths below `name`."""
+    try:
+        return jax.tree.map(partial(native, others=True) if others else native, tree)
+    except errors.FnnError:
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"), others)
+        raise
+
+
+_PLAIN = frozenset(
+    np.dtype(name)
+    for name in "bool int8 int16 int32 uint8 uint16 uint32 float16 float32 complex64".split()
+)
+
+
+def native_dtype(dtype: np.dtype) -> np.dtype | None:
+    """That of JAX's array for NumPy's, in its mode; None for strings, objects, dates and others."""
+    number = dtype.kind in "biufc" and dtype.char not in "gG"  # which are wider than any of JAX's
+    if not number and not (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.number)):
+        return None
+    return jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))
+
+
+def from_numpy(x: Any, name: str = "arrays") -> Any:
+    """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
+    if not isinstance(x, (np.ndarray, np.generic)) or native_dtype(x.dtype) is None:
+        return x
+    return jnp.asarray(native(x, name))
+
+
+def as_array(x: Any, name: str = "arrays") -> jax.Array:
+    x = from_numpy(x, name)
+    return x if isinstance(x, jax.Array) else errors.not_an_array(x)
+
+
+def as_dtype(tree: Any, dtype: Any) -> Any:
+    """A tree of arrays with those of floating dtype cast; what is no array stays."""
+
+    def cast(x):
+        floating = hasattr(x, "astype") and is_floating(x)
+        return x.astype(dtype) if floating else x
+
+    return jax.tree.map(cast, tree)
+
+
+def of_rank(a: Any, rank: int) -> Any:
+    """An array with axes of size 1 in front, so many in all: what broadcasting would only imply.
+
+    >>> of_rank(jnp.ones(3), 2).shape
+    (1, 3)
+    """
+    return a.reshape((1,) * (rank - a.ndim) + a.shape)

@@ -1,0 +1,111 @@
+"""Pools whose windows follow from the size of the image."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fnn.core import checks, errors
+from fnn.core.dtypes import wide
+from fnn.core.layer import Layer, leaf
+
+
+@errors.builder
+def global_avg_pool(n: int) -> Layer:
+    """The mean of each channel over the `n` spatial axes: [..., H, W, C] -> [..., C] for n = 2.
+
+    `n` is asked for because the number of leading axes is open. The sum is formed in float32 or
+    wider. Raises ShapeError for an image without pixels (Lin, Chen & Yan, 2014).
+
+    >>> import jax.numpy as jnp, fnn
+    >>> print(fnn.global_avg_pool(2)({}, jnp.arange(8.0).reshape(2, 2, 2)))
+    [3. 4.]
+    """
+    n = checks.count("n", n)
+
+    def specs(x):
+        _check_image(x, n)
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        values = x.astype(wide(x.dtype))
+        return jnp.mean(values, axis=tuple(range(-n - 1, -1))).astype(x.dtype), state
+
+    return leaf("global_avg_pool", specs, apply)
+
+
+@errors.builder
+def global_max_pool(n: int) -> Layer:
+    """The largest value of each channel over the `n` spatial axes: [..., H, W, C] -> [..., C].
+
+    The gradient goes to the first of equal maxima in row-major order, as in `max_pool` (that of
+    `jnp.max` is split among them), and to the first NaN if there is one. `n` as of
+    `global_avg_pool`. Raises ShapeError for an image without pixels.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> print(fnn.global_max_pool(2)({}, jnp.arange(8.0).reshape(2, 2, 2)))
+    [6. 7.]
+    """
+    n = checks.count("n", n)
+
+    def specs(x):
+        _check_image(x, n)
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        at = x.ndim - n - 1
+        flat = x.reshape(*x.shape[:at], math.prod(x.shape[at:-1]), x.shape[-1])  # [..., H W, C]
+        first = jnp.argmax(flat, axis=-2, keepdims=True)
+        y = jnp.take_along_axis(flat, first, axis=-2, mode="promise_in_bounds")
+        return jnp.squeeze(y, -2), state
+
+    return leaf("global_max_pool", specs, apply)
+
+
+@errors.builder
+def adaptive_avg_pool(output_size: tuple[int, ...]) -> Layer:
+    """Means over as many bins as asked for: [..., H, W, C] -> [..., *output_size, C].
+
+    Of an axis of n pixels cut into m bins, bin i holds the pixels from floor(i n / m) to
+    ceil((i + 1) n / m), the last one not included, as in PyTorch. So bins overlap by a pixel where
+    m does not divide n, and repeat pixels where m > n.
+
+    - `output_size`: m along each spatial axis; its length says how many there are.
+
+    The sums are formed in float32 or wider. Raises ShapeError for an image without pixels.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> print(fnn.adaptive_avg_pool((2,))({}, jnp.arange(5.0).reshape(5, 1))[..., 0])
+    [1. 3.]
+    """
+    output_size = checks.counts("output_size", output_size)
+    n = len(output_size)
+
+    def specs(x):
+        _check_image(x, n)
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        y = x.astype(wide(x.dtype))
+        for axis, bins in enumerate(output_size, x.ndim - n - 1):
+            y = _bin_means(y, axis, bins)
+        return y.astype(x.dtype), state
+
+    return leaf("adaptive_avg_pool", specs, apply)
+
+
+def _check_image(x: Any, n: int) -> None:
+    checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
+    if 0 in x.shape[-n - 1 : -1]:
+        raise errors.ShapeError("spatial axes of at least 1", f"x {x.shape}", "use a larger input")
+
+
+def _bin_means(x: jax.Array, axis: int, bins: int) -> jax.Array:
+    """Slices, since with a matrix of weights one infinity would make NaN of every bin."""
+    size = x.shape[axis]
+    ends = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+    means = [jnp.mean(jax.lax.slice_in_dim(x, *e, axis=axis), axis, keepdims=True) for e in ends]
+    return jnp.concatenate(means, axis)

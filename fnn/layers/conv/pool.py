@@ -1,0 +1,232 @@
+"""Pools: one value per window and channel, over any number of spatial axes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.core import errors
+from fnn.core.dtypes import wide
+from fnn.core.layer import Layer, leaf
+from fnn.layers.conv import windows
+
+
+@errors.builder
+def max_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """The largest value in each window: [..., H, W, C] -> [..., H', W', C].
+
+    - `window`: its size along each spatial axis.
+    - `strides`: the step between windows; None is the window's size, so that they do not overlap.
+    - `padding`: `"VALID"`, `"SAME"`, an int or (low, high) pairs, with minus infinity.
+
+    The gradient goes to the first of equal maxima, in row-major order. Where windows do not
+    overlap it is a sum of masked slices, which on CPU is several times faster than the
+    select-and-scatter that XLA makes of `reduce_window`; forward mode works in both.
+    Raises OptionError, also for a padding in which a window could lie wholly, and ShapeError for
+    an input that is too small.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.max_pool((2, 2))({}, x)[..., 0])
+    [[ 5.  7.]
+     [13. 15.]]
+    """
+    return _pool("max_pool", _max_pool, pool_window(window, strides, padding))
+
+
+@errors.builder
+def min_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """The smallest value in each window, -max(-x): [..., H, W, C] -> [..., H', W', C].
+
+    - `window`, `strides`, `padding`: as of `max_pool`, the padding with infinity.
+
+    The gradient goes to the first of equal minima, in row-major order. Raises as `max_pool`.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.min_pool((2, 2))({}, x)[..., 0])
+    [[ 0.  2.]
+     [ 8. 10.]]
+    """
+    win = pool_window(window, strides, padding)
+    return _pool("min_pool", lambda x, win: -_max_pool(-x, win), win)
+
+
+@errors.builder
+def avg_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+    count_include_pad: bool = False,
+) -> Layer:
+    """The mean of each window: [..., H, W, C] -> [..., H', W', C].
+
+    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+    - `count_include_pad`: True divides by the window's size at the border too; False, the
+      default, by the number of values of x in the window.
+
+    The sum is formed in float32 or wider. Raises as `max_pool`.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.avg_pool((2, 2))({}, x)[..., 0])
+    [[ 2.5  4.5]
+     [10.5 12.5]]
+    """
+    average = functools.partial(_avg_pool, count_include_pad=count_include_pad)
+    return _pool("avg_pool", average, pool_window(window, strides, padding))
+
+
+@errors.builder
+def sum_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: windows.Padding = "VALID",
+) -> Layer:
+    """The sum of each window: [..., H, W, C] -> [..., H', W', C].
+
+    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+
+    The sum is formed in float32 or wider. Raises as `max_pool`.
+
+    >>> import jax.numpy as jnp, fnn
+    >>> x = jnp.arange(16.0).reshape(4, 4, 1)
+    >>> print(fnn.sum_pool((2, 2))({}, x)[..., 0])
+    [[10. 18.]
+     [42. 50.]]
+    """
+    return _pool("sum_pool", _sum_pool, pool_window(window, strides, padding))
+
+
+def _pool(name: str, pool: Any, win: windows.Window) -> Layer:
+    """The layer of `pool`, a function of [B, H, W, C] and the window."""
+
+    def specs(x):
+        windows.check_input(x, win)
+        return {}, {}
+
+    def apply(params, state, x, *, key, train):
+        y = windows.over_images(lambda x: pool(x, win), x, len(win.size))
+        return y.astype(x.dtype), state
+
+    return leaf(name, specs, apply)
+
+
+def pool_window(window: Any, strides: Any, padding: Any) -> windows.Window:
+    """The options of a pool, in which every window sees a value of x."""
+    strides = window if strides is None else strides
+    win = windows.window("window", window, strides, padding, 1, ("SAME", "VALID"))
+    if not isinstance(win.padding, str):
+        for size, pair in zip(win.size, win.padding, strict=True):
+            if max(pair) >= size:
+                raise errors.OptionError(
+                    f"padding below the window {win.size}, so that no window lies in it wholly",
+                    f"{win.padding}",
+                    "pad less, or widen the window",
+                )
+    return win
+
+
+def _reduce(x: jax.Array, init: Any, op: Any, win: windows.Window) -> jax.Array:
+    pads = ((0, 0), *win.pads(x.shape[1:-1]), (0, 0))
+    return jax.lax.reduce_window(x, init, op, (1, *win.size, 1), (1, *win.strides, 1), pads)
+
+
+def _sum_pool(x: jax.Array, win: windows.Window) -> jax.Array:
+    values = x.astype(wide(x.dtype))
+    return _reduce(values, np.zeros((), values.dtype), jax.lax.add, win)
+
+
+def _avg_pool(x: jax.Array, win: windows.Window, count_include_pad: bool) -> jax.Array:
+    total = _sum_pool(x, win)
+    count: Any = np.asarray(math.prod(win.size), total.dtype)
+    if not count_include_pad:
+        count = _sum_pool(jnp.ones((1, *x.shape[1:-1], 1), total.dtype), win)
+    return total / count
+
+
+def _max_pool(x: jax.Array, win: windows.Window) -> jax.Array:
+    apart = all(stride >= size for stride, size in zip(win.strides, win.size, strict=True))
+    if not apart:
+        return _reduce(x, np.asarray(-np.inf, x.dtype), jax.lax.max, win)
+    pads = win.pads(x.shape[1:-1])
+    inside = None
+    if any(low or high for low, high in pads):
+        inside = jnp.pad(jnp.ones((1, *x.shape[1:-1], 1), bool), ((0, 0), *pads, (0, 0)))
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    for stage in _stages(win):
+        marks = None if inside is None else _taps(inside, stage)
+        x = _largest(_taps(x, stage), marks)
+        inside = None if marks is None else functools.reduce(jnp.logical_or, marks)
+    return x
+
+
+def _stages(win: windows.Window) -> list[windows.Window]:
+    """The window itself; a large one as one window per axis, the last axis first.
+
+    The program then grows with the sum of the sizes and not with their product. The first maximum
+    in row-major order stays the same; only where a window holds NaN may the gradient go elsewhere.
+    """
+    n = len(win.size)
+    if math.prod(win.size) <= 32:
+        return [win]
+    ones = (1,) * n
+    return [
+        windows.Window(
+            (*ones[:axis], win.size[axis], *ones[axis + 1 :]),
+            (*ones[:axis], win.strides[axis], *ones[axis + 1 :]),
+            ones,
+            "VALID",
+        )
+        for axis in reversed(range(n))
+    ]
+
+
+def _taps(x: jax.Array, win: windows.Window) -> list[jax.Array]:
+    """The values at each place of the window, in row-major order: K arrays [B, H', W', C]."""
+    offsets = itertools.product(*map(range, win.size))
+    return [windows.strided(x, offset, win.spans, win.strides) for offset in offsets]
+
+
+@jax.custom_jvp
+def _largest(taps: list[jax.Array], inside: list[jax.Array] | None) -> jax.Array:
+    """The elementwise maximum of the taps; `inside` marks those that are not padding."""
+    return functools.reduce(jnp.maximum, taps)
+
+
+@_largest.defjvp
+def _largest_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """The tangent of the first largest tap: linear, and its transpose is masks and sums.
+
+    The order of comparisons is that of select-and-scatter: a tap stays chosen while it is >= the
+    next one, and padding is never chosen before a value of x.
+    """
+    (taps, inside), (dtaps, _) = primals, tangents
+    chosen, tangent = taps[0], dtaps[0]
+    found = None if inside is None else inside[0]
+    for i in range(1, len(taps)):
+        stays = chosen >= taps[i]
+        if found is not None and inside is not None:
+            stays = (stays & found) | ~inside[i]
+            found = found | inside[i]
+        chosen = jnp.where(stays, chosen, taps[i])
+        tangent = jnp.where(stays, tangent, dtaps[i])
+    return _largest(taps, inside), tangent

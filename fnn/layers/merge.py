@@ -1,0 +1,137 @@
+"""From the params of a reparametrized network to those of the plain one, and back."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+
+from fnn.core import checks, errors
+from fnn.core.declarations import Derived, arrays_of
+from fnn.core.layer import Layer
+from fnn.core.reserved import FROZEN, is_under, without
+from fnn.layers.frozen import held_in, joined
+
+
+def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple[Any, Any]:
+    """Plain (params, state) of a network whose layers were given other params to learn.
+
+    `lora`'s change is added to its base, `weight_norm` multiplied out, `spectral_norm` divided by,
+    `prune` masked and `quantize` rounded, as the network computes with them; what `frozen` and
+    `reparam` moved comes back. They fit the network built without these, with the same outputs.
+
+    - `xs`: inputs as of `net.init`; shapes suffice.
+
+    Raises ParamsError for params that are not this network's, and for a reparametrization around
+    params that are frozen already, or around another, which cannot be told apart.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.lora(fnn.dense(3), 2)
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> plain, _ = fnn.merge(net, params, state, (1, 4))
+    >>> x = jnp.ones((2, 4))
+    >>> bool(jnp.allclose(fnn.dense(3)(plain, x), net(params, x, state=state)))
+    True
+    """
+    with errors.within("merge"):
+        specs = net.specs(*xs, **inputs)
+        state = {} if state is None else state
+        for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
+            errors.check_same(what, tree, arrays_of(spec))
+        declared = _whole(specs)
+        return _back(declared, joined(params, held_in(state))), without(FROZEN, state)
+
+
+def unmerge(
+    net: Layer, params: Any, state: Any, *xs: Any, key: Any = None, **inputs: Any
+) -> tuple[Any, Any]:
+    """(params, state) of a reparametrized or frozen network, from those of the plain one.
+
+    The way back from `merge`, and how training goes on from trained params: they become the base of
+    `lora`, the first values of `weight_norm`, what `frozen` holds.
+
+    - `params`, `state`: of the network without `lora`, `frozen` and their like, of the same names.
+    - `xs`: inputs as of `net.init`; shapes suffice.
+    - `key`: for those that draw something of their own, as `lora` does.
+
+    Raises ParamsError for params that are not those of the plain network, RandomKeyError for a key
+    that is missing.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> plain, _ = fnn.dense(3).init(jax.random.key(0), (1, 4))
+    >>> net = fnn.lora(fnn.dense(3), 2)
+    >>> params, state = unmerge(net, plain, {}, (1, 4), key=jax.random.key(1))
+    >>> jax.tree.map(jnp.shape, params)
+    {'a': {'kernel': (4, 2)}, 'b': {'kernel': (2, 3)}}
+    """
+    with errors.within("unmerge"):
+        if key is not None:
+            key = checks.typed_key(key)
+        specs = net.specs(*xs, **inputs)
+        state = {} if state is None else state
+        declared = _whole(specs)
+        errors.check_same("params", params, arrays_of(_plain(declared)))
+        errors.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
+        whole = _forth(declared, params, key)
+        learnt = _only(arrays_of(specs[0]), whole)
+        return learnt, _with_held(arrays_of(specs[1]), state, whole)
+
+
+def _whole(specs: tuple[Any, Any]) -> Any:
+    """The declarations of all params, frozen ones too."""
+    return joined(specs[0], held_in(specs[1]))
+
+
+def _plain(node: Any) -> Any:
+    """The declarations of the plain params."""
+    if isinstance(node, Mapping):
+        return {name: _plain(below) for name, below in node.items()}
+    if isinstance(node, Derived) and node.inverse is not None:
+        return _plain(node.specs)
+    return node
+
+
+def _back(node: Any, value: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {name: _back(below, value[name]) for name, below in node.items()}
+    if isinstance(node, Derived) and node.inverse is not None:
+        return _back(node.specs, node.inverse(value))
+    return value
+
+
+def _forth(node: Any, value: Any, key: Any, path: str = "") -> Any:
+    if isinstance(node, Mapping):
+        return {
+            name: _forth(below, value[name], key, f"{path}/{name}") for name, below in node.items()
+        }
+    if not isinstance(node, Derived) or node.inverse is None:
+        return value
+    values, fn = _forth(node.specs, value, key, path), cast(Callable, node.fn)
+    if not node.keyed:
+        return fn(values)
+    checks.need_key(key)
+    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return fn(values, jax.random.split(own, node.stack) if node.stack else own)
+
+
+def _only(like: Any, tree: Any) -> Any:
+    """Of a tree, what stands at the paths of another."""
+    if isinstance(like, Mapping):
+        return {name: _only(below, tree[name]) for name, below in like.items()}
+    return tree
+
+
+def _with_held(like: Any, state: Any, whole: Any) -> Any:
+    """A state with the frozen params among `whole` in their places."""
+    if not isinstance(like, Mapping):
+        return state
+    out = {}
+    for name, below in like.items():
+        if is_under(FROZEN, name):
+            out[name] = _only(below, whole)
+        else:
+            inner = whole.get(name, {}) if isinstance(whole, Mapping) else {}
+            out[name] = _with_held(below, state.get(name, {}), inner)
+    return out

@@ -1,0 +1,190 @@
+"""Writing: a cell whose outputs are its next inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.core import checks, errors
+from fnn.core.layer import Layer
+from fnn.core.scan import scan
+from fnn.core.shapes import as_array, struct
+from fnn.layers.combinators import fold
+from fnn.layers.frozen import held_in, joined
+from fnn.layers.recurrent.cells import check_carry
+from fnn.layers.recurrent.combinators import carry_of
+from fnn.layers.recurrent.rnn import time_of
+
+
+class Generated(NamedTuple):
+    """What `unroll_generate` gives: x with the rest filled in, all y, and the last carry."""
+
+    x: jax.Array
+    y: Any
+    carry: Any
+
+
+def unroll_generate(
+    cell: Layer,
+    params: Any,
+    x: Any,
+    given: Any = None,
+    *,
+    lengths: Any = None,
+    key: Any = None,
+    temperature: Any = 1.0,
+    top_k: int | None = None,
+    next_input: Callable[[Any, Any], Any] | None = None,
+    carry: Any = None,
+    state: Any = None,
+) -> Generated:
+    """Run a cell along time on its own outputs, wherever no input is given.
+
+        (carry_t, y_t) = cell(carry_{t-1}, x_t),  x_{t+1} ~ softmax(y_t / temperature)
+
+    One scan over all steps, whether their input is given or not: under `jit` it compiles once for
+    prompts of any length, and a prompt is one with the text that it begins.
+
+    - `cell`: in evaluation mode, as `fnn.stack(embed=..., rnn=fnn.lstm_cell(n), head=...)`, which
+      takes the params of the `serial` of the same names that was trained. Without `next_input`,
+      its y [..., V] are logits.
+    - `x`: the inputs [..., T]; where they are not given, any values will do.
+    - `given`: booleans [..., T], True where the input is given; all of them is teacher forcing. The
+      first must be, for there is nothing to draw it from; under `jit`, where that is not seen, it
+      is taken as given.
+    - `lengths`: integers [...], how many of the first are given, in the place of `given`.
+    - `key`: to draw from; not needed at temperature 0 or if `next_input` does not.
+    - `temperature`: at least 0; 0 takes the most likely.
+    - `top_k`: draws from the k most likely alone (Fan, Lewis & Dauphin, 2018).
+    - `next_input(key, y)`: the next x instead, as `lambda key, y: y` for a series of numbers;
+      it has the shape and dtype of one step of x.
+    - `carry`, `state`: to start from; None are the cell's first carry, and no state.
+
+    Returns `Generated(x, y, carry)`, y [..., T, V]. Raises as `fnn.rnn`, and RandomKeyError where a
+    key is needed.
+
+    >>> import fnn
+    >>> cell = fnn.stack(fnn.embedding(10, 4), fnn.gru_cell(8), fnn.dense(10))
+    >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
+    >>> prompt = jnp.array([[3, 1, 4, 0, 0, 0]])
+    >>> length = jnp.array([3])
+    >>> text = unroll_generate(cell, params, prompt, lengths=length, key=jax.random.key(1)).x
+    >>> text.shape, bool((text[:, :3] == prompt[:, :3]).all())
+    ((1, 6), True)
+    """
+    with errors.within("unroll_generate"):
+        first_carry = carry_of(cell)
+        x, given = as_array(x, "x"), None if given is None else as_array(given, "given")
+        lengths = None if lengths is None else as_array(lengths, "lengths")
+        time = _time(x, given, lengths)
+        known = time.length and not isinstance(time.mask, jax.core.Tracer)
+        if known and not np.asarray(time.mask)[..., 0].all():
+            raise errors.InputError(
+                "the first input of each sequence to be given", "one that is not", "give it"
+            )
+        if top_k is not None:
+            checks.count("top_k", top_k)
+        checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
+        draw = next_input
+        if draw is None:
+            greedy = isinstance(temperature, (int, float)) and temperature == 0
+            if not greedy:
+                checks.need_key(key)
+            draw = _most_likely(x.dtype) if greedy else _sampler(temperature, top_k, x.dtype)
+        else:
+            checks.function("next_input", draw, "(key, y)")
+        if key is not None:
+            checks.key(key)
+        if state is None:
+            _check_stateless(cell, time.one)
+            state = {}
+        first = first_carry(joined(params, held_in(state)), time.one)
+        if carry is not None:
+            check_carry(carry, first)
+        carry = first if carry is None else carry
+
+        def step(loop, now):
+            (carry, drawn), (t, x, real) = loop, now
+            x = time.where(real | (t == 0), x, drawn)
+            (carry, y), _ = cell.apply(params, state, carry, x)
+            drawn = draw(fold(key, t), y)
+            _check_drawn(drawn, x)
+            return (carry, drawn), (x, y)
+
+        time.check_values(partial(cell.apply, params, state, carry), x)
+        start = carry, jnp.zeros(time.one.shape, x.dtype)
+        steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
+        (carry, _), filled = scan(step, start, steps)
+        x, y = jax.tree.map(time.back, filled)
+    return Generated(x, y, carry)
+
+
+def _time(x: Any, given: Any, lengths: Any) -> Any:
+    """The axes of x: `given` has as many before those of one step, `lengths` all of them but T."""
+    if x is None:
+        errors.not_an_array(x)
+    if (given is None) == (lengths is None):
+        raise errors.InputError(
+            "given, or lengths", "neither" if given is None else "both", "pass one of them"
+        )
+    known = lengths if given is None else given
+    steps = known.ndim if given is None else known.ndim - 1
+    if not 0 <= steps < x.ndim:
+        raise errors.ShapeError(
+            "given with the leading axes of x and its time, or lengths with the leading axes",
+            f"{'lengths' if given is None else 'given'} {errors.show(known)}, x {errors.show(x)}",
+            "give one for each step of x, or one length for each sequence",
+        )
+    return time_of(x, given, None, lengths, x.ndim - steps - 1, called="given")
+
+
+def _check_stateless(cell: Layer, x: jax.ShapeDtypeStruct) -> None:
+    declared = cell.specs(None, x)[1]
+    if declared:
+        raise errors.ParamsError(
+            f"a state with {errors.names(declared)}, which this cell has",
+            "state=None",
+            "pass it, as unroll_generate(..., state=state)",
+        )
+
+
+def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:
+    """(key, logits [..., V]) -> the number of one of them [...]."""
+
+    def draw(key, logits):
+        most = _most_likely(dtype)(key, logits)
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if top_k is not None and top_k > logits.shape[-1]:
+            raise errors.OptionError(
+                f"top_k of at most the {logits.shape[-1]} logits", f"{top_k}", "make it smaller"
+            )
+        likely, numbers = (logits, None) if top_k is None else jax.lax.top_k(logits, top_k)
+        heat = jnp.asarray(temperature, logits.dtype)
+        likely = likely / jnp.where(heat > 0, heat, 1)
+        # In the default mode none is drawn that is e^16 times less likely than the first, though a
+        # vocabulary's rare words have a share together.
+        drawn = jax.random.categorical(key, likely, mode="high")
+        if numbers is not None:
+            drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]
+        return jnp.where(heat > 0, drawn.astype(dtype), most)
+
+    return draw
+
+
+def _most_likely(dtype: Any) -> Callable[[Any, Any], Any]:
+    return lambda key, logits: jnp.argmax(logits, axis=-1).astype(dtype)
+
+
+def _check_drawn(drawn: Any, x: jax.Array) -> None:
+    if struct(drawn) != struct(x):
+        raise errors.ShapeError(
+            f"next inputs like x of one step, {errors.show(x)}",
+            errors.show(drawn),
+            "x of integers [..., T] for logits y, or give next_input",
+        )

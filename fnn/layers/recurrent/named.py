@@ -1,0 +1,219 @@
+"""Recurrent layers by name, and both ways at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from fnn.core import checks, errors
+from fnn.core.compose import compose
+from fnn.core.layer import Layer
+from fnn.core.shapes import unlike
+from fnn.layers.dropout import dropout as dropout_layer
+from fnn.layers.recurrent.cells import gru_cell, lstm_cell, rnn_cell
+from fnn.layers.recurrent.combinators import check_parts
+from fnn.layers.recurrent.rnn import How, along_time, rnn
+
+
+@errors.builder
+def bidirectional(
+    forward: Layer,
+    backward: Layer | None = None,
+    merge: str | Callable[[Any, Any], Any] = "concat",
+    *,
+    return_sequence: bool = True,
+    return_carry: bool = False,
+    **options: Any,
+) -> Layer:
+    """Two cells along time, one from the first step, one from the last, and their y's merged.
+
+    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets,
+    lengths)`. Held by the mask, the second cell starts at the last step that is real, so that each
+    sequence of a padded batch is read as if it were alone (Schuster & Paliwal, 1997).
+
+    - `forward`, `backward`: cells; None is another one like `forward`.
+    - `merge`: `"concat"` (last axis), `"sum"`, `"mean"`, `"mul"`, or a function of both y's.
+    - `return_sequence`, `return_carry`: as of `fnn.rnn`; each cell's y is the one at the end of its
+      way, and the carry is a dict of `forward` and `backward`.
+    - `options`: further ones of `fnn.rnn`.
+
+    Params: `forward`, `backward`, as the cells'. Raises as `fnn.rnn`.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.bidirectional(fnn.gru_cell(3))
+    >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
+    >>> net(params, jnp.ones((2, 5, 4))).shape
+    (2, 5, 6)
+    """
+    if not callable(merge):
+        checks.choice("merge", merge, tuple(_MERGES))
+    join = merge if callable(merge) else _MERGES[merge]
+    options |= {"return_sequence": return_sequence, "return_carry": True}
+    backward = forward if backward is None else backward
+
+    @compose(
+        forward=rnn(forward, **options, reverse=False),
+        backward=rnn(backward, **options, reverse=True),
+    )
+    def bidirectional(f, x, mask=None, carry=None, resets=None, lengths=None):
+        starts = {"forward": None, "backward": None} if carry is None else carry
+        check_parts(starts, ("forward", "backward"))
+        y1, end1 = f.forward(x, mask, starts["forward"], resets, lengths)
+        y2, end2 = f.backward(x, mask, starts["backward"], resets, lengths)
+        if merge in ("sum", "mean", "mul") and unlike(y1, y2):
+            raise errors.ShapeError(
+                "two cells whose y have one shape and dtype",
+                f"{errors.show(y1)} and {errors.show(y2)}",
+                'give both the same features, or merge="concat"',
+            )
+        y = join(y1, y2)
+        return (y, {"forward": end1, "backward": end2}) if return_carry else y
+
+    return bidirectional
+
+
+_MERGES: dict[str, Callable[[Any, Any], Any]] = {
+    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
+    "sum": lambda a, b: a + b,
+    "mean": lambda a, b: (a + b) / 2,
+    "mul": lambda a, b: a * b,
+}
+
+
+@errors.builder
+def lstm(
+    features: int,
+    *,
+    layers: int = 1,
+    dropout: Any = 0.0,
+    bidirectional: bool = False,
+    return_sequence: bool = True,
+    return_carry: bool = False,
+    **options: Any,
+) -> Layer:
+    """Layers of `fnn.lstm_cell` along time: [..., T, C] -> [..., T, features].
+
+    Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
+
+    - `features`: of each layer (twice as many come out of a bidirectional one).
+    - `layers`: how many, each on the whole sequence of the one below.
+    - `dropout`: the rate of the dropout between layers.
+    - `bidirectional`: every layer is a `fnn.bidirectional`.
+    - `return_sequence`, `return_carry`: as of `fnn.rnn`, at the last layer.
+    - `options`: all others of `fnn.lstm_cell` and of `fnn.rnn`.
+
+    Params and carry are those of the cell; of more layers, a dict of theirs by `lstm1`, `lstm2` ...
+    Raises as `fnn.lstm_cell` and `fnn.rnn`.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.lstm(3, layers=2, return_sequence=False)
+    >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
+    >>> net(params, jnp.ones((2, 5, 4))).shape, sorted(params)
+    ((2, 3), ['lstm1', 'lstm2'])
+    """
+    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("lstm", lstm_cell, features, how, options)
+
+
+@errors.builder
+def gru(
+    features: int,
+    *,
+    layers: int = 1,
+    dropout: Any = 0.0,
+    bidirectional: bool = False,
+    return_sequence: bool = True,
+    return_carry: bool = False,
+    **options: Any,
+) -> Layer:
+    """Layers of `fnn.gru_cell` along time: [..., T, C] -> [..., T, features].
+
+    All is as of `fnn.lstm`, with `gru1`, `gru2` ... as names, and the options of `fnn.gru_cell`.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.gru(3)
+    >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
+    >>> net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2])).shape
+    (2, 5, 3)
+    """
+    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("gru", gru_cell, features, how, options)
+
+
+@errors.builder
+def simple_rnn(
+    features: int,
+    *,
+    layers: int = 1,
+    dropout: Any = 0.0,
+    bidirectional: bool = False,
+    return_sequence: bool = True,
+    return_carry: bool = False,
+    **options: Any,
+) -> Layer:
+    """Layers of `fnn.rnn_cell` along time: [..., T, C] -> [..., T, features].
+
+    All is as of `fnn.lstm`, with `simple_rnn1`, `simple_rnn2` ... as names, and the options of
+    `fnn.rnn_cell`.
+
+    >>> import jax, jax.numpy as jnp, fnn
+    >>> net = fnn.simple_rnn(3, activation=jax.nn.relu)
+    >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
+    >>> net(params, jnp.ones((2, 5, 4))).shape
+    (2, 5, 3)
+    """
+    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("simple_rnn", rnn_cell, features, how, options)
+
+
+class _How(NamedTuple):
+    """What the named layers share."""
+
+    layers: int
+    dropout: Any
+    bidirectional: bool
+    return_sequence: bool
+    return_carry: bool
+
+
+_OF_RNN = ("reverse", "stateful", "checkpoint_every", "truncate", "unroll")
+
+
+def _layers(name: str, build: Callable, features: int, how: _How, options: dict) -> Layer:
+    count = checks.count("layers", how.layers)
+    drop = dropout_layer(how.dropout)
+    along = {option: options.pop(option) for option in _OF_RNN if option in options}
+    if how.bidirectional and along.pop("reverse", False):
+        raise errors.OptionError("reverse=False of both ways", "reverse=True", "leave it out")
+
+    def one(last: bool) -> Layer:
+        cell = build(features, **options)
+        outputs = {
+            "return_sequence": how.return_sequence or not last,
+            "return_carry": how.return_carry,
+        }
+        if how.bidirectional:
+            return replace(bidirectional(cell, **outputs, **along), name=name)
+        return along_time(name, cell, How(**outputs, **along))
+
+    if count == 1:
+        return one(last=True)
+    names = [f"{name}{i + 1}" for i in range(count)]
+    children = {own: one(last=own == names[-1]) for own in names}
+
+    @compose(**children, dropout=drop)
+    def layered(f, x, mask=None, carry=None, resets=None, lengths=None):
+        starts = dict.fromkeys(names) if carry is None else carry
+        check_parts(starts, names)
+        ends = {}
+        for own in names:
+            x = f.dropout(x) if own != names[0] else x
+            x = getattr(f, own)(x, mask, starts[own], resets, lengths)
+            if how.return_carry:
+                x, ends[own] = x
+        return (x, ends) if how.return_carry else x
+
+    return replace(layered, name=name)
