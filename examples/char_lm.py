@@ -67,7 +67,7 @@ def network(join, rnn):
 
 learner = network(fnn.serial, fnn.lstm(HIDDEN, stateful=True))
 reader = network(fnn.serial, fnn.lstm(HIDDEN))
-writer = network(fnn.stack, fnn.lstm_cell(HIDDEN))
+writer = network(fnn.cells.serial, fnn.cells.lstm(HIDDEN))
 
 
 def bits(logits, characters):

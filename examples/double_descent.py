@@ -95,7 +95,7 @@ def main():
     table = Table("width", "parameters", "training error", "test error", title="median over seeds")
     for i, width in enumerate(args.widths):
         shown = (f"{np.median(errors[name][i]):.1%}" for name in errors)
-        parameters = fnn.summary(network(width), train["image"][:1]).params
+        parameters = fnn.analysis.summary(network(width), train["image"][:1]).params
         table.add_row(f"{width}", f"{parameters:,}", *shown)
     Console().print(table)
     runs = errors["test"].size

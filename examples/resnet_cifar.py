@@ -108,7 +108,7 @@ def main():
     print(f"{args.data}: {len(train['label']):,} training and {len(test['label']):,} test images")
 
     net = resnet18(10, args.width or settings.width)
-    size = fnn.summary(net, (1, *train["image"].shape[1:]))
+    size = fnn.analysis.summary(net, (1, *train["image"].shape[1:]))
     print(f"{size.params:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image")
 
     epochs = args.epochs or settings.epochs

@@ -76,9 +76,9 @@ def draw(found, path):
     best = np.nanmedian(errors, axis=-1).argmin(axis=1)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     curves = {f"{names[k]}, rate {RATES[i]:.2g}": losses[k, i] for k, i in enumerate(best)}
-    fnn.plot.curves(curves, label="training loss", log=True, axes=left)
+    fnn.analysis.plot.curves(curves, label="training loss", log=True, axes=left)
     left.set_title(f"each at its best rate, {errors.shape[-1]} seeds")
-    fnn.plot.heat_map(
+    fnn.analysis.plot.heat_map(
         np.nanmedian(errors, axis=-1), names, [f"{rate:.1e}" for rate in RATES],
         names=("", "learning rate"), label="test error, median over seeds", axes=right,
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """fnn: a neural network is a pure function over a parameter tree, y = net(params, x)."""
 
 from fnn import (
+    analysis,
     convert,
     data,
     ensembles,
@@ -13,10 +14,6 @@ from fnn import (
     train,
     tree,
 )
-from fnn.analysis import curvature, plot
-from fnn.analysis.flops import count_flops
-from fnn.analysis.probe import nan_report, swap, tap
-from fnn.analysis.summary import summary
 from fnn.core import errors
 from fnn.core.compose import compose
 from fnn.core.declarations import Derived, Param
@@ -42,14 +39,7 @@ from fnn.layers.frozen import frozen
 from fnn.layers.merge import merge, unmerge
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
-from fnn.layers.recurrent.cells import gru_cell, lstm_cell, mgu_cell, rnn_cell
-from fnn.layers.recurrent.combinators import (
-    as_cell,
-    conv_lstm_cell,
-    stack,
-    variational_dropout,
-    zoneout,
-)
+from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.generation import unroll_generate
 from fnn.layers.recurrent.linear import lru
 from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
@@ -57,6 +47,7 @@ from fnn.layers.recurrent.rnn import forget, rnn
 from fnn.layers.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
 from fnn.layers.reshape import flatten, reshape
 from fnn.layers.sinusoidal import positional_encoding, sinusoidal
+from fnn.layers.tap import swap, tap
 
 __version__ = "0.1.0"
 
@@ -67,20 +58,18 @@ __all__ = [
     "Param",
     "adaptive_avg_pool",
     "alpha_dropout",
-    "as_cell",
+    "analysis",
     "attention",
     "avg_pool",
     "batch_norm",
     "bidirectional",
     "bilinear",
     "cast",
+    "cells",
     "compose",
     "conv",
-    "conv_lstm_cell",
     "conv_transpose",
     "convert",
-    "count_flops",
-    "curvature",
     "data",
     "dense",
     "depthwise_conv",
@@ -98,7 +87,6 @@ __all__ = [
     "global_max_pool",
     "group_norm",
     "gru",
-    "gru_cell",
     "initializers",
     "instance_norm",
     "layer_norm",
@@ -108,21 +96,17 @@ __all__ = [
     "losses",
     "lp_pool",
     "lstm",
-    "lstm_cell",
     "lru",
     "max_pool",
     "merge",
     "metrics",
-    "mgu_cell",
     "min_pool",
-    "nan_report",
     "notes",
     "optim",
     "parallel",
     "parameter",
     "pixel_shuffle",
     "pixel_unshuffle",
-    "plot",
     "positional_encoding",
     "prelu",
     "prune",
@@ -134,7 +118,6 @@ __all__ = [
     "residual",
     "rms_norm",
     "rnn",
-    "rnn_cell",
     "search",
     "separable_conv",
     "serial",
@@ -142,9 +125,7 @@ __all__ = [
     "sinusoidal",
     "spatial_dropout",
     "spectral_norm",
-    "stack",
     "sum_pool",
-    "summary",
     "swap",
     "tap",
     "testing",
@@ -154,8 +135,6 @@ __all__ = [
     "unmerge",
     "unroll_generate",
     "upsample",
-    "variational_dropout",
     "weight_norm",
     "wrap",
-    "zoneout",
 ]

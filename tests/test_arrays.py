@@ -50,7 +50,7 @@ def scanned(data):
 
 
 def generated(data):
-    cell = fnn.stack(fnn.embedding(3, 4), fnn.gru_cell(8), fnn.dense(3))
+    cell = fnn.cells.serial(fnn.embedding(3, 4), fnn.cells.gru(8), fnn.dense(3))
     params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
     given = np.arange(4)[None] < 2
     return fnn.unroll_generate(cell, params, data["label"][None, :4], given, temperature=0).x

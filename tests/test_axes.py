@@ -77,7 +77,7 @@ def test_axes_tell_what_shapes_do_not():
     assert found["up"]["kernel"].axes == found["gate"]["kernel"].axes == ("in", "hidden")
     assert found["down"]["kernel"].axes == ("hidden", "out")
     assert all(p.stack == (3,) for p in jax.tree.leaves(found))
-    cell = declared(fnn.rnn(fnn.lstm_cell(4)).specs((1, 5, 3))[0])
+    cell = declared(fnn.rnn(fnn.cells.lstm(4)).specs((1, 5, 3))[0])
     assert cell["kernel"].axes == ("in", "gates")
     assert cell["recurrent_kernel"].axes == ("hidden", "gates")
     lora = declared(fnn.lora(fnn.dense(4), 2).specs((1, 3))[0])

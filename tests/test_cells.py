@@ -29,51 +29,51 @@ class Row(NamedTuple):
 
 
 CELLS = {
-    "rnn_cell": Row(fnn.rnn_cell(H), oracles.rnn_cell),
+    "rnn_cell": Row(fnn.cells.simple_rnn(H), oracles.rnn_cell),
     "rnn_cell sin": Row(
-        fnn.rnn_cell(H, activation=jnp.sin, use_bias=False),
+        fnn.cells.simple_rnn(H, activation=jnp.sin, use_bias=False),
         partial(oracles.rnn_cell, activation=np.sin),
     ),
-    "lstm_cell": Row(fnn.lstm_cell(H), oracles.lstm_cell, (ROW, ROW)),
-    "lstm_cell without bias": Row(fnn.lstm_cell(H, use_bias=False), oracles.lstm_cell, (ROW, ROW)),
-    "lstm_cell peepholes": Row(fnn.lstm_cell(H, peepholes=True), oracles.lstm_cell, (ROW, ROW)),
-    "lstm_cell projection": Row(fnn.lstm_cell(H, projection=2), oracles.lstm_cell, (ROW, ROW[:2])),
-    "lstm_cell layer_norm": Row(fnn.lstm_cell(H, layer_norm=True), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell": Row(fnn.cells.lstm(H), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell without bias": Row(fnn.cells.lstm(H, use_bias=False), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell peepholes": Row(fnn.cells.lstm(H, peepholes=True), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell projection": Row(fnn.cells.lstm(H, projection=2), oracles.lstm_cell, (ROW, ROW[:2])),
+    "lstm_cell layer_norm": Row(fnn.cells.lstm(H, layer_norm=True), oracles.lstm_cell, (ROW, ROW)),
     "lstm_cell all": Row(
-        fnn.lstm_cell(H, peepholes=True, projection=2, layer_norm=True, learned_carry=True),
+        fnn.cells.lstm(H, peepholes=True, projection=2, layer_norm=True, learned_carry=True),
         oracles.lstm_cell,
         (ROW, ROW[:2]),
     ),
-    "gru_cell": Row(fnn.gru_cell(H), oracles.gru_cell),
-    "gru_cell learned carry": Row(fnn.gru_cell(H, learned_carry=True), oracles.gru_cell),
+    "gru_cell": Row(fnn.cells.gru(H), oracles.gru_cell),
+    "gru_cell learned carry": Row(fnn.cells.gru(H, learned_carry=True), oracles.gru_cell),
     "gru_cell reset before": Row(
-        fnn.gru_cell(H, reset_after=False), partial(oracles.gru_cell, reset_after=False)
+        fnn.cells.gru(H, reset_after=False), partial(oracles.gru_cell, reset_after=False)
     ),
-    "mgu_cell": Row(fnn.mgu_cell(H), oracles.mgu_cell),
+    "mgu_cell": Row(fnn.cells.mgu(H), oracles.mgu_cell),
     "conv_lstm_cell": Row(
-        fnn.conv_lstm_cell(2, (3, 2)), oracles.conv_lstm_cell, (IMAGE, IMAGE), (2, 3, 1)
+        fnn.cells.conv_lstm(2, (3, 2)), oracles.conv_lstm_cell, (IMAGE, IMAGE), (2, 3, 1)
     ),
     "zoneout": Row(
-        fnn.zoneout(fnn.gru_cell(H), 0.3), oracles.zoneout(oracles.gru_cell, 0.3)
+        fnn.cells.zoneout(fnn.cells.gru(H), 0.3), oracles.zoneout(oracles.gru_cell, 0.3)
     ),
     "zoneout of each": Row(
-        fnn.zoneout(fnn.lstm_cell(H), (0.5, 0.05)),
+        fnn.cells.zoneout(fnn.cells.lstm(H), (0.5, 0.05)),
         oracles.zoneout(oracles.lstm_cell, (0.5, 0.05)),
         (ROW, ROW),
     ),
 }  # fmt: skip
 PLAIN = {  # what has the option recurrent_dropout: builder, oracle, the carry as zeros
-    "rnn_cell": (fnn.rnn_cell, oracles.rnn_cell, ROW),
-    "lstm_cell": (fnn.lstm_cell, oracles.lstm_cell, (ROW, ROW)),
-    "gru_cell": (fnn.gru_cell, oracles.gru_cell, ROW),
+    "rnn_cell": (fnn.cells.simple_rnn, oracles.rnn_cell, ROW),
+    "lstm_cell": (fnn.cells.lstm, oracles.lstm_cell, (ROW, ROW)),
+    "gru_cell": (fnn.cells.gru, oracles.gru_cell, ROW),
     "gru_cell reset before": (
-        partial(fnn.gru_cell, reset_after=False),
+        partial(fnn.cells.gru, reset_after=False),
         partial(oracles.gru_cell, reset_after=False),
         ROW,
     ),
-    "mgu_cell": (fnn.mgu_cell, oracles.mgu_cell, ROW),
+    "mgu_cell": (fnn.cells.mgu, oracles.mgu_cell, ROW),
 }
-CUMSUM = fnn.as_cell(lambda c, x: (c + x, c + x), jnp.zeros_like)
+CUMSUM = fnn.cells.as_cell(lambda c, x: (c + x, c + x), jnp.zeros_like)
 
 
 def wide(dtype):
@@ -227,7 +227,7 @@ def test_a_narrow_dtype_in_is_the_same_out(name, dtype):
 
 
 def test_the_first_params():
-    lstm, _ = fnn.lstm_cell(16).init(key(), None, (1, 4))
+    lstm, _ = fnn.cells.lstm(16).init(key(), None, (1, 4))
     assert jax.tree.map(jnp.shape, lstm) == {
         "kernel": (4, 64), "recurrent_kernel": (16, 64), "bias": (64,)
     }  # fmt: skip
@@ -237,13 +237,13 @@ def test_the_first_params():
     for i, gate in enumerate(gates):
         np.testing.assert_allclose(gate @ gate.T, np.eye(16), atol=1e-5)
         assert all(abs(gate - other).max() > 0.01 for other in gates[:i])
-    gru, _ = fnn.gru_cell(3).init(key(), None, (1, 4))
+    gru, _ = fnn.cells.gru(3).init(key(), None, (1, 4))
     assert jax.tree.map(jnp.shape, gru) == {
         "kernel": (4, 9), "recurrent_kernel": (3, 9), "bias": (9,), "recurrent_bias": (3,)
     }  # fmt: skip
     for gate in jnp.split(gru["recurrent_kernel"], 3, axis=1):
         np.testing.assert_allclose(gate.T @ gate, np.eye(3), atol=1e-5)
-    assert "recurrent_bias" not in fnn.gru_cell(3, reset_after=False).init(key(), None, (1, 4))[0]
+    assert "recurrent_bias" not in fnn.cells.gru(3, reset_after=False).init(key(), None, (1, 4))[0]
     full, _ = CELLS["lstm_cell all"].cell.init(key(), None, (1, 4))
     assert jax.tree.map(jnp.shape, full) == {
         "kernel": (4, 12), "recurrent_kernel": (2, 12), "bias": (12,), "peephole": (3, 3),
@@ -253,7 +253,7 @@ def test_the_first_params():
     for name, value in {"peephole": 0, "input_scale": 1, "recurrent_scale": 1, "cell_scale": 1,
                         "cell_bias": 0, "first_c": 0, "first_h": 0}.items():  # fmt: skip
         assert (full[name] == value).all(), name
-    image, _ = fnn.conv_lstm_cell(2, (3, 3)).init(key(), None, (1, 4, 5, 1))
+    image, _ = fnn.cells.conv_lstm(2, (3, 3)).init(key(), None, (1, 4, 5, 1))
     assert jax.tree.map(jnp.shape, image) == {
         "input": {"kernel": (3, 3, 1, 8), "bias": (8,)}, "hidden": {"kernel": (3, 3, 2, 8)}
     }  # fmt: skip
@@ -269,9 +269,9 @@ def test_a_sequence_has_the_params_of_its_cell():
 
 def test_the_first_carry_of_a_cell():
     x = jnp.ones((2, 3, C))
-    carry = fnn.lstm_cell(H).carry({}, x)
+    carry = fnn.cells.lstm(H).carry({}, x)
     assert jax.tree.map(jnp.shape, carry) == ((2, 3, H), (2, 3, H)) and not np.any(carry)
-    cell = fnn.gru_cell(H, learned_carry=True)
+    cell = fnn.cells.gru(H, learned_carry=True)
     params = spread(cell.init(key(), None, x)[0])
     params = cast(params, "float32")
     np.testing.assert_array_equal(
@@ -303,7 +303,7 @@ def test_recurrent_dropout_is_one_mask_where_h_meets_the_recurrent_kernel(name):
 
 
 def test_masks_of_recurrent_dropout_are_drawn_with_the_first_carry():
-    cell = fnn.lstm_cell(50, recurrent_dropout=0.3)
+    cell = fnn.cells.lstm(50, recurrent_dropout=0.3)
     x = jnp.ones((400, 1))
     first, other = (cell.carry({}, x, key=key(i), train=True)["mask"] for i in range(2))
     for mask in (first, other):
@@ -320,7 +320,7 @@ def test_masks_of_recurrent_dropout_are_drawn_with_the_first_carry():
 
 
 def test_variational_dropout_drops_the_same_values_at_every_step():
-    net, x = fnn.rnn(fnn.variational_dropout(0.25)), jnp.ones((200, 3, 40))
+    net, x = fnn.rnn(fnn.cells.variational_dropout(0.25)), jnp.ones((200, 3, 40))
     params, state = net.init(key(), x)
     assert params == {} and state == {}
     y, _ = net.apply({}, {}, x, key=key(1), train=True)
@@ -334,11 +334,11 @@ def test_variational_dropout_drops_the_same_values_at_every_step():
 
 
 def test_zoneout_in_training_keeps_old_values_of_the_carry():
-    cell, x = fnn.zoneout(fnn.lstm_cell(40), (0.5, 0.05)), jnp.asarray(normal(100, C))
+    cell, x = fnn.cells.zoneout(fnn.cells.lstm(40), (0.5, 0.05)), jnp.asarray(normal(100, C))
     params, _ = cell.init(key(), None, x)
-    same(params, fnn.lstm_cell(40).init(key(), None, x)[0])
+    same(params, fnn.cells.lstm(40).init(key(), None, x)[0])
     old = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), drawn((np.zeros(40),) * 2, (100,)))
-    new, _ = fnn.lstm_cell(40)(params, old, x)
+    new, _ = fnn.cells.lstm(40)(params, old, x)
     carry, y = cell.apply(params, {}, old, x, key=key(1), train=True)[0]
     kept = []
     for before, after, now, rate in zip(old, new, carry, (0.5, 0.05), strict=True):
@@ -350,7 +350,9 @@ def test_zoneout_in_training_keeps_old_values_of_the_carry():
     again = cell.apply(params, {}, old, x, key=key(2), train=True)[0][0]
     assert (np.array(again[0] == old[0]) != kept[0]).mean() > 0.4
     for rate, wanted in ((0.0, new), (1.0, old)):
-        out = fnn.zoneout(fnn.lstm_cell(40), rate).apply(params, {}, old, x, key=key(), train=True)
+        out = fnn.cells.zoneout(fnn.cells.lstm(40), rate).apply(
+            params, {}, old, x, key=key(), train=True
+        )
         close(out[0][0], wanted)
 
 
@@ -361,7 +363,7 @@ def test_zoneout_draws_anew_at_every_step():
         c = c + 1
         return c, c
 
-    cell = fnn.zoneout(fnn.as_cell(count, jnp.zeros_like), 0.5)
+    cell = fnn.cells.zoneout(fnn.cells.as_cell(count, jnp.zeros_like), 0.5)
     y, _ = fnn.rnn(cell).apply({}, {}, jnp.ones((300, 8, 1)), key=key(), train=True)
     stayed = np.diff(np.array(y[..., 0]), axis=1, prepend=0) == 0  # [300, T]
     np.testing.assert_allclose(stayed.mean(0), 0.5, atol=0.15)
@@ -373,9 +375,11 @@ def test_zoneout_draws_anew_at_every_step():
 
 
 def test_a_stack_has_the_params_and_values_of_serial():
-    E, cell, D = fnn.embedding(7, C), fnn.gru_cell(H), fnn.dense(5)
+    E, cell, D = fnn.embedding(7, C), fnn.cells.gru(H), fnn.dense(5)
     serial = fnn.serial(embed=E, rnn=fnn.rnn(cell), head=D)
-    stacked = fnn.rnn(fnn.stack(embed=E, rnn=cell, head=D), feature_axes=0, return_carry=True)
+    stacked = fnn.rnn(
+        fnn.cells.serial(embed=E, rnn=cell, head=D), feature_axes=0, return_carry=True
+    )
     x = np.random.default_rng(0).integers(0, 7, (B, T))
     params, _ = serial.init(key(), x)
     same(stacked.init(key(), x)[0], params)
@@ -385,7 +389,9 @@ def test_a_stack_has_the_params_and_values_of_serial():
 
 
 def test_a_stack_names_its_layers_as_serial_and_runs_them_in_order():
-    cell = fnn.stack(fnn.lstm_cell(H), fnn.dense(H), jnp.sin, fnn.residual(fnn.gru_cell(H)))
+    cell = fnn.cells.serial(
+        fnn.cells.lstm(H), fnn.dense(H), jnp.sin, fnn.residual(fnn.cells.gru(H))
+    )
     x = normal(B, T, C)
     params, _ = cell.init(key(), None, x[:, 0])
     names = ["lstm_cell1", "dense1", "residual1"]
@@ -407,7 +413,7 @@ def test_a_stack_names_its_layers_as_serial_and_runs_them_in_order():
 
 
 def test_dropout_in_a_stack_differs_from_step_to_step():
-    net = fnn.rnn(fnn.stack(fnn.dropout(0.5), CUMSUM))
+    net = fnn.rnn(fnn.cells.serial(fnn.dropout(0.5), CUMSUM))
     x = jnp.ones((60, 6, 20))
     y, _ = net.apply({}, {}, x, key=key(), train=True)
     kept = np.diff(np.array(y), axis=1, prepend=0) != 0
@@ -426,7 +432,7 @@ def test_any_function_of_carry_and_x_is_a_cell():
         h = jnp.tanh(f.update(jnp.concatenate([h, x], -1)))
         return h, f.read(h)
 
-    cell = fnn.as_cell(body, lambda x: jnp.zeros((*x.shape[:-1], H), x.dtype))
+    cell = fnn.cells.as_cell(body, lambda x: jnp.zeros((*x.shape[:-1], H), x.dtype))
     net = fnn.rnn(cell, return_carry=True)
     p = spread(net.init(key(), x)[0])
     y, end = net(cast(p, "float32"), x)
@@ -443,7 +449,7 @@ def test_any_function_of_carry_and_x_is_a_cell():
 def test_a_cell_in_compose_makes_a_cell():
     """`f.cell.carry` and `f.cell(carry, x)` inside a body that opens its own loop."""
 
-    @fnn.compose(cell=fnn.gru_cell(H))
+    @fnn.compose(cell=fnn.cells.gru(H))
     def twice(f, x):  # [..., C]
         carry, _ = f.cell(None, x)
         return f.cell(carry, x)[1]

@@ -109,7 +109,7 @@ def test_a_projected_lstm_of_torch():
     assert list(back) == list(module.state_dict())
     same(convert.from_torch(net, back, x.shape)[0], params)
     module = torch_module("lstm", proj_size=3)
-    cell = fnn.rnn(fnn.lstm_cell(H, projection=3))
+    cell = fnn.rnn(fnn.cells.lstm(H, projection=3))
     params, _ = convert.from_torch(cell, module.state_dict(), x.shape)
     oracles.assert_close(cell(params, x), run_torch(module, x), tolerance=1e-5)
 
@@ -118,13 +118,16 @@ def test_other_ways_to_build_the_same_layer():
     """A cell in `rnn`, in `bidirectional` and in `stack` is a layer of PyTorch as well."""
     module, x = torch_module("gru"), draw(B, T, C)
     wanted, state_dict = run_torch(module, x), module.state_dict()
-    for net in (fnn.rnn(fnn.gru_cell(H)), fnn.rnn(fnn.stack(jnp.asarray, fnn.gru_cell(H)))):
+    for net in (
+        fnn.rnn(fnn.cells.gru(H)),
+        fnn.rnn(fnn.cells.serial(jnp.asarray, fnn.cells.gru(H))),
+    ):
         params, state = convert.from_torch(net, state_dict, x.shape)
         oracles.assert_close(net(params, x), wanted, tolerance=1e-5)
         back = convert.to_torch(net, params, state, x.shape)
         same(convert.from_torch(net, back, x.shape)[0], params)
     module = torch_module("lstm", bidirectional=True)
-    net = fnn.bidirectional(fnn.lstm_cell(H))
+    net = fnn.bidirectional(fnn.cells.lstm(H))
     params, _ = convert.from_torch(net, module.state_dict(), x.shape)
     oracles.assert_close(net(params, x), run_torch(module, x), tolerance=1e-5)
 
@@ -311,7 +314,7 @@ WRONG = {  # a call, where it is, what is said
         "lstm with bias, kernel, peephole",
     ),
     "torch: another cell": (
-        lambda: convert.from_torch(fnn.rnn(fnn.mgu_cell(H)), torch_arrays("gru"), SHAPE),
+        lambda: convert.from_torch(fnn.rnn(fnn.cells.mgu(H)), torch_arrays("gru"), SHAPE),
         "rnn",
         "rnn with bias, kernel, recurrent_kernel",
     ),

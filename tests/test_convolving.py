@@ -249,5 +249,5 @@ def test_flops_of_a_gradient_are_those_of_three_convolutions():
         return jnp.sum(layer(params, x))
 
     x = jnp.ones(shape)
-    forward = fnn.count_flops(loss, params, x)
-    assert 2.9 < fnn.count_flops(jax.grad(loss, (0, 1)), params, x) / forward < 3.6
+    forward = fnn.analysis.count_flops(loss, params, x)
+    assert 2.9 < fnn.analysis.count_flops(jax.grad(loss, (0, 1)), params, x) / forward < 3.6

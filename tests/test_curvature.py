@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import fnn
-from fnn import curvature, errors
+from fnn import errors
+from fnn.analysis import curvature
 
 
 @pytest.fixture(autouse=True)

@@ -27,8 +27,9 @@ def test_doctests(name):
 def public():
     """The functions and classes that fnn and its submodules export, by name."""
     for module in (
-        fnn, fnn.optim, fnn.train, fnn.search, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree,
-        fnn.convert, fnn.optim.schedules, fnn.optim.constraints,
+        fnn, fnn.cells, fnn.optim, fnn.optim.schedules, fnn.optim.constraints, fnn.train,
+        fnn.search, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree, fnn.convert,
+        fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot,
     ):  # fmt: skip
         listed = getattr(module, "__all__", None)
         names = listed or [n for n, v in vars(module).items() if inspect.isfunction(v)]

@@ -222,7 +222,7 @@ def test_char_lm(tmp_path, monkeypatch, capsys):
     rnns = {
         "learner": (fnn.serial, fnn.lstm(16, stateful=True)),
         "reader": (fnn.serial, fnn.lstm(16)),
-        "writer": (fnn.stack, fnn.lstm_cell(16)),
+        "writer": (fnn.cells.serial, fnn.cells.lstm(16)),
     }
     for name, (join, rnn) in rnns.items():
         monkeypatch.setattr(lm, name, lm.network(join, rnn))

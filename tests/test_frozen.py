@@ -117,7 +117,7 @@ def test_map_swap_and_tap_keep_what_is_frozen():
     )
     leaves_equal(after, state)
     assert seen["body/dense1"].shape == (6, 4)
-    found = fnn.summary(swapped, (6, 4))
+    found = fnn.analysis.summary(swapped, (6, 4))
     assert found.frozen == 4 * 4 + 4 + 8 and found.params == found.frozen + 10
 
 
@@ -200,21 +200,21 @@ def test_lora_forms_no_gradient_and_no_moments_of_its_base():
 
 
 def test_frozen_and_adapted_cells_keep_their_carries():
-    plain = fnn.rnn(fnn.lstm_cell(3, learned_carry=True))
+    plain = fnn.rnn(fnn.cells.lstm(3, learned_carry=True))
     params, _ = plain.init(key(3), (2, 5, 4))
     params = jax.tree.map(lambda p: p + 0.3, params)  # so that the carry counts
     x = x_of(2, 5, 4)
-    for cell in (fnn.frozen(fnn.lstm_cell(3, learned_carry=True)),
-                 fnn.lora(fnn.lstm_cell(3, learned_carry=True), 2)):  # fmt: skip
+    for cell in (fnn.frozen(fnn.cells.lstm(3, learned_carry=True)),
+                 fnn.lora(fnn.cells.lstm(3, learned_carry=True), 2)):  # fmt: skip
         net = fnn.rnn(cell)
         own, state = fnn.unmerge(net, params, {}, x, key=key(1))
         np.testing.assert_allclose(net(own, x, state=state), plain(params, x), rtol=1e-6)
-    writer = fnn.stack(fnn.embedding(7, 4), fnn.lora(fnn.gru_cell(8), 2), fnn.dense(7))
+    writer = fnn.cells.serial(fnn.embedding(7, 4), fnn.lora(fnn.cells.gru(8), 2), fnn.dense(7))
     params, state = writer.init(key(0), None, jnp.array([0]))
     blank = jnp.zeros((1, 4), jnp.int32)
     options = {"lengths": jnp.array([1]), "temperature": 0}
     text = fnn.unroll_generate(writer, params, blank, state=state, **options)
-    same = fnn.stack(fnn.embedding(7, 4), fnn.gru_cell(8), fnn.dense(7))
+    same = fnn.cells.serial(fnn.embedding(7, 4), fnn.cells.gru(8), fnn.dense(7))
     merged, _ = fnn.merge(writer, params, state, None, jnp.array([0]))
     np.testing.assert_allclose(
         text.y, fnn.unroll_generate(same, merged, blank, **options).y, rtol=1e-5, atol=1e-6

@@ -17,7 +17,7 @@ from fnn import errors
 
 V, E, H, T = 5, 2, 3, 6  # vocabulary, embedding, features, steps
 
-CELL = fnn.stack(embed=fnn.embedding(V, E), rnn=fnn.gru_cell(H), head=fnn.dense(V))
+CELL = fnn.cells.serial(embed=fnn.embedding(V, E), rnn=fnn.cells.gru(H), head=fnn.dense(V))
 P = spread(CELL.init(key(), None, np.zeros(1, np.int32))[0], 3)
 P["head"]["kernel"] *= 3  # so that no two logits come near each other
 PARAMS = cast(P, "float32")
@@ -36,7 +36,7 @@ def constant(logits):
     def step(carry, x):
         return carry, jnp.broadcast_to(logits, (*x.shape, len(logits)))
 
-    return fnn.as_cell(step, lambda x: jnp.zeros(x.shape))
+    return fnn.cells.as_cell(step, lambda x: jnp.zeros(x.shape))
 
 
 def drawn_after_one(logits, n=20_000, steps=3, seed=0, **options):
@@ -184,7 +184,7 @@ def test_impossible_tokens_are_never_drawn():
 
 
 def test_continuous_outputs_come_in_again():
-    cell = fnn.stack(rnn=fnn.lstm_cell(H), out=fnn.dense(E))
+    cell = fnn.cells.serial(rnn=fnn.cells.lstm(H), out=fnn.dense(E))
     x = normal(3, T, E)
     p = spread(cell.init(key(), None, x[:, 0])[0])
     lengths = np.array([1, 3, T])
@@ -206,7 +206,7 @@ def test_continuous_outputs_come_in_again():
 
 
 def test_noise_of_next_input_is_new_at_every_step():
-    cell = fnn.as_cell(lambda c, x: (c, jnp.zeros_like(x)), jnp.zeros_like)
+    cell = fnn.cells.as_cell(lambda c, x: (c, jnp.zeros_like(x)), jnp.zeros_like)
 
     def noise(key, y):
         return y + jax.random.normal(key, y.shape, y.dtype)
@@ -221,7 +221,7 @@ def test_noise_of_next_input_is_new_at_every_step():
 
 
 def test_gradients_flow_through_inputs_that_were_generated():
-    cell = fnn.rnn_cell(E, use_bias=False)
+    cell = fnn.cells.simple_rnn(E, use_bias=False)
     p = {k: np.float64(v) for k, v in spread(cell.init(key(), None, (1, E))[0]).items()}
     x, along = np.random.default_rng(0).normal(size=(3, E)), {k: np.ones_like(p[k]) for k in p}
 
@@ -294,14 +294,14 @@ def test_one_of_given_and_lengths_is_wanted():
 
 
 def test_floats_without_a_next_input_are_refused():
-    cell = fnn.gru_cell(E)
+    cell = fnn.cells.gru(E)
     params, _ = cell.init(key(), None, FLOATS[:, 0])
     given_ = np.ones((4, T), bool)
     error = same_under_jit(
         lambda x: fnn.unroll_generate(cell, params, x, given_, key=key()), FLOATS
     )
     assert isinstance(error, errors.FnnError) and "next_input" in str(error)
-    for wrong in (fnn.dense(3), fnn.gru_cell, fnn.gru(3), None):
+    for wrong in (fnn.dense(3), fnn.cells.gru, fnn.gru(3), None):
         with pytest.raises(errors.FnnError):
             fnn.unroll_generate(wrong, params, FLOATS, given_, next_input=lambda key, y: y)
 

@@ -17,7 +17,7 @@ X = jnp.ones((2, 4))
 
 
 def test_a_layer_is_not_pickled_but_copied_as_the_value_that_it_is():
-    for net in (NET, fnn.dense(3), fnn.rnn(fnn.gru_cell(3))):
+    for net in (NET, fnn.dense(3), fnn.rnn(fnn.cells.gru(3))):
         for what in (net, {"net": net}):
             with pytest.raises(
                 TypeError, match=r"save params and state.*build the network"
@@ -48,7 +48,7 @@ def test_a_narrow_input_is_told_of_cast(dtype):
 
 
 def test_a_state_missing_in_generation_is_told_of_its_argument():
-    cell = fnn.stack(norm=fnn.batch_norm(), rnn=fnn.rnn_cell(3))
+    cell = fnn.cells.serial(norm=fnn.batch_norm(), rnn=fnn.cells.simple_rnn(3))
     params, state = cell.init(jax.random.key(0), None, (2, 3))
     x, given = jnp.ones((2, 4, 3)), jnp.ones((2, 4), bool)
 

@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from fnn.analysis import summary
 
 key = jax.random.key
 
@@ -75,7 +76,7 @@ def test_notes_of_a_cell_along_time():
         f.note("h", jnp.sum(h))
         return h, h
 
-    rnn = fnn.rnn(fnn.as_cell(cell, jnp.zeros_like))
+    rnn = fnn.rnn(fnn.cells.as_cell(cell, jnp.zeros_like))
     params, state = rnn.init(key(0), (2, 5, 4))
     for _ in range(2):
         y, state = rnn.apply(params, state, x_of(2, 5, 4), train=True)
@@ -122,12 +123,12 @@ def test_wrong_notes():
 
 
 def test_inputs_go_by_name_through_every_layer():
-    @fnn.compose(rnn=fnn.rnn(fnn.gru_cell(3)), out=fnn.dense(2))
+    @fnn.compose(rnn=fnn.rnn(fnn.cells.gru(3)), out=fnn.dense(2))
     def body(f, x, resets=None):
         return f.out(f.rnn(x, resets=resets))
 
     x, resets = x_of(2, 5, 4), jnp.zeros((2, 5), bool).at[:, 2].set(True)
-    plain = fnn.rnn(fnn.gru_cell(3))
+    plain = fnn.rnn(fnn.cells.gru(3))
     params, _ = plain.init(key(0), x, resets=resets)
     wanted = plain(params, x, None, None, resets)
     np.testing.assert_array_equal(plain(params, x, resets=resets), wanted)
@@ -143,7 +144,7 @@ def test_inputs_go_by_name_through_every_layer():
     ):
         y, _ = net.apply(p, {}, x, resets=resets)
         np.testing.assert_array_equal(y, wanted)
-        assert fnn.summary(net, x, resets=resets).params == fnn.summary(plain, x).params
+        assert summary(net, x, resets=resets).params == summary(plain, x).params
     params, _ = body.init(key(0), x)
     assert (body(params, x, resets=resets) != body(params, x)).any()
     with pytest.raises(errors.InputError, match="inputs among x"):
@@ -171,7 +172,7 @@ def test_wrapping_by_hand_is_kept_and_replacing_by_hand_is_refused():
     by_hand = fnn.serial(body=replace(inner, apply=lambda *a, **k: (0, {})))
     for see in (
         lambda: fnn.swap(by_hand, {"body/tanh_1": jnp.sin}),
-        lambda: fnn.summary(by_hand, (2, 4)),
+        lambda: summary(by_hand, (2, 4)),
     ):
         with pytest.raises(errors.ComposeError, match="body: .*fnn.wrap"):
             see()
@@ -194,7 +195,7 @@ def test_experts_with_tokens_of_their_own_and_params_without_a_call():
 
     params, _ = tied.init(key(0), (2, 4))
     assert tied(params, x_of(2, 4)).shape == (2, 7)
-    rows = {row.path: row for row in fnn.summary(tied, (2, 4)).rows}
+    rows = {row.path: row for row in summary(tied, (2, 4)).rows}
     assert rows["table"].params == 28 and rows["table"].flops == 0
 
 
@@ -210,7 +211,7 @@ def test_inputs_that_are_left_out_keep_their_defaults():
         np.testing.assert_array_equal(net(params, x=x), net(params, x))
     tanh_form = fnn.serial(jax.nn.gelu)
     np.testing.assert_array_equal(tanh_form({}, x=x), jax.nn.gelu(x))
-    net = fnn.serial(fnn.rnn(fnn.gru_cell(2)))
+    net = fnn.serial(fnn.rnn(fnn.cells.gru(2)))
     params, _ = net.init(key(0), (2, 3, 4))
     with pytest.raises(errors.InputError, match="the input x"):
         net(params, lengths=jnp.array([1, 2]))

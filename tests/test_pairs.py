@@ -183,8 +183,8 @@ def test_an_optimizer_meets_narrow_and_complex_params(name):
 # --- masks with NaN behind them
 
 MASKED = {
-    "rnn": lambda: fnn.rnn(fnn.gru_cell(3)),
-    "bidirectional": lambda: fnn.bidirectional(fnn.lstm_cell(2), fnn.rnn_cell(2)),
+    "rnn": lambda: fnn.rnn(fnn.cells.gru(3)),
+    "bidirectional": lambda: fnn.bidirectional(fnn.cells.lstm(2), fnn.cells.simple_rnn(2)),
     "lstm": lambda: fnn.lstm(3, layers=2),
     "lru": lambda: fnn.lru(2, 3),
     "attention": lambda: fnn.attention(4, 2),

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import errors, plot
+from fnn import errors
+from fnn.analysis import plot
 
 matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
 
 
 def test_curves_are_medians_with_a_band_of_quartiles():
@@ -85,4 +87,4 @@ def test_wrong_inputs_are_refused(call):
 
 
 def test_it_is_part_of_fnn():
-    assert fnn.plot is plot and fnn.curvature is not None
+    assert fnn.analysis.plot is plot and fnn.analysis.curvature is not None

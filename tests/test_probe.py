@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from fnn.analysis import count_flops, nan_report, summary
 
 
 def block(features=4):
@@ -38,7 +39,7 @@ def key(i=0):
 )
 def test_flops(fn, shapes, wanted):
     structs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    assert fnn.count_flops(fn, *structs) == wanted
+    assert count_flops(fn, *structs) == wanted
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -46,7 +47,7 @@ def test_flops_of_a_convolution(groups):
     net = fnn.conv(6, (3, 2), groups=groups, padding="VALID", use_bias=False)
     params, _ = net.init(key(), (2, 7, 7, 4))
     out = 2 * 5 * 6 * 6
-    assert fnn.count_flops(net, params, jnp.ones((2, 7, 7, 4))) == 2 * out * 3 * 2 * 4 // groups
+    assert count_flops(net, params, jnp.ones((2, 7, 7, 4))) == 2 * out * 3 * 2 * 4 // groups
 
 
 # --- summary
@@ -56,7 +57,7 @@ def test_summary_counts_what_stands_in_params_and_what_is_computed():
     net = fnn.serial(
         fnn.dense(4), blocks=fnn.repeat(block(), 3), bn=fnn.batch_norm(), out=fnn.dense(2)
     )
-    found = fnn.summary(net, (5, 3))
+    found = summary(net, (5, 3))
     rows = {row.path: row for row in found.rows}
     params, state = net.init(key(), (5, 3))
     for path in ("dense1", "blocks", "blocks/layer/dense1", "bn", "out", ""):
@@ -70,18 +71,18 @@ def test_summary_counts_what_stands_in_params_and_what_is_computed():
     assert rows["blocks/layer/tanh_1"].flops == 3 * 20
     assert rows["blocks"].flops == 3 * (160 + 20 + 20 + 20)  # matmul, bias, tanh, residual
     assert rows["out"].output == jax.ShapeDtypeStruct((5, 2), jnp.float32)
-    assert found.flops == fnn.count_flops(lambda p: net(p, jnp.ones((5, 3)), state=state), params)
+    assert found.flops == count_flops(lambda p: net(p, jnp.ones((5, 3)), state=state), params)
     assert found.nbytes == 4 * (found.params + found.state)
     assert list(rows)[-1] == "" and [p for p in rows if p in params] == [n for n, _ in net.children]
 
 
 def test_summary_is_a_table():
     pytest.importorskip("rich")
-    text = str(fnn.summary(fnn.serial(fnn.ensemble(fnn.dense(1000), 2), jax.nn.relu), (8, 5)))
+    text = str(summary(fnn.serial(fnn.ensemble(fnn.dense(1000), 2), jax.nn.relu), (8, 5)))
     assert (
         "ensemble1" in text and "12,000" in text and "46.9 KiB" in text and "(2, 8, 1000)" in text
     )
-    assert "dense" in str(fnn.summary(fnn.dense(2), (1, 2)))
+    assert "dense" in str(summary(fnn.dense(2), (1, 2)))
 
 
 def test_summary_of_layers_called_twice_in_other_dtypes_and_reparametrized():
@@ -96,7 +97,7 @@ def test_summary_of_layers_called_twice_in_other_dtypes_and_reparametrized():
         e = f.table(ids).sum()
         return f.shared(f.shared(x)) @ f.table.params["embedding"].T + e
 
-    rows = {row.path: row for row in fnn.summary(ordered, *shapes).rows}
+    rows = {row.path: row for row in summary(ordered, *shapes).rows}
     assert rows["shared"].flops == 2 * (2 * 2 * 9 + 6) and rows["shared"].params == 12
     for net in (
         fnn.cast(ordered, jnp.bfloat16),
@@ -104,7 +105,7 @@ def test_summary_of_layers_called_twice_in_other_dtypes_and_reparametrized():
         fnn.lora(ordered, 2),
         fnn.remat(ordered),
     ):
-        found = fnn.summary(net, *shapes)
+        found = summary(net, *shapes)
         assert found.params == sum(a.size for a in jax.tree.leaves(net.init(key(), *shapes)))
         assert {"shared", "table", ""} <= {row.path for row in found.rows}
 
@@ -179,29 +180,36 @@ def test_nothing_to_report():
     net = fnn.serial(fnn.repeat(block(), 2), fnn.batch_norm())
     params, state = net.init(key(), (5, 4))
     options = {"state": state, "key": key(1), "train": True}
-    assert fnn.nan_report(net, params, jnp.ones((5, 4)), **options) is None
+    assert nan_report(net, params, jnp.ones((5, 4)), **options) is None
 
 
 def test_forward_the_first_that_is_bad():
     net = log_net()
     params, _ = net.init(key(), (3, 4))
-    found = fnn.nan_report(net, params, jax.random.normal(key(1), (3, 4)))
+    found = nan_report(net, params, jax.random.normal(key(1), (3, 4)))
     assert found[:3] == ("log_1", "output", ()) and found.nan > 0 and found.size == 12
     params["dense2"]["kernel"] = params["dense2"]["kernel"].at[0, 0].set(jnp.inf)
     safe = fnn.swap(net, {"log_1": jnp.tanh})
-    assert fnn.nan_report(safe, params, jnp.ones((3, 4))) == ("dense2", "kernel", (), 0, 1, 8)
+    assert nan_report(safe, params, jnp.ones((3, 4))) == (
+        "dense2",
+        "kernel",
+        (),
+        0,
+        1,
+        8,
+    )
     bad = jnp.ones((3, 4)).at[0, 0].set(jnp.nan)
-    assert fnn.nan_report(safe, params, bad)[:2] == ("", "input")
+    assert nan_report(safe, params, bad)[:2] == ("", "input")
 
 
 def test_backward_where_the_gradient_begins_to_be_bad():
     net = fnn.serial(fnn.dense(4), lambda x: jnp.sqrt(jnp.abs(x)), fnn.dense(2))
     params, _ = net.init(key(), (3, 4))
-    found = fnn.nan_report(net, params, jnp.zeros((3, 4)))  # the root's slope at 0 is infinite
+    found = nan_report(net, params, jnp.zeros((3, 4)))  # the root's slope at 0 is infinite
     assert found[:2] == ("lambda_1", "gradient of input")
-    fine = fnn.nan_report(net, params, jax.random.normal(key(1), (3, 4)), loss=jnp.mean)
+    fine = nan_report(net, params, jax.random.normal(key(1), (3, 4)), loss=jnp.mean)
     assert fine is None
-    found = fnn.nan_report(
+    found = nan_report(
         net, params, jax.random.normal(key(1), (3, 4)), loss=lambda y: jnp.sqrt(0 * y.sum())
     )
     assert found[:2] == ("", "gradient of output")
@@ -212,11 +220,11 @@ def test_the_member_of_a_stack():
     params, _ = net.init(key(), (3, 4))
     kernel = params["many"]["dense1"]["kernel"]
     params["many"]["dense1"]["kernel"] = kernel.at[3, 1, 1].set(jnp.nan)
-    found = fnn.nan_report(net, params, jnp.ones((3, 4)))
+    found = nan_report(net, params, jnp.ones((3, 4)))
     assert found == ("many/dense1", "kernel", (3,), 1, 0, 16)
     assert str(found) == "many/dense1 (member 3): kernel has 1 NaN, 0 inf of 16"
     params["many"]["dense1"]["kernel"] = kernel.at[2].set(3e38)
-    found = fnn.nan_report(net, params, jnp.ones((3, 4)))
+    found = nan_report(net, params, jnp.ones((3, 4)))
     assert found is None or found[:3] == ("many/dense1", "output", (2,))
 
 
@@ -226,7 +234,7 @@ def test_layers_inside_a_transform_of_the_body():
         return f.out(jax.lax.scan(lambda c, _: (jnp.tanh(c), f.inner(c)), x, length=2)[1][0])
 
     params, _ = net.init(key(), (3, 4))
-    found = fnn.nan_report(net, params, -jnp.ones((3, 4)))
+    found = nan_report(net, params, -jnp.ones((3, 4)))
     assert found[:2] == ("out", "input")
 
 
@@ -239,11 +247,11 @@ def test_inside_reparametrizations():
         fnn.reparam(inside, lambda p: {"half": p}, lambda p: p["half"]),
     ):
         params, state = net.init(key(), x)
-        found = fnn.nan_report(net, params, x, state=state)
+        found = nan_report(net, params, x, state=state)
         assert found[:2] == ("log_1", "output")
         assert fnn.tap(net, "log_1")(params, x, state=state)[1]["log_1"].shape == (4, 3)
     with pytest.raises(errors.ShapeError, match="nan_report: expected a scalar loss"):
-        fnn.nan_report(net, params, jnp.ones((4, 3)), state=state, loss=lambda y: y)
+        nan_report(net, params, jnp.ones((4, 3)), state=state, loss=lambda y: y)
 
 
 def test_nan_is_found_where_jax_raises_at_it():
@@ -251,4 +259,4 @@ def test_nan_is_found_where_jax_raises_at_it():
     params, _ = net.init(jax.random.key(0), (1, 2))
     x = np.full((1, 2), np.nan, np.float32)
     with jax.debug_nans(True):
-        assert fnn.nan_report(net, params, x).nan == 2
+        assert nan_report(net, params, x).nan == 2

@@ -23,7 +23,7 @@ MORE = {
         (2, 3, 4),
     ),
     "rnn truncated": (
-        fnn.rnn(fnn.gru_cell(3), truncate=2, checkpoint_every=2, stateful=True),
+        fnn.rnn(fnn.cells.gru(3), truncate=2, checkpoint_every=2, stateful=True),
         (2, 5, 4),
     ),
     "lengths": (
@@ -34,7 +34,7 @@ MORE = {
         jax.ShapeDtypeStruct((2, 5), bool),
         jax.ShapeDtypeStruct((2,), jnp.int32),
     ),
-    "variational_dropout": (fnn.rnn(fnn.variational_dropout(0.3)), (2, 3, 4)),
+    "variational_dropout": (fnn.rnn(fnn.cells.variational_dropout(0.3)), (2, 3, 4)),
 }
 TABLE = {**LAYERS, **MORE}
 
@@ -64,7 +64,7 @@ def test_nothing_is_broadcast_that_is_not_said(name, x64):
 
 def test_ensembles_and_generation_under_strict_settings():
     logits = jnp.ones((3, 4, 5))
-    cell = fnn.stack(fnn.embedding(5, 3), fnn.gru_cell(4), fnn.dense(5))
+    cell = fnn.cells.serial(fnn.embedding(5, 3), fnn.cells.gru(4), fnn.dense(5))
     with jax.numpy_rank_promotion("raise"), jax.enable_x64(True):
         for fn in (
             fnn.ensembles.mean_logits,

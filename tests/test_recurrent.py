@@ -97,7 +97,7 @@ MERGES = {
 
 def assert_both_loops(case, merge, sequence=True):
     net = fnn.bidirectional(
-        fnn.gru_cell(H), fnn.mgu_cell(H), MERGES[merge] if merge == "custom" else merge,
+        fnn.cells.gru(H), fnn.cells.mgu(H), MERGES[merge] if merge == "custom" else merge,
         return_carry=True, return_sequence=sequence,
     )  # fmt: skip
     p = spread(net.init(key(), (5, C))[0])
@@ -145,7 +145,7 @@ def test_padded_sequences_are_the_sequences_alone(both, lengths):
 
 def test_resets_are_the_episodes_alone():
     """An episode's outputs depend on nothing outside of it, in both directions."""
-    net = fnn.bidirectional(fnn.lstm_cell(H), fnn.gru_cell(H))
+    net = fnn.bidirectional(fnn.cells.lstm(H), fnn.cells.gru(H))
     params = cast(spread(net.init(key(), (5, C))[0]), "float32")
     x = normal(7, C)
     resets = np.array([0, 0, 1, 0, 0, 1, 0], bool)
@@ -376,7 +376,10 @@ def test_how_steps_are_grouped_changes_no_value(options):
 
 
 def test_grouped_steps_draw_the_same_noise():
-    x, cell = normal(2, 7, C), fnn.stack(fnn.dropout(0.3), fnn.zoneout(fnn.gru_cell(H), 0.5))
+    x, cell = (
+        normal(2, 7, C),
+        fnn.cells.serial(fnn.dropout(0.3), fnn.cells.zoneout(fnn.cells.gru(H), 0.5)),
+    )
     params, _ = cell.init(key(), None, x[:, 0])
 
     def run(**options):
@@ -446,7 +449,7 @@ def test_a_stateful_layer_starts_where_the_last_call_ended():
 
 
 def test_forget_reaches_every_layer_and_a_learned_carry_comes_back():
-    cell = fnn.gru_cell(H, learned_carry=True)
+    cell = fnn.cells.gru(H, learned_carry=True)
     net = fnn.serial(fnn.rnn(cell, stateful=True), fnn.batch_norm(), fnn.gru(2, stateful=True))
     x = normal(2, 3, C)
     params, state = net.init(key(), x)
@@ -475,7 +478,7 @@ def test_state_that_is_given_a_carry_takes_it():
 
 def test_state_of_a_cell_rides_in_the_scan():
     """A batch norm within a step moves its statistics T times."""
-    net = fnn.rnn(fnn.stack(bn=fnn.batch_norm(momentum=0.5), cell=fnn.gru_cell(H)))
+    net = fnn.rnn(fnn.cells.serial(bn=fnn.batch_norm(momentum=0.5), cell=fnn.cells.gru(H)))
     x = normal(20, 3, C)
     params, state = net.init(key(), x)
     _, after = net.apply(params, state, x, key=key(), train=True)
@@ -486,7 +489,7 @@ def test_state_of_a_cell_rides_in_the_scan():
 
 
 def test_sequences_of_images_and_of_tokens():
-    net = fnn.rnn(fnn.conv_lstm_cell(2, (3, 3)), feature_axes=3, return_carry=True)
+    net = fnn.rnn(fnn.cells.conv_lstm(2, (3, 3)), feature_axes=3, return_carry=True)
     x = normal(2, 3, 4, 5, 1)
     p = spread(net.init(key(), x)[0])
     mask = np.array([[1, 0, 1], [1, 1, 0]], bool)
@@ -497,7 +500,7 @@ def test_sequences_of_images_and_of_tokens():
             oracles.conv_lstm_cell, p, x[i], (zero, zero), shape=zero.shape, mask=mask[i]
         )
         close((y[i], at(end, i)), (wanted, carry))
-    tokens = fnn.rnn(fnn.stack(fnn.embedding(5, C), fnn.gru_cell(H)), feature_axes=0)
+    tokens = fnn.rnn(fnn.cells.serial(fnn.embedding(5, C), fnn.cells.gru(H)), feature_axes=0)
     ids = np.random.default_rng(0).integers(0, 5, (2, 3))
     params, _ = tokens.init(key(), ids)
     wanted = fnn.gru(H)(params["gru_cell1"], params["embedding1"]["embedding"][ids], mask)

@@ -128,7 +128,7 @@ def test_attention_of_a_row_that_sees_nothing_has_gradients():
 
 def test_bidirectional_wherever_the_padding_is():
     """keras-team/keras#4192, #7244: padding before, after and inside changes nothing."""
-    net = fnn.bidirectional(fnn.gru_cell(2), fnn.gru_cell(2))
+    net = fnn.bidirectional(fnn.cells.gru(2), fnn.cells.gru(2))
     x, none = jax.random.normal(key(1), (3, 2)), jnp.full(2, jnp.nan)
     params, _ = net.init(key(0), (5, 2))
     want = np.asarray(jax.jit(net)(params, x))
@@ -176,7 +176,7 @@ def test_rare_words_are_drawn():
     of more bits 17, of 16.3 expected; under this key there are three in 500.
     """
     logits = jnp.full(2**15, -17.0).at[0].set(0.0)
-    cell = fnn.as_cell(lambda carry, x: (carry, logits), lambda x: jnp.zeros(()))
+    cell = fnn.cells.as_cell(lambda carry, x: (carry, logits), lambda x: jnp.zeros(()))
     blank, one = jnp.zeros(501, jnp.int32), jnp.array(1)
     text = fnn.unroll_generate(cell, {}, blank, lengths=one, key=key(5)).x
     assert (text > 0).any()

@@ -24,7 +24,7 @@ REBUILT = {
     "orthogonal": lambda: fnn.dense(4, kernel_init=fnn.initializers.orthogonal()),
     "jax's": lambda: fnn.dense(4, kernel_init=jax.nn.initializers.glorot_normal()),
     "closure": lambda: fnn.dense(4, kernel_init=lambda k, s, d: jax.random.normal(k, s, d)),
-    "lstm": lambda: fnn.rnn(fnn.lstm_cell(4)),
+    "lstm": lambda: fnn.rnn(fnn.cells.lstm(4)),
     "lru": lambda: fnn.lru(4, 3),
 }
 

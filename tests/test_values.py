@@ -42,7 +42,7 @@ def test_a_full_cache_is_refused_inside(name):
 
 
 EMBED = fnn.embedding(5, 2)
-CELL = fnn.stack(embed=EMBED, rnn=fnn.rnn_cell(5))
+CELL = fnn.cells.serial(embed=EMBED, rnn=fnn.cells.simple_rnn(5))
 IDS = jnp.array([[1, 4, 0], [3, 2, 5]])
 BEYOND = {
     "remat": fnn.remat(EMBED),

@@ -395,10 +395,10 @@ def test_probes_of_something_else():
         calls = {
             "tap": [lambda b: fnn.tap(b), lambda b: fnn.tap(net)(b, x23)],
             "swap": [lambda b: fnn.swap(b, {}), lambda b: fnn.swap(net, b)],
-            "summary": [lambda b: fnn.summary(b, x23)],
-            "nan_report": [lambda b: fnn.nan_report(b, params, x23),
-                           lambda b: fnn.nan_report(net, b, x23),
-                           lambda b: fnn.nan_report(net, {**params, "a": b}, x23)],
+            "summary": [lambda b: fnn.analysis.summary(b, x23)],
+            "nan_report": [lambda b: fnn.analysis.nan_report(b, params, x23),
+                           lambda b: fnn.analysis.nan_report(net, b, x23),
+                           lambda b: fnn.analysis.nan_report(net, {**params, "a": b}, x23)],
         }  # fmt: skip
         if bad is not None:
             calls["tap"] += [
@@ -406,15 +406,15 @@ def test_probes_of_something_else():
                 lambda b: fnn.tap(net).apply(params, {}, x23, key=b),
             ]
             calls["nan_report"] += [
-                lambda b: fnn.nan_report(net, params, x23, state=b),
-                lambda b: fnn.nan_report(net, params, x23, key=b),
+                lambda b: fnn.analysis.nan_report(net, params, x23, state=b),
+                lambda b: fnn.analysis.nan_report(net, params, x23, key=b),
             ]
             if bad is not fnn.dense:
-                calls["nan_report"] += [lambda b: fnn.nan_report(net, params, x23, loss=b)]
+                calls["nan_report"] += [lambda b: fnn.analysis.nan_report(net, params, x23, loss=b)]
         if not isinstance(bad, str):
             calls["tap"] += [lambda b: fnn.tap(net, b)]
         if not isinstance(bad, jax.Array):
-            calls["summary"] += [lambda b: fnn.summary(net, b)]
+            calls["summary"] += [lambda b: fnn.analysis.summary(net, b)]
             calls["tap"] += [lambda b: fnn.tap(net)(params, b)]
         for name, each in calls.items():
             for i, call in enumerate(each):
@@ -422,7 +422,7 @@ def test_probes_of_something_else():
                 assert error is not None, (name, i, bad)
                 assert_teaches(error, "")
                 REFUSED.add(f"{name} {i} {type(bad)}")
-    error, _ = outcome(jax.jit(lambda x: fnn.nan_report(net, params, x)), x23)
+    error, _ = outcome(jax.jit(lambda x: fnn.analysis.nan_report(net, params, x)), x23)
     assert isinstance(error, errors.InputError) and "outside of jit" in error.mend
 
 

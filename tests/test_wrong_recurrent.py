@@ -14,21 +14,21 @@ from fnn.testing import mutations
 # --- cells -----------------------------------------------------------------------------------
 
 BAD_OPTIONS = {
-    "features": lambda: fnn.lstm_cell(0),
-    "features text": lambda: fnn.gru_cell("3"),
-    "activation": lambda: fnn.rnn_cell(3, activation="tanh"),
-    "projection": lambda: fnn.lstm_cell(3, projection=0),
-    "kernel_init": lambda: fnn.mgu_cell(3, kernel_init=fnn.initializers.orthogonal),
-    "recurrent_init": lambda: fnn.gru_cell(3, recurrent_init=1.0),
-    "bias_init": lambda: fnn.rnn_cell(3, bias_init="zeros"),
-    "recurrent_dropout": lambda: fnn.lstm_cell(3, recurrent_dropout=1.5),
-    "recurrent_dropout nan": lambda: fnn.gru_cell(3, recurrent_dropout=float("nan")),
-    "kernel_size": lambda: fnn.conv_lstm_cell(3, (0, 3)),
-    "kernel_size empty": lambda: fnn.conv_lstm_cell(3, ()),
-    "zoneout": lambda: fnn.zoneout(fnn.gru_cell(3), 2.0),
-    "zoneout text": lambda: fnn.zoneout(fnn.gru_cell(3), "half"),
-    "zoneout of each": lambda: fnn.zoneout(fnn.lstm_cell(3), (0.5, -0.1)),
-    "variational_dropout": lambda: fnn.variational_dropout(-0.5),
+    "features": lambda: fnn.cells.lstm(0),
+    "features text": lambda: fnn.cells.gru("3"),
+    "activation": lambda: fnn.cells.simple_rnn(3, activation="tanh"),
+    "projection": lambda: fnn.cells.lstm(3, projection=0),
+    "kernel_init": lambda: fnn.cells.mgu(3, kernel_init=fnn.initializers.orthogonal),
+    "recurrent_init": lambda: fnn.cells.gru(3, recurrent_init=1.0),
+    "bias_init": lambda: fnn.cells.simple_rnn(3, bias_init="zeros"),
+    "recurrent_dropout": lambda: fnn.cells.lstm(3, recurrent_dropout=1.5),
+    "recurrent_dropout nan": lambda: fnn.cells.gru(3, recurrent_dropout=float("nan")),
+    "kernel_size": lambda: fnn.cells.conv_lstm(3, (0, 3)),
+    "kernel_size empty": lambda: fnn.cells.conv_lstm(3, ()),
+    "zoneout": lambda: fnn.cells.zoneout(fnn.cells.gru(3), 2.0),
+    "zoneout text": lambda: fnn.cells.zoneout(fnn.cells.gru(3), "half"),
+    "zoneout of each": lambda: fnn.cells.zoneout(fnn.cells.lstm(3), (0.5, -0.1)),
+    "variational_dropout": lambda: fnn.cells.variational_dropout(-0.5),
 }
 
 
@@ -43,14 +43,14 @@ def test_options_are_refused_by_the_builder(name):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: fnn.zoneout(fnn.dense(3), 0.5),
-        lambda: fnn.zoneout(fnn.gru_cell, 0.5),
-        lambda: fnn.zoneout(None, 0.5),
-        lambda: fnn.as_cell(fnn.dense, lambda x: x),
-        lambda: fnn.as_cell(lambda c, x: (c, x), None),
-        lambda: fnn.stack(fnn.gru_cell),
-        lambda: fnn.stack(fnn.dense(2), dense1=fnn.dense(2)),
-        lambda: fnn.stack(a=3),
+        lambda: fnn.cells.zoneout(fnn.dense(3), 0.5),
+        lambda: fnn.cells.zoneout(fnn.cells.gru, 0.5),
+        lambda: fnn.cells.zoneout(None, 0.5),
+        lambda: fnn.cells.as_cell(fnn.dense, lambda x: x),
+        lambda: fnn.cells.as_cell(lambda c, x: (c, x), None),
+        lambda: fnn.cells.serial(fnn.cells.gru),
+        lambda: fnn.cells.serial(fnn.dense(2), dense1=fnn.dense(2)),
+        lambda: fnn.cells.serial(a=3),
     ],
 )
 def test_what_is_no_cell_is_refused(make):
@@ -61,38 +61,42 @@ def test_what_is_no_cell_is_refused(make):
 
 ROWS = jnp.ones((2, C))
 WRONG_CELL_CALLS = {  # name: cell, carry, x, the kind of error, what its text says
-    "rank of x": (fnn.gru_cell(H), None, jnp.ones(()), errors.ShapeError, "()"),
-    "last axis of x": (fnn.gru_cell(H), None, jnp.ones((2, 5)), errors.ShapeError, "(2, 5)"),
-    "int x": (fnn.lstm_cell(H), None, jnp.ones((2, C), int), errors.DtypeError, "int32"),
-    "narrow x": (fnn.rnn_cell(H), None, ROWS.astype(jnp.float16), errors.DtypeError, "float16"),
-    "batch of carry": (fnn.gru_cell(H), jnp.ones((3, H)), ROWS, errors.ShapeError, "(3, 3)"),
-    "one carry for all": (fnn.gru_cell(H), jnp.ones(H), ROWS, errors.ShapeError, "(3,)"),
+    "rank of x": (fnn.cells.gru(H), None, jnp.ones(()), errors.ShapeError, "()"),
+    "last axis of x": (fnn.cells.gru(H), None, jnp.ones((2, 5)), errors.ShapeError, "(2, 5)"),
+    "int x": (fnn.cells.lstm(H), None, jnp.ones((2, C), int), errors.DtypeError, "int32"),
+    "narrow x": (
+        fnn.cells.simple_rnn(H), None, ROWS.astype(jnp.float16), errors.DtypeError, "float16",
+    ),
+    "batch of carry": (fnn.cells.gru(H), jnp.ones((3, H)), ROWS, errors.ShapeError, "(3, 3)"),
+    "one carry for all": (fnn.cells.gru(H), jnp.ones(H), ROWS, errors.ShapeError, "(3,)"),
     "carry that would broadcast": (
-        fnn.mgu_cell(H), jnp.ones((1, H)), ROWS, errors.ShapeError, "(1, 3)",
+        fnn.cells.mgu(H), jnp.ones((1, H)), ROWS, errors.ShapeError, "(1, 3)",
     ),
-    "size of carry": (fnn.rnn_cell(H), jnp.ones((2, H + 1)), ROWS, errors.ShapeError, "(2, 4)"),
+    "size of carry": (
+        fnn.cells.simple_rnn(H), jnp.ones((2, H + 1)), ROWS, errors.ShapeError, "(2, 4)",
+    ),
     "dtype of carry": (
-        fnn.gru_cell(H), jnp.ones((2, H), jnp.float16), ROWS, errors.DtypeError, "float16",
+        fnn.cells.gru(H), jnp.ones((2, H), jnp.float16), ROWS, errors.DtypeError, "float16",
     ),
-    "int carry": (fnn.gru_cell(H), jnp.ones((2, H), int), ROWS, errors.DtypeError, "int32"),
-    "one array for two": (fnn.lstm_cell(H), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)"),
-    "three for two": (fnn.lstm_cell(H), (jnp.ones((2, H)),) * 3, ROWS, errors.FnnError, "(2, 3)"),
-    "two for one": (fnn.gru_cell(H), (jnp.ones((2, H)),) * 2, ROWS, errors.FnnError, "(2, 3)"),
+    "int carry": (fnn.cells.gru(H), jnp.ones((2, H), int), ROWS, errors.DtypeError, "int32"),
+    "one array for two": (fnn.cells.lstm(H), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)"),
+    "three for two": (fnn.cells.lstm(H), (jnp.ones((2, H)),) * 3, ROWS, errors.FnnError, "(2, 3)"),
+    "two for one": (fnn.cells.gru(H), (jnp.ones((2, H)),) * 2, ROWS, errors.FnnError, "(2, 3)"),
     "sizes of two": (
-        fnn.lstm_cell(H, projection=2), (jnp.ones((2, H)),) * 2, ROWS, errors.ShapeError, "(2, 3)",
+        fnn.cells.lstm(H, projection=2), (jnp.ones((2, H)),) * 2, ROWS, errors.ShapeError, "(2, 3)",
     ),
-    "dict": (fnn.gru_cell(H), {"h": jnp.ones((2, H))}, ROWS, errors.FnnError, "h"),
+    "dict": (fnn.cells.gru(H), {"h": jnp.ones((2, H))}, ROWS, errors.FnnError, "h"),
     "without its mask": (
-        fnn.gru_cell(H, recurrent_dropout=0.5), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)",
+        fnn.cells.gru(H, recurrent_dropout=0.5), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)",
     ),
     "carry of a stack": (
-        fnn.stack(fnn.gru_cell(H)), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)",
+        fnn.cells.serial(fnn.cells.gru(H)), jnp.ones((2, H)), ROWS, errors.FnnError, "(2, 3)",
     ),
     "names in the carry of a stack": (
-        fnn.stack(fnn.gru_cell(H)), {"gru": jnp.ones((2, H))}, ROWS, errors.FnnError, "gru",
+        fnn.cells.serial(fnn.cells.gru(H)), {"gru": jnp.ones((2, H))}, ROWS, errors.FnnError, "gru",
     ),
     "image without channels": (
-        fnn.conv_lstm_cell(1, (3, 3)), None, jnp.ones((4, 4)), errors.ShapeError, "(4, 4)",
+        fnn.cells.conv_lstm(1, (3, 3)), None, jnp.ones((4, 4)), errors.ShapeError, "(4, 4)",
     ),
 }  # fmt: skip
 
@@ -113,10 +117,10 @@ def test_wrong_inputs_of_cells(name, jit):
 @pytest.mark.parametrize(
     "cell",
     [
-        fnn.lstm_cell(H, recurrent_dropout=0.5),
-        fnn.zoneout(fnn.gru_cell(H), 0.5),
-        fnn.variational_dropout(0.5),
-        fnn.stack(fnn.dropout(0.5), fnn.gru_cell(H)),
+        fnn.cells.lstm(H, recurrent_dropout=0.5),
+        fnn.cells.zoneout(fnn.cells.gru(H), 0.5),
+        fnn.cells.variational_dropout(0.5),
+        fnn.cells.serial(fnn.dropout(0.5), fnn.cells.gru(H)),
     ],
     ids=lambda cell: cell.name,
 )
@@ -132,7 +136,7 @@ def test_training_without_a_key_is_refused(cell):
 
 
 def test_a_missing_or_extra_param_is_refused():
-    cell = fnn.gru_cell(H)
+    cell = fnn.cells.gru(H)
     params, _ = cell.init(key(), None, ROWS)
     for wrong in (
         {k: v for k, v in params.items() if k != "bias"},
@@ -193,7 +197,7 @@ WRONG_CALLS = {  # name: net, inputs, the kind of error, what its text says
                      "(2, 5)"),
     "mask of lru": (fnn.lru(H, 4), (X, MASK[:, :3]), errors.ShapeError, "(2, 3)"),
     "images": (
-        fnn.rnn(fnn.conv_lstm_cell(1, (3, 3)), feature_axes=3), (np.ones((3, 4, 4), np.float32),),
+        fnn.rnn(fnn.cells.conv_lstm(1, (3, 3)), feature_axes=3), (np.ones((3, 4, 4), np.float32),),
         errors.ShapeError, "(3, 4, 4)",
     ),
 }  # fmt: skip
@@ -224,7 +228,7 @@ def test_lengths_out_of_range_are_refused_where_they_are_known(lengths):
 
 
 def test_another_number_of_inputs_is_refused_by_init_as_well():
-    for net in (GRU, fnn.rnn(fnn.gru_cell(H)), fnn.bidirectional(fnn.gru_cell(H)), fnn.lru(H)):
+    for net in (GRU, fnn.rnn(fnn.cells.gru(H)), fnn.bidirectional(fnn.cells.gru(H)), fnn.lru(H)):
         for xs in ((), (X, *NONE, None, None)):
             with pytest.raises(errors.InputError, match="input"):
                 net.init(key(), *xs)
@@ -245,14 +249,14 @@ def test_state_for_another_batch_is_refused():
 
 
 BAD_BUILDS = {
-    "checkpoint_every 0": lambda: fnn.rnn(fnn.gru_cell(3), checkpoint_every=0),
-    "checkpoint_every text": lambda: fnn.rnn(fnn.gru_cell(3), checkpoint_every="all"),
-    "truncate": lambda: fnn.rnn(fnn.gru_cell(3), truncate=-1),
+    "checkpoint_every 0": lambda: fnn.rnn(fnn.cells.gru(3), checkpoint_every=0),
+    "checkpoint_every text": lambda: fnn.rnn(fnn.cells.gru(3), checkpoint_every="all"),
+    "truncate": lambda: fnn.rnn(fnn.cells.gru(3), truncate=-1),
     "truncate float": lambda: fnn.gru(3, truncate=2.5),
-    "unroll": lambda: fnn.rnn(fnn.gru_cell(3), unroll=0),
-    "feature_axes": lambda: fnn.rnn(fnn.gru_cell(3), feature_axes=-1),
-    "merge": lambda: fnn.bidirectional(fnn.gru_cell(3), fnn.gru_cell(3), "max"),
-    "merge none": lambda: fnn.bidirectional(fnn.gru_cell(3), fnn.gru_cell(3), None),
+    "unroll": lambda: fnn.rnn(fnn.cells.gru(3), unroll=0),
+    "feature_axes": lambda: fnn.rnn(fnn.cells.gru(3), feature_axes=-1),
+    "merge": lambda: fnn.bidirectional(fnn.cells.gru(3), fnn.cells.gru(3), "max"),
+    "merge none": lambda: fnn.bidirectional(fnn.cells.gru(3), fnn.cells.gru(3), None),
     "layers": lambda: fnn.lstm(3, layers=0),
     "layers bool": lambda: fnn.lstm(3, layers=True),
     "dropout": lambda: fnn.gru(3, layers=2, dropout=1.5),
@@ -261,11 +265,11 @@ BAD_BUILDS = {
     "lru features": lambda: fnn.lru(0, 4),
     "lru hidden": lambda: fnn.lru(3, 0),
     "no cell": lambda: fnn.rnn(fnn.dense(3)),
-    "a builder": lambda: fnn.rnn(fnn.gru_cell),
+    "a builder": lambda: fnn.rnn(fnn.cells.gru),
     "a layer over sequences": lambda: fnn.rnn(fnn.gru(3)),
     "nothing": lambda: fnn.rnn(None),
     "a function": lambda: fnn.rnn(jnp.tanh),
-    "one way is no cell": lambda: fnn.bidirectional(fnn.gru_cell(3), fnn.dense(3)),
+    "one way is no cell": lambda: fnn.bidirectional(fnn.cells.gru(3), fnn.dense(3)),
 }
 
 
@@ -278,7 +282,7 @@ def test_builders_refuse(name):
 
 
 def test_directions_that_cannot_be_merged_are_refused():
-    net = fnn.bidirectional(fnn.gru_cell(3), fnn.gru_cell(2), "sum")
+    net = fnn.bidirectional(fnn.cells.gru(3), fnn.cells.gru(2), "sum")
     with pytest.raises(errors.ShapeError):
         net.init(key(), X)
-    assert fnn.bidirectional(fnn.gru_cell(3), fnn.gru_cell(2)).init(key(), X)
+    assert fnn.bidirectional(fnn.cells.gru(3), fnn.cells.gru(2)).init(key(), X)

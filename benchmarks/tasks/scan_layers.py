@@ -248,9 +248,9 @@ KINDS = {
     "lstm": of(lambda fnn: fnn.lstm(64), (16, 32, 64)),
     "gru": of(lambda fnn: fnn.gru(64), (16, 32, 64)),
     "simple_rnn": of(lambda fnn: fnn.simple_rnn(64), (16, 32, 64)),
-    "bidirectional": of(lambda fnn: fnn.bidirectional(fnn.mgu_cell(64)), (16, 32, 64)),
+    "bidirectional": of(lambda fnn: fnn.bidirectional(fnn.cells.mgu(64)), (16, 32, 64)),
     "conv_lstm": of(
-        lambda fnn: fnn.rnn(fnn.conv_lstm_cell(8, (3, 3)), feature_axes=3), (4, 6, 12, 12, 8)
+        lambda fnn: fnn.rnn(fnn.cells.conv_lstm(8, (3, 3)), feature_axes=3), (4, 6, 12, 12, 8)
     ),
     "lru": of(lambda fnn: fnn.lru(64), (8, 64, 64)),
     "repeat": of(lambda fnn: fnn.repeat(fnn.conv(32, (3, 3)), 3), IMAGE),

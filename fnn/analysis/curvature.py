@@ -134,7 +134,7 @@ def top_eigenvalues(
     Van Loan, section 10.3).
 
     - `matvec(v)`: the product with a tree, as
-      `lambda v: fnn.curvature.hessian_vector_product(loss, params, v)`.
+      `lambda v: fnn.analysis.curvature.hessian_vector_product(loss, params, v)`.
     - `like`: a tree like v, as params, of n values.
     - `key`: of the start.
     - `steps`: how many products; None is 2 k + 20, at most n. With n of them all is exact.

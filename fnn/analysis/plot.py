@@ -246,7 +246,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError:
-        raise ImportError("fnn.plot needs matplotlib: pip install 'fnn[plot]'") from None
+        raise ImportError("fnn.analysis.plot needs matplotlib: pip install 'fnn[plot]'") from None
     return plt
 
 

@@ -108,13 +108,13 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
       Nothing is computed.
     - `train`: count the operations of training mode.
 
-    FLOPs are those of one forward pass on `xs` (see `fnn.count_flops`); what a body computes
+    FLOPs are those of one forward pass on `xs` (see `count_flops`); what a body computes
     between its sublayers stands in the row of the body. A layer called twice has one row, with the
     FLOPs of both calls. `print` it for the table, which needs the extra `table`.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
-    >>> found = fnn.summary(net, (2, 4))
+    >>> found = fnn.analysis.summary(net, (2, 4))
     >>> found.params, [(row.path, row.params) for row in found.rows]
     (67, [('dense1', 40), ('relu_1', 0), ('dense2', 27), ('', 67)])
     """

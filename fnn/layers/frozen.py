@@ -168,7 +168,9 @@ def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) 
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise errors.OptionError(
-                f"patterns of params, among {errors.names(paths)}", pattern, "see fnn.summary"
+                f"patterns of params, among {errors.names(paths)}",
+                pattern,
+                "see fnn.analysis.summary",
             )
     for kind in kinds:
         if kind not in paths.values():

@@ -17,8 +17,8 @@ from fnn.core.scan import scan
 from fnn.core.shapes import as_array, struct
 from fnn.layers.combinators import fold
 from fnn.layers.frozen import held_in, joined
-from fnn.layers.recurrent.cells import check_carry
-from fnn.layers.recurrent.combinators import carry_of
+from fnn.layers.recurrent.cells.cell import check_carry
+from fnn.layers.recurrent.cells.combinators import carry_of
 from fnn.layers.recurrent.rnn import time_of
 
 
@@ -51,7 +51,7 @@ def unroll_generate(
     One scan over all steps, whether their input is given or not: under `jit` it compiles once for
     prompts of any length, and a prompt is one with the text that it begins.
 
-    - `cell`: in evaluation mode, as `fnn.stack(embed=..., rnn=fnn.lstm_cell(n), head=...)`, which
+    - `cell`: in evaluation mode, as `cells.serial(embed=..., rnn=cells.lstm(n), head=...)`, which
       takes the params of the `serial` of the same names that was trained. Without `next_input`,
       its y [..., V] are logits.
     - `x`: the inputs [..., T]; where they are not given, any values will do.
@@ -70,7 +70,7 @@ def unroll_generate(
     key is needed.
 
     >>> import fnn
-    >>> cell = fnn.stack(fnn.embedding(10, 4), fnn.gru_cell(8), fnn.dense(10))
+    >>> cell = fnn.cells.serial(fnn.embedding(10, 4), fnn.cells.gru(8), fnn.dense(10))
     >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
     >>> prompt = jnp.array([[3, 1, 4, 0, 0, 0]])
     >>> length = jnp.array([3])

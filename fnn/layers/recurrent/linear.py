@@ -14,7 +14,7 @@ from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import as_dtype, of_rank
 from fnn.initializers import uniform, variance_scaling
-from fnn.layers.recurrent.cells import check_carry
+from fnn.layers.recurrent.cells.cell import check_carry
 from fnn.layers.recurrent.rnn import boundaries, check_time, time_of
 
 

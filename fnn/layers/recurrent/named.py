@@ -13,8 +13,8 @@ from fnn.core.compose import compose
 from fnn.core.layer import Layer
 from fnn.core.shapes import unlike
 from fnn.layers.dropout import dropout as dropout_layer
-from fnn.layers.recurrent.cells import gru_cell, lstm_cell, rnn_cell
-from fnn.layers.recurrent.combinators import check_parts
+from fnn.layers.recurrent import cells
+from fnn.layers.recurrent.cells.combinators import check_parts
 from fnn.layers.recurrent.rnn import How, along_time, rnn
 
 
@@ -43,7 +43,7 @@ def bidirectional(
     Params: `forward`, `backward`, as the cells'. Raises as `fnn.rnn`.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.bidirectional(fnn.gru_cell(3))
+    >>> net = fnn.bidirectional(fnn.cells.gru(3))
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
     >>> net(params, jnp.ones((2, 5, 4))).shape
     (2, 5, 6)
@@ -94,7 +94,7 @@ def lstm(
     return_carry: bool = False,
     **options: Any,
 ) -> Layer:
-    """Layers of `fnn.lstm_cell` along time: [..., T, C] -> [..., T, features].
+    """Layers of `fnn.cells.lstm` along time: [..., T, C] -> [..., T, features].
 
     Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
 
@@ -103,10 +103,10 @@ def lstm(
     - `dropout`: the rate of the dropout between layers.
     - `bidirectional`: every layer is a `fnn.bidirectional`.
     - `return_sequence`, `return_carry`: as of `fnn.rnn`, at the last layer.
-    - `options`: all others of `fnn.lstm_cell` and of `fnn.rnn`.
+    - `options`: all others of `fnn.cells.lstm` and of `fnn.rnn`.
 
     Params and carry are those of the cell; of more layers, a dict of theirs by `lstm1`, `lstm2` ...
-    Raises as `fnn.lstm_cell` and `fnn.rnn`.
+    Raises as `fnn.cells.lstm` and `fnn.rnn`.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.lstm(3, layers=2, return_sequence=False)
@@ -115,7 +115,7 @@ def lstm(
     ((2, 3), ['lstm1', 'lstm2'])
     """
     how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("lstm", lstm_cell, features, how, options)
+    return _layers("lstm", cells.lstm, features, how, options)
 
 
 @errors.builder
@@ -129,9 +129,9 @@ def gru(
     return_carry: bool = False,
     **options: Any,
 ) -> Layer:
-    """Layers of `fnn.gru_cell` along time: [..., T, C] -> [..., T, features].
+    """Layers of `fnn.cells.gru` along time: [..., T, C] -> [..., T, features].
 
-    All is as of `fnn.lstm`, with `gru1`, `gru2` ... as names, and the options of `fnn.gru_cell`.
+    All is as of `fnn.lstm`, with `gru1`, `gru2` ... as names, and the options of `fnn.cells.gru`.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.gru(3)
@@ -140,7 +140,7 @@ def gru(
     (2, 5, 3)
     """
     how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("gru", gru_cell, features, how, options)
+    return _layers("gru", cells.gru, features, how, options)
 
 
 @errors.builder
@@ -154,10 +154,10 @@ def simple_rnn(
     return_carry: bool = False,
     **options: Any,
 ) -> Layer:
-    """Layers of `fnn.rnn_cell` along time: [..., T, C] -> [..., T, features].
+    """Layers of `fnn.cells.simple_rnn` along time: [..., T, C] -> [..., T, features].
 
     All is as of `fnn.lstm`, with `simple_rnn1`, `simple_rnn2` ... as names, and the options of
-    `fnn.rnn_cell`.
+    `fnn.cells.simple_rnn`.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.simple_rnn(3, activation=jax.nn.relu)
@@ -166,7 +166,7 @@ def simple_rnn(
     (2, 5, 3)
     """
     how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("simple_rnn", rnn_cell, features, how, options)
+    return _layers("simple_rnn", cells.simple_rnn, features, how, options)
 
 
 class _How(NamedTuple):

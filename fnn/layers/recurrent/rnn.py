@@ -22,8 +22,8 @@ from fnn.core.wrapping import wrap
 from fnn.initializers import zeros
 from fnn.layers.combinators import check_trees, fold, noting
 from fnn.layers.frozen import held_in, joined
-from fnn.layers.recurrent.cells import check_carry, first_or
-from fnn.layers.recurrent.combinators import carry_of
+from fnn.layers.recurrent.cells.cell import check_carry, first_or
+from fnn.layers.recurrent.cells.combinators import carry_of
 
 
 @errors.builder
@@ -75,7 +75,7 @@ def rnn(
     broadcast.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.rnn(fnn.gru_cell(3))
+    >>> net = fnn.rnn(fnn.cells.gru(3))
     >>> params, _ = net.init(jax.random.key(0), (1, 5, 4))
     >>> y = net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2]))
     >>> y.shape, bool((y[1, 2:] == 0).all())
@@ -312,7 +312,7 @@ def forget(state: Any) -> Any:
     """The state of a network whose stateful layers start from their first carries again.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.serial(fnn.rnn(fnn.gru_cell(3), stateful=True))
+    >>> net = fnn.serial(fnn.rnn(fnn.cells.gru(3), stateful=True))
     >>> params, state = net.init(jax.random.key(0), (2, 5, 4))
     >>> _, state = net.apply(params, state, jnp.ones((2, 5, 4)))
     >>> print(state["rnn1"]["sequence"]["started"])

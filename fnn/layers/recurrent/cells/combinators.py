@@ -12,34 +12,32 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.compose import compose
-from fnn.core.dtypes import is_floating, wide, widened
+from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, Rebuild, as_layer, leaf, outline
 from fnn.core.shapes import struct
 from fnn.core.wrapping import same, same_carry, wrap
-from fnn.initializers import lecun_normal
 from fnn.layers.combinators import fold, numbered
-from fnn.layers.conv.conv import conv
 from fnn.layers.dropout import drop_where
 from fnn.layers.frozen import held_in, joined
-from fnn.layers.recurrent.cells import check_carry, first_or, keep_mask, lstm_step, open_forget_gate
+from fnn.layers.recurrent.cells.cell import check_carry, first_or, keep_mask
 
 
 @errors.builder
-def stack(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
+def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """Cells and layers, one after the other within a step: the cell that `serial` would be.
 
     x goes through all of them; cells keep their own carry, and the carry of the stack is a dict of
-    theirs by name. Any layer may stand between cells: `stack(fnn.lstm_cell(64), fnn.dropout(0.2),
-    fnn.lstm_cell(64))` drops other values of what goes up in every step.
+    theirs by name. Any layer may stand between cells: `serial(fnn.cells.lstm(64), fnn.dropout(0.2),
+    fnn.cells.lstm(64))` drops other values of what goes up in every step.
 
-    Layers are named as in `serial`, so that `serial(embed=a, rnn=fnn.rnn(cell), head=b)`, which
-    learns on whole sequences, and `stack(embed=a, rnn=cell, head=b)`, which writes step by step,
-    take the same params.
+    Layers are named as in `fnn.serial`, so that `fnn.serial(embed=a, rnn=fnn.rnn(cell), head=b)`,
+    which learns on whole sequences, and this of `embed=a, rnn=cell, head=b`, which writes step by
+    step, take the same params.
 
     Raises OptionError for two layers of one name, InputError for a carry of other cells.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> cell = stack(fnn.embedding(10, 4), fnn.gru_cell(8), fnn.dense(10))
+    >>> cell = serial(fnn.embedding(10, 4), fnn.cells.gru(8), fnn.dense(10))
     >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([3]))
     >>> carry, logits = cell(params, None, jnp.array([3, 1]))
     >>> logits.shape, jax.tree.map(jnp.shape, carry)
@@ -48,7 +46,7 @@ def stack(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     children = {name: as_layer(layer) for name, layer in numbered(layers, named).items()}
     cells = {name: layer.carry for name, layer in children.items() if layer.carry is not None}
 
-    def stack_(f, carry, x):
+    def serial_(f, carry, x):
         if carry is not None:
             check_parts(carry, cells)
         after = {}
@@ -71,8 +69,8 @@ def stack(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
             x = _after(layer, x, name in cells)
         return carry
 
-    net = compose(**children)(stack_)
-    rebuild = Rebuild(lambda new: stack(**new), net.apply)
+    net = compose(**children)(serial_)
+    rebuild = Rebuild(lambda new: serial(**new), net.apply)
     return replace(net, name="stack", carry=first, rebuild=rebuild)
 
 
@@ -133,7 +131,7 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
     RandomKeyError for training without a key.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> cell = zoneout(fnn.lstm_cell(3), (0.5, 0.05))
+    >>> cell = zoneout(fnn.cells.lstm(3), (0.5, 0.05))
     >>> params, _ = cell.init(jax.random.key(0), None, (1, 4))
     >>> (c, h), y = cell(params, None, jnp.ones((2, 4)))
     >>> bool((y == h).all())
@@ -197,7 +195,7 @@ def variational_dropout(rate: Any) -> Layer:
         y_t = m x_t / (1 - rate)
 
     The mask m, drawn with the first carry, is its carry (Gal & Ghahramani, 2016). In a stack it
-    stands where `dropout` would: `stack(variational_dropout(0.2), fnn.lstm_cell(64))`. Their mask
+    stands where `dropout` would: `stack(variational_dropout(0.2), fnn.cells.lstm(64))`. Their mask
     on h is the cells' own `recurrent_dropout`. In evaluation y = x. [...] -> [...].
 
     - `rate`: the probability of dropping, in [0, 1].
@@ -229,76 +227,14 @@ def variational_dropout(rate: Any) -> Layer:
     return leaf("variational_dropout", specs, apply, first)
 
 
-@errors.builder
-def conv_lstm_cell(
-    features: int,
-    kernel_size: tuple[int, ...],
-    *,
-    use_bias: bool = True,
-    weight_grad: str = "conv",
-    kernel_init=lecun_normal(),
-    recurrent_init=lecun_normal(),
-    bias_init=open_forget_gate,
-) -> Layer:
-    """An LSTM cell over images: its products are convolutions (Shi et al., 2015).
-
-        i, f, g, o = input(x) + hidden(h), and from there as `fnn.lstm_cell`
-
-    [..., H, W, C] -> [..., H, W, features], with carry (c, h), both [..., H, W, features], zero at
-    first; any number of spatial axes. It has no peepholes. `fnn.rnn(cell, feature_axes=3)` runs it
-    over [..., T, H, W, C].
-
-    - `features`: the channels of c and h.
-    - `kernel_size`: of both convolutions, which pad to keep the size.
-    - `weight_grad`: as of `fnn.conv`.
-    - the others: as of `fnn.lstm_cell`.
-
-    Params: `input` (`kernel` [*kernel_size, C, 4 features], `bias`), `hidden` (`kernel`
-    [*kernel_size, features, 4 features]). Raises as `fnn.conv`, and for a carry that does not fit.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.rnn(conv_lstm_cell(2, (3, 3)), feature_axes=3)
-    >>> params, _ = net.init(jax.random.key(0), (1, 5, 8, 8, 1))
-    >>> net(params, jnp.ones((4, 5, 8, 8, 1))).shape
-    (4, 5, 8, 8, 2)
-    """
-    features = checks.count("features", features)
-    options = {"weight_grad": weight_grad, "bias_init": bias_init}
-
-    @compose(
-        input=conv(
-            4 * features, kernel_size, use_bias=use_bias, kernel_init=kernel_init, **options
-        ),
-        hidden=conv(
-            4 * features, kernel_size, use_bias=False, kernel_init=recurrent_init, **options
-        ),
-    )
-    def conv_lstm_cell(f, carry, x):
-        checks.array(x, len(kernel_size) + 1, "[..., H, W, C]")
-        zero = first(None, x)
-        c, h = zero if carry is None else carry
-        if carry is not None:
-            check_carry(carry, zero)
-        z = f.input(x) + f.hidden(h)
-        c, h = lstm_step(widened(z), widened(c))
-        c, h = c.astype(x.dtype), h.astype(x.dtype)
-        return (c, h), h
-
-    def first(params, x, *, key=None, train=False):
-        """Zeros, for an x of one step."""
-        return tuple(jnp.zeros((*x.shape[:-1], features), x.dtype) for _ in "ch")
-
-    return replace(conv_lstm_cell, carry=first)
-
-
 def carry_of(cell: Any) -> Callable[..., Any]:
     """The function that gives a cell's first carry."""
     if isinstance(cell, Layer) and cell.carry is not None:
         return cell.carry
     raise errors.OptionError(
-        "a cell, as fnn.lstm_cell(64)",
+        "a cell, as fnn.cells.lstm(64)",
         f"the layer {cell.name}" if isinstance(cell, Layer) else errors.show(cell),
-        "make one of a layer by fnn.as_cell(layer, carry)",
+        "make one of a layer by fnn.cells.as_cell(layer, carry)",
     )
 
 

@@ -6,10 +6,8 @@ state: it then comes out of `repeat` and `ensemble` too, stacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -18,109 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.declarations import Param, arrays_of, zeros_of
+from fnn.core.declarations import Param, arrays_of
 from fnn.core.dtypes import is_floating, wide
-from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
-from fnn.core.reserved import FROZEN, map_under, without
+from fnn.core.layer import Layer, as_layer, inputs_of, outline, traced
+from fnn.core.reserved import FROZEN, map_under
 from fnn.core.shapes import from_numpy
-from fnn.core.wrapping import wrap
 from fnn.initializers import zeros
 from fnn.layers.frozen import held_in, joined
-
-__all__ = ["NotFinite", "nan_report", "swap", "tap"]
-
-_SEEN = "(seen)"  # no name that a layer can have
-
-
-def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
-    """The network with other layers in the place of some.
-
-    - `replacements`: layers or plain functions by path; a path may be a pattern, in which `*`
-      stands for anything, slashes included.
-
-    Params of layers that stay keep their names. Raises OptionError for a path that no layer has.
-
-    >>> import fnn
-    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
-    >>> fnn.swap(net, {"relu_*": jnp.tanh, "dense2": fnn.dense(5)})
-    serial(dense1=dense, relu_1=tanh, dense2=dense)
-    """
-    with errors.within("swap"):
-        checks.mapping("replacements", replacements)
-    unused = dict(replacements)
-    paths = []
-
-    def fn(path, layer):
-        paths.append(path)
-        for pattern, new in replacements.items():
-            if fnmatchcase(path, pattern):
-                unused.pop(pattern, None)
-                with errors.at(path):
-                    return as_layer(new)
-        return layer
-
-    with errors.within("swap"):
-        swapped = as_layer(net).map(fn)
-        _all_found(unused, paths)
-        return swapped
-
-
-def tap(net: Layer, *patterns: str) -> Layer:
-    """The network, whose output is a pair: its own, and what chosen layers gave.
-
-        y, outputs = tap(net, "conv*")(params, *xs, state=state)
-        (y, outputs), state = tap(net, "conv*").apply(params, state, *xs, key=key, train=True)
-
-    - `patterns`: paths of layers, in which `*` stands for anything, slashes included; all layers
-      if there is none.
-
-    `outputs` is `{path: output}`, in the order of paths in the network; out of `repeat` and
-    `ensemble` with their axis first. Of a layer called twice it is the last output. It takes the
-    network's params and state, and is a layer like it: it can be jitted and differentiated, and
-    in training the new state comes back. Raises OptionError for a pattern that no layer has,
-    TransformError for a layer inside a transform that a body opens.
-
-    >>> import fnn
-    >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
-    >>> params, _ = net.init(jax.random.key(0), (1, 4))
-    >>> y, outputs = fnn.tap(net, "dense*")(params, jnp.ones((2, 4)))
-    >>> jax.tree.map(jnp.shape, outputs)
-    {'dense1': (2, 8), 'dense2': (2, 3)}
-    """
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            with errors.within("tap"):
-                raise errors.OptionError(
-                    "patterns that are strings", errors.show(pattern), 'as "*"'
-                )
-    unused, paths = dict.fromkeys(patterns), []
-
-    def chosen(path: str) -> bool:
-        paths.append(path)
-        hits = [pattern for pattern in patterns if fnmatchcase(path, pattern)]
-        for pattern in hits:
-            unused.pop(pattern, None)
-        return bool(hits) or not patterns
-
-    @lru_cache(maxsize=2)
-    def tapped_of(net):
-        return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
-
-    with errors.within("tap"):
-        net = as_layer(net)
-        tapped_of(net)
-        _all_found(unused, paths)
-
-    def apply(net, params, state, *xs, key, train):
-        with errors.within("tap"):
-            tapped = tapped_of(net)
-            _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
-            before = _with_room(state, declared, "state")
-        y, after = tapped.apply(params, before, *xs, key=key, train=train)
-        seen, after = dict(_collect(after)), without(_SEEN, after)
-        return (y, seen), state if same_arrays(state, after) else after
-
-    return wrap(net, apply)
+from fnn.layers.tap import SEEN, declared_like, with_room, without_seen
 
 
 class NotFinite(NamedTuple):
@@ -171,7 +74,7 @@ def nan_report(
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3), jnp.log)
     >>> params = {"dense1": {"kernel": -jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
-    >>> print(fnn.nan_report(net, params, jnp.ones((1, 2))))
+    >>> print(fnn.analysis.nan_report(net, params, jnp.ones((1, 2))))
     log_1: output has 3 NaN, 0 inf of 3
     """
     hidden: set[str] = set()
@@ -200,9 +103,9 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
     probed = net.map(probe)
     xs = jax.tree.map(from_numpy, xs)
     params_spec, state_spec = probed.specs(*xs)
-    before = _with_room({} if state is None else state, state_spec, "state")
+    before = with_room({} if state is None else state, state_spec, "state")
 
-    room = _with_room(params, params_spec, "params")
+    room = with_room(params, params_spec, "params")
 
     def run(params):
         y, after = probed.apply(params, before, *xs, key=key, train=train)
@@ -216,11 +119,11 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
 
     forward, backward = _tensors("", "input", xs, 0), []
     for path, layer in order.items():
-        stacked = len(_at(state_spec, path)[_SEEN]["depth"].stack)
-        seen, moved = _at(after, path)[_SEEN], _at(grads, path).get(_SEEN, {})
+        stacked = len(_at(state_spec, path)[SEEN]["depth"].stack)
+        seen, moved = _at(after, path)[SEEN], _at(grads, path).get(SEEN, {})
         leaf = not layer.children
         trees = joined(params, held_in(state or {})), grads
-        own = [_without(_at(tree, path)) for tree in trees]
+        own = [without_seen(_at(tree, path)) for tree in trees]
         if leaf:
             forward += _tensors(path, "", own[0], stacked)
             forward += _tensors(path, "input", seen["input"], stacked)
@@ -242,73 +145,22 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
         if layer.carry and xs[0] is None:  # for the first one, which is like the next
             xs = (y[0], *xs[1:])
         room = {"input": _floats(xs), "output": _floats(y)}
-        room, params = _declared(room), _declared(arrays_of(params))
-        state = map_under(FROZEN, lambda specs: _declared(arrays_of(specs)), state)
-        return ({**params, _SEEN: room}, {**state, _SEEN: {**room, "depth": Param((), zeros)}}), y
+        room, params = declared_like(room), declared_like(arrays_of(params))
+        state = map_under(FROZEN, lambda specs: declared_like(arrays_of(specs)), state)
+        return ({**params, SEEN: room}, {**state, SEEN: {**room, "depth": Param((), zeros)}}), y
 
     def apply(params, state, *xs, key=None, train=False):
-        zero, depth = params[_SEEN], state[_SEEN]["depth"]
-        params, state = _without(params), _without(state)
+        zero, depth = params[SEEN], state[SEEN]["depth"]
+        params, state = without_seen(params), without_seen(state)
         if layer.carry and xs[0] is None:
             xs = (layer.carry(params, *xs[1:], key=key, train=train), *xs[1:])
         xs = _plus(xs, zero["input"])
         y, state = layer.apply(params, state, *xs, key=key, train=train)
         y = _plus(y, zero["output"])
         seen = {"input": _floats(xs), "output": _floats(y), "depth": depth}
-        return y, {**state, _SEEN: seen}
+        return y, {**state, SEEN: seen}
 
     return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
-
-
-def _watched(layer: Layer) -> Layer:
-    """The layer with its output in its state."""
-
-    def declare(*xs):
-        (params, state), y = outline(layer, xs)
-        return (params, {**state, _SEEN: _declared(y)}), y
-
-    def apply(params, state, *xs, key=None, train=False):
-        y, state = layer.apply(params, _without(state), *xs, key=key, train=train)
-        return y, {**state, _SEEN: y}
-
-    return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
-
-
-# --- trees with room for what is seen
-
-
-def _declared(arrays: Any) -> Any:
-    return jax.tree.map(lambda a: Param(a.shape, zeros, a.dtype), arrays)
-
-
-def _without(tree: Any) -> Any:
-    return {name: value for name, value in tree.items() if name != _SEEN}
-
-
-def _with_room(tree: Any, declared: Any, what: str) -> Any:
-    """A tree of params or state, with zeros where only what is seen is declared."""
-    if not isinstance(declared, Mapping):
-        return tree
-    if not isinstance(tree, Mapping):
-        errors.check_names(what, tree, declared)
-    room = {}
-    for name, spec in declared.items():
-        if name == _SEEN:
-            room[name] = zeros_of(spec)
-        elif name in tree:
-            with errors.at(name):
-                room[name] = _with_room(tree[name], spec, what)
-        elif below := _with_room({}, spec, what):
-            room[name] = below
-    return {**tree, **room}
-
-
-def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if name == _SEEN:
-            yield path, value
-        elif isinstance(value, Mapping):
-            yield from _collect(value, f"{path}/{name}" if path else name)
 
 
 def _at(tree: Any, path: str) -> Any:
@@ -365,11 +217,3 @@ def _first(tensors: list[tuple], which: Callable) -> NotFinite | None:
     _, path, tensor, x = next(entry for entry in bad if entry[0] == chosen)
     nan, inf = int(jnp.isnan(x).sum()), int(jnp.isinf(x).sum())
     return NotFinite(path, tensor, chosen, nan, inf, x.size)
-
-
-def _all_found(unused: Mapping[str, Any], paths: list[str]) -> None:
-    if unused:
-        known = [path for path in paths if path]
-        raise errors.OptionError(
-            f"paths of layers, among {errors.names(known)}", errors.names(unused), "see fnn.summary"
-        )
