@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating, widened
-from fnn.core.shapes import unlike
 from fnn.losses.inputs import floating
 from fnn.losses.numerics import kl
 
@@ -68,6 +67,7 @@ def each(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return losses
 
 
+@errors.named
 def mean_logits(logits: jax.Array) -> jax.Array:
     """What an ensemble predicts: log mean over i of softmax(logits_i), [n, ..., C] -> [..., C].
 
@@ -78,10 +78,10 @@ def mean_logits(logits: jax.Array) -> jax.Array:
     >>> [round(float(each), 2) for each in p]
     [0.7, 0.3]
     """
-    with errors.within("mean_logits"):
-        return _mean(_log_probabilities(logits))
+    return _mean(_log_probabilities(logits))
 
 
+@errors.named
 def uncertainty(logits: jax.Array) -> Uncertainty:
     """How unsure an ensemble of classifiers is, in nats: [n, ..., C] -> three of [...].
 
@@ -95,14 +95,14 @@ def uncertainty(logits: jax.Array) -> Uncertainty:
     >>> print(uncertainty(sure_but_at_odds).epistemic)  # log 2
     0.6931472
     """
-    with errors.within("uncertainty"):
-        logs = _log_probabilities(logits)
+    logs = _log_probabilities(logits)
     p, mean = jnp.exp(logs), _mean(logs)
     entropies = -jnp.sum(p * jnp.where(p > 0, logs, 0), axis=-1)
     aleatoric, epistemic = jnp.mean(entropies, axis=0), jnp.mean(kl(logs, mean[None]), axis=0)
     return Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
+@errors.named
 def gaussian_uncertainty(
     mean: jax.Array, variance: jax.Array | None = None
 ) -> tuple[jax.Array, Uncertainty]:
@@ -119,41 +119,39 @@ def gaussian_uncertainty(
     >>> print(mean, unsure.total)
     2.0 1.5
     """
-    with errors.within("gaussian_uncertainty"):
-        means = _members("mean", mean)
-        if variance is None:
-            variances = jnp.zeros_like(means)
-        elif unlike(mean, variance):
-            both = f"{errors.show(mean)} and {errors.show(variance)}"
-            raise errors.ShapeError("a mean and a variance alike", both, "give one for each output")
-        else:
-            variances = _members("variance", variance)
+    means = _members("mean", mean)
+    if variance is None:
+        variances = jnp.zeros_like(means)
+    elif not trees.is_alike(mean, variance):
+        both = f"{errors.show(mean)} and {errors.show(variance)}"
+        raise errors.ShapeError("a mean and a variance alike", both, "give one for each output")
+    else:
+        variances = _members("variance", variance)
     middle = jnp.mean(means, axis=0)
     aleatoric = jnp.mean(variances, axis=0)
     epistemic = jnp.mean((means - middle[None]) ** 2, axis=0)
     return middle, Uncertainty(aleatoric + epistemic, aleatoric, epistemic)
 
 
+@errors.named
 def stack(members: list[Any]) -> Any:
     """Trees of one structure, as params of networks trained apart, as one tree of leaves [n, ...].
 
-    Raises ShapeError or DtypeError where they differ.
+    Raises ParamsError, ShapeError or DtypeError where they differ.
 
     >>> print(stack([{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"])
     [[0. 0.]
      [1. 1.]]
     """
-    with errors.within("stack"):
-        if not members:
-            raise errors.InputError("members to stack", "none", "pass a list of trees")
-        for i, member in enumerate(members):
-            if error := unlike(member, members[0]):
-                wanted = f"member {i} like member 0, {errors.show(members[0])}"
-                mend = "stack networks that were built alike"
-                raise error(wanted, errors.show(member), mend)
+    if not members:
+        raise errors.InputError("members to stack", "none", "pass a list of trees")
+    for i, member in enumerate(members[1:], 1):
+        mend = "stack networks that were built alike"
+        trees.alike(f"member {i}", member, "member 0", members[0], mend)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
+@errors.named
 def soup(params: Any, weights: jax.Array | None = None) -> Any:
     """One network out of n: the mean of their params, each leaf [n, ...] -> [...].
 
@@ -170,14 +168,14 @@ def soup(params: Any, weights: jax.Array | None = None) -> Any:
     >>> print(soup({"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])})["w"])
     [2. 4.]
     """
-    with errors.within("soup"):
-        n = _check_floats(params)
-        weights = jnp.ones(n) if weights is None else _members("weights", weights)
-        if weights.shape != (n,):
-            raise errors.ShapeError(f"weights ({n},)", f"{weights.shape}", "give one a member")
+    n = _check_floats(params)
+    weights = jnp.ones(n) if weights is None else _members("weights", weights)
+    if weights.shape != (n,):
+        raise errors.ShapeError(f"weights ({n},)", f"{weights.shape}", "give one a member")
     return _blend(params, weights)
 
 
+@errors.named
 def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Array]:
     """The soup of those members that each make it better (Wortsman et al., 2022, algorithm 1).
 
@@ -195,13 +193,12 @@ def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Arra
     >>> print(mean, kept)
     [-0.25] [ True False  True]
     """
-    with errors.within("greedy_soup"):
-        n = _check_floats(params)
-        alone = jax.lax.map(lambda params: jnp.asarray(score(params)), params)
-        if alone.shape != (n,):
-            raise errors.ShapeError("score to return a scalar", f"{alone.shape[1:]}", "average it")
-        if not is_floating(alone):
-            raise errors.DtypeError("a floating score", errors.show(alone), "cast it")
+    n = _check_floats(params)
+    alone = jax.lax.map(lambda params: jnp.asarray(score(params)), params)
+    if alone.shape != (n,):
+        raise errors.ShapeError("score to return a scalar", f"{alone.shape[1:]}", "average it")
+    if not is_floating(alone):
+        raise errors.DtypeError("a floating score", errors.show(alone), "cast it")
     broken = jnp.isnan(alone)
     order = jnp.lexsort((-alone, broken))
 

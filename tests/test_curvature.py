@@ -209,7 +209,7 @@ def test_the_line_is_the_first_order():
         (lambda: curvature.hessian_vector_product(lambda w: w, jnp.ones(2), jnp.ones(2)),
          errors.ShapeError, "scalar"),
         (lambda: curvature.hessian_vector_product(jnp.sum, jnp.ones(2), jnp.ones(3)),
-         errors.ShapeError, "like params"),
+         errors.ShapeError, "as in params"),
         (lambda: curvature.per_example_gradients(lambda w, x: w, 1.0, jnp.ones(())),
          errors.ShapeError, "leading axis"),
         (lambda: curvature.gradient_noise_scale(jnp.ones((1, 2))), errors.ShapeError, "two"),
@@ -218,7 +218,7 @@ def test_the_line_is_the_first_order():
         (lambda: curvature.empirical_ntk(lambda w, x: w * x, jnp.ones(()), jnp.ones((2, 3, 4))),
          errors.ShapeError, "flatten"),
         (lambda: curvature.linearize(lambda w, x: w * x, jnp.ones(2))(jnp.ones(3), 1.0),
-         errors.ShapeError, "like params"),
+         errors.ShapeError, "as in params"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_refused(call, kind, text):

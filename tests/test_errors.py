@@ -255,7 +255,7 @@ def test_optimizers(make):
     params = {"a": jnp.ones(2), "b": {"c": jnp.ones(3)}}
     state = tx.init(params)
     for _, wrong in mutations(params):
-        kinds = (errors.ParamsError, errors.DtypeError)
+        kinds = (errors.ParamsError, errors.ShapeError, errors.DtypeError)
         assert isinstance(outcome(fnn.optim.apply_updates, params, wrong), kinds)
         if make is not fnn.optim.scale_by_learning_rate:  # which has nothing to compare with
             assert isinstance(outcome(tx.update, wrong, state), kinds)

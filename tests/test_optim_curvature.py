@@ -688,7 +688,7 @@ WRONG = {
     ),
     "soap's state": (
         lambda: optim.scale_by_soap().update(jnp.eye(3), optim.scale_by_soap().init(jnp.eye(2))),
-        errors.ParamsError,
+        errors.ShapeError,
     ),
     "lbfgs's state": (
         lambda: optim.scale_by_lbfgs().update(jnp.eye(3), (), jnp.eye(3)), errors.ParamsError

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating, wide, widened
 from fnn.core.lengths import as_length, length_of, scaled, value
-from fnn.core.shapes import struct
 
 __all__ = [
     "empirical_ntk",
@@ -30,6 +29,7 @@ __all__ = [
 ]
 
 
+@errors.named
 def per_example_gradients(loss: Callable[..., Any], params: Any, *examples: Any) -> Any:
     """The gradient of every example: g_i = d loss(params, x_i) / d params, each leaf [N, ...].
 
@@ -43,11 +43,11 @@ def per_example_gradients(loss: Callable[..., Any], params: Any, *examples: Any)
     >>> print(grads)
     [0. 1. 4. 9.]
     """
-    with errors.within("per_example_gradients"):
-        checks.examples("examples", examples)
-        return jax.vmap(_grad(loss), (None, *(0,) * len(examples)))(params, *examples)
+    checks.examples("examples", examples)
+    return jax.vmap(_grad(loss), (None, *(0,) * len(examples)))(params, *examples)
 
 
+@errors.named
 def gradient_noise_scale(grads: Any) -> jax.Array:
     """The batch size at which noise and signal of a gradient are alike: tr(S) / |G|^2.
 
@@ -60,17 +60,17 @@ def gradient_noise_scale(grads: Any) -> jax.Array:
     >>> print(gradient_noise_scale(jnp.array([[2.0, 1.0], [2.0, -1.0]])))
     0.6666667
     """
-    with errors.within("gradient_noise_scale"):
-        flat = jax.vmap(lambda g: ravel_pytree(_wide(g))[0])(grads)
-        n = flat.shape[0]
-        if n < 2:
-            raise errors.ShapeError("gradients of at least two examples", f"{n}", "take more")
-        mean = flat.mean(axis=0)
-        noise = jnp.sum(jnp.square(flat - mean)) / (n - 1)
-        signal = jnp.sum(jnp.square(mean)) - noise / n
-        return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
+    flat = jax.vmap(lambda g: ravel_pytree(_wide(g))[0])(grads)
+    n = flat.shape[0]
+    if n < 2:
+        raise errors.ShapeError("gradients of at least two examples", f"{n}", "take more")
+    mean = flat.mean(axis=0)
+    noise = jnp.sum(jnp.square(flat - mean)) / (n - 1)
+    signal = jnp.sum(jnp.square(mean)) - noise / n
+    return jnp.where(signal > 0, noise / jnp.where(signal > 0, signal, 1), jnp.inf)
 
 
+@errors.named
 def hessian_vector_product(loss: Callable[[Any], Any], params: Any, v: Any) -> Any:
     """H v, with H the Hessian of `loss(params)`: the slope of the gradient along v.
 
@@ -81,11 +81,11 @@ def hessian_vector_product(loss: Callable[[Any], Any], params: Any, v: Any) -> A
     >>> print(hessian_vector_product(lambda w: w[0] * w[1] ** 2, params, jnp.ones(2)))
     [4. 6.]
     """
-    with errors.within("hessian_vector_product"):
-        _check_alike(params, v)
-        return jax.jvp(_grad(loss), (params,), (v,))[1]
+    trees.alike("v", v, "params", params)
+    return jax.jvp(_grad(loss), (params,), (v,))[1]
 
 
+@errors.named
 def gauss_newton_vector_product(
     f: Callable[[Any], Any], loss: Callable[[Any], Any], params: Any, v: Any
 ) -> Any:
@@ -100,12 +100,12 @@ def gauss_newton_vector_product(
     >>> print(gauss_newton_vector_product(f, loss, jnp.zeros(2), jnp.ones(2)))
     [2. 2.]
     """
-    with errors.within("gauss_newton_vector_product"):
-        _check_alike(params, v)
-        y, along, pull = _both(f, params)
-        return pull(jax.jvp(_grad(loss), (y,), (along(v),))[1])
+    trees.alike("v", v, "params", params)
+    y, along, pull = _both(f, params)
+    return pull(jax.jvp(_grad(loss), (y,), (along(v),))[1])
 
 
+@errors.named
 def fisher_vector_product(f: Callable[[Any], jax.Array], params: Any, v: Any) -> Any:
     """F v, with F the Fisher information of softmax(f(params)), f's logits [..., V].
 
@@ -117,14 +117,14 @@ def fisher_vector_product(f: Callable[[Any], jax.Array], params: Any, v: Any) ->
     >>> print(fisher_vector_product(lambda w: w, jnp.zeros(2), jnp.array([1.0, 0.0])))
     [ 0.25 -0.25]
     """
-    with errors.within("fisher_vector_product"):
-        _check_alike(params, v)
-        logits, along, pull = _both(f, params)
-        p, u = jax.nn.softmax(logits), along(v)
-        spread = p * (u - jnp.sum(p * u, axis=-1, keepdims=True))
-        return pull(spread / max(p[..., 0].size, 1))
+    trees.alike("v", v, "params", params)
+    logits, along, pull = _both(f, params)
+    p, u = jax.nn.softmax(logits), along(v)
+    spread = p * (u - jnp.sum(p * u, axis=-1, keepdims=True))
+    return pull(spread / max(p[..., 0].size, 1))
 
 
+@errors.named
 def top_eigenvalues(
     matvec: Callable[[Any], Any], like: Any, k: int, *, key: Any, steps: int | None = None
 ) -> jax.Array:
@@ -146,49 +146,49 @@ def top_eigenvalues(
     >>> print(", ".join(f"{value:.3f}" for value in values))
     5.000, 3.000
     """
-    with errors.within("top_eigenvalues"):
-        checks.key(key)
-        flat, unravel = ravel_pytree(like)
-        n, dtype = flat.size, wide(flat.dtype)
-        k = checks.count("k", k)
-        steps = min(2 * k + 20, n) if steps is None else checks.count("steps", steps)
-        if not k <= steps <= n:
-            raise errors.OptionError(
-                f"k <= steps <= n, the number of values {n}", f"k={k}, steps={steps}", "change them"
-            )
-
-        one = as_length(1.0, dtype)
-
-        def product(v):
-            return ravel_pytree(matvec(unravel(v.astype(flat.dtype))))[0].astype(dtype)
-
-        def without(v, basis):
-            for _ in range(2):  # once more, for what rounding left
-                v = v - basis.T @ (basis @ v)
-            return v
-
-        def step(loop, i):
-            basis, v = loop  # [steps, n], rows after i are zero
-            basis = basis.at[i].set(v)
-            w = product(v)
-            rest = without(w, basis)
-            length = value(length_of(rest))
-            # Where the space is exhausted, any other direction goes on, with no link to it.
-            done = length <= jnp.finfo(dtype).eps * n * value(length_of(w))
-            other = without(jax.random.normal(jax.random.fold_in(key, i), (n,), dtype), basis)
-            along = jnp.where(done, other, rest)
-            after = scaled(along, one, length_of(along))
-            return (basis, after), (jnp.vdot(v, w), jnp.where(done, 0, length))
-
-        start = jax.random.normal(key, (n,), dtype)
-        start = scaled(start, one, length_of(start))
-        _, (diagonal, beside) = jax.lax.scan(
-            step, (jnp.zeros((steps, n), dtype), start), jnp.arange(steps)
+    checks.key(key)
+    flat, unravel = ravel_pytree(like)
+    n, dtype = flat.size, wide(flat.dtype)
+    k = checks.count("k", k)
+    steps = min(2 * k + 20, n) if steps is None else checks.count("steps", steps)
+    if not k <= steps <= n:
+        raise errors.OptionError(
+            f"k <= steps <= n, the number of values {n}", f"k={k}, steps={steps}", "change them"
         )
-        tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-        return jnp.linalg.eigvalsh(tridiagonal)[::-1][:k]
+
+    one = as_length(1.0, dtype)
+
+    def product(v):
+        return ravel_pytree(matvec(unravel(v.astype(flat.dtype))))[0].astype(dtype)
+
+    def without(v, basis):
+        for _ in range(2):  # once more, for what rounding left
+            v = v - basis.T @ (basis @ v)
+        return v
+
+    def step(loop, i):
+        basis, v = loop  # [steps, n], rows after i are zero
+        basis = basis.at[i].set(v)
+        w = product(v)
+        rest = without(w, basis)
+        length = value(length_of(rest))
+        # Where the space is exhausted, any other direction goes on, with no link to it.
+        done = length <= jnp.finfo(dtype).eps * n * value(length_of(w))
+        other = without(jax.random.normal(jax.random.fold_in(key, i), (n,), dtype), basis)
+        along = jnp.where(done, other, rest)
+        after = scaled(along, one, length_of(along))
+        return (basis, after), (jnp.vdot(v, w), jnp.where(done, 0, length))
+
+    start = jax.random.normal(key, (n,), dtype)
+    start = scaled(start, one, length_of(start))
+    _, (diagonal, beside) = jax.lax.scan(
+        step, (jnp.zeros((steps, n), dtype), start), jnp.arange(steps)
+    )
+    tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    return jnp.linalg.eigvalsh(tridiagonal)[::-1][:k]
 
 
+@errors.named
 def empirical_ntk(f: Callable[[Any, Any], jax.Array], params: Any, x1: Any, x2: Any = None) -> Any:
     """The empirical neural tangent kernel, K = J(x1) J(x2)^T: [N, M, O, O].
 
@@ -202,26 +202,25 @@ def empirical_ntk(f: Callable[[Any, Any], jax.Array], params: Any, x1: Any, x2: 
     [[1. 0.]
      [0. 1.]]
     """
-    with errors.within("empirical_ntk"):
 
-        def jacobians(x):
-            jacobian = jax.vmap(jax.jacrev(f), (None, 0))(params, x)
-            leaves, like = jax.tree.leaves(jacobian), jax.tree.leaves(params)
-            flat = [
-                a.reshape(*a.shape[: a.ndim - jnp.ndim(p)], -1)
-                for a, p in zip(leaves, like, strict=True)
-            ]
-            return jnp.concatenate(flat, axis=-1)  # [N, O, n] or [N, n]
+    def jacobians(x):
+        jacobian = jax.vmap(jax.jacrev(f), (None, 0))(params, x)
+        leaves, like = jax.tree.leaves(jacobian), jax.tree.leaves(params)
+        flat = [
+            a.reshape(*a.shape[: a.ndim - jnp.ndim(p)], -1)
+            for a, p in zip(leaves, like, strict=True)
+        ]
+        return jnp.concatenate(flat, axis=-1)  # [N, O, n] or [N, n]
 
-        first = jacobians(x1)
-        second = first if x2 is None else jacobians(x2)
-        if first.ndim == 2:
-            return first @ second.T
-        if first.ndim != 3:
-            raise errors.ShapeError(
-                "f to give [O], or a scalar, for one x", f"{first.shape[1:-1]}", "flatten it"
-            )
-        return jnp.einsum("iap,jbp->ijab", first, second)
+    first = jacobians(x1)
+    second = first if x2 is None else jacobians(x2)
+    if first.ndim == 2:
+        return first @ second.T
+    if first.ndim != 3:
+        raise errors.ShapeError(
+            "f to give [O], or a scalar, for one x", f"{first.shape[1:-1]}", "flatten it"
+        )
+    return jnp.einsum("iap,jbp->ijab", first, second)
 
 
 def linearize(f: Callable[..., Any], params: Any) -> Callable[..., Any]:
@@ -236,7 +235,7 @@ def linearize(f: Callable[..., Any], params: Any) -> Callable[..., Any]:
 
     def line(p, *xs):
         with errors.within("linearize"):
-            _check_alike(params, p)
+            trees.alike("p", p, "params", params)
         away = jax.tree.map(lambda a, b: a - b, p, params)
         y, change = jax.jvp(lambda q: f(q, *xs), (params,), (away,))
         return jax.tree.map(lambda a, b: a + b, y, change)
@@ -264,16 +263,6 @@ def _both(f: Callable[[Any], Any], params: Any) -> tuple[Any, Callable, Callable
     y, along = jax.linearize(f, params)
     transposed = jax.linear_transpose(along, params)
     return y, along, lambda u: transposed(u)[0]
-
-
-def _check_alike(params: Any, v: Any) -> None:
-    shapes = [jax.tree.map(lambda a: struct(jnp.asarray(a)), tree) for tree in (params, v)]
-    if shapes[0] != shapes[1]:
-        raise errors.ShapeError(
-            f"a tree like params, {errors.show(shapes[0])}",
-            errors.show(shapes[1]),
-            "its leaves have the shapes and dtypes of params",
-        )
 
 
 def _wide(tree: Any) -> Any:

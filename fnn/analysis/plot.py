@@ -19,6 +19,7 @@ from fnn.core import checks, errors
 __all__ = ["confusion", "curves", "filters", "heat_map", "histograms", "metric"]
 
 
+@errors.named
 def curves(
     histories: Mapping[str, Any] | Any,
     *,
@@ -38,9 +39,8 @@ def curves(
     >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     ['adam', 'sgd']
     """
-    with errors.within("curves"):
-        named = histories if isinstance(histories, Mapping) else {"": histories}
-        rows = {name: _rows(name, values) for name, values in named.items()}
+    named = histories if isinstance(histories, Mapping) else {"": histories}
+    rows = {name: _rows(name, values) for name, values in named.items()}
     figure, axes = _axes(axes)
     for name, values in rows.items():
         x = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
@@ -54,6 +54,7 @@ def curves(
     return _plain(figure, axes)
 
 
+@errors.named
 def heat_map(
     values: Any,
     rows: Sequence[Any],
@@ -75,13 +76,12 @@ def heat_map(
     >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
     ('width', 'rate')
     """
-    with errors.within("heat_map"):
-        checks.choice("best", best, ("low", "high"))
-        grid = np.asarray(values, float)
-        if grid.shape != (len(rows), len(columns)) or not grid.size:
-            raise errors.ShapeError(
-                f"values ({len(rows)}, {len(columns)})", f"{grid.shape}", "one for each setting"
-            )
+    checks.choice("best", best, ("low", "high"))
+    grid = np.asarray(values, float)
+    if grid.shape != (len(rows), len(columns)) or not grid.size:
+        raise errors.ShapeError(
+            f"values ({len(rows)}, {len(columns)})", f"{grid.shape}", "one for each setting"
+        )
     figure, axes = _axes(axes)
     finite = np.where(np.isfinite(grid), grid, np.nan)
     colours = "viridis_r" if best == "low" else "viridis"
@@ -100,6 +100,7 @@ def heat_map(
     return figure
 
 
+@errors.named
 def metric(
     settings: Any,
     values: Mapping[str, Any] | Any,
@@ -119,15 +120,14 @@ def metric(
     >>> figure.axes[0].get_xlabel()
     'learning rate'
     """
-    with errors.within("metric"):
-        x = np.asarray(settings)
-        named = values if isinstance(values, Mapping) else {"": values}
-        rows = {key: _rows(key, value) for key, value in named.items()}
-        for key, value in rows.items():
-            if value.shape[1:] != x.shape:
-                raise errors.ShapeError(
-                    f"values [{x.size}], or [seeds, {x.size}]", f"{key} {value.shape}", "transpose"
-                )
+    x = np.asarray(settings)
+    named = values if isinstance(values, Mapping) else {"": values}
+    rows = {key: _rows(key, value) for key, value in named.items()}
+    for key, value in rows.items():
+        if value.shape[1:] != x.shape:
+            raise errors.ShapeError(
+                f"values [{x.size}], or [seeds, {x.size}]", f"{key} {value.shape}", "transpose"
+            )
     figure, axes = _axes(axes)
     for key, value in rows.items():
         value = np.where(np.isfinite(value), value, np.nan)
@@ -141,6 +141,7 @@ def metric(
     return _plain(figure, axes)
 
 
+@errors.named
 def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = None) -> Any:
     """A confusion matrix, as of `fnn.metrics.confusion_matrix`: rows are labels, columns guesses.
 
@@ -151,13 +152,12 @@ def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = No
     >>> figure.axes[0].get_ylabel()
     'label'
     """
-    with errors.within("confusion"):
-        grid = np.asarray(counts)
-        if grid.ndim != 2 or grid.shape[0] != grid.shape[1]:
-            raise errors.ShapeError("counts [classes, classes]", f"{grid.shape}", "square it")
-        names = [str(i) for i in range(len(grid))] if names is None else list(names)
-        if len(names) != len(grid):
-            raise errors.ShapeError(f"{len(grid)} names", f"{len(names)}", "one for each class")
+    grid = np.asarray(counts)
+    if grid.ndim != 2 or grid.shape[0] != grid.shape[1]:
+        raise errors.ShapeError("counts [classes, classes]", f"{grid.shape}", "square it")
+    names = [str(i) for i in range(len(grid))] if names is None else list(names)
+    if len(names) != len(grid):
+        raise errors.ShapeError(f"{len(grid)} names", f"{len(names)}", "one for each class")
     figure, axes = _axes(axes, square=True)
     share = grid / np.maximum(grid.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -173,6 +173,7 @@ def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = No
     return figure
 
 
+@errors.named
 def filters(kernel: Any, *, columns: int = 8) -> Any:
     """The filters of a first convolution, each as a picture.
 
@@ -185,10 +186,9 @@ def filters(kernel: Any, *, columns: int = 8) -> Any:
     10
     """
     plt = _pyplot()
-    with errors.within("filters"):
-        kernel, columns = np.asarray(kernel, float), checks.count("columns", columns)
-        if kernel.ndim != 4 or not kernel.size:
-            raise errors.ShapeError("kernel [H, W, C, features]", f"{kernel.shape}", "of a conv")
+    kernel, columns = np.asarray(kernel, float), checks.count("columns", columns)
+    if kernel.ndim != 4 or not kernel.size:
+        raise errors.ShapeError("kernel [H, W, C, features]", f"{kernel.shape}", "of a conv")
     *_, channels, features = kernel.shape
     columns = min(columns, features)
     rows = math.ceil(features / columns)
@@ -207,6 +207,7 @@ def filters(kernel: Any, *, columns: int = 8) -> Any:
     return figure
 
 
+@errors.named
 def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
     """A histogram of every array of a tree, as of params or gradients, under its path.
 
@@ -218,11 +219,10 @@ def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
     ['dense1/bias', 'dense1/kernel']
     """
     plt = _pyplot()
-    with errors.within("histograms"):
-        arrays = {path: np.asarray(a, float) for path, a in tree.flatten(params).items()}
-        if not arrays:
-            raise errors.ParamsError("a tree with arrays", "none", "pass params")
-        columns = min(checks.count("columns", columns), len(arrays))
+    arrays = {path: np.asarray(a, float) for path, a in tree.flatten(params).items()}
+    if not arrays:
+        raise errors.ParamsError("a tree with arrays", "none", "pass params")
+    columns = min(checks.count("columns", columns), len(arrays))
     rows = math.ceil(len(arrays) / columns)
     figure, grid = plt.subplots(
         rows, columns, figsize=(columns * 2.6, rows * 1.8), squeeze=False, layout="constrained"

@@ -101,6 +101,7 @@ class Summary:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
+@errors.named
 def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary:
     """A row per layer: its path, output shape, parameters and FLOPs; and the totals.
 
@@ -148,11 +149,10 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
         specs = Specs(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
         return replace(layer, specs=specs, apply=apply)
 
-    with errors.within("summary"):
-        watched, specs = as_layer(net).map(watch), []
-        xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
-        jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
-        params, state = specs[0]
+    watched, specs = as_layer(net).map(watch), []
+    xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
+    jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
+    params, state = specs[0]
     rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
     arrays = arrays_of((params, without(_MARK, state)))
     return Summary(rows, tree.nbytes(arrays))

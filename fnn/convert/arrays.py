@@ -12,7 +12,7 @@ import numpy as np
 from fnn import tree
 from fnn.convert.pairs import named, pairs
 from fnn.convert.table import Framework, Groups, Names, Part, Slot
-from fnn.core import errors
+from fnn.core import errors, trees
 from fnn.core.shapes import native
 
 
@@ -47,8 +47,8 @@ def store(framework: Framework, ours: list[Part], params: Any, state: Any, names
     for slot in (slot for part in ours for slot in part.slots):
         whole = jax.ShapeDtypeStruct(slot.stack + slot.array.shape, slot.array.dtype)
         wanted[slot.part][slot.path] = whole
-    errors.check_same("params", params, tree.unflatten(wanted["params"]))
-    errors.check_same("state", state, tree.unflatten(wanted["state"]))
+    trees.check_same("params", params, tree.unflatten(wanted["params"]))
+    trees.check_same("state", state, tree.unflatten(wanted["state"]))
     given = {"params": tree.flatten(params), "state": tree.flatten(state)}
     arrays = {
         (part, path): on_host(path, given[part][path]) for part in given for path in wanted[part]

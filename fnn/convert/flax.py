@@ -16,6 +16,7 @@ from fnn.core import errors
 from fnn.core.layer import Layer
 
 
+@errors.named
 def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> tuple[dict, dict]:
     """(params, state) of `net` with the values of Flax linen's `variables`.
 
@@ -36,20 +37,20 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    with errors.within("from_flax"):
-        flat: dict[str, Any] = {}
-        for part, inside in mapping("variables", variables).items():
-            if part not in _PARTS.values():
-                raise errors.ParamsError(
-                    f"variables with no more than {errors.names(_PARTS.values())}",
-                    f"also {part}",
-                    "leave out what layers of fnn do not have",
-                )
-            flat |= tree.flatten(mapping(part, inside))
-        ours = parts(FLAX, net, xs)
-        return load(FLAX, ours, _regular(ours, flat), names)
+    flat: dict[str, Any] = {}
+    for part, inside in mapping("variables", variables).items():
+        if part not in _PARTS.values():
+            raise errors.ParamsError(
+                f"variables with no more than {errors.names(_PARTS.values())}",
+                f"also {part}",
+                "leave out what layers of fnn do not have",
+            )
+        flat |= tree.flatten(mapping(part, inside))
+    ours = parts(FLAX, net, xs)
+    return load(FLAX, ours, _regular(ours, flat), names)
 
 
+@errors.named
 def to_flax(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> dict[str, dict]:
@@ -67,21 +68,21 @@ def to_flax(
     >>> jax.tree.map(lambda a: a.shape, variables)
     {'params': {'Dense_0': {'bias': (2,), 'kernel': (3, 2)}}}
     """
-    with errors.within("to_flax"):
-        ours = parts(FLAX, net, xs)
-        groups = store(FLAX, ours, params, state, names)
-        flat: dict[str, dict[str, Any]] = {"params": {}}
-        for part, (name, group) in zip(ours, groups.items(), strict=True):
-            if part.kind in _GATES:
-                gates = _by_gate(part.kind, group).items()
-                flat["params"] |= {FLAX.join(name, entry): array for entry, array in gates}
-                continue
-            for slot in part.slots:
-                inside = flat.setdefault(_PARTS[slot.part], {})
-                inside[FLAX.join(name, slot.entry)] = group[slot.entry]
-        return {part: tree.unflatten(inside) for part, inside in flat.items()}
+    ours = parts(FLAX, net, xs)
+    groups = store(FLAX, ours, params, state, names)
+    flat: dict[str, dict[str, Any]] = {"params": {}}
+    for part, (name, group) in zip(ours, groups.items(), strict=True):
+        if part.kind in _GATES:
+            gates = _by_gate(part.kind, group).items()
+            flat["params"] |= {FLAX.join(name, entry): array for entry, array in gates}
+            continue
+        for slot in part.slots:
+            inside = flat.setdefault(_PARTS[slot.part], {})
+            inside[FLAX.join(name, slot.entry)] = group[slot.entry]
+    return {part: tree.unflatten(inside) for part, inside in flat.items()}
 
 
+@errors.named
 def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[dict, dict]:
     """(params, state) of `net` with the values of a Flax nnx model.
 
@@ -97,11 +98,11 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    with errors.within("from_nnx"):
-        flat, ours = tree.flatten(mapping("pure", pure)), parts(FLAX, net, xs)
-        return load(FLAX, ours, _regular(ours, flat), names)
+    flat, ours = tree.flatten(mapping("pure", pure)), parts(FLAX, net, xs)
+    return load(FLAX, ours, _regular(ours, flat), names)
 
 
+@errors.named
 def to_nnx(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> dict[str, Any]:
@@ -120,13 +121,12 @@ def to_nnx(
     >>> jax.tree.map(lambda a: a.shape, pure)
     {'linear': {'bias': (2,), 'kernel': (3, 2)}}
     """
-    with errors.within("to_nnx"):
-        ours = parts(FLAX, net, xs)
-        groups = store(FLAX, ours, params, state, names)
-        for part, name in zip(ours, list(groups), strict=True):
-            if part.kind in _GATES:
-                groups[name] = _by_side(part, groups[name])
-        return tree.unflatten(FLAX.flat(groups))
+    ours = parts(FLAX, net, xs)
+    groups = store(FLAX, ours, params, state, names)
+    for part, name in zip(ours, list(groups), strict=True):
+        if part.kind in _GATES:
+            groups[name] = _by_side(part, groups[name])
+    return tree.unflatten(FLAX.flat(groups))
 
 
 # --- the table

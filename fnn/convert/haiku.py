@@ -15,6 +15,7 @@ from fnn.core import errors
 from fnn.core.layer import Layer
 
 
+@errors.named
 def from_haiku(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> tuple[dict, dict]:
@@ -33,11 +34,11 @@ def from_haiku(
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    with errors.within("from_haiku"):
-        flat = tree.flatten(mapping("params", params)) | tree.flatten(mapping("state", state))
-        return load(HAIKU, parts(HAIKU, net, xs), HAIKU.group(flat), names)
+    flat = tree.flatten(mapping("params", params)) | tree.flatten(mapping("state", state))
+    return load(HAIKU, parts(HAIKU, net, xs), HAIKU.group(flat), names)
 
 
+@errors.named
 def to_haiku(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> tuple[dict, dict]:
@@ -56,19 +57,18 @@ def to_haiku(
     >>> jax.tree.map(lambda a: a.shape, theirs)
     {'linear': {'b': (2,), 'w': (3, 2)}}
     """
-    with errors.within("to_haiku"):
-        ours = parts(HAIKU, net, xs)
-        groups = store(HAIKU, ours, params, state, names)
-        trees: dict[str, Groups] = {"params": {}, "state": {}}
-        for part, (name, group) in zip(ours, groups.items(), strict=True):
-            for slot in part.slots:
-                module, _, entry = HAIKU.join(name, slot.entry).rpartition("/")
-                entries = trees[slot.part].setdefault(module or "~", {})
-                entries[entry] = group[slot.entry]
-                if slot.part == "state":
-                    counter = np.asarray(2**30, np.int32)
-                    entries |= {"hidden": group[slot.entry].copy(), "counter": counter}
-        return trees["params"], trees["state"]
+    ours = parts(HAIKU, net, xs)
+    groups = store(HAIKU, ours, params, state, names)
+    trees: dict[str, Groups] = {"params": {}, "state": {}}
+    for part, (name, group) in zip(ours, groups.items(), strict=True):
+        for slot in part.slots:
+            module, _, entry = HAIKU.join(name, slot.entry).rpartition("/")
+            entries = trees[slot.part].setdefault(module or "~", {})
+            entries[entry] = group[slot.entry]
+            if slot.part == "state":
+                counter = np.asarray(2**30, np.int32)
+                entries |= {"hidden": group[slot.entry].copy(), "counter": counter}
+    return trees["params"], trees["state"]
 
 
 # --- the table

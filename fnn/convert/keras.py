@@ -15,6 +15,7 @@ from fnn.core import errors
 from fnn.core.layer import Layer
 
 
+@errors.named
 def from_keras(
     net: Layer, weights: Sequence | Mapping[str, Any], *xs: Any, names: Names = None
 ) -> tuple[dict, dict]:
@@ -36,34 +37,34 @@ def from_keras(
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    with errors.within("from_keras"):
-        ours = parts(KERAS, net, xs)
-        paths = weights if isinstance(weights, Mapping) else _by_path(weights)
-        if paths or isinstance(weights, Mapping):
-            groups = heads.flattened(KERAS, ours, KERAS.group(_apart(paths)))
-            return load(KERAS, ours, groups, names, registered=paths is not weights)
-        if not isinstance(weights, (list, tuple)):
-            raise errors.InputError(
-                "weights to be a list or a dict of arrays", errors.show(weights), "get_weights()"
-            )
-        if names is not None:
-            raise errors.OptionError(
-                "no names for a list of weights", errors.show(names), "pass weights by path"
-            )
-        wanted = [(part.path, slot) for part in ours for slot in part.slots]
-        if len(wanted) != len(weights):
-            paths = (f"{path}/{slot.leaf}" for path, slot in wanted)
-            raise errors.ParamsError(
-                f"{len(wanted)} weights, for {errors.names(paths)}",
-                f"{len(weights)}",
-                "build the same layers, or pass weights by path and names=",
-            )
-        by_path: Groups = {}
-        for (path, slot), weight in zip(wanted, weights, strict=True):
-            by_path.setdefault(path, {})[slot.entry] = weight
-        return load(KERAS, ours, heads.flattened(KERAS, ours, by_path), None)
+    ours = parts(KERAS, net, xs)
+    paths = weights if isinstance(weights, Mapping) else _by_path(weights)
+    if paths or isinstance(weights, Mapping):
+        groups = heads.flattened(KERAS, ours, KERAS.group(_apart(paths)))
+        return load(KERAS, ours, groups, names, registered=paths is not weights)
+    if not isinstance(weights, (list, tuple)):
+        raise errors.InputError(
+            "weights to be a list or a dict of arrays", errors.show(weights), "get_weights()"
+        )
+    if names is not None:
+        raise errors.OptionError(
+            "no names for a list of weights", errors.show(names), "pass weights by path"
+        )
+    wanted = [(part.path, slot) for part in ours for slot in part.slots]
+    if len(wanted) != len(weights):
+        paths = (f"{path}/{slot.leaf}" for path, slot in wanted)
+        raise errors.ParamsError(
+            f"{len(wanted)} weights, for {errors.names(paths)}",
+            f"{len(weights)}",
+            "build the same layers, or pass weights by path and names=",
+        )
+    by_path: Groups = {}
+    for (path, slot), weight in zip(wanted, weights, strict=True):
+        by_path.setdefault(path, {})[slot.entry] = weight
+    return load(KERAS, ours, heads.flattened(KERAS, ours, by_path), None)
 
 
+@errors.named
 def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.ndarray]:
     """The weights of a Keras model, in order of the layers: undoes `from_keras`.
 
@@ -77,9 +78,8 @@ def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.n
     >>> [array.shape for array in to_keras(net, params, state, (1, 3))]
     [(3, 2), (2,)]
     """
-    with errors.within("to_keras"):
-        groups = store(KERAS, parts(KERAS, net, xs), params, state, None)
-        return [array for group in groups.values() for array in group.values()]
+    groups = store(KERAS, parts(KERAS, net, xs), params, state, None)
+    return [array for group in groups.values() for array in group.values()]
 
 
 # --- the table

@@ -27,6 +27,7 @@ from fnn.core import checks, errors
 from fnn.core.layer import Layer
 
 
+@errors.named
 def from_torch(
     net: Layer,
     state_dict: Mapping[str, Any],
@@ -65,13 +66,13 @@ def from_torch(
      [1. 4.]
      [2. 5.]]
     """
-    with errors.within("from_torch"):
-        ours = _parts(net, xs, flattened)
-        flat = heads.regular(mapping("state_dict", state_dict))
-        groups = heads.split(TORCH, ours, _gathered(TORCH.group(flat)))
-        return load(TORCH, ours, groups, names, registered=_registered(state_dict))
+    ours = _parts(net, xs, flattened)
+    flat = heads.regular(mapping("state_dict", state_dict))
+    groups = heads.split(TORCH, ours, _gathered(TORCH.group(flat)))
+    return load(TORCH, ours, groups, names, registered=_registered(state_dict))
 
 
+@errors.named
 def to_torch(
     net: Layer,
     params: Mapping,
@@ -97,13 +98,12 @@ def to_torch(
     >>> {name: array.shape for name, array in state_dict.items()}
     {'fc.weight': (2, 3), 'fc.bias': (2,)}
     """
-    with errors.within("to_torch"):
-        ours = _parts(net, xs, flattened)
-        groups = store(TORCH, ours, params, state, names)
-        for part, name in zip(ours, list(groups), strict=True):
-            if part.kind in _RECURRENT:
-                groups[name] = _two_biases(groups[name])
-        return heads.joined(TORCH, groups)
+    ours = _parts(net, xs, flattened)
+    groups = store(TORCH, ours, params, state, names)
+    for part, name in zip(ours, list(groups), strict=True):
+        if part.kind in _RECURRENT:
+            groups[name] = _two_biases(groups[name])
+    return heads.joined(TORCH, groups)
 
 
 # --- the table

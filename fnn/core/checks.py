@@ -1,10 +1,10 @@
-"""Checks of options, inputs and keys that several layers share."""
+"""What raises: checks of options, inputs and keys, and the mistakes that layers refuse."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import jax
 import jax.core
@@ -12,13 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core.errors import (
+    ComposeError,
     DtypeError,
+    FnnError,
     InputError,
     OptionError,
     RandomKeyError,
     ShapeError,
+    TransformError,
     names,
     path_of,
+    shapes,
     show,
 )
 
@@ -192,3 +196,148 @@ def examples(name: str, tree: Any) -> int:
 def mapping(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise InputError(f"{name} to be a dict of functions", show(value), "name them in a dict")
+
+
+# --- what leaf layers and compose refuse
+
+
+def wrong_arity(least: float, most: float, came: int) -> NoReturn:
+    wanted = f"{least}" if least == most else f"{least} or more"
+    raise InputError(
+        f"{wanted} input{'s' if wanted != '1' else ''}",
+        f"{came}",
+        "call net(params, x, state=state), net.apply(params, state, x, key=key, train=True) or "
+        "net.init(key, x)",
+    )
+
+
+def unknown_input(name: str, known: Iterable[str]) -> NoReturn:
+    raise InputError(
+        f"inputs among {names(known)}", name, "pass inputs by position, or under their names"
+    )
+
+
+def missing_input(name: str) -> NoReturn:
+    raise InputError(f"the input {name}", "none", "pass it, by position or by its name")
+
+
+def input_twice(name: str) -> NoReturn:
+    raise InputError(f"{name} once", "it by position and by name", "leave one out")
+
+
+def not_apply(name: str) -> NoReturn:
+    error = InputError(
+        "inputs and state in a call, which evaluates",
+        "key or train",
+        "train by net.apply(params, state, x, key=key, train=True)",
+    )
+    error.layer = name
+    raise error
+
+
+def rebuilt_by_hand(name: str) -> NoReturn:
+    raise ComposeError(
+        f"a {name} that can be rebuilt over other sublayers",
+        "one whose apply or specs were replaced by hand, which rebuilding would undo",
+        "wrap it instead, as fnn.wrap(layer, apply)",
+    )
+
+
+def not_an_array(x: Any) -> NoReturn:
+    if isinstance(x, bool):
+        raise InputError(
+            "arrays", repr(x), "train= is given by name; as an input, pass jnp.array of it"
+        )
+    raise InputError(
+        "arrays (or shapes, where only shapes matter)",
+        show(x),
+        "pass an array, a jax.ShapeDtypeStruct, or a shape such as (8, 28, 28, 1)",
+    )
+
+
+def not_pickled(layer: Any) -> NoReturn:
+    raise InputError(
+        "arrays and plain data to pickle",
+        f"the layer {layer}, which is made of functions",
+        "save params and state, which are dicts of arrays, and build the network again by the "
+        "function that built it",
+    )
+
+
+def traced_shape() -> NoReturn:
+    raise InputError(
+        "a shape of plain ints",
+        "a tuple of traced values",
+        "jit made the shape an argument: close over it, as "
+        "jax.jit(lambda key: net.init(key, shape))",
+    )
+
+
+def not_a_pair(of: str, pair: str, got: Any) -> NoReturn:
+    raise InputError(f"{of} to return {pair}", show(got), f"return {pair.strip('()')}")
+
+
+def uncalled(missing: Iterable[str], body: str) -> NoReturn:
+    raise ComposeError(
+        "every declared sublayer to be called",
+        f"no call of {names(missing)} in {body}",
+        "call it in the body, or leave it out of compose",
+    )
+
+
+def disagreement(first: Any, first_xs: tuple, second: Any, second_xs: tuple) -> NoReturn:
+    def call(needs: Any, xs: tuple) -> str:
+        return f"{show(needs[0])} for x {shapes(xs)}"
+
+    raise ComposeError(
+        "all calls of one sublayer to need the same params",
+        f"{call(first, first_xs)} and {call(second, second_xs)}",
+        "declare two sublayers, or give both calls inputs of one shape and dtype",
+    )
+
+
+def no_carry(name: str) -> NoReturn:
+    raise ComposeError(
+        "a recurrent cell, which has a carry", f"{name} without one", f"call f.{name}(x) alone"
+    )
+
+
+def unknown_params(name: str) -> NoReturn:
+    raise ComposeError(
+        f"a call of f.{name} before its params or carry are used",
+        "none so far",
+        f"call f.{name} first: the call tells what its params are",
+    )
+
+
+def unknown_name(name: str, known: Iterable[str]) -> NoReturn:
+    raise AttributeError(
+        f"{name}: expected one of the declared sublayers {names(known)}, got {name}; "
+        "declare it in compose"
+    )
+
+
+_INSTEAD = (
+    "call it outside, as layers take any leading axes; repeat, rnn, ensemble or remat are the "
+    "transforms that split keys and stack state"
+)
+
+
+def key_in_transform(inner: FnnError | str) -> TransformError:
+    error = TransformError(
+        "no random draw inside a transform that the body opens (scan, vmap, cond, grad, "
+        "checkpoint), where one draw would silently repeat",
+        "one" if isinstance(inner, FnnError) else inner,
+        _INSTEAD,
+    )
+    error.path = inner.path if isinstance(inner, FnnError) else ""
+    return error
+
+
+def state_in_transform() -> TransformError:
+    return TransformError(
+        "no change of state inside a transform that the body opens (scan, vmap, cond, grad, "
+        "checkpoint), which the new state would leak out of",
+        "one",
+        _INSTEAD,
+    )

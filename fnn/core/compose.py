@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.declarations import Param, arrays_of, zeros_of
 from fnn.core.dtypes import wide
 from fnn.core.inputs import arity, by_position, signature
@@ -61,7 +61,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
 
         def call(f, xs):
             if not least <= len(xs) <= most:
-                errors.wrong_arity(least, most, len(xs))
+                checks.wrong_arity(least, most, len(xs))
             return body(f, *xs)
 
         def outline(*xs):
@@ -70,7 +70,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
                 f = Scope(children, {}, {}, jax.random.key(0), True, declared)
                 y = call(f, xs)
                 if missing := [child for child in children if child not in declared]:
-                    errors.uncalled(missing, name)
+                    checks.uncalled(missing, name)
             params = {child: declared[child][0] for child in children if declared[child][0]}
             state = {child: declared[child][1] for child in children if declared[child][1]}
             if f._notes:
@@ -82,14 +82,14 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
             """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
             with errors.within(name):
                 xs = jax.tree.map(from_numpy, by_position(inputs, xs, named))
-                errors.check_names("params", params, children)
-                errors.check_names("state", state, (*children, NOTES))
+                trees.check_names("params", params, children)
+                trees.check_names("state", state, (*children, NOTES))
                 if key is not None:
                     checks.key(key)
                 f = Scope(children, params, state, key, train)
                 y = call(f, xs)
                 if train and (f._notes or NOTES in state):
-                    errors.check_names("notes in state", state.get(NOTES, {}), f._notes, f._notes)
+                    trees.check_names("notes in state", state.get(NOTES, {}), f._notes, f._notes)
                     f._state[NOTES] = f._notes
             return y, {name: f._state[name] for name in state}
 
@@ -114,13 +114,13 @@ class Scope:
 
     def __getattr__(self, name: str) -> Sublayer:
         if name not in self._layers:
-            errors.unknown_name(name, self._layers)
+            checks.unknown_name(name, self._layers)
         return Sublayer(self, name)
 
     def key(self, name: str) -> jax.Array:
         """A key for the body's own randomness, folded from `name` and its call number."""
         if self._inside_transform():
-            raise errors.key_in_transform(f"f.key({name!r})")
+            raise checks.key_in_transform(f"f.key({name!r})")
         checks.need_key(self._key)
         return self._fold(f"{name}()")
 
@@ -132,7 +132,7 @@ class Scope:
                 f"f.note({name!r}, a floating scalar)", errors.show(value), "sum it, or average it"
             )
         if self._inside_transform():
-            raise errors.state_in_transform()
+            raise checks.state_in_transform()
         value = value.astype(wide(value.dtype))
         self._notes[name] = self._notes[name] + value if name in self._notes else value
 
@@ -140,14 +140,14 @@ class Scope:
         """Remember what a sublayer needs, the same at each of its calls."""
         first = self._declared.setdefault(name, (*declared, jax.tree.map(struct, xs)))
         if arrays_of(first[:2]) != arrays_of(declared):
-            errors.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
+            checks.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
 
     def _trees(self, name: str) -> tuple[dict, dict]:
         """A sublayer's params and state; while specs are collected, zeros in their place."""
         if self._declared is None:
             return self._params.get(name, {}), self._state.get(name, {})
         if name not in self._declared:
-            errors.unknown_params(name)
+            checks.unknown_params(name)
         return zeros_of(self._declared[name][:2])
 
     def _fold(self, name: str):
@@ -186,7 +186,7 @@ class Sublayer:
         """The first carry of a recurrent cell."""
         carry = self._scope._layers[self._name].carry
         if carry is None:
-            errors.no_carry(self._name)
+            checks.no_carry(self._name)
         return carry(self.params, *xs)
 
     def __call__(self, *xs, **inputs) -> Any:
@@ -203,9 +203,9 @@ class Sublayer:
             try:
                 y, after = layer.apply(params, before, *xs, key=key, train=f.train)
             except errors.RandomKeyError as error:
-                raise errors.key_in_transform(error) if inside else error from None
+                raise checks.key_in_transform(error) if inside else error from None
             if inside and not same_arrays(before, after):
-                raise errors.state_in_transform()
+                raise checks.state_in_transform()
         if not inside:
             again = f.train and name in f._called
             f._state[name] = add_notes(before, after) if again else after

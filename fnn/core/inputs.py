@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fnn.core import errors
+from fnn.core import checks
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
 """The default of an input that somebody else counts."""
@@ -44,12 +44,12 @@ def by_position(inputs: inspect.Signature, xs: tuple, named: dict[str, Any]) -> 
     known = [p.name for p in plain]
     for name in named:
         if name not in known:
-            errors.unknown_input(name, known)
+            checks.unknown_input(name, known)
         if name in known[: len(xs)]:
-            errors.input_twice(name)
+            checks.input_twice(name)
     values = list(xs)
     for p in plain[len(xs) : 1 + max(map(known.index, named))]:
         if p.name not in named and p.default in (p.empty, REQUIRED):
-            errors.missing_input(p.name)
+            checks.missing_input(p.name)
         values.append(named.get(p.name, p.default))
     return tuple(values)

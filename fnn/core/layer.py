@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, Param, arrays_of, zeros_of
 from fnn.core.inputs import arity, by_position, signature
 from fnn.core.params import draw
@@ -72,7 +72,7 @@ class Layer:
     def __call__(self, params, *xs, state=None, **inputs) -> Any:
         """The network as a plain function, in evaluation mode."""
         if "key" in inputs or "train" in inputs:
-            errors.not_apply(self.name)
+            checks.not_apply(self.name)
         return self.apply(params, {} if state is None else state, *xs, **inputs)[0]
 
     def __copy__(self) -> Layer:
@@ -83,7 +83,7 @@ class Layer:
 
     def __reduce_ex__(self, protocol):
         with errors.within(self.name):
-            errors.not_pickled(self)
+            checks.not_pickled(self)
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
@@ -98,7 +98,7 @@ class Layer:
         if self.rebuild and any(below[name] is not child for name, child in self.children):
             if isinstance(self.rebuild, Rebuild) and self.rebuild.apply is not self.apply:
                 with errors.at(path):
-                    errors.rebuilt_by_hand(self.name)
+                    checks.rebuilt_by_hand(self.name)
             rebuilt = self.rebuild(below)
             layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
         return fn(path, layer)
@@ -109,7 +109,7 @@ def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[t
     with errors.within(layer.name):
         checks.key(key)
         if any(map(is_traced_shape, xs)):
-            errors.traced_shape()
+            checks.traced_shape()
         params, state = specs = layer.specs(*xs, **inputs)
         drawn = draw(key, {"params": params, "state": state})
     return specs, (drawn["params"], drawn["state"])
@@ -193,10 +193,10 @@ def leaf(
     def declare(*xs):
         with errors.within(name):
             if not least <= len(xs) <= most:
-                errors.wrong_arity(least, most, len(xs))
+                checks.wrong_arity(least, most, len(xs))
             declared = specs(*xs)
             if not (isinstance(declared, tuple) and len(declared) == 2):
-                errors.not_a_pair("specs", "(params, state)", declared)
+                checks.not_a_pair("specs", "(params, state)", declared)
             return declared
 
     def outline(*xs):
@@ -213,15 +213,15 @@ def leaf(
             structs = jax.tree.map(struct, xs)
             params_spec, state_spec = declare(*structs)
             structs = structs[1:] if carry else structs
-            errors.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
-            errors.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
+            trees.check_tree("params", params, params_spec, arrays_of(params_spec), structs)
+            trees.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
             if key is not None:
                 checks.key(key)
             out = apply(params, state, *xs, key=key, train=train)
             if not (isinstance(out, tuple) and len(out) == 2):
-                errors.not_a_pair("apply", "(y, state)", out)
+                checks.not_a_pair("apply", "(y, state)", out)
             if out[1] is not state:
-                errors.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
+                trees.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
     return Layer(name, Specs(declare, outline, inputs), checked_apply, carry=carry)
@@ -240,8 +240,8 @@ def as_layer(fn: Any) -> Layer:
 
     def apply(params, state, *xs, key=None, train=False, **named):
         with errors.within(name):
-            errors.check_names("params", params, ())
-            errors.check_names("state", state, ())
+            trees.check_names("params", params, ())
+            trees.check_names("state", state, ())
             xs = by_position(inputs, xs, named)
         return fn(*xs), state
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
 
-from fnn.core import errors
+from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
 
 
@@ -25,10 +25,10 @@ def struct(x: Any) -> jax.ShapeDtypeStruct:
     if is_shape(x):
         return jax.ShapeDtypeStruct(x, jnp.float32)
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        errors.not_an_array(x)
+        checks.not_an_array(x)
     if isinstance(x, (np.ndarray, np.generic)):  # which may be wider than jax would hold
         dtype = native_dtype(x.dtype)
-        return errors.not_an_array(x) if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype)
+        return checks.not_an_array(x) if dtype is None else jax.ShapeDtypeStruct(x.shape, dtype)
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
@@ -51,15 +51,6 @@ def _is_dim(d: Any) -> bool:
 def _is_traced_int(d: Any) -> bool:
     traced = isinstance(d, jax.core.Tracer) and d.shape == ()
     return traced and jnp.issubdtype(d.dtype, jnp.integer)
-
-
-def unlike(a: Any, b: Any) -> type[errors.FnnError] | None:
-    """The error for two trees of arrays of other structure or shapes, or of other dtypes."""
-    first, second = jax.tree.map(struct, a), jax.tree.map(struct, b)
-    if first == second:
-        return None
-    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (first, second)]
-    return errors.ShapeError if shapes[0] != shapes[1] else errors.DtypeError
 
 
 def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
@@ -138,7 +129,7 @@ def from_numpy(x: Any, name: str = "arrays") -> Any:
 
 def as_array(x: Any, name: str = "arrays") -> jax.Array:
     x = from_numpy(x, name)
-    return x if isinstance(x, jax.Array) else errors.not_an_array(x)
+    return x if isinstance(x, jax.Array) else checks.not_an_array(x)
 
 
 def as_dtype(tree: Any, dtype: Any) -> Any:

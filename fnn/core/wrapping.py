@@ -13,6 +13,7 @@ from fnn.core.inputs import arity, by_position, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, traced
 
 
+@errors.named
 def wrap(
     layer: Layer | Callable,
     apply: Callable[..., tuple[Any, Any]],
@@ -43,9 +44,8 @@ def wrap(
     ...     params, jnp.ones((1, 4)))).all())
     True
     """
-    with errors.within("wrap"):
-        layer = as_layer(layer)
-        checks.function("apply", apply, "layer, params, state and the inputs")
+    layer = as_layer(layer)
+    checks.function("apply", apply, "layer, params, state and the inputs")
     own = inputs_of(layer) if declare is None else signature(declare, skip=1)
     named_here = declare is not None and "xs" not in own.parameters
     inputs = own if named_here else inputs_of(layer)
@@ -54,7 +54,7 @@ def wrap(
     def check_arity(xs):
         if named_here and not least <= len(xs) <= most:
             with errors.within(name or layer.name):
-                errors.wrong_arity(least, most, len(xs))
+                checks.wrong_arity(least, most, len(xs))
 
     def declared(*xs):
         check_arity(xs)

@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.compose import compose
 from fnn.core.declarations import Derived
 from fnn.core.inputs import REQUIRED, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays
-from fnn.core.shapes import as_array, from_numpy, unlike
+from fnn.core.shapes import as_array, from_numpy
 from fnn.core.values import check_values
 from fnn.core.wrapping import same, same_carry, wrap
 
@@ -50,7 +50,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 
     def serial(f, *xs):
         if len(xs) != 1 and not children:
-            errors.wrong_arity(1, 1, len(xs))
+            checks.wrong_arity(1, 1, len(xs))
         for name in children:
             xs = (getattr(f, name)(*xs),)
         return xs[0]
@@ -104,12 +104,12 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
         old = x if shortcut is None else f.shortcut(x, *rest)
         source = "x" if shortcut is None else "shortcut(x)"
         mend = "give a shortcut that makes them alike, as shortcut=fnn.dense(features)"
-        _check_alike(f"layer(x) of the shape and dtype of {source}", old, y, mend)
+        trees.alike("layer(x)", y, source, old, mend)
         return jax.tree.map(jnp.add, old, y)
 
     def residual_(f, *xs):
         if not xs:
-            errors.wrong_arity(1, float("inf"), 0)
+            checks.wrong_arity(1, float("inf"), 0)
         return add(f, f.layer(*xs), *xs)
 
     def step(f, carry, x):
@@ -149,12 +149,12 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
 
     def check(x, y):
         mend = "repeat a layer that keeps them, or project x first"
-        _check_alike("a layer that gives back the shape and dtype of its input", x, y, mend)
+        trees.alike("layer(x)", y, "x", x, mend)
 
     def declare(layer, *xs):
         with errors.within("repeat"):
             if not xs:
-                errors.wrong_arity(1, float("inf"), 0)
+                checks.wrong_arity(1, float("inf"), 0)
             declared, y = outline(layer, xs)
             check(xs[0], y)
         return _stacked(declared, n), y
@@ -162,7 +162,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
     def apply(layer, params, state, *xs, key, train):
         with errors.within("repeat"):
             if not xs:
-                errors.wrong_arity(1, float("inf"), 0)
+                checks.wrong_arity(1, float("inf"), 0)
             check_trees(params, state, key, n)
             x, *rest = jax.tree.map(as_array, xs)
             run, came_back = noting(layer)
@@ -221,7 +221,7 @@ def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
     def axes_of(xs):
         axes = in_axes[: len(xs)] if isinstance(in_axes, tuple) else (in_axes,) * len(xs)
         if len(axes) != len(xs):
-            errors.wrong_arity(0, len(axes), len(xs))
+            checks.wrong_arity(0, len(axes), len(xs))
         for axis, x in zip(axes, xs, strict=True):
             for a in jax.tree.leaves(x) if axis == 0 else ():
                 if jnp.shape(a)[:1] != (n,):
@@ -375,12 +375,6 @@ def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None
             name = errors.path_of(path) or what
             mend = f"take {what} from net.init of this network"
             raise errors.ParamsError(f"{name} {wanted}", f"{name} {errors.show(value)}", mend)
-
-
-def _check_alike(wanted: str, x: Any, y: Any, mend: str) -> None:
-    """Two trees of arrays of one structure, with the same shapes and dtypes."""
-    if error := unlike(x, y):
-        raise error(wanted, f"{errors.show(y)} for {errors.show(x)}", mend)
 
 
 def noting(layer: Layer) -> tuple[Callable, list[bool]]:

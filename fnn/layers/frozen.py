@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fnn.core import errors
+from fnn.core import errors, trees
 from fnn.core.declarations import Derived, declared
 from fnn.core.layer import Layer, as_layer, outline, same_arrays
 from fnn.core.reserved import FROZEN, is_empty, is_under
@@ -83,7 +83,7 @@ def hold(
 
     def apply(layer, params, state, *xs, key, train):
         if not isinstance(state, Mapping):
-            errors.check_names("state", state, ())
+            trees.check_names("state", state, ())
         last = _last(state)
         if last is None and not (whole and is_empty(params)):
             raise errors.ParamsError(

@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import jax
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, arrays_of
 from fnn.core.layer import Layer
 from fnn.core.reserved import FROZEN, is_under, without
 from fnn.layers.frozen import held_in, joined
 
 
+@errors.named
 def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple[Any, Any]:
     """Plain (params, state) of a network whose layers were given other params to learn.
 
@@ -35,15 +36,15 @@ def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple
     >>> bool(jnp.allclose(fnn.dense(3)(plain, x), net(params, x, state=state)))
     True
     """
-    with errors.within("merge"):
-        specs = net.specs(*xs, **inputs)
-        state = {} if state is None else state
-        for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
-            errors.check_same(what, tree, arrays_of(spec))
-        declared = _whole(specs)
-        return _back(declared, joined(params, held_in(state))), without(FROZEN, state)
+    specs = net.specs(*xs, **inputs)
+    state = {} if state is None else state
+    for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
+        trees.check_same(what, tree, arrays_of(spec))
+    declared = _whole(specs)
+    return _back(declared, joined(params, held_in(state))), without(FROZEN, state)
 
 
+@errors.named
 def unmerge(
     net: Layer, params: Any, state: Any, *xs: Any, key: Any = None, **inputs: Any
 ) -> tuple[Any, Any]:
@@ -66,17 +67,16 @@ def unmerge(
     >>> jax.tree.map(jnp.shape, params)
     {'a': {'kernel': (4, 2)}, 'b': {'kernel': (2, 3)}}
     """
-    with errors.within("unmerge"):
-        if key is not None:
-            key = checks.typed_key(key)
-        specs = net.specs(*xs, **inputs)
-        state = {} if state is None else state
-        declared = _whole(specs)
-        errors.check_same("params", params, arrays_of(_plain(declared)))
-        errors.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
-        whole = _forth(declared, params, key)
-        learnt = _only(arrays_of(specs[0]), whole)
-        return learnt, _with_held(arrays_of(specs[1]), state, whole)
+    if key is not None:
+        key = checks.typed_key(key)
+    specs = net.specs(*xs, **inputs)
+    state = {} if state is None else state
+    declared = _whole(specs)
+    trees.check_same("params", params, arrays_of(_plain(declared)))
+    trees.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
+    whole = _forth(declared, params, key)
+    learnt = _only(arrays_of(specs[0]), whole)
+    return learnt, _with_held(arrays_of(specs[1]), state, whole)
 
 
 def _whole(specs: tuple[Any, Any]) -> Any:

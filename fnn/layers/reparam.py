@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, arrays_of, declared, output_axis
 from fnn.core.dtypes import wide
 from fnn.core.inputs import arity, signature
@@ -84,7 +84,7 @@ def _over(layer: Layer, functions: Callable, *, keyed: bool = False, axes: Any =
         with errors.within(layer.name):
             params, xs = jax.tree.map(from_numpy, (params, xs))
             wanted, decode = of_inputs(layer, xs)
-            errors.check_same("params", params, wanted)
+            trees.check_same("params", params, wanted)
             return layer.apply(decode(params), state, *xs, key=key, train=train)
 
     def carry(layer, params, x, **mode):

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.core
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.declarations import Param, zeros_of
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.core.reserved import without
@@ -22,6 +22,7 @@ from fnn.initializers import zeros
 SEEN = "(seen)"  # no name that a layer can have
 
 
+@errors.named
 def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
     """The network with other layers in the place of some.
 
@@ -35,8 +36,7 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
     >>> fnn.swap(net, {"relu_*": jnp.tanh, "dense2": fnn.dense(5)})
     serial(dense1=dense, relu_1=tanh, dense2=dense)
     """
-    with errors.within("swap"):
-        checks.mapping("replacements", replacements)
+    checks.mapping("replacements", replacements)
     unused = dict(replacements)
     paths = []
 
@@ -49,12 +49,12 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
                     return as_layer(new)
         return layer
 
-    with errors.within("swap"):
-        swapped = as_layer(net).map(fn)
-        _all_found(unused, paths)
-        return swapped
+    swapped = as_layer(net).map(fn)
+    _all_found(unused, paths)
+    return swapped
 
 
+@errors.named
 def tap(net: Layer, *patterns: str) -> Layer:
     """The network, whose output is a pair: its own, and what chosen layers gave.
 
@@ -79,10 +79,7 @@ def tap(net: Layer, *patterns: str) -> Layer:
     """
     for pattern in patterns:
         if not isinstance(pattern, str):
-            with errors.within("tap"):
-                raise errors.OptionError(
-                    "patterns that are strings", errors.show(pattern), 'as "*"'
-                )
+            raise errors.OptionError("patterns that are strings", errors.show(pattern), 'as "*"')
     unused, paths = dict.fromkeys(patterns), []
 
     def chosen(path: str) -> bool:
@@ -96,10 +93,9 @@ def tap(net: Layer, *patterns: str) -> Layer:
     def tapped_of(net):
         return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
 
-    with errors.within("tap"):
-        net = as_layer(net)
-        tapped_of(net)
-        _all_found(unused, paths)
+    net = as_layer(net)
+    tapped_of(net)
+    _all_found(unused, paths)
 
     def apply(net, params, state, *xs, key, train):
         with errors.within("tap"):
@@ -143,7 +139,7 @@ def with_room(tree: Any, declared: Any, what: str) -> Any:
     if not isinstance(declared, Mapping):
         return tree
     if not isinstance(tree, Mapping):
-        errors.check_names(what, tree, declared)
+        trees.check_names(what, tree, declared)
     room = {}
     for name, spec in declared.items():
         if name == SEEN:

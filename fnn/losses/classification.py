@@ -17,6 +17,7 @@ from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import kl, normalize, times
 
 
+@errors.named
 def softmax_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
@@ -42,9 +43,8 @@ def softmax_cross_entropy(
     >>> print(softmax_cross_entropy(logits, jnp.array([0, 1])).round(3))
     [0.127 0.693]
     """
-    with errors.within("softmax_cross_entropy"):
-        checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-        logits, labels, mask = _labelled("logits", logits, labels, mask)
+    checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    logits, labels, mask = _labelled("logits", logits, labels, mask)
     return masked(cross_entropy(logits, labels, label_smoothing), mask)
 
 
@@ -61,6 +61,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) ->
     return losses
 
 
+@errors.named
 def sigmoid_cross_entropy(
     logits: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -82,11 +83,11 @@ def sigmoid_cross_entropy(
     >>> print(sigmoid_cross_entropy(jnp.array([2.0, -jnp.inf]), jnp.array([1, 0])).round(3))
     [0.127 0.   ]
     """
-    with errors.within("sigmoid_cross_entropy"):
-        x, y, mask = _binary("logits", logits, labels, mask)
+    x, y, mask = _binary("logits", logits, labels, mask)
     return masked(times(y, jax.nn.softplus(-x)) + times(1 - y, jax.nn.softplus(x)), mask)
 
 
+@errors.named
 def focal(
     logits: jax.Array,
     labels: jax.Array,
@@ -113,10 +114,9 @@ def focal(
     >>> print(focal(jnp.array([0.0, 4.0]), jnp.array([1, 1])).round(4))
     [0.0433 0.    ]
     """
-    with errors.within("focal"):
-        checks.number("gamma", gamma, 0.0, math.inf, open_high=True)
-        checks.number("alpha", alpha, 0.0, 1.0)
-        x, y, mask = _binary("logits", logits, labels, mask)
+    checks.number("gamma", gamma, 0.0, math.inf, open_high=True)
+    checks.number("alpha", alpha, 0.0, 1.0)
+    x, y, mask = _binary("logits", logits, labels, mask)
     gamma, alpha = jnp.asarray(gamma, x.dtype), jnp.asarray(alpha, x.dtype)
 
     def term(weight, x):  # of label 1: p = sigmoid(x)
@@ -127,6 +127,7 @@ def focal(
     return masked(times(alpha, term(y, x)) + times(1 - alpha, term(1 - y, -x)), mask)
 
 
+@errors.named
 def log_loss(
     probabilities: jax.Array,
     labels: jax.Array,
@@ -154,14 +155,14 @@ def log_loss(
     >>> print(log_loss(jnp.array([[0.9, 0.1], [1.0, 0.0]]), jnp.array([0, 1])).round())
     [ 0. 17.]
     """
-    with errors.within("log_loss"):
-        positive("eps", eps)
-        q, labels, mask = _labelled("probabilities", probabilities, labels, mask)
+    positive("eps", eps)
+    q, labels, mask = _labelled("probabilities", probabilities, labels, mask)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         return masked(-_log(choose(q, labels), eps), mask)
     return masked(-jnp.sum(labels * _log(q, eps), axis=-1), mask)
 
 
+@errors.named
 def binary_log_loss(
     probabilities: jax.Array,
     labels: jax.Array,
@@ -188,12 +189,12 @@ def binary_log_loss(
     >>> print(binary_log_loss(jnp.array([0.9, 0.0]), jnp.array([1, 0])).round(3))
     [0.105 0.   ]
     """
-    with errors.within("binary_log_loss"):
-        positive("eps", eps)
-        q, y, mask = _binary("probabilities", probabilities, labels, mask)
+    positive("eps", eps)
+    q, y, mask = _binary("probabilities", probabilities, labels, mask)
     return masked(-y * _log(q, eps) - (1 - y) * _log_not(q, eps), mask)
 
 
+@errors.named
 def hinge(scores: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
     """Distance of the score from its label's side, max(0, 1 - t s), t = 2 y - 1: [...] -> [...].
 
@@ -209,11 +210,11 @@ def hinge(scores: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
     >>> print(hinge(jnp.array([0.5, 3.0, 0.5]), jnp.array([1, 1, 0])))
     [0.5 0.  1.5]
     """
-    with errors.within("hinge"):
-        s, y, mask = _binary("scores", scores, labels, mask, soft=False)
+    s, y, mask = _binary("scores", scores, labels, mask, soft=False)
     return masked(jax.nn.relu(1 - (2 * y - 1) * s), mask)
 
 
+@errors.named
 def multiclass_hinge(
     scores: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -233,13 +234,13 @@ def multiclass_hinge(
     >>> print(multiclass_hinge(jnp.array([[2.0, 0.0, 1.5]]), jnp.array([0])))
     [0.5]
     """
-    with errors.within("multiclass_hinge"):
-        s, labels, mask = _labelled("scores", scores, labels, mask, soft=False)
+    s, labels, mask = _labelled("scores", scores, labels, mask, soft=False)
     own = numbered(s.shape[-1], labels) == labels[..., None]
     rival = jnp.max(jnp.where(own, -jnp.inf, s), axis=-1, initial=-jnp.inf)
     return masked(jax.nn.relu(1 + rival - choose(s, labels)), mask)
 
 
+@errors.named
 def distillation(
     student_logits: jax.Array,
     teacher_logits: jax.Array,
@@ -267,10 +268,9 @@ def distillation(
     >>> print(distillation(student, teacher, 1.0).round(3), distillation(teacher, teacher, 1.0))
     0.328 0.0
     """
-    with errors.within("distillation"):
-        positive("temperature", temperature)
-        student, teacher = alike(1, student_logits=student_logits, teacher_logits=teacher_logits)
-        mask = check_mask(mask, student.shape[:-1])
+    positive("temperature", temperature)
+    student, teacher = alike(1, student_logits=student_logits, teacher_logits=teacher_logits)
+    mask = check_mask(mask, student.shape[:-1])
     t = jnp.asarray(temperature, student.dtype)
     return masked(t * t * kl(clear(teacher, mask), clear(student, mask), t), mask)
 

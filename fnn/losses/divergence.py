@@ -11,6 +11,7 @@ from fnn.losses.inputs import alike
 from fnn.losses.masking import check_mask, clear, masked
 
 
+@errors.named
 def kl_divergence(
     p_logits: jax.Array, q_logits: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -29,12 +30,12 @@ def kl_divergence(
     >>> print(kl_divergence(p, q).round(3), kl_divergence(q, p))
     0.347 inf
     """
-    with errors.within("kl_divergence"):
-        p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
-        mask = check_mask(mask, p_logits.shape[:-1])
+    p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
+    mask = check_mask(mask, p_logits.shape[:-1])
     return masked(numerics.kl(clear(p_logits, mask), clear(q_logits, mask)), mask)
 
 
+@errors.named
 def jensen_shannon(
     p_logits: jax.Array, q_logits: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -55,12 +56,12 @@ def jensen_shannon(
     >>> print(jensen_shannon(p, q).round(3))
     0.693
     """
-    with errors.within("jensen_shannon"):
-        p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
-        mask = check_mask(mask, p_logits.shape[:-1])
+    p_logits, q_logits = alike(1, p_logits=p_logits, q_logits=q_logits)
+    mask = check_mask(mask, p_logits.shape[:-1])
     return masked(numerics.jensen_shannon(clear(p_logits, mask), clear(q_logits, mask)), mask)
 
 
+@errors.named
 def gaussian_kl(mean: jax.Array, log_var: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
     """Divergence of the standard normal from a diagonal one, as in a VAE: [..., D] -> [...].
 
@@ -76,8 +77,7 @@ def gaussian_kl(mean: jax.Array, log_var: jax.Array, *, mask: jax.Array | None =
     >>> print(gaussian_kl(jnp.array([[0.0, 0.0], [1.0, 0.0]]), jnp.zeros((2, 2))))
     [0.  0.5]
     """
-    with errors.within("gaussian_kl"):
-        mean, log_var = alike(1, mean=mean, log_var=log_var)
-        mask = check_mask(mask, mean.shape[:-1])
+    mean, log_var = alike(1, mean=mean, log_var=log_var)
+    mask = check_mask(mask, mean.shape[:-1])
     mean, log_var = clear(mean, mask), clear(log_var, mask)
     return masked(jnp.sum(numerics.excess(log_var) + mean * mean, axis=-1) / 2, mask)

@@ -72,6 +72,7 @@ def length_mask(lengths: Any, size: int) -> jax.Array:
     return numbered(size, lengths) < lengths[..., None]
 
 
+@errors.named
 def class_weights(weights: jax.Array, labels: jax.Array) -> jax.Array:
     """The weight of each label's class, what `mean` weighs losses by: [C] and [...] -> [...].
 
@@ -83,12 +84,11 @@ def class_weights(weights: jax.Array, labels: jax.Array) -> jax.Array:
     >>> print(class_weights(jnp.array([1.0, 5.0]), jnp.array([0, 1, 0])))
     [1. 5. 1.]
     """
-    with errors.within("class_weights"):
-        weights, labels = floating("weights", weights, 1), integers("labels", labels)
-        if weights.ndim != 1:
-            raise errors.ShapeError(
-                "weights [C], one per class", f"weights {weights.shape}", "give one per class"
-            )
+    weights, labels = floating("weights", weights, 1), integers("labels", labels)
+    if weights.ndim != 1:
+        raise errors.ShapeError(
+            "weights [C], one per class", f"weights {weights.shape}", "give one per class"
+        )
     every = jnp.broadcast_to(weights, (*labels.shape, weights.shape[0]))
     return choose(every, labels)
 
@@ -105,6 +105,7 @@ def masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
     return losses if mask is None else jnp.where(mask, losses, jnp.zeros_like(losses))
 
 
+@errors.named
 def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the losses that count, sum of m_i l_i / sum of m_i: [...] and [...] -> [].
 
@@ -118,9 +119,8 @@ def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
     >>> print(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
     2.0
     """
-    with errors.within("masked_mean"):
-        losses = floating("losses", losses)
-        if (keep := check_mask(mask, losses.shape)) is None:
-            raise errors.InputError("a mask", "None", "jnp.mean is the mean of all")
+    losses = floating("losses", losses)
+    if (keep := check_mask(mask, losses.shape)) is None:
+        raise errors.InputError("a mask", "None", "jnp.mean is the mean of all")
     losses = clear(losses.astype(wide(losses.dtype)), keep)
     return jnp.sum(losses) / jnp.sum(keep).astype(losses.dtype).clip(1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import errors
+from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.losses.inputs import floating
 from fnn.losses.masking import check_mask, check_weights
@@ -74,6 +74,7 @@ class Mean:
         return jnp.asarray(other).astype(self.total.dtype)
 
 
+@errors.named
 def mean(
     losses: jax.Array, mask: jax.Array | None = None, weights: jax.Array | None = None
 ) -> Mean:
@@ -91,10 +92,9 @@ def mean(
     >>> print(mean(losses, tokens).value, mean(losses, tokens, jnp.array([3.0, 1.0, 1.0])).value)
     2.0 1.5
     """
-    with errors.within("mean"):
-        losses = floating("losses", losses)
-        keep = check_mask(mask, losses.shape)
-        w = check_weights(weights, losses.shape, wide(losses.dtype))
+    losses = floating("losses", losses)
+    keep = check_mask(mask, losses.shape)
+    w = check_weights(weights, losses.shape, wide(losses.dtype))
     losses = losses.astype(wide(losses.dtype))
     w = jnp.ones_like(losses) if w is None else w
     w = w if keep is None else jnp.where(keep, w, 0)
@@ -155,7 +155,7 @@ def weighed(fn: Callable, has_aux: bool) -> Callable:
     def call(*args: Any) -> tuple[Any, Weighed]:
         out = fn(*args)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            errors.not_a_pair("fn", "(value, aux)", out)
+            checks.not_a_pair("fn", "(value, aux)", out)
         value: Any
         value, aux = out if has_aux else (out, None)
         if isinstance(value, Mean):

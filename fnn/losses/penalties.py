@@ -15,6 +15,7 @@ from fnn.losses.inputs import floating
 from fnn.losses.numerics import magnitude
 
 
+@errors.named
 def l1(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     """Sum of the absolute values of the selected parameters: a tree -> [].
 
@@ -30,10 +31,10 @@ def l1(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     >>> print(l1(params), l1(params, ("kernel", "bias")))
     3.0 5.0
     """
-    with errors.within("l1"):
-        return _sum(magnitude, params, select)
+    return _sum(magnitude, params, select)
 
 
+@errors.named
 def l2(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     """Sum of the squares of the selected parameters, without a factor 1/2: a tree -> [].
 
@@ -48,8 +49,7 @@ def l2(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     >>> print(l2(params), l2(params, "b*"))
     5.0 2.0
     """
-    with errors.within("l2"):
-        return _sum(jnp.square, params, select)
+    return _sum(jnp.square, params, select)
 
 
 def _sum(measure: Callable, params: Any, select: Any) -> jax.Array:

@@ -24,6 +24,7 @@ def _difference(predictions: Any, targets: Any, mask: Any) -> tuple[jax.Array, j
     return clear(predictions, mask) - clear(targets, mask), mask
 
 
+@errors.named
 def squared_error(
     predictions: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -40,11 +41,11 @@ def squared_error(
     >>> print(squared_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 3.0])))
     [0. 4.]
     """
-    with errors.within("squared_error"):
-        r, mask = _difference(predictions, targets, mask)
+    r, mask = _difference(predictions, targets, mask)
     return masked(jnp.square(r), mask)
 
 
+@errors.named
 def absolute_error(
     predictions: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -59,11 +60,11 @@ def absolute_error(
     >>> print(absolute_error(jnp.array([1.0, 5.0]), jnp.array([1.0, 3.0])))
     [0. 2.]
     """
-    with errors.within("absolute_error"):
-        r, mask = _difference(predictions, targets, mask)
+    r, mask = _difference(predictions, targets, mask)
     return masked(magnitude(r), mask)
 
 
+@errors.named
 def huber(
     predictions: jax.Array,
     targets: jax.Array,
@@ -86,15 +87,15 @@ def huber(
     >>> print(huber(jnp.array([1.0, 5.0]), jnp.array([0.0, 0.0])))
     [0.5 4.5]
     """
-    with errors.within("huber"):
-        checks.number("delta", delta, 0.0, math.inf)
-        r, mask = _difference(predictions, targets, mask)
+    checks.number("delta", delta, 0.0, math.inf)
+    r, mask = _difference(predictions, targets, mask)
     bound = jnp.asarray(delta, r.dtype)
     near = jnp.where(r > bound, bound, jnp.where(r < -bound, -bound, r))
     far = jnp.where(jnp.isinf(near), near, r - near / 2)
     return masked(times(near, far), mask)
 
 
+@errors.named
 def log_cosh(
     predictions: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -112,8 +113,7 @@ def log_cosh(
     >>> print(log_cosh(jnp.array([1e30, 0.0]), jnp.array([0.0, 0.0])))
     [1.e+30 0.e+00]
     """
-    with errors.within("log_cosh"):
-        r, mask = _difference(predictions, targets, mask)
+    r, mask = _difference(predictions, targets, mask)
     near = jnp.abs(r) < 1
     s = jnp.sinh(jnp.where(near, r, 0))  # cosh^2 = 1 + sinh^2 loses nothing near 0
     a = jnp.abs(jnp.where(near, 1, r))
@@ -121,6 +121,7 @@ def log_cosh(
     return masked(jnp.where(near, jnp.log1p(s * s) / 2, far), mask)
 
 
+@errors.named
 def gaussian_nll(
     mean: jax.Array, log_var: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -138,15 +139,15 @@ def gaussian_nll(
     >>> print(gaussian_nll(jnp.zeros(2), jnp.zeros(2), jnp.array([0.0, 1.0])).round(3))
     [0.919 1.419]
     """
-    with errors.within("gaussian_nll"):
-        mean, log_var, targets = alike(mean=mean, log_var=log_var, targets=targets)
-        mask = check_mask(mask, mean.shape)
+    mean, log_var, targets = alike(mean=mean, log_var=log_var, targets=targets)
+    mask = check_mask(mask, mean.shape)
     mean, log_var, targets = (clear(x, mask) for x in (mean, log_var, targets))
     largest = 0.99 * math.log(jnp.finfo(mean.dtype).max)  # no infinity for (t - mean) = 0 to meet
     z = (targets - mean) * jnp.exp(jnp.minimum(-log_var / 2, largest))
     return masked((math.log(2 * math.pi) + log_var + z * z) / 2, mask)
 
 
+@errors.named
 def poisson_nll(
     log_rate: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -164,9 +165,8 @@ def poisson_nll(
     >>> print(poisson_nll(jnp.zeros(2), jnp.array([0.0, 3.0])).round(3))
     [1.    2.792]
     """
-    with errors.within("poisson_nll"):
-        log_rate, targets = alike(log_rate=log_rate, targets=targets)
-        mask = check_mask(mask, log_rate.shape)
+    log_rate, targets = alike(log_rate=log_rate, targets=targets)
+    mask = check_mask(mask, log_rate.shape)
     log_rate, targets = clear(log_rate, mask), clear(targets, mask)
     many = targets > 10  # where the terms are large and all but cancel
     few, t = jnp.where(many, 1, targets), jnp.where(many, targets, 11)

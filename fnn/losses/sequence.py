@@ -16,6 +16,7 @@ from fnn.losses.masking import check_mask, clear, length_mask, masked
 from fnn.losses.numerics import log_softmax, log_sum_exp
 
 
+@errors.named
 def ctc(
     logits: jax.Array,
     labels: jax.Array,
@@ -47,23 +48,22 @@ def ctc(
     >>> print(jnp.exp(-ctc(logits, jnp.array([1]))).round(3))
     0.333
     """
-    with errors.within("ctc"):
-        logits = floating("logits", logits, 2)
-        blank = checks.count("blank", blank, least=0)
-        times, classes = logits.shape[-2:]
-        if blank >= classes:
-            raise errors.OptionError(
-                f"blank below the {classes} classes of the logits",
-                str(blank),
-                "give the logits a class that stands for no label",
-            )
-        labels = integers("labels", labels)
-        checks.rank(labels, 1, "[..., L]", "labels")
-        lead, places = logits.shape[:-2], labels.shape[-1]
-        check_shape("labels", labels, (*lead, places), f"logits {logits.shape}")
-        logit_lengths = _lengths("logit_lengths", logit_lengths, times, logits)
-        label_lengths = _lengths("label_lengths", label_lengths, places, logits)
-        mask = check_mask(mask, lead)
+    logits = floating("logits", logits, 2)
+    blank = checks.count("blank", blank, least=0)
+    times, classes = logits.shape[-2:]
+    if blank >= classes:
+        raise errors.OptionError(
+            f"blank below the {classes} classes of the logits",
+            str(blank),
+            "give the logits a class that stands for no label",
+        )
+    labels = integers("labels", labels)
+    checks.rank(labels, 1, "[..., L]", "labels")
+    lead, places = logits.shape[:-2], labels.shape[-1]
+    check_shape("labels", labels, (*lead, places), f"logits {logits.shape}")
+    logit_lengths = _lengths("logit_lengths", logit_lengths, times, logits)
+    label_lengths = _lengths("label_lengths", label_lengths, places, logits)
+    mask = check_mask(mask, lead)
     there, read = length_mask(logit_lengths, times), length_mask(label_lengths, places)
     wrong = (labels < 0) | (labels >= classes) | (labels == blank)
     wrong = jnp.any(wrong & read, axis=-1) | (logit_lengths < 0) | (logit_lengths > times)
@@ -115,6 +115,7 @@ def _ctc(log_q, labels, there, last, blank: int) -> jax.Array:
     return -log_sum_exp(jnp.where(ends, alpha, -jnp.inf))
 
 
+@errors.named
 def language_model(
     logits: jax.Array, tokens: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -135,16 +136,16 @@ def language_model(
     >>> print(language_model(jnp.zeros((3, 4)), jnp.array([0, 1, 2])).round(3))
     [1.386 1.386]
     """
-    with errors.within("language_model"):
-        logits, tokens = floating("logits", logits, 2), integers("tokens", tokens)
-        check_shape("tokens", tokens, logits.shape[:-1], f"logits {logits.shape}")
-        mask = check_mask(mask, tokens.shape)
+    logits, tokens = floating("logits", logits, 2), integers("tokens", tokens)
+    check_shape("tokens", tokens, logits.shape[:-1], f"logits {logits.shape}")
+    mask = check_mask(mask, tokens.shape)
     logits, tokens = logits[..., :-1, :], tokens[..., 1:]
     mask = None if mask is None else mask[..., 1:]
     logits = clear(logits.astype(wide(logits.dtype)), mask)
     return masked(cross_entropy(logits, clear(tokens, mask)), mask)
 
 
+@errors.named
 def perplexity(nats: jax.Array | float) -> jax.Array:
     """Perplexity of a mean loss per token, exp(nats): [...] -> [...].
 
@@ -156,10 +157,10 @@ def perplexity(nats: jax.Array | float) -> jax.Array:
     >>> print(perplexity(0.0), perplexity(jnp.log(8.0)).round())
     1.0 8.0
     """
-    with errors.within("perplexity"):
-        return jnp.exp(_nats(nats))
+    return jnp.exp(_nats(nats))
 
 
+@errors.named
 def bits_per_character(
     nats: jax.Array | float,
     tokens: int | jax.Array = 1,
@@ -179,10 +180,9 @@ def bits_per_character(
     >>> print(bits_per_character(jnp.log(2.0), tokens=100, characters=400))
     0.25
     """
-    with errors.within("bits_per_character"):
-        nats = _nats(nats)
-        for name, count in (("tokens", tokens), ("characters", characters)):
-            positive(name, count)
+    nats = _nats(nats)
+    for name, count in (("tokens", tokens), ("characters", characters)):
+        positive(name, count)
     ratio = jnp.asarray(tokens, nats.dtype) / jnp.asarray(characters, nats.dtype)
     return nats / math.log(2) * ratio
 

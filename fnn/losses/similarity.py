@@ -14,6 +14,7 @@ from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import log_softmax
 
 
+@errors.named
 def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
     """One minus the cosine of the angle between vectors, 1 - a.b / (|a| |b|): [..., C] -> [...].
 
@@ -27,15 +28,15 @@ def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None
     >>> print(cosine_distance(jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.ones((2, 2))).round(3))
     [0.293 1.   ]
     """
-    with errors.within("cosine_distance"):
-        a, b = alike(1, a=a, b=b)
-        mask = check_mask(mask, a.shape[:-1])
+    a, b = alike(1, a=a, b=b)
+    mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
     directed = jnp.any(a != 0, axis=-1) & jnp.any(b != 0, axis=-1)
     apart = jnp.where(directed[..., None], a - b, 0)  # |a - b|^2 / 2: nothing cancels near 0
     return masked(jnp.where(directed, jnp.sum(apart * apart, axis=-1) / 2, 1), mask)
 
 
+@errors.named
 def triplet(
     anchor: jax.Array,
     positive: jax.Array,
@@ -61,16 +62,16 @@ def triplet(
     >>> print(triplet(a, a, b), triplet(a, b, a))
     0.0 2.2
     """
-    with errors.within("triplet"):
-        checks.number("margin", margin, 0.0, math.inf)
-        anchor, positive, negative = alike(1, anchor=anchor, positive=positive, negative=negative)
-        mask = check_mask(mask, anchor.shape[:-1])
+    checks.number("margin", margin, 0.0, math.inf)
+    anchor, positive, negative = alike(1, anchor=anchor, positive=positive, negative=negative)
+    mask = check_mask(mask, anchor.shape[:-1])
     anchor, positive, negative = (clear(x, mask) for x in (anchor, positive, negative))
     near = jnp.sum(jnp.square(anchor - positive), axis=-1)
     far = jnp.sum(jnp.square(anchor - negative), axis=-1)
     return masked(jax.nn.relu(near - far + jnp.asarray(margin, near.dtype)), mask)
 
 
+@errors.named
 def info_nce(
     a: jax.Array,
     b: jax.Array,
@@ -96,10 +97,9 @@ def info_nce(
     >>> print(info_nce(jnp.eye(3), jnp.eye(3), 0.1).round(5))
     [9.e-05 9.e-05 9.e-05]
     """
-    with errors.within("info_nce"):
-        positive("temperature", temperature)
-        a, b = alike(2, a=a, b=b)
-        mask = check_mask(mask, a.shape[:-1])
+    positive("temperature", temperature)
+    a, b = alike(2, a=a, b=b)
+    mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
     logits = jnp.einsum("...ic,...jc->...ij", a, b) / jnp.asarray(temperature, a.dtype)
     if mask is not None:

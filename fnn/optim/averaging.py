@@ -178,6 +178,7 @@ def lookahead(tx: Transform, sync_period: Any = 5, slow_step_size: Any = 0.5) ->
     return Transform(init, update)
 
 
+@errors.named
 def averaged_params(opt_state: Any, params: Any) -> Any:
     """What `average_params` or `lookahead` keeps in an optimizer's state, like params.
 
@@ -191,19 +192,18 @@ def averaged_params(opt_state: Any, params: Any) -> Any:
     >>> print(averaged_params(tx.init(jnp.ones(2)), jnp.zeros(2)))
     [1. 1.]
     """
-    with errors.within("averaged_params"):
-        kinds = (AverageState, LookaheadState)
-        leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
-        found = [node for node in leaves if isinstance(node, kinds)]
-        if len(found) != 1:
-            raise errors.ParamsError(
-                "the state of one average_params or lookahead",
-                f"{len(found)}",
-                "pass the opt_state of an optimizer that has one, or the part of it that does",
-            )
-        (node,) = found
-        mean = plain(node.average if isinstance(node, AverageState) else node.slow)
-        return _in_place(mean, params)
+    kinds = (AverageState, LookaheadState)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    found = [node for node in leaves if isinstance(node, kinds)]
+    if len(found) != 1:
+        raise errors.ParamsError(
+            "the state of one average_params or lookahead",
+            f"{len(found)}",
+            "pass the opt_state of an optimizer that has one, or the part of it that does",
+        )
+    (node,) = found
+    mean = plain(node.average if isinstance(node, AverageState) else node.slow)
+    return _in_place(mean, params)
 
 
 def _in_place(part: Any, params: Any) -> Any:

@@ -82,6 +82,7 @@ def clip_by_global_norm(max_norm: Any) -> Transform:
     return Transform(lambda params: (), update)
 
 
+@errors.named
 def global_norm(tree: Any) -> jax.Array:
     """The root of the sum of all squares in all leaves, in float32 or wider: a tree -> [].
 
@@ -91,9 +92,8 @@ def global_norm(tree: Any) -> jax.Array:
     >>> print(global_norm({"a": jnp.array([3.0, 0.0]), "b": 4.0}))
     5.0
     """
-    with errors.within("global_norm"):
-        checks.floating_leaves("the tree", tree, or_complex=True)
-        return norm(*map(jnp.asarray, jax.tree.leaves(tree)))
+    checks.floating_leaves("the tree", tree, or_complex=True)
+    return norm(*map(jnp.asarray, jax.tree.leaves(tree)))
 
 
 @errors.builder

@@ -82,6 +82,7 @@ def scale_loss(
     return value_and_grad
 
 
+@errors.named
 def adjust_loss_scale(
     state: LossScale, grads: Any, *, period: Any = 2000, factor: Any = 2.0
 ) -> LossScale:
@@ -99,12 +100,11 @@ def adjust_loss_scale(
     >>> print(state.scale)
     4.0
     """
-    with errors.within("adjust_loss_scale"):
-        checks.number("period", period, 1, float("inf"))
-        checks.number("factor", factor, 1.0, float("inf"))
-        if not isinstance(state, LossScale):
-            raise errors.InputError("a LossScale", errors.show(state), "take it from loss_scale()")
-        checks.floating_leaves("grads", grads)
+    checks.number("period", period, 1, float("inf"))
+    checks.number("factor", factor, 1.0, float("inf"))
+    if not isinstance(state, LossScale):
+        raise errors.InputError("a LossScale", errors.show(state), "take it from loss_scale()")
+    checks.floating_leaves("grads", grads)
     finite = all_finite(grads)
     good = jnp.where(finite, state.good_steps + 1, 0)
     grow = good >= as_dtype(period, good.dtype)

@@ -170,6 +170,7 @@ def freeze(mask: Any) -> Transform:
     return masked(stateless(lambda p, g: jnp.zeros_like(g)), mask)
 
 
+@errors.named
 def of_kind(specs: Any, *kinds: str) -> Any:
     """The mask of the params of some kinds, as they are declared: a tree of bools.
 
@@ -185,19 +186,18 @@ def of_kind(specs: Any, *kinds: str) -> Any:
     >>> of_kind(net.specs((1, 4))[0], "kernel")
     {'dense1': {'bias': False, 'kernel': True}, 'layer_norm1': {'bias': False, 'scale': False}}
     """
-    with errors.within("of_kind"):
-        found = jax.tree.map(lambda param: param.kind, declared(specs))
-        known = sorted(set(jax.tree.leaves(found)))
-        if not kinds:
-            raise errors.OptionError("one kind or more", "none", 'pass one, as "kernel"')
-        for kind in kinds:
-            if kind not in known:
-                raise errors.ParamsError(
-                    f"one of the kinds {errors.names(known)}",
-                    errors.show(kind),
-                    "pass the kinds of this network, and the first of net.specs(x)",
-                )
-        return jax.tree.map(lambda kind: kind in kinds, found)
+    found = jax.tree.map(lambda param: param.kind, declared(specs))
+    known = sorted(set(jax.tree.leaves(found)))
+    if not kinds:
+        raise errors.OptionError("one kind or more", "none", 'pass one, as "kernel"')
+    for kind in kinds:
+        if kind not in known:
+            raise errors.ParamsError(
+                f"one of the kinds {errors.names(known)}",
+                errors.show(kind),
+                "pass the kinds of this network, and the first of net.specs(x)",
+            )
+    return jax.tree.map(lambda kind: kind in kinds, found)
 
 
 # --- masks

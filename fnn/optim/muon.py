@@ -26,6 +26,7 @@ class MuonState(NamedTuple):
     mu: Any
 
 
+@errors.named
 def orthogonalize(x: Any, steps: int = 5, coefficients: Any = QUINTIC) -> jax.Array:
     """Roughly U V^T of x = U S V^T, [..., m, n], by the iteration of Newton and Schulz.
 
@@ -47,20 +48,19 @@ def orthogonalize(x: Any, steps: int = 5, coefficients: Any = QUINTIC) -> jax.Ar
     [[ 1.  0.]
      [ 0. -1.]]
     """
-    with errors.within("orthogonalize"):
-        x = jnp.asarray(x)
-        checks.array(x, 2, "[..., m, n]")
-        steps, dtype = checks.count("steps", steps), wide(x.dtype)
-        table = as_dtype(coefficients, dtype)
-        if table.shape not in ((3,), (steps, 3)):
-            raise errors.ShapeError(
-                f"coefficients (3,) or ({steps}, 3)", errors.show(table), "pass a, b and c"
-            )
-        tall = x.shape[-2] > x.shape[-1]
-        u = (x.mT if tall else x).astype(dtype)  # the Gram matrix of the shorter side costs less
-        u = scaled(u, as_length(1.0, dtype), length_over(u, (-2, -1)))
-        u, _ = jax.lax.scan(_iterate, u, jnp.broadcast_to(table, (steps, 3)))
-        return (u.mT if tall else u).astype(x.dtype)
+    x = jnp.asarray(x)
+    checks.array(x, 2, "[..., m, n]")
+    steps, dtype = checks.count("steps", steps), wide(x.dtype)
+    table = as_dtype(coefficients, dtype)
+    if table.shape not in ((3,), (steps, 3)):
+        raise errors.ShapeError(
+            f"coefficients (3,) or ({steps}, 3)", errors.show(table), "pass a, b and c"
+        )
+    tall = x.shape[-2] > x.shape[-1]
+    u = (x.mT if tall else x).astype(dtype)  # the Gram matrix of the shorter side costs less
+    u = scaled(u, as_length(1.0, dtype), length_over(u, (-2, -1)))
+    u, _ = jax.lax.scan(_iterate, u, jnp.broadcast_to(table, (steps, 3)))
+    return (u.mT if tall else u).astype(x.dtype)
 
 
 def _iterate(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:

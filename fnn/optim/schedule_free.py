@@ -120,6 +120,7 @@ def schedule_free(
     return Transform(init, update)
 
 
+@errors.named
 def schedule_free_eval_params(opt_state: Any, params: Any) -> Any:
     """The params to evaluate a schedule-free run at: the average x, in the dtypes of params.
 
@@ -133,21 +134,20 @@ def schedule_free_eval_params(opt_state: Any, params: Any) -> Any:
     >>> print(schedule_free_eval_params(tx.init(p), p)["w"])
     [1. 1.]
     """
-    with errors.within("schedule_free_eval_params"):
 
-        def ours(state):
-            return isinstance(state, ScheduleFreeState)
+    def ours(state):
+        return isinstance(state, ScheduleFreeState)
 
-        found = [s for s in jax.tree.leaves(opt_state, is_leaf=ours) if ours(s)]
-        if len(found) != 1:
-            raise errors.ParamsError(
-                "opt_state with one state of schedule_free",
-                f"{len(found)}",
-                "pass the state that tx.update returned",
-            )
-        x = plain(found[0].x)
-        check_alike("params", params, "the optimizer's state", x)
-        return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), x, params)
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=ours) if ours(s)]
+    if len(found) != 1:
+        raise errors.ParamsError(
+            "opt_state with one state of schedule_free",
+            f"{len(found)}",
+            "pass the state that tx.update returned",
+        )
+    x = plain(found[0].x)
+    check_alike("params", params, "the optimizer's state", x)
+    return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), x, params)
 
 
 @errors.builder

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fnn.core import errors
+from fnn.core import errors, trees
 from fnn.core.declarations import Param, arrays_of, declared
 from fnn.optim.members import Stack, UntoldError, is_stack, plain
 from fnn.optim.transform import Transform, check_transform, taking_extra
@@ -104,7 +103,7 @@ def stacked(tx: Transform, specs: Any) -> Transform:
         for name, value in extra.items():
             if name == "value_fn" and value is not None:
                 extra[name] = lambda inside, value_fn=value: value_fn(_like(inside, grads))
-            elif name != "value" and _alike(value, grads):
+            elif name != "value" and trees.is_alike(value, grads, any_dtype=True):
                 extra[name] = told(name, value)
         inside = None if params is None else told("params", params)
         updates, opt_state = tx_update(told("grads", grads), opt_state, inside, **extra)
@@ -152,7 +151,11 @@ def each_member(tx: Transform) -> Transform:
         params_of = _without_first("params", params)
         if not jax.tree.leaves(grads):
             return tx_update(grads, opt_state, params, **extra)
-        alike = [k for k, v in extra.items() if k not in ("value", "value_fn") and _alike(v, grads)]
+        alike = [
+            k
+            for k, v in extra.items()
+            if k not in ("value", "value_fn") and trees.is_alike(v, grads, any_dtype=True)
+        ]
         mapped = {name: _without_first(name, extra.pop(name)) for name in alike}
         value_fn: Any = None if params is None else extra.pop("value_fn", None)
 
@@ -222,14 +225,6 @@ def _outputs_last(param: Param) -> tuple[int, ...] | None:
         return None
     out = len(param.stack) + names.index("out")
     return *(i for i in range(len(param.stack + param.shape)) if i != out), out
-
-
-def _alike(value: Any, grads: Any) -> bool:
-    """Whether it is a tree like the gradients."""
-    if jax.tree.structure(value) != jax.tree.structure(grads):
-        return False
-    pairs = zip(jax.tree.leaves(value), jax.tree.leaves(grads), strict=True)
-    return all(np.shape(a) == np.shape(b) for a, b in pairs)
 
 
 def _like(tree: Any, like: Any) -> Any:

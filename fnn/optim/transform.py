@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_complex, real_part, wide, widened, widest
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.members import check_told, each_member, is_stack
@@ -340,30 +340,10 @@ def need_params(params: Any) -> None:
         )
 
 
-def check_alike(what: str, tree: Any, as_what: str, like: Any) -> None:
-    """Two trees of one structure, with leaves of the same shapes, real or complex in both."""
+def check_alike(what: str, tree: Any, other: str, like: Any) -> None:
+    """Floating leaves in two trees of one structure and of the same shapes."""
     checks.floating_leaves(what, tree, or_complex=True)
-    if jax.tree.structure(tree) != jax.tree.structure(like):
-        raise errors.ParamsError(
-            f"{what} to be a tree like {as_what}, {jax.tree.structure(like)}",
-            f"{jax.tree.structure(tree)}",
-            f"give {what} the structure of {as_what}",
-        )
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    for (path, leaf), other in zip(leaves, jax.tree.leaves(like), strict=True):
-        name = errors.path_of(path)
-        if jnp.shape(leaf) != jnp.shape(other):
-            raise errors.ParamsError(
-                f"{what} {name} {jnp.shape(other)}, as in {as_what}",
-                f"{jnp.shape(leaf)}",
-                f"give {what} the shapes of {as_what}",
-            )
-        if jnp.iscomplexobj(leaf) != jnp.iscomplexobj(other):
-            raise errors.ParamsError(
-                f"{what} {name} {errors.show(other)}, as in {as_what}",
-                errors.show(leaf),
-                f"give {what} complex numbers where {as_what} has them, and only there",
-            )
+    trees.alike(what, tree, other, like, any_dtype=True)
 
 
 def _check_slots(grads: Any, slots: tuple, fill: Callable) -> None:

@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import errors
+from fnn.core import errors, trees
 from fnn.optim.arithmetic import increment
 from fnn.optim.schedules.curves import real, widest_float
 from fnn.optim.transform import Transform, check_state, check_transform, taking_extra
@@ -26,6 +26,7 @@ class TunableState(NamedTuple):
     inner_state: Any
 
 
+@errors.named
 def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Callable:
     """The builder `build`, whose transform keeps its numeric hyperparameters in its state.
 
@@ -55,16 +56,15 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
     >>> print(tx.update(g, opt_state)[0])
     [-0.5]
     """
-    with errors.within("tunable"):
-        if isinstance(build, tuple) or not callable(build):
-            raise errors.OptionError(
-                "a builder of a transform",
-                errors.show(build),
-                "pass the builder, then its arguments: tunable(adam)(1e-3)",
-            )
-        signature = inspect.signature(build)
-        static = (static,) if isinstance(static, str) else tuple(static)
-        _check_names(static, signature)
+    if isinstance(build, tuple) or not callable(build):
+        raise errors.OptionError(
+            "a builder of a transform",
+            errors.show(build),
+            "pass the builder, then its arguments: tunable(adam)(1e-3)",
+        )
+    signature = inspect.signature(build)
+    static = (static,) if isinstance(static, str) else tuple(static)
+    _check_names(static, signature)
 
     @errors.builder
     @functools.wraps(build)
@@ -167,7 +167,7 @@ def _bind(signature: inspect.Signature, args: tuple, kwargs: dict) -> dict[str, 
 
 
 def _check_hyperparams(hyperparams: Any, known: dict) -> None:
-    errors.check_names("hyperparams", hyperparams, known, known)
+    trees.check_names("hyperparams", hyperparams, known, known)
     for name, value in hyperparams.items():
         if not _is_number(value):
             raise errors.ParamsError(

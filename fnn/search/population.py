@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.scan import scan
-from fnn.core.shapes import natives, unlike
+from fnn.core.shapes import natives
 from fnn.optim.arithmetic import increment
 
 
@@ -31,6 +31,7 @@ class Population(NamedTuple):
     key: jax.Array
 
 
+@errors.named
 def population(members: Any, hyper: Any, key: Any) -> Population:
     """A population before its first round.
 
@@ -43,10 +44,9 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
     >>> people.score.shape
     (4,)
     """
-    with errors.within("population"):
-        n = checks.examples("members and hyper", (members, hyper))
-        _check_hyper(hyper)
-        members, hyper = natives((members, hyper), "members and hyper")
+    n = checks.examples("members and hyper", (members, hyper))
+    _check_hyper(hyper)
+    members, hyper = natives((members, hyper), "members and hyper")
     return Population(members, hyper, jnp.full(n, -jnp.inf), jnp.int32(0), checks.typed_key(key))
 
 
@@ -67,6 +67,7 @@ def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> An
     return jax.tree.unflatten(treedef, list(map(moved, keys, leaves)))
 
 
+@errors.named
 def evolve(
     round_fn: Callable[[Any, Any, Any], tuple[Any, Any]],
     population: Population,
@@ -101,17 +102,16 @@ def evolve(
     >>> history["parent"].shape
     (4, 2)
     """
-    with errors.within("evolve"):
-        checks.count("rounds", rounds, 0)
-        if not isinstance(population, Population):
-            mend = "make one: fnn.search.population(members, hyper, key)"
-            raise errors.InputError("a Population", errors.show(population), mend)
-        checks.function("round_fn", round_fn, "(member, hyper, key)")
-        checks.function("explore", explore, "(key, hyper)")
-        if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 0.5:
-            raise errors.OptionError(
-                "a fraction in [0, 0.5], a plain number", f"{fraction}", "replace fewer"
-            )
+    checks.count("rounds", rounds, 0)
+    if not isinstance(population, Population):
+        mend = "make one: fnn.search.population(members, hyper, key)"
+        raise errors.InputError("a Population", errors.show(population), mend)
+    checks.function("round_fn", round_fn, "(member, hyper, key)")
+    checks.function("explore", explore, "(key, hyper)")
+    if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 0.5:
+        raise errors.OptionError(
+            "a fraction in [0, 0.5], a plain number", f"{fraction}", "replace fewer"
+        )
     n = population.score.shape[0]
     replaced = min(max(1, int(fraction * n + 1e-9)), n // 2) if fraction else 0
 
@@ -126,10 +126,8 @@ def evolve(
 
         members, hyper = jax.tree.map(lambda a: a[parent], (now.members, now.hyper))
         moved = jax.vmap(explore)(jax.random.split(move, n), hyper)
-        if error := unlike(moved, hyper):
-            with errors.within("evolve"):
-                wanted = f"explore to return hyperparameters {errors.show(hyper)}"
-                raise error(wanted, errors.show(moved), "keep their shapes and dtypes")
+        with errors.within("evolve"):
+            trees.alike("what explore returns", moved, "hyperparameters", hyper)
         hyper = jax.tree.map(lambda a, b: _where(parent != own, a, b), moved, hyper)
 
         out = jax.vmap(round_fn)(members, hyper, jax.random.split(train, n))
@@ -152,11 +150,10 @@ def _check_hyper(hyper: Any) -> None:
 
 def _check_returned(out: Any, before: Any, n: int) -> tuple[Any, Any]:
     if not (isinstance(out, tuple) and len(out) == 2):
-        errors.not_a_pair("round_fn", "(member, score)", out)
+        checks.not_a_pair("round_fn", "(member, score)", out)
     members, score = out
-    if error := unlike(members, before):
-        wanted = f"round_fn to return members {errors.show(before)}"
-        raise error(wanted, errors.show(members), "return (member, score), a member as it came")
+    mend = "return (member, score), a member as it came"
+    trees.alike("members that round_fn returns", members, "those it was given", before, mend)
     if jnp.shape(score) != (n,):
         wanted, got = "round_fn to return a scalar score", f"{jnp.shape(score)[1:]}"
         raise errors.ShapeError(wanted, got, "average it: jnp.mean(score)")

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.progress import Bar
-from fnn.core.shapes import unlike
 from fnn.search.lanes import Lanes
 from fnn.search.store import Group, Store
 
@@ -97,6 +96,7 @@ class Sweep:
         return table
 
 
+@errors.named
 def sweep(
     run_fn: Callable[..., Any],
     *,
@@ -146,15 +146,14 @@ def sweep(
     [[1. 1.]
      [2. 4.]]
     """
-    with errors.within("sweep"):
-        plan = _plan(grid, keys, static)
-        checks.choice("strategy", strategy, STRATEGIES)
-        checks.number("memory", memory, 0, float("inf"))
-        if chunk is not None:
-            checks.count("chunk", chunk)
-        folder = None if directory is None else pathlib.Path(directory)
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+    plan = _plan(grid, keys, static)
+    checks.choice("strategy", strategy, STRATEGIES)
+    checks.number("memory", memory, 0, float("inf"))
+    if chunk is not None:
+        checks.count("chunk", chunk)
+    folder = None if directory is None else pathlib.Path(directory)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     filled, used = _Filled(plan.runs), {}
     with Bar(plan.runs, progress, "run") as shown:
         for group in plan.groups():
@@ -263,9 +262,9 @@ class _Filled:
             jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in some])
             for tree, some in ((self.treedef, self.leaves), (treedef, leaves))
         )
-        if error := unlike(now, first):
-            wanted = f"all runs to return {errors.show(first)}"
-            raise error(wanted, errors.show(now), "return what they share")
+        trees.alike(
+            "the result of a run", now, "that of the first", first, "return what they share"
+        )
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[rows] = part
 

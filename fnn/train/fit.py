@@ -97,6 +97,7 @@ def fit(
     return train_state, _history(train, evaluated, driver)
 
 
+@errors.named
 def evaluator(
     net: Layer,
     data: Any,
@@ -127,8 +128,7 @@ def evaluator(
     {'accuracy': np.float32(0.6)}
     """
     measures = check_metrics(metrics)
-    with errors.within("evaluator"):
-        counted = counting(mask, weights, lengths, class_weights)
+    counted = counting(mask, weights, lengths, class_weights)
 
     @jax.jit
     def update(params, state, accumulators, batch, real):

@@ -15,6 +15,7 @@ from fnn.data.batching import rows_of_batches
 from fnn.train.step import TrainState, check_train_state, data_key
 
 
+@errors.named
 def run(
     step: Callable,
     train_state: TrainState,
@@ -59,20 +60,19 @@ def run(
     >>> jax.jit(jax.vmap(last_loss))(jax.random.split(jax.random.key(0), 5)).shape
     (5,)
     """
-    with errors.within("run"):
-        steps, batch_size = checks.count("steps", steps, 0), checks.count("batch_size", batch_size)
-        if checkpoint_every is not None:
-            checks.count("checkpoint_every", checkpoint_every)
-        check_train_state(train_state)
-        if (eval_every is None) != (eval_fn is None):
-            raise errors.OptionError(
-                "eval_every and eval_fn together", "one of them", "give both, or none"
-            )
-        if eval_every is not None:
-            checks.count("eval_every", eval_every)
-            checks.function("eval_fn", eval_fn, "the training state")
-        data = jax.tree.map(as_array, natives(data, "data"))
-        per_epoch = check_batches(data, batch_size)
+    steps, batch_size = checks.count("steps", steps, 0), checks.count("batch_size", batch_size)
+    if checkpoint_every is not None:
+        checks.count("checkpoint_every", checkpoint_every)
+    check_train_state(train_state)
+    if (eval_every is None) != (eval_fn is None):
+        raise errors.OptionError(
+            "eval_every and eval_fn together", "one of them", "give both, or none"
+        )
+    if eval_every is not None:
+        checks.count("eval_every", eval_every)
+        checks.function("eval_fn", eval_fn, "the training state")
+    data = jax.tree.map(as_array, natives(data, "data"))
+    per_epoch = check_batches(data, batch_size)
     n, key = checks.examples("data", data), data_key(train_state)
     length = eval_every or max(per_epoch, checkpoint_every or 0)
 

@@ -12,6 +12,7 @@ from fnn.core import checks, errors
 from fnn.core.layer import Layer
 
 
+@errors.named
 def refresh_statistics(
     net: Layer,
     params: Any,
@@ -45,38 +46,37 @@ def refresh_statistics(
     >>> [round(float(fresh[name][0]), 3) for name in ("mean", "var")]
     [3.5, 0.5]
     """
-    with errors.within("refresh_statistics"):
-        take = _inputs if inputs is None else inputs
-        key = None if key is None else checks.typed_key(key)
-        total: Any = None
-        examples, start, kept = 0, None, None
+    take = _inputs if inputs is None else inputs
+    key = None if key is None else checks.typed_key(key)
+    total: Any = None
+    examples, start, kept = 0, None, None
 
-        @jax.jit
-        def after(params, state, x, key):
-            return net.apply(params, state, x, key=key, train=True)[1]
+    @jax.jit
+    def after(params, state, x, key):
+        return net.apply(params, state, x, key=key, train=True)[1]
 
-        for i, batch in enumerate(batches):
-            x = take(batch)
-            number = checks.examples("a batch", x)
-            own_key = None if key is None else jax.random.fold_in(key, i)
-            if total is None:  # a statistic s goes to k s + (1 - k) b, of the batch's own b
-                chosen = _statistics(net, state, x)
-                start, ones = (_filled(chosen, state, value) for value in (0.0, 1.0))
-                at_zero, at_one = (after(params, s, x, own_key) for s in (start, ones))
-                kept = _map(chosen, state, jnp.subtract, at_one, at_zero)
-                new, total = at_zero, _filled(chosen, state, 0.0)
-            else:
-                new = after(params, start, x, own_key)
-            total = _map(chosen, total, lambda t, n, m=number: t + m * n, total, new)
-            examples += number
-        if total is None:
-            raise errors.InputError("one batch or more", "none", "an iterator can be used once")
+    for i, batch in enumerate(batches):
+        x = take(batch)
+        number = checks.examples("a batch", x)
+        own_key = None if key is None else jax.random.fold_in(key, i)
+        if total is None:  # a statistic s goes to k s + (1 - k) b, of the batch's own b
+            chosen = _statistics(net, state, x)
+            start, ones = (_filled(chosen, state, value) for value in (0.0, 1.0))
+            at_zero, at_one = (after(params, s, x, own_key) for s in (start, ones))
+            kept = _map(chosen, state, jnp.subtract, at_one, at_zero)
+            new, total = at_zero, _filled(chosen, state, 0.0)
+        else:
+            new = after(params, start, x, own_key)
+        total = _map(chosen, total, lambda t, n, m=number: t + m * n, total, new)
+        examples += number
+    if total is None:
+        raise errors.InputError("one batch or more", "none", "an iterator can be used once")
 
-        def mean(old, total, kept):
-            new = total / jnp.where(kept < 1, (1 - kept) * examples, 1)
-            return jnp.where(kept < 1, new, old)  # what does not follow its batch stays
+    def mean(old, total, kept):
+        new = total / jnp.where(kept < 1, (1 - kept) * examples, 1)
+        return jnp.where(kept < 1, new, old)  # what does not follow its batch stays
 
-        return _map(chosen, state, mean, state, total, kept)
+    return _map(chosen, state, mean, state, total, kept)
 
 
 def _statistics(net: Layer, state: Any, x: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.notes import notes as noted
 from fnn.core.shapes import from_numpy, natives
@@ -44,6 +44,7 @@ class TrainState(NamedTuple):
     key: jax.Array
 
 
+@errors.named
 def init(
     net: Layer, tx: Transform, key, *xs, params: Any = None, state: Any = None, **inputs
 ) -> TrainState:
@@ -72,11 +73,10 @@ def init(
     key = checks.typed_key(key)
     specs, first = declare_and_draw(net, key, xs, inputs)
     check_stacks(tx, specs[0])
-    with errors.within("init"):
-        params, state = (
-            _given(what, drawn, {} if part is None else part)
-            for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
-        )
+    params, state = (
+        _given(what, drawn, {} if part is None else part)
+        for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
+    )
     opt_state = run_once_compiled(tx.init, params)
     run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
@@ -86,9 +86,9 @@ def _given(what: str, drawn: Any, part: Any) -> Any:
     """The tree that was drawn, with a part of it that is given in its place."""
     if not isinstance(drawn, Mapping):
         part = from_numpy(part)
-        errors.check_same(what, part, drawn)
+        trees.check_same(what, part, drawn)
         return part
-    errors.check_names(what, part, drawn)
+    trees.check_names(what, part, drawn)
     out = dict(drawn)
     for name in part:
         with errors.at(name):
@@ -210,7 +210,7 @@ def _check_returned(out: Any, state: Any) -> None:
     """What a loss function must return: a scalar, the state of the same structure, and metrics."""
     pair = isinstance(out, tuple) and len(out) == 2
     if not (pair and isinstance(out[1], tuple) and len(out[1]) == 2):
-        errors.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
+        checks.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
     loss, (new_state, metrics) = out
     if jnp.shape(loss.total if isinstance(loss, Mean) else loss) != ():
         raise errors.ShapeError("a scalar loss", errors.show(loss), "average it: jnp.mean(loss)")
@@ -227,6 +227,7 @@ def _check_returned(out: Any, state: Any) -> None:
         )
 
 
+@errors.named
 def supervised(
     net: Layer,
     loss: Callable,
@@ -272,8 +273,7 @@ def supervised(
     0.5
     """
     measures = check_metrics(metrics or {})
-    with errors.within("supervised"):
-        counted = counting(mask, weights, lengths, class_weights)
+    counted = counting(mask, weights, lengths, class_weights)
 
     def loss_fn(params, state, batch, key):
         x, labels = inputs_and_labels(batch, names)

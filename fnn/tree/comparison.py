@@ -34,6 +34,7 @@ class Differences(tuple[Difference, ...]):
         return "\n".join(map(str, self)) or "no differences"
 
 
+@errors.named
 def compare(a: Any, b: Any, *, rtol=0.0, atol=0.0, equal_nan: bool = False) -> Differences:
     """How two trees of arrays differ, leaf by leaf: in names, shapes, dtypes and values.
 
@@ -54,22 +55,21 @@ def compare(a: Any, b: Any, *, rtol=0.0, atol=0.0, equal_nan: bool = False) -> D
     dense1/kernel: 1 of 4 values, most by 0.5 (relative 0.333) at (1, 0): 1.0 and 1.5
     dense1/scale: only in the second
     """
-    with errors.within("compare"):
-        checks.number("rtol", rtol, 0.0, float("inf"))
-        checks.number("atol", atol, 0.0, float("inf"))
-        first, second = by_path(a), by_path(b)
-        found = []
-        for path in sorted({*first, *second}):
-            if path not in second:
-                how = "only in the first"
-            elif path not in first:
-                how = "only in the second"
-            else:
-                with errors.at(path):
-                    how = _difference(first[path], second[path], rtol, atol, equal_nan)
-            if how:
-                found.append(Difference(path, how))
-        return Differences(found)
+    checks.number("rtol", rtol, 0.0, float("inf"))
+    checks.number("atol", atol, 0.0, float("inf"))
+    first, second = by_path(a), by_path(b)
+    found = []
+    for path in sorted({*first, *second}):
+        if path not in second:
+            how = "only in the first"
+        elif path not in first:
+            how = "only in the second"
+        else:
+            with errors.at(path):
+                how = _difference(first[path], second[path], rtol, atol, equal_nan)
+        if how:
+            found.append(Difference(path, how))
+    return Differences(found)
 
 
 def _difference(a: Any, b: Any, rtol: float, atol: float, equal_nan: bool) -> str:
@@ -104,5 +104,5 @@ def _host(leaf: Any) -> np.ndarray:
     if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
-        errors.not_an_array(leaf)
+        checks.not_an_array(leaf)
     return np.asarray(leaf)

@@ -10,6 +10,7 @@ import jax
 from fnn.core import errors
 
 
+@errors.named
 def paths(tree: Any) -> tuple[str, ...]:
     """The path of each leaf, in the order of `jax.tree.leaves`: dicts sorted by name.
 
@@ -19,10 +20,10 @@ def paths(tree: Any) -> tuple[str, ...]:
     >>> paths({"conv1": {"kernel": 1.0, "bias": 2.0}, "scales": (3.0, 4.0)})
     ('conv1/bias', 'conv1/kernel', 'scales/0', 'scales/1')
     """
-    with errors.within("paths"):
-        return tuple(by_path(tree))
+    return tuple(by_path(tree))
 
 
+@errors.named
 def flatten(tree: Any) -> dict[str, Any]:
     """The tree as one flat dict, {path: leaf}, in the order of `paths`.
 
@@ -31,10 +32,10 @@ def flatten(tree: Any) -> dict[str, Any]:
     >>> flatten({"dense1": {"kernel": 1.0, "bias": 2.0}})
     {'dense1/bias': 2.0, 'dense1/kernel': 1.0}
     """
-    with errors.within("flatten"):
-        return by_path(tree)
+    return by_path(tree)
 
 
+@errors.named
 def unflatten(flat: Mapping[str, Any]) -> Any:
     """The nested dicts whose leaves are at these paths: the inverse of `flatten` for dicts.
 
@@ -44,12 +45,11 @@ def unflatten(flat: Mapping[str, Any]) -> Any:
     >>> unflatten({"dense1/kernel": 1.0, "dense1/bias": 2.0})
     {'dense1': {'kernel': 1.0, 'bias': 2.0}}
     """
-    with errors.within("unflatten"):
-        if not isinstance(flat, Mapping) or not all(isinstance(path, str) for path in flat):
-            raise errors.InputError(
-                "a dict of leaves by path", errors.show(flat), 'as {"dense1/kernel": x}'
-            )
-        return nested(flat)
+    if not isinstance(flat, Mapping) or not all(isinstance(path, str) for path in flat):
+        raise errors.InputError(
+            "a dict of leaves by path", errors.show(flat), 'as {"dense1/kernel": x}'
+        )
+    return nested(flat)
 
 
 def by_path(tree: Any) -> dict[str, Any]:

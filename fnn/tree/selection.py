@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 
 import jax
 
-from fnn.core import errors
+from fnn.core import checks, errors
 from fnn.tree.paths import by_path, nested
 
 
+@errors.named
 def select(tree: Any, *patterns: str) -> dict[str, Any]:
     """The leaves at paths that match any of the patterns, {path: leaf}, in the order of `paths`.
 
@@ -25,12 +26,12 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
     >>> select(params, "*/kernel")
     {'block/dense1/kernel': 3.0, 'dense1/kernel': 1.0}
     """
-    with errors.within("select"):
-        flat = by_path(tree)
-        chosen = chosen_by(flat, patterns)
-        return {path: value for path, value in flat.items() if path in chosen}
+    flat = by_path(tree)
+    chosen = chosen_by(flat, patterns)
+    return {path: value for path, value in flat.items() if path in chosen}
 
 
+@errors.named
 def partition(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
     """(chosen, rest): the tree of the leaves that match a pattern, and the tree of the others.
 
@@ -51,16 +52,16 @@ def partition(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
     >>> print(jax.grad(lambda part: loss(merge(part, rest)))(chosen))
     {'head': {'kernel': Array(12., dtype=float32, weak_type=True)}}
     """
-    with errors.within("partition"):
-        flat = by_path(tree)
-        _only_dicts(tree)
-        chosen = chosen_by(flat, patterns)
-        return (
-            nested({path: value for path, value in flat.items() if path in chosen}),
-            nested({path: value for path, value in flat.items() if path not in chosen}),
-        )
+    flat = by_path(tree)
+    _only_dicts(tree)
+    chosen = chosen_by(flat, patterns)
+    return (
+        nested({path: value for path, value in flat.items() if path in chosen}),
+        nested({path: value for path, value in flat.items() if path not in chosen}),
+    )
 
 
+@errors.named
 def merge(*trees: Mapping) -> dict:
     """The nested dict with the leaves of all trees, no two of which are at one path.
 
@@ -70,21 +71,21 @@ def merge(*trees: Mapping) -> dict:
     >>> merge({"dense1": {"kernel": 1.0}}, {"dense1": {"bias": 2.0}, "dense2": {"bias": 3.0}})
     {'dense1': {'kernel': 1.0, 'bias': 2.0}, 'dense2': {'bias': 3.0}}
     """
-    with errors.within("merge"):
-        whole: dict[str, Any] = {}
-        for tree in trees:
-            _only_dicts(tree)
-            for path, value in by_path(tree).items():
-                if path in whole:
-                    raise errors.ParamsError(
-                        "trees without a leaf in common",
-                        f"two leaves at {path}",
-                        "take it out of one, as tree.partition does",
-                    )
-                whole[path] = value
-        return nested(whole)
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        _only_dicts(tree)
+        for path, value in by_path(tree).items():
+            if path in whole:
+                raise errors.ParamsError(
+                    "trees without a leaf in common",
+                    f"two leaves at {path}",
+                    "take it out of one, as tree.partition does",
+                )
+            whole[path] = value
+    return nested(whole)
 
 
+@errors.named
 def freeze(tree: Any, *patterns: str) -> Any:
     """The same tree with `jax.lax.stop_gradient` on the leaves that match a pattern.
 
@@ -98,10 +99,10 @@ def freeze(tree: Any, *patterns: str) -> Any:
     >>> print(jax.tree.map(float, jax.grad(loss)(params)))
     {'body': {'kernel': 0.0}, 'head': {'kernel': 2.0}}
     """
-    with errors.within("freeze"):
-        return _map_chosen(tree, patterns, jax.lax.stop_gradient)
+    return _map_chosen(tree, patterns, jax.lax.stop_gradient)
 
 
+@errors.named
 def mask(tree: Any, *patterns: str) -> Any:
     """A tree of bools like `tree`, True at the leaves that match a pattern.
 
@@ -110,13 +111,11 @@ def mask(tree: Any, *patterns: str) -> Any:
     >>> mask({"dense1": {"kernel": 1.0, "bias": 2.0}}, "*/kernel")
     {'dense1': {'bias': False, 'kernel': True}}
     """
-    with errors.within("mask"):
-        chosen = chosen_by(by_path(tree), patterns)
-        return jax.tree_util.tree_map_with_path(
-            lambda keys, _: errors.path_of(keys) in chosen, tree
-        )
+    chosen = chosen_by(by_path(tree), patterns)
+    return jax.tree_util.tree_map_with_path(lambda keys, _: errors.path_of(keys) in chosen, tree)
 
 
+@errors.named
 def count(tree: Any, *patterns: str) -> int:
     """The number of values in the leaves that match a pattern; without patterns, in all leaves.
 
@@ -128,10 +127,10 @@ def count(tree: Any, *patterns: str) -> int:
     >>> count(params), count(params, "*/kernel")
     (15, 12)
     """
-    with errors.within("count"):
-        return sum(math.prod(leaf.shape) for leaf in _arrays(tree, patterns))
+    return sum(math.prod(leaf.shape) for leaf in _arrays(tree, patterns))
 
 
+@errors.named
 def nbytes(tree: Any, *patterns: str) -> int:
     """The bytes that the values of the leaves take; leaves as of `count`.
 
@@ -139,9 +138,8 @@ def nbytes(tree: Any, *patterns: str) -> int:
     >>> nbytes({"dense1": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3, jnp.bfloat16)}})
     54
     """
-    with errors.within("nbytes"):
-        arrays = _arrays(tree, patterns)
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+    arrays = _arrays(tree, patterns)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
 
 
 def _arrays(tree: Any, patterns: tuple[str, ...]) -> list[Any]:
@@ -150,7 +148,7 @@ def _arrays(tree: Any, patterns: tuple[str, ...]) -> list[Any]:
     for path in chosen:
         if not (hasattr(flat[path], "shape") and hasattr(flat[path], "dtype")):
             with errors.at(path):
-                errors.not_an_array(flat[path])
+                checks.not_an_array(flat[path])
     return [flat[path] for path in flat if path in chosen]
 
 

@@ -14,6 +14,7 @@ from fnn.tree.paths import by_path
 from fnn.tree.selection import chosen_by
 
 
+@errors.named
 def update(tree: Any, where: str | Mapping[str, Any], value: Any = None, *, strict=True) -> Any:
     """The same tree with other values at some leaves.
 
@@ -32,32 +33,31 @@ def update(tree: Any, where: str | Mapping[str, Any], value: Any = None, *, stri
     >>> print(update(params, {"*/kernel": lambda kernel: 3 * kernel})["dense1"]["kernel"])
     [[3. 3.]]
     """
-    with errors.within("update"):
-        flat = by_path(tree)
-        if isinstance(where, Mapping):
-            if value is not None:
+    flat = by_path(tree)
+    if isinstance(where, Mapping):
+        if value is not None:
+            raise errors.OptionError(
+                "no value beside a dict of values", errors.show(value), "leave it out"
+            )
+        changes = dict(where)
+    else:
+        changes = {where: value}
+    new: dict[str, Any] = {}
+    for pattern, change in changes.items():
+        for path in chosen_by(flat, (pattern,)):
+            if path in new:
                 raise errors.OptionError(
-                    "no value beside a dict of values", errors.show(value), "leave it out"
+                    "one value for each leaf", f"two for {path}", "narrow the patterns"
                 )
-            changes = dict(where)
-        else:
-            changes = {where: value}
-        new: dict[str, Any] = {}
-        for pattern, change in changes.items():
-            for path in chosen_by(flat, (pattern,)):
-                if path in new:
-                    raise errors.OptionError(
-                        "one value for each leaf", f"two for {path}", "narrow the patterns"
-                    )
-                new[path] = change(flat[path]) if callable(change) else change
-                if strict:
-                    with errors.at(path):
-                        _check_alike(flat[path], new[path])
+            new[path] = change(flat[path]) if callable(change) else change
+            if strict:
+                with errors.at(path):
+                    _check_alike(flat[path], new[path])
 
-        def visit(keys, leaf):
-            return new.get(errors.path_of(keys), leaf)
+    def visit(keys, leaf):
+        return new.get(errors.path_of(keys), leaf)
 
-        return jax.tree_util.tree_map_with_path(visit, tree)
+    return jax.tree_util.tree_map_with_path(visit, tree)
 
 
 def _check_alike(old: Any, new: Any) -> None:

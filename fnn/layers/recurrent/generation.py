@@ -30,6 +30,7 @@ class Generated(NamedTuple):
     carry: Any
 
 
+@errors.named
 def unroll_generate(
     cell: Layer,
     params: Any,
@@ -78,57 +79,56 @@ def unroll_generate(
     >>> text.shape, bool((text[:, :3] == prompt[:, :3]).all())
     ((1, 6), True)
     """
-    with errors.within("unroll_generate"):
-        first_carry = carry_of(cell)
-        x, given = as_array(x, "x"), None if given is None else as_array(given, "given")
-        lengths = None if lengths is None else as_array(lengths, "lengths")
-        time = _time(x, given, lengths)
-        known = time.length and not isinstance(time.mask, jax.core.Tracer)
-        if known and not np.asarray(time.mask)[..., 0].all():
-            raise errors.InputError(
-                "the first input of each sequence to be given", "one that is not", "give it"
-            )
-        if top_k is not None:
-            checks.count("top_k", top_k)
-        checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
-        draw = next_input
-        if draw is None:
-            greedy = isinstance(temperature, (int, float)) and temperature == 0
-            if not greedy:
-                checks.need_key(key)
-            draw = _most_likely(x.dtype) if greedy else _sampler(temperature, top_k, x.dtype)
-        else:
-            checks.function("next_input", draw, "(key, y)")
-        if key is not None:
-            checks.key(key)
-        if state is None:
-            _check_stateless(cell, time.one)
-            state = {}
-        first = first_carry(joined(params, held_in(state)), time.one)
-        if carry is not None:
-            check_carry(carry, first)
-        carry = first if carry is None else carry
+    first_carry = carry_of(cell)
+    x, given = as_array(x, "x"), None if given is None else as_array(given, "given")
+    lengths = None if lengths is None else as_array(lengths, "lengths")
+    time = _time(x, given, lengths)
+    known = time.length and not isinstance(time.mask, jax.core.Tracer)
+    if known and not np.asarray(time.mask)[..., 0].all():
+        raise errors.InputError(
+            "the first input of each sequence to be given", "one that is not", "give it"
+        )
+    if top_k is not None:
+        checks.count("top_k", top_k)
+    checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
+    draw = next_input
+    if draw is None:
+        greedy = isinstance(temperature, (int, float)) and temperature == 0
+        if not greedy:
+            checks.need_key(key)
+        draw = _most_likely(x.dtype) if greedy else _sampler(temperature, top_k, x.dtype)
+    else:
+        checks.function("next_input", draw, "(key, y)")
+    if key is not None:
+        checks.key(key)
+    if state is None:
+        _check_stateless(cell, time.one)
+        state = {}
+    first = first_carry(joined(params, held_in(state)), time.one)
+    if carry is not None:
+        check_carry(carry, first)
+    carry = first if carry is None else carry
 
-        def step(loop, now):
-            (carry, drawn), (t, x, real) = loop, now
-            x = time.where(real | (t == 0), x, drawn)
-            (carry, y), _ = cell.apply(params, state, carry, x)
-            drawn = draw(fold(key, t), y)
-            _check_drawn(drawn, x)
-            return (carry, drawn), (x, y)
+    def step(loop, now):
+        (carry, drawn), (t, x, real) = loop, now
+        x = time.where(real | (t == 0), x, drawn)
+        (carry, y), _ = cell.apply(params, state, carry, x)
+        drawn = draw(fold(key, t), y)
+        _check_drawn(drawn, x)
+        return (carry, drawn), (x, y)
 
-        time.check_values(partial(cell.apply, params, state, carry), x)
-        start = carry, jnp.zeros(time.one.shape, x.dtype)
-        steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
-        (carry, _), filled = scan(step, start, steps)
-        x, y = jax.tree.map(time.back, filled)
+    time.check_values(partial(cell.apply, params, state, carry), x)
+    start = carry, jnp.zeros(time.one.shape, x.dtype)
+    steps = jnp.arange(time.length), time.first(x), time.first(time.mask)
+    (carry, _), filled = scan(step, start, steps)
+    x, y = jax.tree.map(time.back, filled)
     return Generated(x, y, carry)
 
 
 def _time(x: Any, given: Any, lengths: Any) -> Any:
     """The axes of x: `given` has as many before those of one step, `lengths` all of them but T."""
     if x is None:
-        errors.not_an_array(x)
+        checks.not_an_array(x)
     if (given is None) == (lengths is None):
         raise errors.InputError(
             "given, or lengths", "neither" if given is None else "both", "pass one of them"

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
-from fnn.core.shapes import unlike
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.cells.combinators import check_parts
@@ -63,7 +62,7 @@ def bidirectional(
         check_parts(starts, ("forward", "backward"))
         y1, end1 = f.forward(x, mask, starts["forward"], resets, lengths)
         y2, end2 = f.backward(x, mask, starts["backward"], resets, lengths)
-        if merge in ("sum", "mean", "mul") and unlike(y1, y2):
+        if merge in ("sum", "mean", "mul") and not trees.is_alike(y1, y2):
             raise errors.ShapeError(
                 "two cells whose y have one shape and dtype",
                 f"{errors.show(y1)} and {errors.show(y2)}",

@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, trees
 from fnn.core.declarations import Derived, Param
 from fnn.core.layer import Layer, leaf
-from fnn.core.shapes import of_rank, unlike
+from fnn.core.shapes import of_rank
 from fnn.initializers import zeros
 from fnn.layers.dropout import drop_where
 
@@ -87,7 +87,7 @@ def cell_of(
         lead, kept = x.shape[:-1], {}
         if learned_carry:
             wanted = {f"first_{p}": jax.ShapeDtypeStruct((n,), x.dtype) for p, n in sizes.items()}
-            errors.check_same("params", {p: params[p] for p in wanted if p in params}, wanted)
+            trees.check_same("params", {p: params[p] for p in wanted if p in params}, wanted)
         for part, size in sizes.items():
             start = params[f"first_{part}"] if learned_carry else jnp.zeros((size,), x.dtype)
             kept[part] = jnp.broadcast_to(start, (*lead, size))
@@ -148,6 +148,5 @@ def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
 
 def check_carry(carry: Any, wanted: Any) -> None:
     """A carry like the first one, in structure, shapes and dtypes."""
-    if error := unlike(carry, wanted):
-        mend = "take the carry that came out for inputs like x, or None for the first one"
-        raise error(f"carry {errors.show(wanted)}", f"carry {errors.show(carry)}", mend)
+    mend = "take the carry that came out for inputs like x, or None for the first one"
+    trees.alike("carry", carry, "the first one for this x", wanted, mend)

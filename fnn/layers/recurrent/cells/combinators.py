@@ -71,7 +71,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 
     net = compose(**children)(serial_)
     rebuild = Rebuild(lambda new: serial(**new), net.apply)
-    return replace(net, name="stack", carry=first, rebuild=rebuild)
+    return replace(net, name="serial", carry=first, rebuild=rebuild)
 
 
 def _after(layer: Layer, x: Any, cell: bool) -> Any:
@@ -241,7 +241,7 @@ def carry_of(cell: Any) -> Callable[..., Any]:
 def carry_and_x(xs: tuple) -> tuple:
     """The two inputs of a cell."""
     if len(xs) != 2:
-        errors.wrong_arity(2, 2, len(xs))
+        checks.wrong_arity(2, 2, len(xs))
     return xs
 
 
