@@ -1,0 +1,464 @@
+"""Recurrent cells and what is made of them, against loops in float64, PyTorch and flax."""
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fnn
+from tests.layers.recurrent import oracles
+
+B, T, C, H = 2, 4, 2, 3
+IMAGE = np.zeros((2, 3, 2))
+
+
+ROW = np.zeros(H)
+
+
+class Row(NamedTuple):
+    """A cell, its oracle, its carry of one example as zeros, and the shape of one x."""
+
+    cell: fnn.Layer
+    step: Any
+    carry: Any = ROW
+    x: tuple = (C,)
+
+
+CELLS = {
+    "rnn_cell": Row(fnn.cells.simple_rnn(H), oracles.rnn_cell),
+    "rnn_cell sin": Row(
+        fnn.cells.simple_rnn(H, activation=jnp.sin, use_bias=False),
+        partial(oracles.rnn_cell, activation=np.sin),
+    ),
+    "lstm_cell": Row(fnn.cells.lstm(H), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell without bias": Row(fnn.cells.lstm(H, use_bias=False), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell peepholes": Row(fnn.cells.lstm(H, peepholes=True), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell projection": Row(fnn.cells.lstm(H, projection=2), oracles.lstm_cell, (ROW, ROW[:2])),
+    "lstm_cell layer_norm": Row(fnn.cells.lstm(H, layer_norm=True), oracles.lstm_cell, (ROW, ROW)),
+    "lstm_cell all": Row(
+        fnn.cells.lstm(H, peepholes=True, projection=2, layer_norm=True, learned_carry=True),
+        oracles.lstm_cell,
+        (ROW, ROW[:2]),
+    ),
+    "gru_cell": Row(fnn.cells.gru(H), oracles.gru_cell),
+    "gru_cell learned carry": Row(fnn.cells.gru(H, learned_carry=True), oracles.gru_cell),
+    "gru_cell reset before": Row(
+        fnn.cells.gru(H, reset_after=False), partial(oracles.gru_cell, reset_after=False)
+    ),
+    "mgu_cell": Row(fnn.cells.mgu(H), oracles.mgu_cell),
+    "conv_lstm_cell": Row(
+        fnn.cells.conv_lstm(2, (3, 2)), oracles.conv_lstm_cell, (IMAGE, IMAGE), (2, 3, 1)
+    ),
+    "zoneout": Row(
+        fnn.cells.zoneout(fnn.cells.gru(H), 0.3), oracles.zoneout(oracles.gru_cell, 0.3)
+    ),
+    "zoneout of each": Row(
+        fnn.cells.zoneout(fnn.cells.lstm(H), (0.5, 0.05)),
+        oracles.zoneout(oracles.lstm_cell, (0.5, 0.05)),
+        (ROW, ROW),
+    ),
+}  # fmt: skip
+PLAIN = {  # what has the option recurrent_dropout: builder, oracle, the carry as zeros
+    "rnn_cell": (fnn.cells.simple_rnn, oracles.rnn_cell, ROW),
+    "lstm_cell": (fnn.cells.lstm, oracles.lstm_cell, (ROW, ROW)),
+    "gru_cell": (fnn.cells.gru, oracles.gru_cell, ROW),
+    "gru_cell reset before": (
+        partial(fnn.cells.gru, reset_after=False),
+        partial(oracles.gru_cell, reset_after=False),
+        ROW,
+    ),
+    "mgu_cell": (fnn.cells.mgu, oracles.mgu_cell, ROW),
+}
+CUMSUM = fnn.cells.as_cell(lambda c, x: (c + x, c + x), jnp.zeros_like)
+
+
+def wide(dtype):
+    return jax.enable_x64(True) if dtype == "float64" else nullcontext()
+
+
+def key(i=0):
+    return jax.random.key(i)
+
+
+def normal(*shape, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def spread(params, seed=0):
+    """Params none of which stands at its first value, as NumPy arrays in float64."""
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda a: np.float64(a) + 0.4 * draw(size=a.shape), params)
+
+
+def cast(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+
+
+def drawn(carry, lead=(), seed=5):
+    """A carry like the zeros given, with leading axes."""
+    draw = np.random.default_rng(seed).normal
+
+    return jax.tree.map(lambda zero: draw(size=(*lead, *zero.shape)), carry)
+
+
+def first_of(p, zero):
+    """The first carry by its definition: zeros, or the learned one."""
+    if "first_h" not in p:
+        return zero
+    return (p["first_c"], p["first_h"]) if isinstance(zero, tuple) else p["first_h"]
+
+
+def close(a, b, dtype="float32"):
+    tol = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}[dtype]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.float64(a), b, rtol=tol, atol=tol), a, b
+    )
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def at(tree, i):
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+def oracle_run(row, p, x, **per_example):
+    """A batch of one leading axis: (y, the last y, the carry)."""
+    shape, first = jax.tree.leaves(row.carry)[-1].shape, first_of(p, row.carry)
+
+    def one(i):
+        options = {name: at(value, i) for name, value in per_example.items()}
+        return oracles.unroll(row.step, p, x[i], first, shape=shape, **options)
+
+    return oracles.each(x.shape[:1], one)
+
+
+def case(row, seed=0):
+    """(net, params, x, mask) in float64."""
+    x = np.random.default_rng(seed).normal(size=(B, T, *row.x))
+    params, _ = row.cell.init(key(), None, (B, *row.x))
+    mask = np.array([[True, True, False, True], [False, True, True, False]])
+    net = fnn.rnn(row.cell, return_carry=True, feature_axes=len(row.x))
+    return net, spread(params, seed), x, mask
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_cell_is_the_loop(name, dtype):
+    row = CELLS[name]
+    net, p, x, mask = case(row)
+    carry = drawn(row.carry, (B,))
+    with wide(dtype):
+        params, xs, own = cast(p, dtype), jnp.asarray(x, dtype), cast(carry, dtype)
+        new, y = jax.jit(row.cell)(params, own, xs[:, 0])
+        begun, y_first = jax.jit(row.cell)(params, None, xs[:, 0])
+        run = jax.jit(net)(params, xs, mask)
+        assert {a.dtype for a in jax.tree.leaves((new, y, begun, y_first, run))} == {
+            jnp.dtype(dtype)
+        }
+    first = first_of(p, row.carry)
+    for i in range(B):
+        close((at(new, i), y[i]), row.step(p, at(carry, i), x[i, 0]), dtype)
+        close((at(begun, i), y_first[i]), row.step(p, first, x[i, 0]), dtype)
+    wanted, _, last = oracle_run(row, p, x, mask=mask)
+    close(run, (wanted, last), dtype)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradients_of_a_cell_are_differences_of_the_loop(name):
+    """By params, x and carry, one array at a time, along a direction; jvp gives their sum."""
+    row = CELLS[name]
+    net, p, x, mask = case(row, 1)
+    draw = np.random.default_rng(2).normal
+    given = "first_h" not in p  # where the first carry is learned, it gets the gradient instead
+    inputs = {"p": p, "x": x, "carry": drawn(row.carry, (B,))} if given else {"p": p, "x": x}
+    along = jax.tree.map(lambda a: draw(size=a.shape), inputs)
+    y, _, carry = oracle_run(row, p, x)
+    weights = jax.tree.map(lambda a: draw(size=a.shape), (y, carry))
+
+    def total(out, xp):
+        products = jax.tree.map(lambda w, a: xp.sum(w * a), weights, out)
+        return sum(jax.tree.leaves(products))
+
+    def wanted(inputs):
+        own = {"carry": inputs["carry"]} if given else {}
+        y, _, carry = oracle_run(row, inputs["p"], inputs["x"], mask=mask, **own)
+        return total((y, carry), np)
+
+    with jax.enable_x64(True):
+
+        def loss(inputs):
+            return total(net(inputs["p"], inputs["x"], mask, inputs.get("carry")), jnp)
+
+        ours = jax.tree.map(jnp.asarray, inputs)
+        grads, slope = jax.jit(
+            lambda inputs, along: (jax.grad(loss)(inputs), jax.jvp(loss, (inputs,), (along,))[1])
+        )(ours, jax.tree.map(jnp.asarray, along))
+    leaves, treedef = jax.tree.flatten(along)
+    slopes = []
+    for k in range(len(leaves)):
+        only = treedef.unflatten([leaf * (i == k) for i, leaf in enumerate(leaves)])
+        slopes.append(oracles.slope(wanted, inputs, only))
+        pulled = np.vdot(jax.tree.leaves(grads)[k], leaves[k])
+        np.testing.assert_allclose(pulled, slopes[-1], rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(slope, sum(slopes), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["rnn_cell", "lstm_cell", "lstm_cell all", "gru_cell", "mgu_cell"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_dtype_in_is_the_same_out(name, dtype):
+    row = CELLS[name]
+    net, p, x, mask = case(row)
+    params, xs = cast(p, dtype), jnp.asarray(x, dtype)
+    assert {a.dtype for a in jax.tree.leaves(row.cell.init(key(), None, xs[:, 0])[0])} == {xs.dtype}
+    out = jax.jit(net)(params, xs, mask)
+    assert {a.dtype for a in jax.tree.leaves(out)} == {xs.dtype}
+    p, x = jax.tree.map(np.float64, (params, xs))  # as they were rounded
+    y, _, carry = oracle_run(row, p, x, mask=mask)
+    close(out, (y, carry), dtype)
+
+
+# --- first values ----------------------------------------------------------------------------
+
+
+def test_the_first_params():
+    lstm, _ = fnn.cells.lstm(16).init(key(), None, (1, 4))
+    assert jax.tree.map(jnp.shape, lstm) == {
+        "kernel": (4, 64), "recurrent_kernel": (16, 64), "bias": (64,)
+    }  # fmt: skip
+    np.testing.assert_array_equal(lstm["bias"], np.repeat([0, 1, 0, 0], 16))
+    np.testing.assert_allclose(lstm["kernel"].std(), 0.5, rtol=0.2)  # 1 / sqrt(C)
+    gates = jnp.split(lstm["recurrent_kernel"], 4, axis=1)
+    for i, gate in enumerate(gates):
+        np.testing.assert_allclose(gate @ gate.T, np.eye(16), atol=1e-5)
+        assert all(abs(gate - other).max() > 0.01 for other in gates[:i])
+    gru, _ = fnn.cells.gru(3).init(key(), None, (1, 4))
+    assert jax.tree.map(jnp.shape, gru) == {
+        "kernel": (4, 9), "recurrent_kernel": (3, 9), "bias": (9,), "recurrent_bias": (3,)
+    }  # fmt: skip
+    for gate in jnp.split(gru["recurrent_kernel"], 3, axis=1):
+        np.testing.assert_allclose(gate.T @ gate, np.eye(3), atol=1e-5)
+    assert "recurrent_bias" not in fnn.cells.gru(3, reset_after=False).init(key(), None, (1, 4))[0]
+    full, _ = CELLS["lstm_cell all"].cell.init(key(), None, (1, 4))
+    assert jax.tree.map(jnp.shape, full) == {
+        "kernel": (4, 12), "recurrent_kernel": (2, 12), "bias": (12,), "peephole": (3, 3),
+        "projection": (3, 2), "input_scale": (12,), "recurrent_scale": (12,), "cell_scale": (3,),
+        "cell_bias": (3,), "first_c": (3,), "first_h": (2,),
+    }  # fmt: skip
+    for name, value in {"peephole": 0, "input_scale": 1, "recurrent_scale": 1, "cell_scale": 1,
+                        "cell_bias": 0, "first_c": 0, "first_h": 0}.items():  # fmt: skip
+        assert (full[name] == value).all(), name
+    image, _ = fnn.cells.conv_lstm(2, (3, 3)).init(key(), None, (1, 4, 5, 1))
+    assert jax.tree.map(jnp.shape, image) == {
+        "input": {"kernel": (3, 3, 1, 8), "bias": (8,)}, "hidden": {"kernel": (3, 3, 2, 8)}
+    }  # fmt: skip
+    np.testing.assert_array_equal(image["input"]["bias"], np.repeat([0, 1, 0, 0], 2))
+
+
+def test_a_sequence_has_the_params_of_its_cell():
+    for row in CELLS.values():
+        alone = row.cell.init(key(3), None, (B, *row.x))[0]
+        net = fnn.rnn(row.cell, feature_axes=len(row.x))
+        same(net.init(key(3), (B, T, *row.x))[0], alone)
+
+
+def test_the_first_carry_of_a_cell():
+    x = jnp.ones((2, 3, C))
+    carry = fnn.cells.lstm(H).carry({}, x)
+    assert jax.tree.map(jnp.shape, carry) == ((2, 3, H), (2, 3, H)) and not np.any(carry)
+    cell = fnn.cells.gru(H, learned_carry=True)
+    params = spread(cell.init(key(), None, x)[0])
+    params = cast(params, "float32")
+    np.testing.assert_array_equal(
+        cell.carry(params, x), np.broadcast_to(params["first_h"], (2, 3, H))
+    )
+
+
+# --- dropout of carries --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_recurrent_dropout_is_one_mask_where_h_meets_the_recurrent_kernel(name):
+    build, step, zero = PLAIN[name]
+    cell, x = build(H, recurrent_dropout=0.25), normal(B, T, C)
+    p = spread(cell.init(key(), None, x[:, 0])[0])
+    params = cast(p, "float32")
+    net = fnn.rnn(cell, return_carry=True)
+    (y, end), _ = jax.jit(partial(net.apply, train=True))(params, {}, x, key=key(4))
+    mask = np.array(end["mask"])
+    assert mask.shape == (B, H) and mask.dtype == bool
+    for i in range(B):
+        dropped = partial(step, drop=mask[i] / 0.75)
+        wanted, _, carry = oracles.unroll(dropped, p, x[i], first_of(p, zero), shape=(H,))
+        close((y[i], at(end["carry"], i)), (wanted, carry))
+    plain = fnn.rnn(build(H), return_carry=True)
+    y_plain, end_plain = plain(params, x)
+    y, end = net(params, x)
+    same((y, end["carry"]), (y_plain, end_plain))
+
+
+def test_masks_of_recurrent_dropout_are_drawn_with_the_first_carry():
+    cell = fnn.cells.lstm(50, recurrent_dropout=0.3)
+    x = jnp.ones((400, 1))
+    first, other = (cell.carry({}, x, key=key(i), train=True)["mask"] for i in range(2))
+    for mask in (first, other):
+        np.testing.assert_allclose(mask.mean(), 0.7, atol=0.01)
+        np.testing.assert_allclose(mask.mean(0), 0.7, atol=0.12)  # 5 deviations
+        np.testing.assert_allclose(mask.mean(1), 0.7, atol=0.32)
+    assert 0.3 < (first != other).mean() < 0.5  # 2 * 0.3 * 0.7 where they are independent
+    params, _ = cell.init(key(), None, x)
+    carry = cell.carry(params, x, key=key(7), train=True)
+    outs = [cell.apply(params, {}, carry, x, key=k, train=True)[0] for k in (key(8), key(9), None)]
+    same(outs[0], outs[1])  # a step's own key does not matter
+    same(outs[0], outs[2])
+    assert np.array(cell.carry(params, x)["mask"]).all()  # evaluation keeps all
+
+
+def test_variational_dropout_drops_the_same_values_at_every_step():
+    net, x = fnn.rnn(fnn.cells.variational_dropout(0.25)), jnp.ones((200, 3, 40))
+    params, state = net.init(key(), x)
+    assert params == {} and state == {}
+    y, _ = net.apply({}, {}, x, key=key(1), train=True)
+    kept = np.array(y[:, 0] != 0)
+    np.testing.assert_allclose(y[kept[:, None].repeat(3, 1)], 4 / 3, rtol=1e-6)
+    assert (np.array(y != 0) == kept[:, None]).all()
+    np.testing.assert_allclose(kept.mean(), 0.75, atol=0.025)
+    other, _ = net.apply({}, {}, x, key=key(2), train=True)
+    assert 0.3 < ((other[:, 0] != 0) != kept).mean() < 0.45
+    np.testing.assert_array_equal(net({}, x), x)
+
+
+def test_zoneout_in_training_keeps_old_values_of_the_carry():
+    cell, x = fnn.cells.zoneout(fnn.cells.lstm(40), (0.5, 0.05)), jnp.asarray(normal(100, C))
+    params, _ = cell.init(key(), None, x)
+    same(params, fnn.cells.lstm(40).init(key(), None, x)[0])
+    old = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), drawn((np.zeros(40),) * 2, (100,)))
+    new, _ = fnn.cells.lstm(40)(params, old, x)
+    carry, y = cell.apply(params, {}, old, x, key=key(1), train=True)[0]
+    kept = []
+    for before, after, now, rate in zip(old, new, carry, (0.5, 0.05), strict=True):
+        kept.append(np.array(now == before))
+        np.testing.assert_allclose(np.where(kept[-1], after, now), after, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(kept[-1].mean(), rate, atol=0.04)
+    same(y, carry[1])
+    np.testing.assert_allclose((kept[0] & kept[1]).mean(), 0.025, atol=0.02)  # independent
+    again = cell.apply(params, {}, old, x, key=key(2), train=True)[0][0]
+    assert (np.array(again[0] == old[0]) != kept[0]).mean() > 0.4
+    for rate, wanted in ((0.0, new), (1.0, old)):
+        out = fnn.cells.zoneout(fnn.cells.lstm(40), rate).apply(
+            params, {}, old, x, key=key(), train=True
+        )
+        close(out[0][0], wanted)
+
+
+def test_zoneout_draws_anew_at_every_step():
+    """A carry that is the number of the step tells which steps were zoned out."""
+
+    def count(c, x):
+        c = c + 1
+        return c, c
+
+    cell = fnn.cells.zoneout(fnn.cells.as_cell(count, jnp.zeros_like), 0.5)
+    y, _ = fnn.rnn(cell).apply({}, {}, jnp.ones((300, 8, 1)), key=key(), train=True)
+    stayed = np.diff(np.array(y[..., 0]), axis=1, prepend=0) == 0  # [300, T]
+    np.testing.assert_allclose(stayed.mean(0), 0.5, atol=0.15)
+    together = np.corrcoef(stayed.T)
+    assert abs(together[~np.eye(8, dtype=bool)]).max() < 0.25
+
+
+# --- cells of cells ------------------------------------------------------------------------
+
+
+def test_a_stack_has_the_params_and_values_of_serial():
+    E, cell, D = fnn.embedding(7, C), fnn.cells.gru(H), fnn.dense(5)
+    serial = fnn.serial(embed=E, rnn=fnn.rnn(cell), head=D)
+    stacked = fnn.rnn(
+        fnn.cells.serial(embed=E, rnn=cell, head=D), feature_axes=0, return_carry=True
+    )
+    x = np.random.default_rng(0).integers(0, 7, (B, T))
+    params, _ = serial.init(key(), x)
+    same(stacked.init(key(), x)[0], params)
+    y, carry = jax.jit(stacked)(params, x)
+    close(y, serial(params, x))
+    assert list(carry) == ["rnn"] and carry["rnn"].shape == (B, H)
+
+
+def test_a_stack_names_its_layers_as_serial_and_runs_them_in_order():
+    cell = fnn.cells.serial(
+        fnn.cells.lstm(H), fnn.dense(H), jnp.sin, fnn.residual(fnn.cells.gru(H))
+    )
+    x = normal(B, T, C)
+    params, _ = cell.init(key(), None, x[:, 0])
+    names = ["lstm_cell1", "dense1", "residual1"]
+    assert sorted(params) == sorted(names)
+    p = spread(params)
+    net = fnn.rnn(cell, return_carry=True)
+    y, end = jax.jit(net)(cast(p, "float32"), x)
+    assert sorted(end) == ["lstm_cell1", "residual1"]
+    for i in range(B):
+        zero = np.zeros(H)
+        h, _, c1 = oracles.unroll(
+            oracles.lstm_cell, p["lstm_cell1"], x[i], (zero, zero), shape=(H,)
+        )
+        h = np.sin(h @ p["dense1"]["kernel"] + p["dense1"]["bias"])
+        inner, _, c2 = oracles.unroll(
+            oracles.gru_cell, p["residual1"]["layer"], h, zero, shape=(H,)
+        )
+        close((y[i], at(end, i)), (h + inner, {"lstm_cell1": c1, "residual1": c2}))
+
+
+def test_dropout_in_a_stack_differs_from_step_to_step():
+    net = fnn.rnn(fnn.cells.serial(fnn.dropout(0.5), CUMSUM))
+    x = jnp.ones((60, 6, 20))
+    y, _ = net.apply({}, {}, x, key=key(), train=True)
+    kept = np.diff(np.array(y), axis=1, prepend=0) != 0
+    np.testing.assert_allclose(kept.mean(), 0.5, atol=0.03)
+    together = np.corrcoef(kept.transpose(1, 0, 2).reshape(6, -1))
+    assert abs(together[~np.eye(6, dtype=bool)]).max() < 0.2
+    np.testing.assert_allclose(net({}, x), np.cumsum(x, 1), rtol=1e-6)
+
+
+def test_any_function_of_carry_and_x_is_a_cell():
+    x = normal(B, T, C)
+    np.testing.assert_allclose(fnn.rnn(CUMSUM)({}, x), np.cumsum(x, 1), rtol=1e-5, atol=1e-6)
+
+    @fnn.compose(update=fnn.dense(H), read=fnn.dense(2))
+    def body(f, h, x):
+        h = jnp.tanh(f.update(jnp.concatenate([h, x], -1)))
+        return h, f.read(h)
+
+    cell = fnn.cells.as_cell(body, lambda x: jnp.zeros((*x.shape[:-1], H), x.dtype))
+    net = fnn.rnn(cell, return_carry=True)
+    p = spread(net.init(key(), x)[0])
+    y, end = net(cast(p, "float32"), x)
+
+    def step(p, h, x):
+        h = np.tanh(np.r_[h, x] @ p["update"]["kernel"] + p["update"]["bias"])
+        return h, h @ p["read"]["kernel"] + p["read"]["bias"]
+
+    for i in range(B):
+        wanted, _, h = oracles.unroll(step, p, x[i], np.zeros(H), shape=(2,))
+        close((y[i], end[i]), (wanted, h))
+
+
+def test_a_cell_in_compose_makes_a_cell():
+    """`f.cell.carry` and `f.cell(carry, x)` inside a body that opens its own loop."""
+
+    @fnn.compose(cell=fnn.cells.gru(H))
+    def twice(f, x):  # [..., C]
+        carry, _ = f.cell(None, x)
+        return f.cell(carry, x)[1]
+
+    x = normal(B, C)
+    p = spread(twice.init(key(), x)[0])
+    y = twice(cast(p, "float32"), x)
+    for i in range(B):
+        wanted, *_ = oracles.unroll(
+            oracles.gru_cell, p["cell"], np.stack([x[i]] * 2), np.zeros(H), shape=(H,)
+        )
+        close(y[i], wanted[-1])

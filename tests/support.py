@@ -1,0 +1,77 @@
+"""What tests of all parts use: how close is close, and what a good message is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fnn import errors
+
+
+def numeric_vjp(f, x, dy, h=1e-5):
+    """Gradient of sum(f(x) * dy) by central differences: for checking the adjoints above."""
+    x = np.float64(x)
+    out = np.zeros(x.shape)
+    for at in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[at] = h
+        out[at] = np.sum((f(x + step) - f(x - step)) * dy) / (2 * h)
+    return out
+
+
+def assert_close(actual, expected, *, dtype=None, tolerance=None):
+    """Same shape, the given dtype, and |actual - expected| <= tolerance max(|expected|, scale).
+
+    The scale is the largest finite |expected|, at least 1: sums cancel, so single elements carry
+    the rounding of their largest terms. NaN equals NaN, an infinity itself.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    if dtype is not None:
+        assert actual.dtype.name == dtype, f"dtype {actual.dtype.name}, expected {dtype}"
+    tolerance = tolerance or TOLERANCE[actual.dtype.name]
+    scale = np.max(np.abs(expected), initial=1.0, where=np.isfinite(expected))
+    np.testing.assert_allclose(
+        np.float64(actual), np.float64(expected), rtol=tolerance, atol=tolerance * scale
+    )
+
+
+BAD_OPTIONS = (
+    0, -1, -7, 2.5, 10**6, True, None, "text", (), (0,), (-1, 2), (2.5,), (3, 3, 3), float("nan"),
+    [None], {}, jnp.ones(2), ((1, -1),), ((1, 2, 3),),
+)  # fmt: skip
+
+
+NOT_ARRAYS = (None, "text", 1.5, 3, [1.0, 2.0], {"x": None}, object(), jnp.float32, (2, 3))
+
+
+def assert_teaches(error, path):
+    assert isinstance(error, (ValueError, TypeError))
+    assert error.expected and error.got and error.mend
+    assert str(error) == f"{path}: expected {error.expected}, got {error.got}; {error.mend}"
+
+
+def outcome(call, *args):
+    try:
+        call(*args)
+    except errors.FnnError as error:
+        return error
+    return None
+
+
+def same_under_jit(call, *args):
+    """The error of a call, after checking that jit says the same."""
+    eager, jitted = outcome(call, *args), outcome(jax.jit(call), *args)
+    assert str(eager) == str(jitted) and type(eager) is type(jitted)
+    return eager
+
+
+def shape_mutations(shape):
+    for axis in range(len(shape)):
+        for change in (1, -1, -shape[axis]):
+            yield (*shape[:axis], shape[axis] + change, *shape[axis + 1 :])
+    for drop in range(1, len(shape) + 1):
+        yield shape[drop:]
+    yield (1, *shape)
+
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}
