@@ -13,7 +13,7 @@ from fnn.analysis.flops import count_flops
 from fnn.core import errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.inputs import by_position
-from fnn.core.layer import Layer, Specs, as_layer, inputs_of, outline
+from fnn.core.layer import Declarer, Layer, as_layer, inputs_of, outline
 from fnn.core.reserved import without
 from fnn.core.shapes import as_struct, struct
 from fnn.initializers import zeros
@@ -146,7 +146,7 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
             y, after = layer.apply(params, _without(state), *xs, key=key, train=train)
             return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
 
-        specs = Specs(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
+        specs = Declarer(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
         return replace(layer, specs=specs, apply=apply)
 
     watched, specs = as_layer(net).map(watch), []

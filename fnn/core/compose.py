@@ -19,8 +19,7 @@ from fnn.core.notes import add_notes
 from fnn.core.params import Constant
 from fnn.core.reserved import NOTES
 from fnn.core.shapes import as_struct, from_numpy, struct
-
-__all__ = ["Scope", "Sublayer", "compose"]
+from fnn.core.types import Key
 
 
 def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
@@ -30,7 +29,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     state and key for this call; calling it twice shares its weights; `f.name.params` are its
     params, and `f.name.params_for(x)` those for inputs like x, without a call; `f.key("noise")` is
     a key of the body's own, `f.train` the mode, and `f.note("balance", value)` hands a scalar to
-    whoever trains (see `fnn.notes`).
+    the training loop (see `fnn.notes`).
 
     Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
     params, and TransformError if one needs its key, or changes its state, inside a transform
@@ -59,24 +58,16 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
         inputs = signature(body, skip=1)  # without f
         least, most = arity(inputs)
 
-        def call(f, xs):
+        def run(call, xs):
             if not least <= len(xs) <= most:
                 checks.wrong_arity(least, most, len(xs))
-            return body(f, *xs)
+            return body(Scope(call), *xs)
 
-        def outline(*xs):
-            declared: dict[str, Any] = {}
-            with errors.within(name):
-                f = Scope(children, {}, {}, jax.random.key(0), True, declared)
-                y = call(f, xs)
-                if missing := [child for child in children if child not in declared]:
-                    checks.uncalled(missing, name)
-            params = {child: declared[child][0] for child in children if declared[child][0]}
-            state = {child: declared[child][1] for child in children if declared[child][1]}
-            if f._notes:
-                zero = Constant(0.0)
-                state[NOTES] = {k: Param((), zero, v.dtype, "note") for k, v in f._notes.items()}
-            return (params, state), y
+        def with_output(*xs):
+            with errors.within(name):  # in training mode, or notes and state would be left out
+                call = Call(children, {}, {}, jax.random.key(0), True, declared={})
+                y = run(call, xs)
+                return call.declarations(name), y
 
         def apply(params, state, *xs, key=None, train=False, **named):
             """(y, state) of this network at params, state and inputs; see `fnn.Layer`."""
@@ -86,46 +77,151 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
                 trees.check_names("state", state, (*children, NOTES))
                 if key is not None:
                     checks.key(key)
-                f = Scope(children, params, state, key, train)
-                y = call(f, xs)
-                if train and (f._notes or NOTES in state):
-                    trees.check_names("notes in state", state.get(NOTES, {}), f._notes, f._notes)
-                    f._state[NOTES] = f._notes
-            return y, {name: f._state[name] for name in state}
+                call = Call(children, params, state, key, train)
+                return run(call, xs), call.new_state(state)
 
         rebuild = Rebuild(lambda new: compose(**new)(body), apply)
-        return Layer(name, traced(outline, inputs), apply, tuple(children.items()), rebuild)
+        return Layer(name, traced(with_output, inputs), apply, tuple(children.items()), rebuild)
 
     return build
 
 
 class Scope:
-    """What a body sees as `f`, for one call: `f.<sublayer>`, `f.key(name)` and `f.train`."""
+    """What a body sees as `f`: `f.<sublayer>`, `f.key(name)`, `f.note(name, value)`, `f.train`."""
 
-    def __init__(self, layers, params, state, key, train, declared=None):
-        self._layers, self._params, self._key = layers, params, key
-        self._state = dict(state)  # by name, as the calls leave it
-        self._calls: dict[str, int] = {}  # how often each name has been called
-        self._called: set[str] = set()
-        self._notes: dict[str, jax.Array] = {}  # by name, the sum of what was noted
-        self._declared: Any = declared  # by name, while specs are collected; otherwise None
-        self._trace = _trace_state()
-        self.train = train
+    def __init__(self, call: Call):
+        self._call = call
+        self.train = call.train
 
     def __getattr__(self, name: str) -> Sublayer:
-        if name not in self._layers:
-            checks.unknown_name(name, self._layers)
-        return Sublayer(self, name)
+        if name not in self._call.layers:
+            checks.unknown_name(name, self._call.layers)
+        return Sublayer(self._call, name)
 
-    def key(self, name: str) -> jax.Array:
+    def key(self, name: str) -> Key:
         """A key for the body's own randomness, folded from `name` and its call number."""
+        return self._call.own_key(name)
+
+    def note(self, name: str, value: Any) -> None:
+        """Hand a scalar, such as an auxiliary loss, to the training loop; see `fnn.notes`."""
+        self._call.note(name, value)
+
+
+class Sublayer:
+    """`f.name`: a sublayer bound to its params, state and key for one call of the body."""
+
+    def __init__(self, call: Call, name: str):
+        self._call, self._name = call, name
+
+    @property
+    def params(self) -> dict:
+        """The sublayer's own params, raw: `f.embed.params["embedding"]`."""
+        return self._call.trees(self._name)[0]
+
+    def params_for(self, *xs, **inputs) -> dict:
+        """The sublayer's own params for inputs like `xs`, of which only shape and dtype matter.
+
+        It declares them as a call does, and computes nothing: for params that the body uses itself.
+        """
+        layer = self._call.layers[self._name]
+        if self._call.declared is not None:
+            xs = tuple(map(as_struct, by_position(inputs_of(layer), xs, inputs)))
+            with errors.at(self._name):
+                self._call.declare(self._name, layer.specs(*xs), xs)
+        return self.params
+
+    def carry(self, *xs) -> Any:
+        """The first carry of a recurrent cell."""
+        carry = self._call.layers[self._name].carry
+        if carry is None:
+            checks.no_carry(self._name)
+        return carry(self.params, *xs)
+
+    def __call__(self, *xs, **inputs) -> Any:
+        with errors.at(self._name):
+            layer = self._call.layers[self._name]
+            xs = by_position(inputs_of(layer), xs, inputs) if inputs else xs
+            if self._call.declared is not None:
+                return self._call.outline(self._name, xs)
+            return self._call.apply(self._name, xs)
+
+
+class Call:
+    """One call of a body: what its sublayers are run with, and what they leave behind.
+
+    - `declared`: while specs are collected, the declarations by sublayer; None in a real call.
+    """
+
+    def __init__(self, layers, params, state, key, train, declared: dict | None = None):
+        self.layers, self.train, self.declared = layers, train, declared
+        self._params, self._key = params, key
+        self._state = dict(state)  # by sublayer, as the calls leave it
+        self._count: dict[str, int] = {}  # how often each name was called
+        self._notes: dict[str, jax.Array] = {}  # by name, the sum of what was noted
+        self._trace = _trace_state()
+
+    # --- while specs are collected
+
+    def outline(self, name: str, xs: tuple) -> Any:
+        """The output of a sublayer, whose declarations are collected on the way."""
+        declared, y = outline(self.layers[name], xs)
+        self.declare(name, declared, xs)
+        return y
+
+    def declare(self, name: str, declared: tuple, xs: tuple) -> None:
+        """Remember what a sublayer needs, the same at each of its calls."""
+        assert self.declared is not None
+        first = self.declared.setdefault(name, (*declared, jax.tree.map(struct, xs)))
+        if arrays_of(first[:2]) != arrays_of(declared):
+            checks.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
+
+    def declarations(self, body: str) -> tuple[dict, dict]:
+        """(params, state) of all sublayers, each of which must have been called."""
+        assert self.declared is not None
+        if missing := [name for name in self.layers if name not in self.declared]:
+            checks.uncalled(missing, body)
+        found = [(name, *self.declared[name][:2]) for name in self.layers]
+        params = {name: own for name, own, _ in found if own}
+        state = {name: own for name, _, own in found if own}
+        if self._notes:
+            zero = Constant(0.0)
+            state[NOTES] = {k: Param((), zero, v.dtype, "note") for k, v in self._notes.items()}
+        return params, state
+
+    # --- in a real call
+
+    def trees(self, name: str) -> tuple[dict, dict]:
+        """A sublayer's params and state; while specs are collected, zeros in their place."""
+        if self.declared is None:
+            return self._params.get(name, {}), self._state.get(name, {})
+        if name not in self.declared:
+            checks.unknown_params(name)
+        return zeros_of(self.declared[name][:2])
+
+    def apply(self, name: str, xs: tuple) -> Any:
+        """The output of a sublayer, which may draw and change state outside transforms alone."""
+        params, before = self.trees(name)
+        if self._inside_transform():
+            try:
+                y, after = self.layers[name].apply(params, before, *xs, train=self.train)
+            except errors.RandomKeyError as error:
+                raise checks.key_in_transform(error) from None
+            if not same_arrays(before, after):
+                raise checks.state_in_transform()
+            return y
+        key = self._fold(name)
+        y, after = self.layers[name].apply(params, before, *xs, key=key, train=self.train)
+        again = self.train and self._count[name] > 0
+        self._state[name] = add_notes(before, after) if again else after
+        return y
+
+    def own_key(self, name: str) -> Key:
         if self._inside_transform():
             raise checks.key_in_transform(f"f.key({name!r})")
         checks.need_key(self._key)
         return self._fold(f"{name}()")
 
     def note(self, name: str, value: Any) -> None:
-        """Hand a scalar, as an auxiliary loss, to whoever trains; see `fnn.notes`."""
         value = jnp.asarray(value)
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise errors.ShapeError(
@@ -136,81 +232,22 @@ class Scope:
         value = value.astype(wide(value.dtype))
         self._notes[name] = self._notes[name] + value if name in self._notes else value
 
-    def _declare(self, name: str, declared: tuple, xs: tuple) -> None:
-        """Remember what a sublayer needs, the same at each of its calls."""
-        first = self._declared.setdefault(name, (*declared, jax.tree.map(struct, xs)))
-        if arrays_of(first[:2]) != arrays_of(declared):
-            checks.disagreement(arrays_of(first[:2]), first[2], arrays_of(declared), xs)
+    def new_state(self, state: dict) -> dict:
+        """The state after the call, under the names that it had before."""
+        if self.train and (self._notes or NOTES in state):
+            trees.check_names("notes in state", state.get(NOTES, {}), self._notes, self._notes)
+            self._state[NOTES] = self._notes
+        return {name: self._state[name] for name in state}
 
-    def _trees(self, name: str) -> tuple[dict, dict]:
-        """A sublayer's params and state; while specs are collected, zeros in their place."""
-        if self._declared is None:
-            return self._params.get(name, {}), self._state.get(name, {})
-        if name not in self._declared:
-            checks.unknown_params(name)
-        return zeros_of(self._declared[name][:2])
-
-    def _fold(self, name: str):
-        call = self._calls[name] = self._calls.get(name, -1) + 1
-        return jax.random.fold_in(self._key, zlib.crc32(f"{name}#{call}".encode()))
+    def _fold(self, name: str) -> Any:
+        """The key of this call of a name: folded from both; None where there is no key."""
+        number = self._count[name] = self._count.get(name, -1) + 1
+        if self._key is None:
+            return None
+        return jax.random.fold_in(self._key, zlib.crc32(f"{name}#{number}".encode()))
 
     def _inside_transform(self) -> bool:
         return _trace_state() != self._trace
-
-
-class Sublayer:
-    """`f.name`: a sublayer bound to its params, state and key for one call of the body."""
-
-    def __init__(self, scope: Scope, name: str):
-        self._scope, self._name = scope, name
-
-    @property
-    def params(self) -> dict:
-        """The sublayer's own params, raw: `f.embed.params["embedding"]`."""
-        return self._scope._trees(self._name)[0]
-
-    def params_for(self, *xs, **inputs) -> dict:
-        """The sublayer's own params for inputs like `xs`, of which only shape and dtype matter.
-
-        It declares them as a call does, and computes nothing: for params that the body uses itself.
-        """
-        f, name = self._scope, self._name
-        if f._declared is not None:
-            layer = f._layers[name]
-            xs = tuple(map(as_struct, by_position(inputs_of(layer), xs, inputs)))
-            with errors.at(name):
-                f._declare(name, layer.specs(*xs), xs)
-        return self.params
-
-    def carry(self, *xs) -> Any:
-        """The first carry of a recurrent cell."""
-        carry = self._scope._layers[self._name].carry
-        if carry is None:
-            checks.no_carry(self._name)
-        return carry(self.params, *xs)
-
-    def __call__(self, *xs, **inputs) -> Any:
-        f, name = self._scope, self._name
-        layer, inside = f._layers[name], f._inside_transform()
-        with errors.at(name):
-            xs = by_position(inputs_of(layer), xs, inputs) if inputs else xs
-            if f._declared is not None:
-                declared, y = outline(layer, xs)
-                f._declare(name, declared, xs)
-                return y
-            params, before = f._trees(name)
-            key = None if inside or f._key is None else f._fold(name)
-            try:
-                y, after = layer.apply(params, before, *xs, key=key, train=f.train)
-            except errors.RandomKeyError as error:
-                raise checks.key_in_transform(error) if inside else error from None
-            if inside and not same_arrays(before, after):
-                raise checks.state_in_transform()
-        if not inside:
-            again = f.train and name in f._called
-            f._state[name] = add_notes(before, after) if again else after
-            f._called.add(name)
-        return y
 
 
 def _trace_state() -> Any:

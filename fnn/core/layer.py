@@ -127,17 +127,20 @@ class Rebuild:
 
 
 @dataclass(frozen=True)
-class Specs:
-    """A layer's declarations, `specs(*xs)`.
+class Declarer:
+    """What a layer built here has as `specs`.
 
     Declaring a network means walking through it, since each layer's inputs are another's outputs.
-    `outline` is one step of that walk: called while tracing, it gives `((params, state), y)`, so
-    that a network traces each of its bodies once, however deep they are nested. `inputs` are the
-    names of what goes in.
+    A network traces each of its bodies once, however deep they are nested, because every layer can
+    give its declarations and its output in one go.
+
+    - `declare(*xs) -> (params, state)`: the declarations, for shapes and dtypes `xs`.
+    - `with_output(*xs) -> ((params, state), y)`: the same and the output, for traced arrays `xs`.
+    - `inputs`: the names of the inputs.
     """
 
     declare: Callable[..., tuple[dict, dict]]
-    outline: Callable[..., tuple[tuple[Any, Any], Any]]
+    with_output: Callable[..., tuple[tuple[Any, Any], Any]]
     inputs: inspect.Signature
 
     def __call__(self, *xs, **inputs) -> tuple[dict, dict]:
@@ -145,19 +148,25 @@ class Specs:
 
 
 def inputs_of(layer: Layer) -> inspect.Signature:
-    """The names of a layer's inputs; also of one with hand-made specs."""
-    return layer.specs.inputs if isinstance(layer.specs, Specs) else signature(layer.specs)
+    """The names of a layer's inputs; also for a layer with specs written by hand."""
+    return layer.specs.inputs if isinstance(layer.specs, Declarer) else signature(layer.specs)
 
 
-def traced(outline: Callable[..., tuple[tuple[Any, Any], Any]], inputs: inspect.Signature) -> Specs:
-    """Specs of a layer that must be walked through to be declared."""
+def traced(with_output: Callable, inputs: inspect.Signature) -> Declarer:
+    """The specs of a layer that must be traced to be declared."""
 
     def declare(*xs):
-        found = []
-        jax.eval_shape(lambda *xs: found.append(outline(*xs)[0]), *xs)
-        return found[0]
+        return jax.eval_shape(lambda *xs: _Carried(with_output(*xs)[0]), *xs).declared
 
-    return Specs(declare, outline, inputs)
+    return Declarer(declare, with_output, inputs)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, eq=False)
+class _Carried:
+    """Declarations, in a form that a traced function can return."""
+
+    declared: tuple[dict, dict]
 
 
 def leaf(
@@ -199,11 +208,12 @@ def leaf(
                 checks.not_a_pair("specs", "(params, state)", declared)
             return declared
 
-    def outline(*xs):
+    def with_output(*xs):
         declared = declare(*jax.tree.map(struct, xs))
         with errors.within(name):
             params, state = zeros_of(declared)
             xs = jax.tree.map(as_array, xs)
+            # The mode does not change the shape of y, and evaluation is the shorter program.
             return declared, apply(params, state, *xs, key=jax.random.key(0), train=False)[0]
 
     def checked_apply(params, state, *xs, key=None, train=False, **named):
@@ -224,7 +234,7 @@ def leaf(
                 trees.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
             return out
 
-    return Layer(name, Specs(declare, outline, inputs), checked_apply, carry=carry)
+    return Layer(name, Declarer(declare, with_output, inputs), checked_apply, carry=carry)
 
 
 def as_layer(fn: Any) -> Layer:
@@ -245,14 +255,17 @@ def as_layer(fn: Any) -> Layer:
             xs = by_position(inputs, xs, named)
         return fn(*xs), state
 
-    return Layer(name, Specs(lambda *xs: ({}, {}), lambda *xs: (({}, {}), fn(*xs)), inputs), apply)
+    def with_output(*xs):
+        return ({}, {}), fn(*xs)
+
+    return Layer(name, Declarer(lambda *xs: ({}, {}), with_output, inputs), apply)
 
 
 def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:
-    """((params, state), y) of a layer, while tracing; also of one with hand-made specs."""
-    if isinstance(layer.specs, Specs):
-        return layer.specs.outline(*xs)
-    declared = layer.specs(*xs)
+    """((params, state), y): a layer's declarations and its output, for traced arrays `xs`."""
+    if isinstance(layer.specs, Declarer):
+        return layer.specs.with_output(*xs)
+    declared = layer.specs(*xs)  # written by hand
     return declared, layer.apply(*zeros_of(declared), *xs, key=jax.random.key(0), train=True)[0]
 
 
