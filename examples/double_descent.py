@@ -85,8 +85,8 @@ def main():
     start = time.perf_counter()
     found = fnn.search.sweep(
         partial(run_fn, steps=args.steps, noise=args.noise),
+        {"width": args.widths},
         keys=jax.random.split(jax.random.key(0), args.seeds),
-        width=args.widths,
         static=["width"],
         strategy="vmap",
         chunk=args.seeds,

@@ -118,8 +118,13 @@ def main():
     tried = {constant: np.concatenate([grid, one[0][-1:]]), decaying: grid,
              knotted: all_knots[0][-1:]}  # fmt: skip
     for schedule, rates in tried.items():
-        sweep = fnn.search.sweep(run_fn, keys=keys, schedule=[schedule], rates=rates,
-                                strategy="vmap", progress=False)  # fmt: skip
+        sweep = fnn.search.sweep(
+            run_fn,
+            {"schedule": [schedule], "rates": rates},
+            keys=keys,
+            strategy="vmap",
+            progress=False,
+        )
         found[schedule] = {name: sweep.grid(a)[0] for name, a in sweep.results.items()}
         best[schedule] = found[schedule]["validation"][: len(grid)].mean(axis=1).argmin()
     for name, schedule, i, runs in (

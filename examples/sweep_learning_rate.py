@@ -53,9 +53,8 @@ def main():
     start = time.perf_counter()
     found = fnn.search.sweep(
         run_fn,
+        {"optimizer": OPTIMIZERS, "rate": RATES},
         keys=jax.random.split(jax.random.key(0), args.seeds),
-        optimizer=OPTIMIZERS,
-        rate=RATES,
         strategy=args.strategy,
     )
     seconds = time.perf_counter() - start

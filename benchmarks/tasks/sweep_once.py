@@ -20,8 +20,8 @@ def swept(strategy: str) -> Contender:
 
         def call() -> object:
             run_fn, options = sweep.fnn_run(runs), {"strategy": strategy, "progress": False}
-            grid = {"keys": sweep.keys(), "rate": sweep.rates(runs)}
-            return fnn.search.sweep(run_fn, **grid, **options).results
+            grid = {"rate": sweep.rates(runs)}
+            return fnn.search.sweep(run_fn, grid, keys=sweep.keys(), **options).results
 
         return call
 

@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import errors
-from fnn.search.store import Group, Made, Store
+from fnn.search.store import Group, Results, Store
 
-IN_A_ROW = 4  # runs of "map" in a call
+RUNS_PER_CALL = 4  # runs of "map" in a call
 CACHE = 2**22  # bytes; what stands side by side on a core of a CPU, and takes more, is slower
 PARTS = 4  # on CPU at most a fourth of all runs are tried side by side
 PATIENCE = 2.0  # and if the others, a run a call, would take longer than compiling did, times this
@@ -29,7 +29,7 @@ AHEAD = 8  # calls that wait for each worker, so that it never waits itself
 SHORT = 0.1  # seconds; what takes less is timed three times, for the first call is slower
 TIMES = 3
 
-Box = tuple[np.ndarray, np.ndarray]  # the numbers of some points, and of the keys for each
+Chunk = tuple[np.ndarray, np.ndarray]  # the numbers of some points, and of the keys for each
 
 
 class Program(NamedTuple):
@@ -70,7 +70,7 @@ class Lanes:
         self.done = np.zeros(group.rows.size, bool)
         self.lock = threading.Lock()  # for what is done, and the store
 
-    def chunks(self) -> Generator[Made, None, None]:
+    def chunks(self) -> Generator[Results, None, None]:
         """All runs: those on disk, and then the others as they are made, in any order."""
         self.done[:] = False
         for made in self.store.kept(self.one):
@@ -81,7 +81,7 @@ class Lanes:
         try:
             while not self.done.all():
                 way = self.strategy
-                some = self._trial() if way == "auto" else self._made(way, self._boxes(way))
+                some = self._trial() if way == "auto" else self._made(way, self._chunks_left(way))
                 with contextlib.closing(some):
                     for runs, result in some:
                         yield self.group.rows.flat[runs], result
@@ -100,7 +100,7 @@ class Lanes:
 
     # --- which runs are made together
 
-    def _boxes(self, strategy: str) -> Iterator[Box]:
+    def _chunks_left(self, strategy: str) -> Iterator[Chunk]:
         """The chunks that hold what is not done."""
         points, keys = self.group.rows.shape
         todo, (p, k) = ~self.done.reshape(points, keys), self._size(strategy)
@@ -111,19 +111,23 @@ class Lanes:
     def _size(self, strategy: str) -> tuple[int, int]:
         """How many points, and keys of each, in a call: all points come before a second key."""
         if strategy not in self.sizes:
-            size = {"loop": lambda: (1, 1), "map": self._in_a_row, "vmap": self._together}[strategy]
+            size = {
+                "loop": lambda: (1, 1),
+                "map": self._map_size,
+                "vmap": self._vmap_size,
+            }[strategy]
             self.sizes[strategy] = size()
         return self.sizes[strategy]
 
-    def _in_a_row(self) -> tuple[int, int]:
+    def _map_size(self) -> tuple[int, int]:
         """As many as divide all, so that none is made twice."""
         points, keys = self.group.rows.shape
         share = -(-self.group.rows.size // self.workers)
-        most = self.most or min(IN_A_ROW, share)
+        most = self.most or min(RUNS_PER_CALL, share)
         points = _divisor(points, most)
         return points, _divisor(keys, most // points)
 
-    def _together(self) -> tuple[int, int]:
+    def _vmap_size(self) -> tuple[int, int]:
         """As many as fit, in chunks of one size; of several devices each has as many."""
         most, total = self.most, self.group.rows.size
         if most is None:
@@ -145,16 +149,16 @@ class Lanes:
 
     # --- how they are made
 
-    def _trial(self) -> Generator[Made, None, None]:
+    def _trial(self) -> Generator[Results, None, None]:
         """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
         strategy = "vmap" if self.seconds else "loop"
         compiling = self._program(strategy).seconds
-        boxes = list(itertools.islice(self._boxes(strategy), self.workers))
-        runs = sum(len(points) * len(keys) for points, keys in boxes)
+        chunks = list(itertools.islice(self._chunks_left(strategy), self.workers))
+        runs = sum(len(points) * len(keys) for points, keys in chunks)
         left, times = int((~self.done).sum()) - runs, []
         while not times or (left > 0 and max(times) < SHORT and len(times) < TIMES):
             begin = time.perf_counter()
-            made = list(self._made(strategy, boxes))
+            made = list(self._made(strategy, chunks))
             times.append(time.perf_counter() - begin)
             yield from made
         self.seconds[strategy] = min(times) / runs
@@ -163,21 +167,21 @@ class Lanes:
         if decided or self._size("vmap") == (1, 1):
             self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
 
-    def _made(self, strategy: str, boxes: Iterable[Box]) -> Generator[Made, None, None]:
-        """Every point of each box with every key, as they are done, and kept by then."""
-        program, boxes = self._program(strategy), iter(boxes)
+    def _made(self, strategy: str, chunks: Iterable[Chunk]) -> Generator[Results, None, None]:
+        """Every point of each chunk with every key, as they are done, and kept by then."""
+        program, chunks = self._program(strategy), iter(chunks)
         workers = self.workers
         if workers * program.bytes > self.memory:
             workers = max(1, int(self.memory // program.bytes))
         make = functools.partial(self._make, strategy, program.call)
         if workers == 1:
-            yield from map(make, boxes)
+            yield from map(make, chunks)
             return
         pool, finished, waiting = ThreadPoolExecutor(workers), queue.SimpleQueue(), 0
         try:
             while True:
-                for box in itertools.islice(boxes, AHEAD * workers - waiting):
-                    pool.submit(make, box).add_done_callback(finished.put)
+                for chunk in itertools.islice(chunks, AHEAD * workers - waiting):
+                    pool.submit(make, chunk).add_done_callback(finished.put)
                     waiting += 1
                 if not waiting:
                     break
@@ -186,33 +190,33 @@ class Lanes:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, strategy: str, call: Callable[..., Any], box: Box) -> Made:
-        """One call: of the runs of a box those that are new, [runs, ...] in NumPy."""
-        p, k = len(box[0]), len(box[1])
+    def _make(self, strategy: str, call: Callable[..., Any], chunk: Chunk) -> Results:
+        """One call: of the runs of a chunk those that are new, [runs, ...] in NumPy."""
+        p, k = len(chunk[0]), len(chunk[1])
 
         def rows(a):  # [P, K, ...]
             return np.asarray(a)[:p, :k].reshape(p * k, *a.shape[2:])
 
         begin = time.perf_counter()
-        result = jax.tree.map(rows, call(*self._inputs(strategy, box)))
+        result = jax.tree.map(rows, call(*self._inputs(strategy, chunk)))
         seconds = time.perf_counter() - begin
-        runs = np.add.outer(box[0] * self.group.rows.shape[1], box[1]).reshape(-1)
+        runs = np.add.outer(chunk[0] * self.group.rows.shape[1], chunk[1]).reshape(-1)
         with self.lock:
             runs, result = self._new(runs, result)
             self.store.keep(runs, result, seconds)
         return runs, result
 
-    def _new(self, runs: np.ndarray, result: Any) -> Made:
+    def _new(self, runs: np.ndarray, result: Any) -> Results:
         """Of the runs of these numbers those that were not done before, and are from now on."""
         new = ~self.done[runs]
         self.done[runs] = True
         return runs[new], jax.tree.map(lambda a: a[new], result)
 
-    def _inputs(self, strategy: str, box: Box) -> tuple[Any, Any]:
+    def _inputs(self, strategy: str, chunk: Chunk) -> tuple[Any, Any]:
         """What a program takes: the last ones again where a chunk is not full."""
         points, keys = (
             np.pad(numbers, (0, size - len(numbers)), mode="edge").astype(np.int32)
-            for numbers, size in zip(box, self._size(strategy), strict=True)
+            for numbers, size in zip(chunk, self._size(strategy), strict=True)
         )
         return _spread(points, keys) if strategy == "vmap" else (points, keys)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from fnn.core import checks, errors, trees
 from fnn.core.progress import Bar
+from fnn.core.types import Key, Tree
 from fnn.search.lanes import Lanes
 from fnn.search.store import Group, Store
 
@@ -25,13 +26,13 @@ STRATEGIES = ("auto", "vmap", "map", "loop")
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found, one row a run.
+    """What a sweep found, one row per run.
 
     - `settings`: {name: its value in each run}, and `seed`, the number of the key.
     - `results`: the tree that the run function returns, each leaf with a leading axis [runs].
     - `shape`: how many values each name has, in order, and how many keys; `grid` folds by it.
-    - `strategy`: how the runs were made, by the values of the static names, if there are any;
-      "kept" where all were on disk.
+    - `strategy`: how the runs were computed, by the values of the static names, if any; "kept"
+      if all were on disk.
 
     >>> shape, settings = {"rate": 2, "seed": 1}, {"rate": [0.1, 0.2], "seed": [0, 0]}
     >>> found = Sweep(settings, {"loss": np.array([3.0, 4.0])}, shape, {(): "vmap"})
@@ -46,12 +47,12 @@ class Sweep:
     strategy: dict[tuple, str]
 
     def grid(self, values: Any) -> np.ndarray:
-        """[runs, ...] as one axis a name, the last for the seeds: [len(a), len(b), keys, ...]."""
+        """[runs, ...] with one axis per name, then the seeds: [len(a), len(b), keys, ...]."""
         values = np.asarray(values)
         return values.reshape(*self.shape.values(), *values.shape[1:])
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Settings and the results that are one number a run, as columns by name."""
+        """Settings, and results that are one number per run, as columns by name."""
         columns = {name: np.asarray(_shown(values)) for name, values in self.settings.items()}
         flat, _ = jax.tree_util.tree_flatten_with_path(self.results)
         for path, leaf in flat:
@@ -71,7 +72,7 @@ class Sweep:
     def table(self, by: str | None = None, best: str = "low", limit: int = 20) -> Any:
         """A rich table (extra `table`): each setting with its median over seeds, the best first.
 
-        - `by`: the column of `rows()` that counts; None is the last one.
+        - `by`: the column of `rows()` to sort by; None is the last one.
         """
         checks.choice("best", best, ("low", "high"))
         try:
@@ -98,55 +99,56 @@ class Sweep:
 
 @errors.named
 def sweep(
-    run_fn: Callable[..., Any],
+    run_fn: Callable[..., Tree],
+    grid: Mapping[str, Any] | None = None,
     *,
-    keys: Any,
+    keys: Key,
     static: Sequence[str] = (),
     strategy: str = "auto",
     chunk: int | None = None,
     memory: float = 2**30,
     directory: str | os.PathLike | None = None,
     progress: bool = True,
-    **grid: Any,
 ) -> Sweep:
     """Run a function for every combination of hyperparameters, with every key.
 
-    - `run_fn(key, **settings)`: a pure function, as one that calls `fnn.train.run`, that returns a
-      tree of arrays.
+    - `run_fn(key, **settings)`: a pure function that returns a tree of arrays, such as one that
+      calls `fnn.train.run`.
+    - `grid`: the values of each hyperparameter, by name: an array [n, ...], whose rows are traced
+      (so that one program serves all of them), or a list of anything else, such as optimizers. For
+      a random search, pass the points as one array [n, k], a point in each row.
     - `keys`: `jax.random.split(key, n)`, one for each seed.
-    - `grid`: by name, the values of each hyperparameter: an array [n, ...], whose rows are traced
-      (so that one program serves all of them), or a list of anything else, as optimizers. A list of
-      points instead of a grid, as of a random search, is one array [n, k] with a row a point.
-    - `static`: names of numbers that may not be traced, as a width. Each combination of static
-      values is a program of its own.
-    - `strategy`: `"vmap"` makes the runs of a chunk side by side, `"map"` a few one after the other
-      in one program, `"loop"` one a call. `"auto"` begins with `"loop"`; if what is left would take
-      longer than compiling twice, it times a chunk side by side too, and goes on with what is
-      faster: side by side small networks gain, wide ones may lose. On CPU there are as many calls
-      at once as cores, if `memory` holds them: a small network alone keeps but one core busy.
-    - `chunk`: how many runs a call at most; None is what fits `memory` side by side, in bytes, as
-      the compiler estimates it, and the caches of a CPU. All settings come before a second key:
-      what the key alone decides, as the order of the batches, is computed once for them. Several
-      devices share each chunk, which is rounded up to fill them.
-    - `directory`: where finished runs are kept, so that the same sweep, interrupted, goes on where
-      it stopped. It belongs to one `run_fn`, which is not looked at; and static values that
-      are functions or objects, as optimizers, are known by their names and places alone.
+    - `static`: names of numbers that must not be traced, such as a width. Each combination of
+      static values has its own program.
+    - `strategy`: `"vmap"` runs a chunk side by side, `"map"` a few runs in turn in one program,
+      `"loop"` one run per call. `"auto"` starts with `"loop"`; if the remaining runs would take
+      longer than compiling twice, it also times a chunk side by side and continues with whichever
+      is faster: small networks gain, wide ones may lose. On CPU, as many calls run at once as there
+      are cores, if `memory` allows: a small network keeps only one core busy.
+    - `chunk`: the most runs per call; None is what fits into `memory` side by side, in bytes, as
+      the compiler estimates it, and into the caches of a CPU. All settings come before a second
+      key: what depends on the key alone, such as the order of batches, is computed once for all of
+      them. Several devices share each chunk, which is rounded up to fill them.
+    - `directory`: where finished runs are kept, so that an interrupted sweep continues where it
+      stopped. Use one directory per `run_fn`, which is not compared; static values that are
+      functions or objects, such as optimizers, are identified by their names and places alone.
     - `progress`: show a bar (extra `progress`).
 
-    A run that ends in NaN leaves the others alone. Raises OptionError, and ShapeError for runs of
-    different static values whose results have different shapes.
+    A run that ends in NaN does not affect the others. Raises OptionError, and ShapeError if runs
+    with different static values return different shapes.
 
     >>> def run_fn(key, rate, power):
     ...     return {"loss": rate**power + 0 * jax.random.uniform(key)}
     >>> keys = jax.random.split(jax.random.key(0), 3)
     >>> found = sweep(
-    ...     run_fn, keys=keys, rate=[1.0, 2.0], power=[1, 2], static=["power"], progress=False
+    ...     run_fn, {"rate": [1.0, 2.0], "power": [1, 2]}, keys=keys, static=["power"],
+    ...     progress=False,
     ... )
     >>> print(found.grid(found.results["loss"])[..., 0])
     [[1. 1.]
      [2. 4.]]
     """
-    plan = _plan(grid, keys, static)
+    plan = _plan(grid or {}, keys, static)
     checks.choice("strategy", strategy, STRATEGIES)
     checks.number("memory", memory, 0, float("inf"))
     if chunk is not None:
@@ -262,9 +264,7 @@ class _Filled:
             jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in some])
             for tree, some in ((self.treedef, self.leaves), (treedef, leaves))
         )
-        trees.alike(
-            "the result of a run", now, "that of the first", first, "return what they share"
-        )
+        trees.alike("results", now, "the first run", first, "return what they share")
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[rows] = part
 

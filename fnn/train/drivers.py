@@ -18,7 +18,7 @@ from fnn.core import checks, errors
 from fnn.core.shapes import natives
 from fnn.data.batching import on_host, rows_of, rows_of_batches
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import TrainState, data_key
+from fnn.train.step import TrainState, data_key, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds: an epoch that takes longer shows how far it is
@@ -109,19 +109,10 @@ def _loop(step: Callable, batches_of: Callable, epoch: int, train_state: TrainSt
 def _program(step: Callable) -> Callable:
     """(train_state, data, rows) -> (train_state, metrics): a step for each of the rows."""
 
-    @jax.jit
-    def program(train_state, data, rows):
-        train_state, metrics = steps_over(step, train_state, data, rows)
-        return train_state._replace(key=None), metrics
-
-    def steps(train_state, data, rows):
-        after, metrics = program(train_state, data, rows)
-        return after._replace(key=train_state.key), metrics  # as `fnn.train.step` does
-
-    return steps
+    return jit_step(partial(steps_over, step))
 
 
-# So that to go on compiles nothing anew; a few, since each keeps its step alive.
+# So that a later call of `fit` compiles nothing; a few, since each keeps its step alive.
 _kept_program = functools.lru_cache(maxsize=4)(_program)
 
 

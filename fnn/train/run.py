@@ -23,31 +23,33 @@ def run(
     *,
     steps: int,
     batch_size: int,
-    eval_every: int | None = None,
-    eval_fn: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    evaluate_every: int | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
     checkpoint_every: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """So many steps, as one traceable function: a `jax.lax.scan` over data on the device.
+    """A training run of `steps` steps as one traceable function: a scan over data on the device.
 
-    It is pure, so it may be compiled, mapped over seeds and hyperparameters (`jax.vmap`),
-    differentiated (`jax.grad`), and called again to go on: 100 steps and 100 more are 200. The
-    batches are those of `fnn.train.fit`: each epoch is the data in an order drawn from the run's
-    key and the epoch's number, and what does not fill a last batch is left out of it.
+    It is pure: it can be compiled, mapped over seeds and hyperparameters (`jax.vmap`),
+    differentiated (`jax.grad`), and continued: 100 steps and 100 more are 200. The batches are
+    those of `fnn.train.fit`: each epoch takes the data in an order drawn from the run's key and the
+    epoch's number, and drops the last batch if it is not full.
 
-    - `step`: of `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`, which
+    - `step`: from `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)` that
       adds 1 to the state's `step`.
-    - `train_state`: which batch of which epoch comes first follows from its `step`.
-    - `data`: a tree of arrays [N, ...]; under `jit` pass it as an argument, or it is compiled in.
-    - `steps`, `batch_size`: static; of the last epoch only the steps that are left are made.
-    - `eval_every`, `eval_fn`: `eval_fn(train_state) -> dict` of arrays is called, while tracing,
-      after every so many steps; so it is made of jax operations.
-    - `checkpoint_every`: for `jax.grad` through the run, which keeps what every step computed: k
-      keeps one training state every k steps, and at each evaluation, and computes the steps between
-      again; memory is least with k near the root of `steps`. Forward mode keeps nothing: see
+    - `train_state`: its `step` determines which batch of which epoch comes first.
+    - `data`: a tree of arrays [N, ...]; under `jit`, pass it as an argument, or it becomes a
+      constant of the program.
+    - `steps`, `batch_size`: static. The last epoch may be cut short.
+    - `evaluate_every`, `evaluate`: `evaluate(train_state) -> dict` of arrays runs after every so
+      many steps, inside the program, so it consists of JAX operations.
+    - `checkpoint_every`: bounds the memory of `jax.grad` through the run: one training state is
+      kept every k steps and at each evaluation, and the steps between are recomputed. Memory is
+      least with k near the root of `steps`. Forward mode needs no such memory: see
       `fnn.train.forward_value_and_grad`.
 
     Returns the training state and the history `{"train": {name: [steps]}, "eval": {name:
-    [steps / eval_every]}}`. Raises OptionError, and ShapeError for data with other leading axes.
+    [steps / evaluate_every]}}`. Raises OptionError, and ShapeError for data with different leading
+    axes.
 
     >>> import fnn
     >>> net, tx = fnn.dense(3), fnn.optim.adam(0.1)
@@ -64,49 +66,56 @@ def run(
     if checkpoint_every is not None:
         checks.count("checkpoint_every", checkpoint_every)
     check_train_state(train_state)
-    if (eval_every is None) != (eval_fn is None):
+    if (evaluate_every is None) != (evaluate is None):
         raise errors.OptionError(
-            "eval_every and eval_fn together", "one of them", "give both, or none"
+            "evaluate_every and evaluate together", "one of them", "give both, or none"
         )
-    if eval_every is not None:
-        checks.count("eval_every", eval_every)
-        checks.function("eval_fn", eval_fn, "the training state")
+    if evaluate_every is not None:
+        checks.count("evaluate_every", evaluate_every)
+        checks.function("evaluate", evaluate, "the training state")
     data = jax.tree.map(as_array, natives(data, "data"))
     per_epoch = check_batches(data, batch_size)
     n, key = checks.examples("data", data), data_key(train_state)
-    length = eval_every or max(per_epoch, checkpoint_every or 0)
 
-    def draw(epoch):
+    # Batches are numbered from the first one of the first epoch; the scan runs over chunks.
+    #
+    #     epochs   |0 . . . . . . .|1 . . . . . . .|2 . . .    per_epoch batches each, in an order
+    #     chunks       |a . . . . .|b . . . . .|c . . . . .    of its own; a chunk may touch several
+    #
+    # A chunk hands on the state, the number of its next batch and that batch's epoch's order.
+    length = evaluate_every or max(per_epoch, checkpoint_every or 0)
+
+    def order_of(epoch):
         return rows_of_batches(key, epoch, n, batch_size)
 
-    def some(loop, count):
-        """`count` steps on from batch number `at`, whose epoch has this order."""
-        train_state, at, order = loop
-        epoch, start = jnp.divmod(at, per_epoch)
-        if count < per_epoch:  # an order costs more than a few steps may
-            ends = start + count >= per_epoch
-            orders = jnp.stack([order, jax.lax.cond(ends, draw, lambda _: order, epoch + 1)])
+    def advance(carry, count):
+        """`count` steps."""
+        train_state, number, order = carry
+        epoch, start = jnp.divmod(number, per_epoch)
+        if count < per_epoch:  # at most one more order, drawn only if the chunk reaches its epoch
+            reaches = start + count >= per_epoch
+            following = jax.lax.cond(reaches, order_of, lambda _: order, epoch + 1)
+            orders = jnp.stack([order, following])
         else:
-            # one by one, since under vmap other generators than threefry draw other numbers
+            # one by one, since under vmap generators other than threefry draw other numbers
             more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
-            orders = jnp.concatenate([order[None], jax.lax.map(draw, epoch + more)])
-        rows = orders.reshape(-1, batch_size)
-        rows = jax.lax.dynamic_slice_in_dim(rows, start, count)
+            orders = jnp.concatenate([order[None], jax.lax.map(order_of, epoch + more)])
+        rows = jax.lax.dynamic_slice_in_dim(orders.reshape(-1, batch_size), start, count)
         after, metrics = steps_over(step, train_state, data, rows, checkpoint_every)
-        return (after, at + count, orders[(start + count) // per_epoch]), metrics
+        return (after, number + count, orders[(start + count) // per_epoch]), metrics
 
-    def chunk(loop, _):
-        loop, metrics = some(loop, length)
-        return loop, (metrics, {} if eval_fn is None else dict(eval_fn(loop[0])))
+    def chunk(carry, _):
+        carry, metrics = advance(carry, length)
+        return carry, (metrics, {} if evaluate is None else dict(evaluate(carry[0])))
 
     chunks, rest = divmod(steps, length)
-    loop = train_state, train_state.step, draw(train_state.step // per_epoch)
-    loop, (metrics, evaluated) = scan(chunk, loop, None, length=chunks)
+    carry = train_state, train_state.step, order_of(train_state.step // per_epoch)
+    carry, (metrics, evaluated) = scan(chunk, carry, None, length=chunks)
     metrics = jax.tree.map(lambda a: a.reshape(chunks * length, *a.shape[2:]), metrics)
     if rest:
-        loop, more = some(loop, rest)
+        carry, more = advance(carry, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, more)
-    return loop[0], {"train": metrics, "eval": evaluated}
+    return carry[0], {"train": metrics, "eval": evaluated}
 
 
 def steps_over(
@@ -116,22 +125,22 @@ def steps_over(
     rows: jax.Array,
     checkpoint_every: int | None = None,
 ) -> tuple[TrainState, Any]:
-    """A step for the batch of each row of numbers [count, batch_size], in one scan."""
+    """One step for each row of example numbers [count, batch_size], in one scan."""
 
     def one(train_state, rows):
         batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="clip"), data)
-        return step(train_state, batch)  # no row is out of bounds, and not to check is faster
+        return step(train_state, batch)  # rows are never out of bounds, and not checking is faster
 
     return scan(one, train_state, rows, checkpoint_every=checkpoint_every)
 
 
 def check_batches(data: Any, batch_size: int) -> int:
-    """How many full batches an epoch has, at least one."""
+    """The number of full batches in an epoch, at least one."""
     n = checks.examples("data", data)
     if n < batch_size:
         raise errors.OptionError(
             f"a batch_size of at most the {n} examples",
             f"{batch_size}",
-            "make it smaller: a batch that is not full is left out",
+            "make it smaller: a batch that is not full is dropped",
         )
     return n // batch_size

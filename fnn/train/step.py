@@ -14,6 +14,7 @@ from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.notes import notes as noted
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
+from fnn.core.types import Tree
 from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
 from fnn.optim.arithmetic import increment
@@ -159,7 +160,7 @@ def step(
         check_rate(learning_rate)
     tx_update = taking_extra(tx.update)
 
-    @jax.jit
+    @jit_step
     def update(train_state, batch):
         check_train_state(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
@@ -196,14 +197,31 @@ def step(
                 errors.names(metrics),
                 "give them other names",
             )
-        return (increment(train_state.step), *after), {"loss": loss, **asked, **values(metrics)}
+        new = TrainState(increment(train_state.step), *after, train_state.key)
+        return new, {"loss": loss, **asked, **values(metrics)}
 
-    def train_step(train_state: TrainState, batch: Any) -> tuple[TrainState, dict]:
-        (step, params, state, opt_state), metrics = update(train_state, natives(batch, "batch"))
-        new = TrainState(step, params, state, opt_state, train_state.key)
-        return new, metrics  # the key stays outside, since jit is slow to return a typed one
+    def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
+        return update(train_state, natives(batch, "batch"))
 
     return train_step
+
+
+def jit_step(step: Callable) -> Callable:
+    """`jax.jit` of a function `(train_state, *inputs) -> (train_state, metrics)`.
+
+    The run's key, which never changes, does not pass through: jit is slow to return a typed key.
+    """
+
+    @jax.jit
+    def without_key(train_state, *inputs):
+        new, metrics = step(train_state, *inputs)
+        return new._replace(key=None), metrics
+
+    def jitted(train_state, *inputs):
+        (*new, _), metrics = without_key(train_state, *inputs)
+        return TrainState(*new, train_state.key), metrics
+
+    return jitted
 
 
 def _check_returned(out: Any, state: Any) -> None:

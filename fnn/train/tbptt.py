@@ -9,7 +9,7 @@ import jax
 
 from fnn.core import checks, errors
 from fnn.core.shapes import as_array, natives
-from fnn.train.step import TrainState
+from fnn.train.step import TrainState, jit_step
 
 
 @errors.builder
@@ -53,7 +53,7 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
         b, t, *rest = array.shape
         return array.reshape(b, t // length, length, *rest).swapaxes(0, 1)
 
-    @jax.jit
+    @jit_step
     def run(train_state, batch):
         with errors.within("tbptt"):
             cut = jax.tree.map(chunks, batch)
@@ -61,13 +61,11 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
                 raise errors.ShapeError(
                     "arrays [B, T, ...] of one T", errors.show(batch), "give all the same T"
                 )
-        after, metrics = jax.lax.scan(step, train_state, cut)
-        return after._replace(key=None), metrics
+        return jax.lax.scan(step, train_state, cut)
 
     def long_step(train_state: TrainState, batch: Any) -> tuple[TrainState, Any]:
         with errors.within("tbptt"):
             batch = jax.tree.map(as_array, natives(batch, "batch"))
-        after, metrics = run(train_state, batch)
-        return after._replace(key=train_state.key), metrics
+        return run(train_state, batch)
 
     return long_step

@@ -40,8 +40,9 @@ def check(found, powers=POWERS):
 
 
 def swept(run_fn=run_fn, **options):
-    grid = {"keys": KEYS, "rate": RATES, "power": POWERS, "progress": False} | options
-    return fnn.search.sweep(run_fn, **grid)
+    grid = {"rate": RATES, "power": POWERS}
+    grid |= {name: options.pop(name) for name in tuple(options) if name in grid}
+    return fnn.search.sweep(run_fn, grid, **{"keys": KEYS, "progress": False} | options)
 
 
 def on_cores(n, monkeypatch):
@@ -91,14 +92,14 @@ def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
     monkeypatch.setattr(lanes, "PATIENCE", 0.0)
     monkeypatch.setattr(lanes, "_cores", lambda: 1)
     rates = np.arange(32, dtype=np.float32)
-    found = fnn.search.sweep(run_fn, keys=KEYS[:1], rate=rates, progress=False)
+    found = fnn.search.sweep(run_fn, {"rate": rates}, keys=KEYS[:1], progress=False)
     assert found.strategy == {(): wanted}
     np.testing.assert_array_equal(found.results, rates)
 
 
 def test_a_short_sweep_is_compiled_once(monkeypatch):
     """What the runs that are left take is less than what another program would."""
-    monkeypatch.setattr(lanes.Lanes, "_together", lambda self: pytest.fail("tried side by side"))
+    monkeypatch.setattr(lanes.Lanes, "_vmap_size", lambda self: pytest.fail("tried side by side"))
     monkeypatch.setattr(lanes, "PATIENCE", 1e6)
     found = swept()
     check(found)
@@ -119,7 +120,9 @@ def test_cores_make_runs_at_once(strategy, monkeypatch):
 
     on_cores(2, monkeypatch)
     rates = np.arange(8, dtype=np.float32)
-    found = fnn.search.sweep(run_fn, keys=KEYS[:1], rate=rates, strategy=strategy, progress=False)
+    found = fnn.search.sweep(
+        run_fn, {"rate": rates}, keys=KEYS[:1], strategy=strategy, progress=False
+    )
     np.testing.assert_array_equal(found.results, rates)
 
 
@@ -139,7 +142,8 @@ def test_memory_bounds_how_many_run_at_once(monkeypatch):
         return big[0] + on_host(note, rate)
 
     on_cores(4, monkeypatch)
-    options = {"keys": KEYS[:1], "rate": np.arange(8.0), "strategy": "loop", "progress": False}
+    grid = {"rate": np.arange(8.0)}
+    options = {"grid": grid, "keys": KEYS[:1], "strategy": "loop", "progress": False}
     fnn.search.sweep(run_fn, memory=2.0**18, **options)
     assert most == [1]
     fnn.search.sweep(run_fn, memory=2.0**24, **options)
@@ -178,7 +182,10 @@ def test_functions_and_words_are_static_by_themselves():
         return fn(rate) * len(word)
 
     found = fnn.search.sweep(
-        run_fn, keys=KEYS[:1], fn=[jnp.sin, jnp.cos], word=["a", "bc"], rate=RATES, progress=False
+        run_fn,
+        {"fn": [jnp.sin, jnp.cos], "word": ["a", "bc"], "rate": RATES},
+        keys=KEYS[:1],
+        progress=False,
     )
     expected = [[[np.sin(r) * n for r in RATES] for n in (1, 2)] for _ in "s"]
     np.testing.assert_allclose(found.grid(found.results)[:1, ..., 0], expected, rtol=1e-6)
@@ -189,7 +196,7 @@ def test_functions_and_words_are_static_by_themselves():
 def test_rows_of_an_array_are_lists_of_settings():
     pairs = np.float32([[0.5, 1.0], [2.0, 3.0]])
     found = fnn.search.sweep(
-        lambda key, pair: run_fn(key, pair[0], pair[1]), keys=KEYS, pair=pairs, progress=False
+        lambda key, pair: run_fn(key, pair[0], pair[1]), {"pair": pairs}, keys=KEYS, progress=False
     )
     for row, (rate, power) in enumerate(pairs):
         for seed in range(3):
@@ -202,7 +209,7 @@ def test_a_run_that_breaks_leaves_the_others_alone():
         return jnp.log(rate)
 
     found = fnn.search.sweep(
-        run_fn, keys=KEYS[:1], rate=np.float32([1, -1, 2]), strategy="vmap", progress=False
+        run_fn, {"rate": np.float32([1, -1, 2])}, keys=KEYS[:1], strategy="vmap", progress=False
     )
     np.testing.assert_allclose(found.results, [0, np.nan, np.log(2)], rtol=1e-6)
 
@@ -228,7 +235,7 @@ def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
         return inputs
 
     monkeypatch.setattr(lanes, "_spread", watched)
-    found = fnn.search.sweep(run_fn, keys=keys, rate=rates, strategy="vmap", progress=False)
+    found = fnn.search.sweep(run_fn, {"rate": rates}, keys=keys, strategy="vmap", progress=False)
     np.testing.assert_array_equal(found.grid(found.results), np.repeat(rates[:, None], seeds, 1))
     assert placed == 2 * [share]  # to compile, and to run
 
@@ -248,7 +255,8 @@ def test_what_the_key_decides_alone_is_computed_once_a_seed():
         return rate * seen.astype(jnp.float32)
 
     rates = np.float32([1, 2, 3, 4])
-    options = {"keys": KEYS, "rate": rates, "strategy": "vmap", "progress": False}
+    grid = {"rate": rates}
+    options = {"grid": grid, "keys": KEYS, "strategy": "vmap", "progress": False}
     found = fnn.search.sweep(run_fn, memory=2.0**30, **options)
     bits = np.asarray([jax.random.bits(key, (), jnp.uint32) for key in KEYS])
     wanted = np.multiply.outer(rates, bits.astype(np.float32))
@@ -294,9 +302,13 @@ def test_only_what_is_missing_is_made(tmp_path, monkeypatch):
     def again():
         made.clear()
         found = fnn.search.sweep(
-            run_fn, keys=KEYS[:1], a=np.arange(6.0), strategy="loop", directory=tmp_path,
+            run_fn,
+            {"a": np.arange(6.0)},
+            keys=KEYS[:1],
+            strategy="loop",
+            directory=tmp_path,
             progress=False,
-        )  # fmt: skip
+        )
         jax.effects_barrier()
         np.testing.assert_array_equal(found.results, np.arange(6.0))
         return sorted(made)
@@ -328,9 +340,13 @@ def test_an_error_stops_the_rest_and_loses_nothing(tmp_path, monkeypatch):
     def again():
         numbers = np.arange(200.0)
         return fnn.search.sweep(
-            run_fn, keys=KEYS[:1], number=numbers, strategy="loop", directory=tmp_path,
+            run_fn,
+            {"number": numbers},
+            keys=KEYS[:1],
+            strategy="loop",
+            directory=tmp_path,
             progress=False,
-        )  # fmt: skip
+        )
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="this run breaks"):
         again()
@@ -354,7 +370,7 @@ def test_long_runs_are_written_at_once(tmp_path, monkeypatch):
         return on_host(work, number)
 
     options = {"keys": KEYS[:1], "directory": tmp_path, "strategy": "loop", "progress": False}
-    fnn.search.sweep(run_fn, number=np.arange(4.0), **options)
+    fnn.search.sweep(run_fn, {"number": np.arange(4.0)}, **options)
     assert there == [0, 1, 2, 3]
 
 
@@ -362,7 +378,7 @@ def test_checks_for_nan_hold_in_a_sweep(monkeypatch):
     on_cores(2, monkeypatch)
     with jax.debug_nans(True), pytest.raises(Exception, match="nan"):
         fnn.search.sweep(
-            lambda key, a: jnp.log(a - 3), keys=KEYS[:1], a=np.arange(6.0), progress=False
+            lambda key, a: jnp.log(a - 3), {"a": np.arange(6.0)}, keys=KEYS[:1], progress=False
         )
 
 
@@ -439,7 +455,9 @@ def test_seeds_and_rates_of_a_network():
         _, history = fnn.train.run(fnn.train.step(loss, tx), ts, data, steps=40, batch_size=64)
         return history["train"]["loss"]
 
-    found = fnn.search.sweep(run_fn, keys=KEYS, rate=np.geomspace(1e-4, 1e-1, 4), progress=False)
+    found = fnn.search.sweep(
+        run_fn, {"rate": np.geomspace(1e-4, 1e-1, 4)}, keys=KEYS, progress=False
+    )
     last = found.grid(found.results)[..., -1]
     assert last.shape == (4, 3) and (last[3] < last[0]).all()
 
@@ -462,9 +480,9 @@ def test_wrong_inputs_are_refused(options, kind, text):
 
 
 def test_results_of_other_shapes_are_refused():
-    with pytest.raises(errors.ShapeError, match="all runs"):
+    with pytest.raises(errors.ShapeError, match="as in the first run"):
         fnn.search.sweep(
-            lambda key, n: jnp.zeros(n), keys=KEYS, n=[2, 3], static=["n"], progress=False
+            lambda key, n: jnp.zeros(n), {"n": [2, 3]}, keys=KEYS, static=["n"], progress=False
         )
 
 
@@ -484,7 +502,8 @@ def test_settings_that_look_alike_keep_their_own_results(values, tmp_path):
     def run_fn(key, setting):
         return jnp.float32(setting() if callable(setting) else np.sum(np.float32(setting)))
 
-    options = dict(keys=KEYS[:1], setting=values, static=["setting"], progress=False)
+    grid = {"setting": values}
+    options = dict(grid=grid, keys=KEYS[:1], static=["setting"], progress=False)
     for _ in range(2):  # made, then read
         found = fnn.search.sweep(run_fn, directory=tmp_path, **options)
         wanted = [run_fn(None, value) for value in values]
@@ -498,7 +517,7 @@ def test_objects_are_found_again_by_another_process(tmp_path):
     make = lambda: [fnn.optim.adam(0.1), fnn.optim.adam(0.2)]  # noqa: E731
 
     def sweep(run_fn):
-        fnn.search.sweep(run_fn, keys=KEYS[:1], tx=make(), directory=tmp_path, progress=False)
+        fnn.search.sweep(run_fn, {"tx": make()}, keys=KEYS[:1], directory=tmp_path, progress=False)
 
     def never(key, tx):
         assert isinstance(key, jax.core.Tracer)
@@ -511,7 +530,7 @@ def test_objects_are_found_again_by_another_process(tmp_path):
 
 
 def test_narrow_floats_come_back_from_disk(tmp_path):
-    options = dict(keys=KEYS, rate=RATES, directory=tmp_path, progress=False)
+    options = dict(grid={"rate": RATES}, keys=KEYS, directory=tmp_path, progress=False)
     for _ in range(2):
         found = fnn.search.sweep(lambda key, rate: rate.astype(jnp.bfloat16), **options)
         assert found.results.dtype == jnp.bfloat16
@@ -537,9 +556,9 @@ def test_what_would_be_cast_is_refused(tmp_path):
 
     options = dict(keys=KEYS[:1], progress=False)
     with pytest.raises(errors.DtypeError, match="int32"):
-        fnn.search.sweep(run_fn, kind=["int32", "float32"], **options)
+        fnn.search.sweep(run_fn, {"kind": ["int32", "float32"]}, **options)
     with pytest.raises(errors.OptionError, match="integers of int32"):
-        fnn.search.sweep(run_fn, kind=[2**40, 1], **options)
+        fnn.search.sweep(run_fn, {"kind": [2**40, 1]}, **options)
     fnn.search.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
     for other in (lambda key: jnp.ones(3), lambda key: 1, lambda key: (1.0, 2.0)):
         with pytest.raises(errors.InputError, match="directory of its own"):
@@ -583,8 +602,12 @@ def test_other_static_values_are_other_runs(first, then, tmp_path):
     for values in (first, then, first):
         found = fnn.search.sweep(
             lambda key, value: jnp.float32(number(value)),
-            keys=KEYS[:2], value=values, static=["value"], directory=tmp_path, progress=False,
-        )  # fmt: skip
+            {"value": values},
+            keys=KEYS[:2],
+            static=["value"],
+            directory=tmp_path,
+            progress=False,
+        )
         wanted = np.repeat([number(value) for value in values], 2)
         np.testing.assert_array_equal(found.results, wanted)
     assert set(found.strategy.values()) == {"kept"}
@@ -594,8 +617,12 @@ def test_labels_are_told_apart(tmp_path):
     values = ["1", 1, "1 1"]
     found = fnn.search.sweep(
         lambda key, a: jnp.float32(10 * len(str(a)) + isinstance(a, int)),
-        keys=KEYS[:1], a=values, static=["a"], directory=tmp_path, progress=False,
-    )  # fmt: skip
+        {"a": values},
+        keys=KEYS[:1],
+        static=["a"],
+        directory=tmp_path,
+        progress=False,
+    )
     np.testing.assert_array_equal(found.results, [10, 11, 30])
     assert len(found.strategy) == 3
 
@@ -605,7 +632,7 @@ def test_other_generators_draw_what_a_run_alone_draws():
         return a * jax.random.uniform(key)
 
     keys = jax.random.split(jax.random.key(0, impl="rbg"), 4)
-    found = fnn.search.sweep(run_fn, keys=keys, a=RATES, progress=False)
+    found = fnn.search.sweep(run_fn, {"a": RATES}, keys=keys, progress=False)
     wanted = [[run_fn(key, a) for key in keys] for a in RATES]
     np.testing.assert_allclose(found.grid(found.results), wanted, rtol=1e-6)
 
@@ -627,7 +654,10 @@ def test_the_names_of_what_is_kept_are_checked(tmp_path):
 
 def test_narrow_floats_are_traced():
     found = fnn.search.sweep(
-        lambda key, a: a * 2, keys=KEYS[:1], a=jnp.arange(3, dtype=jnp.bfloat16), progress=False
+        lambda key, a: a * 2,
+        {"a": jnp.arange(3, dtype=jnp.bfloat16)},
+        keys=KEYS[:1],
+        progress=False,
     )
     assert len(found.strategy) == 1 and found.results.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found.results.astype(np.float32), [0, 2, 4])
@@ -635,7 +665,7 @@ def test_narrow_floats_are_traced():
 
 def test_points_are_shown_by_their_numbers():
     pairs = np.float32([[1, 2], [3, 4]])
-    found = fnn.search.sweep(lambda key, p: p.sum(), keys=KEYS[:1], p=pairs, progress=False)
+    found = fnn.search.sweep(lambda key, p: p.sum(), {"p": pairs}, keys=KEYS[:1], progress=False)
     assert found.rows()["p"].tolist() == ["[1.0, 2.0]", "[3.0, 4.0]"]
 
 
@@ -648,6 +678,6 @@ def test_one_chunk_is_made_once(monkeypatch):
         jax.debug.callback(lambda a: made.append(a), a)
         return a
 
-    fnn.search.sweep(run_fn, keys=KEYS[:1], a=RATES, progress=False)
+    fnn.search.sweep(run_fn, {"a": RATES}, keys=KEYS[:1], progress=False)
     jax.effects_barrier()
     assert len(made) == 2

@@ -101,7 +101,7 @@ def test_evaluation_sees_the_state_of_its_step(every):
 
     ts, history = jax.jit(
         lambda ts: fnn.train.run(
-            STEP, ts, DATA, steps=9, batch_size=SIZE, eval_every=every, eval_fn=weight
+            STEP, ts, DATA, steps=9, batch_size=SIZE, evaluate_every=every, evaluate=weight
         )
     )(start())
     assert int(ts.step) == 9 and history["train"]["loss"].shape == (9,)
@@ -186,7 +186,7 @@ def test_no_steps_change_nothing():
         ({"steps": -1}, errors.OptionError, "steps"),
         ({"batch_size": 0}, errors.OptionError, "batch_size"),
         ({"batch_size": 24}, errors.OptionError, "23 examples"),
-        ({"eval_every": 2}, errors.OptionError, "together"),
+        ({"evaluate_every": 2}, errors.OptionError, "together"),
         ({"data": {"x": np.ones(3), "y": np.ones(4)}}, errors.ShapeError, "leading axis"),
         ({"data": {}}, errors.ShapeError, "leading axis"),
         ({"data": np.float32(1)}, errors.ShapeError, "leading axis"),

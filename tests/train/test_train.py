@@ -156,7 +156,7 @@ def scan_and_loop():
 
 def test_a_scan_of_steps_equals_the_loop_bitwise():
     """In programs compiled as a user's are: those that `make test` compiles faster differ."""
-    python("import test_train; test_train.scan_and_loop()", XLA_FLAGS="", PYTHONPATH="tests:.")
+    python("from tests.train import test_train; test_train.scan_and_loop()", XLA_FLAGS="")
 
 
 def test_the_learning_rate_is_data():
