@@ -197,7 +197,7 @@ def step(
                 errors.names(metrics),
                 "give them other names",
             )
-        new = TrainState(increment(train_state.step), *after, train_state.key)
+        new = TrainState._make((increment(train_state.step), *after, train_state.key))
         return new, {"loss": loss, **asked, **values(metrics)}
 
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
@@ -219,7 +219,7 @@ def jit_step(step: Callable) -> Callable:
 
     def jitted(train_state, *inputs):
         (*new, _), metrics = without_key(train_state, *inputs)
-        return TrainState(*new, train_state.key), metrics
+        return TrainState._make((*new, train_state.key)), metrics
 
     return jitted
 
