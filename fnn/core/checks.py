@@ -28,7 +28,7 @@ from fnn.core.errors import (
 
 
 def count(name: str, value: Any, least: int = 1) -> int:
-    """An option that counts something: an int of at least `least`."""
+    """A count: an int of at least `least`."""
     good = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
     if not good:
         raise OptionError(
@@ -38,7 +38,7 @@ def count(name: str, value: Any, least: int = 1) -> int:
 
 
 def counts(name: str, value: Any, length: int | None = None, least: int = 1) -> tuple:
-    """One count per axis; a single int stands for all of `length` axes."""
+    """One count per axis; a single int stands for all `length` axes."""
     if isinstance(value, (int, np.integer)) and length is not None:
         value = (value,) * length
     many = "one or more ints" if length is None else f"{length} ints"
@@ -54,7 +54,7 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def number(name: str, value: Any, low: float, high: float, *, open_high=False) -> None:
-    """A number in [low, high], or in [low, high); tracers pass, since their value is not known."""
+    """A number in [low, high], or in [low, high); tracers pass, since their values are unknown."""
     span = f"[{low}, {high}{')' if open_high else ']'}"
     array = isinstance(value, (jax.Array, np.ndarray, np.generic)) and value.shape == ()
     real = array and any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))
@@ -86,7 +86,7 @@ def floating_leaves(
     mend: str = "keep integers out of what is trained",
     or_complex: bool = False,
 ) -> None:
-    """All leaves of a floating dtype, or of a complex one if that is allowed."""
+    """A tree whose leaves all have floating dtypes, or complex ones if allowed."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         dtype, name = jnp.result_type(leaf), path_of(path)
         whose = f"{name} {show(leaf)}".strip()
@@ -100,7 +100,7 @@ AS_REAL = "train the real and the imaginary parts as params of their own"
 
 
 def real(what: str, x: Any) -> None:
-    """An array that is not complex, for what is not defined for complex numbers."""
+    """An array that is not complex."""
     if jnp.iscomplexobj(x):
         raise DtypeError(f"{what} of real numbers", show(x), AS_REAL)
 
@@ -111,7 +111,7 @@ def function(name: str, value: Any, of: str) -> None:
 
 
 def initializer(name: str, value: Any) -> None:
-    """A function of (key, shape, dtype); not one that builds such a function."""
+    """A function of (key, shape, dtype), not a builder of such functions."""
     try:
         inspect.signature(value).bind(None, None, None)
     except TypeError:
@@ -143,7 +143,7 @@ _IMPLS = {(2,): "threefry2x32", (4,): "rbg"}
 
 
 def _raw_shape() -> tuple[int, ...]:
-    """Of a key of the older form, which is one of JAX's default generator."""
+    """The shape of a key in the older form, of JAX's default generator."""
     config: Any = jax.config
     return (2,) if config.jax_default_prng_impl == "threefry2x32" else (4,)
 
@@ -156,7 +156,7 @@ def need_key(key: Any) -> None:
 
 
 def typed_key(value: Any) -> jax.Array:
-    """A key in its typed form, whichever it came in."""
+    """A key in its typed form."""
     key(value)
     return jax.random.wrap_key_data(value) if value.dtype == np.uint32 else value
 
@@ -182,7 +182,7 @@ def array(x: Any, least: int, layout: str, name: str = "x") -> None:
 
 
 def examples(name: str, tree: Any) -> int:
-    """How many examples a tree of arrays holds: the leading axis that all of them have."""
+    """The number of examples in a tree of arrays: the size of their common leading axis."""
     sizes = {jnp.shape(a)[:1] for a in jax.tree.leaves(tree)}
     if len(sizes) != 1 or sizes == {()}:
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Layers of layers: the body is the mathematics, and its sublayers are declared by name."""
+"""Layers of layers: sublayers declared by name, and a body that is the mathematics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     """A layer of layers: sublayers are declared here, by name, and the body is the mathematics.
 
     The body is called with `f` and the inputs. `f.name` is that sublayer, bound to its params,
-    state and key for this call; calling it twice shares its weights; `f.name.params` are its
-    params, and `f.name.params_for(x)` those for inputs like x, without a call; `f.key("noise")` is
-    a key of the body's own, `f.train` the mode, and `f.note("balance", value)` hands a scalar to
+    state and key for this call; calling it twice shares its weights. `f.name.params` are its
+    params, and `f.name.params_for(x)` those for inputs like x, without a call. `f.key("noise")` is
+    a key of the body's own, `f.train` the mode, and `f.note("balance", value)` passes a scalar to
     the training loop (see `fnn.notes`).
 
     Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
-    params, and TransformError if one needs its key, or changes its state, inside a transform
-    that the body opens.
+    params, and TransformError if one needs its key, or changes its state, inside a transform that
+    the body opens.
 
     >>> import fnn, jax.numpy as jnp
     >>> @fnn.compose(up=fnn.dense(8), down=fnn.dense(3))
@@ -64,7 +64,7 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
             return body(Scope(call), *xs)
 
         def with_output(*xs):
-            with errors.within(name):  # in training mode, or notes and state would be left out
+            with errors.within(name):  # in training mode: evaluation would leave out notes
                 call = Call(children, {}, {}, jax.random.key(0), True, declared={})
                 y = run(call, xs)
                 return call.declarations(name), y
@@ -119,9 +119,9 @@ class Sublayer:
         return self._call.trees(self._name)[0]
 
     def params_for(self, *xs, **inputs) -> dict:
-        """The sublayer's own params for inputs like `xs`, of which only shape and dtype matter.
+        """The sublayer's params for inputs like `xs`, of which only shape and dtype matter.
 
-        It declares them as a call does, and computes nothing: for params that the body uses itself.
+        Declares them as a call does, without computing: for params that the body itself uses.
         """
         layer = self._call.layers[self._name]
         if self._call.declared is not None:
@@ -147,7 +147,7 @@ class Sublayer:
 
 
 class Call:
-    """One call of a body: what its sublayers are run with, and what they leave behind.
+    """One call of a body: what its sublayers run with, and what they leave behind.
 
     - `declared`: while specs are collected, the declarations by sublayer; None in a real call.
     """
@@ -199,7 +199,7 @@ class Call:
         return zeros_of(self.declared[name][:2])
 
     def apply(self, name: str, xs: tuple) -> Any:
-        """The output of a sublayer, which may draw and change state outside transforms alone."""
+        """The output of a sublayer; it may draw and change state only outside transforms."""
         params, before = self.trees(name)
         if self._inside_transform():
             try:
@@ -251,8 +251,8 @@ class Call:
 
 
 def _trace_state() -> Any:
-    """Which transforms the program is inside of, to be compared."""
-    # Imported late, since it takes as long as all of fnn.
+    """The transforms that are open here, for comparison."""
+    # Imported late: it takes as long to import as all of fnn.
     from jax.extend.core import get_opaque_trace_state
 
     return get_opaque_trace_state()

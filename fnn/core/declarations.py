@@ -1,4 +1,4 @@
-"""What every array of a network is: shape, kind, axes and stack, as a layer declares them."""
+"""Declarations: the shape, dtype, kind, axes and stack of every array of a network."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import errors
+from fnn.core.types import Dtype, Shape, Tree
 
 
 @dataclass(frozen=True)
 class Param:
-    """A declared array: its shape and dtype, how its first values are drawn, and what it is for.
+    """A declared array: shape, dtype, initializer and role.
 
     - `shape`: of one member; the array itself has shape `stack + shape`.
-    - `init`: `f(key, shape, dtype)`, one of `fnn.initializers` or any function like it.
-    - `kind`: `"kernel"`, `"bias"`, `"scale"`, `"embedding"`, `"statistic"` ...: what decay masks,
-      summaries and shardings go by.
-    - `axes`: one logical name per axis of `shape`: `"in"` is the input's last axis and `"out"` the
-      output's; `"heads"`, `"hidden"` (between two layers of one block), `"vocabulary"`; the axes of
-      a window are `"depth"`, `"height"`, `"width"`.
-    - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn
-      from i alone, so its values do not depend on the size of the stack.
+    - `init`: `f(key, shape, dtype)`, one of `fnn.initializers` or any such function.
+    - `kind`: `"kernel"`, `"bias"`, `"scale"`, `"embedding"`, `"statistic"` ...; decay masks,
+      summaries and shardings follow it.
+    - `axes`: a logical name for each axis of `shape`: `"in"` is the input's last axis and `"out"`
+      the output's; `"heads"`, `"hidden"` (between two layers of one block), `"vocabulary"`; the
+      axes of a window are `"depth"`, `"height"`, `"width"`.
+    - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn from
+      i alone, so its values do not depend on the size of the stack.
 
     >>> import fnn
     >>> Param((3, 4), fnn.initializers.normal(0.1)).shape
     (3, 4)
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     init: Callable[..., Any]
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
     kind: str = "kernel"
     axes: tuple[str, ...] | None = None
-    stack: tuple[int, ...] = ()
+    stack: Shape = ()
 
     def __post_init__(self):
         if not isinstance(self.shape, tuple):
@@ -47,14 +48,14 @@ class Param:
 
 @dataclass(frozen=True)
 class Derived:
-    """A node that is drawn and then mapped: `fn(values)`, where `specs` declares the values.
+    """Declared values that are transformed after drawing: `fn(values)`; `specs` declares values.
 
-    - `fn`: its result (any tree) stands in the params where this node stands. `fn(values, key)`, if
-      it is `keyed`, draws something itself.
-    - `inverse`: leads back from it to such values, as `fnn.merge` does; None where nothing does.
+    - `fn`: its result, any tree, takes the place of this node in the params. If `keyed`, it is
+      called as `fn(values, key)` and may draw.
+    - `inverse`: from such a result back to values, for `fnn.merge`; None if there is no way back.
     - `axes`: logical names of the axes of the result; or a dict of them by the name of a leaf, or
-      of a dict above it. A leaf under its old path, with as many axes as it had, needs none.
-    - `stack`: leading axes of independent members, as of `Param`.
+      of a dict above it. A leaf that keeps its path and its number of axes needs none.
+    - `stack`: leading axes of independent members, as in `Param`.
 
     >>> import fnn
     >>> doubled = Derived(lambda w: 2 * w, Param((2,), fnn.initializers.ones))
@@ -66,15 +67,15 @@ class Derived:
     """
 
     fn: Callable[[Any], Any]
-    specs: Any
+    specs: Tree
     inverse: Callable[[Any], Any] | None = None
     axes: Any = None
-    stack: tuple[int, ...] = ()
+    stack: Shape = ()
     keyed: bool = False
 
 
-def arrays_of(specs: Any) -> Any:
-    """The ShapeDtypeStructs of the arrays that a tree of Param and Derived declares."""
+def arrays_of(specs: Tree) -> Tree:
+    """The ShapeDtypeStructs of the arrays declared by a tree of Param and Derived."""
 
     def array(node):
         if isinstance(node, Derived):
@@ -85,24 +86,24 @@ def arrays_of(specs: Any) -> Any:
     return jax.tree.map(array, specs)
 
 
-def keys_of(stack: tuple[int, ...]) -> jax.Array:
-    """Keys of this shape, of which only shape and dtype matter."""
+def keys_of(stack: Shape) -> jax.Array:
+    """Keys of this shape; only their shape and dtype matter."""
     return jnp.broadcast_to(jax.random.key(0), stack)
 
 
-def zeros_of(specs: Any) -> Any:
-    """Zeros in the place of every declared array."""
+def zeros_of(specs: Tree) -> Tree:
+    """Zeros for every declared array."""
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arrays_of(specs))
 
 
-def declared(specs: Any) -> Any:
-    """A Param for every array, of those too that are derived: a tree like the params.
+def declared(specs: Tree) -> Tree:
+    """A Param for every array, derived ones included: a tree like the params.
 
-    - `specs`: the first of `net.specs(x)`.
+    - `specs`: `net.specs(x)[0]`.
 
-    A leaf that is derived takes the kind of the leaf at whose path, or below or beside whose path,
-    it stands; `"value"` where there is no such leaf. Its axes are those that `Derived` gives it, or
-    the old ones if it has as many; otherwise None.
+    A derived leaf has the kind of the leaf with its path, or with a path above or at the end of it;
+    `"value"` if there is none. Its axes are those given by `Derived`, else the old ones if it has
+    as many, else None.
 
     >>> import fnn
     >>> specs, _ = fnn.weight_norm(fnn.dense(3)).specs((1, 4))
@@ -139,7 +140,7 @@ def _resolved(node: Any) -> Any:
 
 
 def _of_path(path: str, before: Mapping[str, Param]) -> Param | None:
-    """The leaf that stood at a path, above it, or at the end of it."""
+    """The former leaf at a path, above it, or at the end of it."""
     for old, param in before.items():
         if path == old or not old or path.startswith(f"{old}/") or path.endswith(f"/{old}"):
             return param
@@ -147,7 +148,7 @@ def _of_path(path: str, before: Mapping[str, Param]) -> Param | None:
 
 
 def output_axis(param: Param) -> int:
-    """The axis of a kernel that counts its output features: "out", or else the last.
+    """The axis of a kernel that counts its output features: "out", else the last.
 
     >>> output_axis(Param((3, 5, 4), None, axes=("width", "out", "in")))
     1

@@ -1,13 +1,16 @@
-"""Floating dtypes, and what narrow ones are accumulated in."""
+"""Floating dtypes, and the wider ones to accumulate in."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from fnn.core.types import Dtype
 
 
 def is_floating(x: Any) -> bool:
-    """Whether an array, a struct or a declaration is of a floating dtype.
+    """Whether an array, a struct or a declaration has a floating dtype.
 
     >>> is_floating(jnp.ones(2)), is_floating(jnp.arange(2))
     (True, False)
@@ -15,8 +18,8 @@ def is_floating(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def wide(dtype: Any) -> Any:
-    """float32 for floats narrower than it, else `dtype`: of sums, statistics and moments.
+def wide(dtype: Dtype) -> np.dtype:
+    """float32 for narrower floats, else `dtype`: for sums, statistics and moments.
 
     >>> wide(jnp.bfloat16), wide(jnp.float32)
     (dtype('float32'), dtype('float32'))
@@ -25,7 +28,7 @@ def wide(dtype: Any) -> Any:
 
 
 def widened(a: Any) -> jax.Array:
-    """An array in float32, if it is of narrower floats.
+    """An array, in float32 if its floats are narrower.
 
     >>> widened(jnp.ones(2, jnp.bfloat16)).dtype
     dtype('float32')
@@ -34,8 +37,8 @@ def widened(a: Any) -> jax.Array:
     return a.astype(wide(a.dtype))
 
 
-def widest(a: Any, b: Any) -> Any:
-    """Of two float dtypes, the one with more bits; float32 for two narrow ones that differ.
+def widest(a: Dtype, b: Dtype) -> np.dtype:
+    """The wider of two float dtypes; float32 for two narrow ones that differ.
 
     Complex if one of them is.
     """
@@ -45,7 +48,7 @@ def widest(a: Any, b: Any) -> Any:
     return complex_of(most) if is_complex(a) or is_complex(b) else most
 
 
-def is_complex(dtype: Any) -> bool:
+def is_complex(dtype: Dtype) -> bool:
     """Whether a dtype is complex.
 
     >>> is_complex(jnp.complex64), is_complex(jnp.float32)
@@ -54,8 +57,8 @@ def is_complex(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.complexfloating)
 
 
-def real_part(dtype: Any) -> Any:
-    """The dtype of a complex number's parts; a float dtype itself.
+def real_part(dtype: Dtype) -> np.dtype:
+    """The dtype of the parts of a complex dtype; a float dtype itself.
 
     >>> real_part(jnp.complex64), real_part(jnp.bfloat16)
     (dtype('float32'), dtype(bfloat16))
@@ -63,6 +66,6 @@ def real_part(dtype: Any) -> Any:
     return jnp.dtype(jnp.finfo(dtype).dtype)
 
 
-def complex_of(dtype: Any) -> Any:
-    """The complex dtype with parts of a float dtype of 32 or 64 bits."""
+def complex_of(dtype: Dtype) -> np.dtype:
+    """The complex dtype whose parts have this float dtype, of 32 or 64 bits."""
     return jnp.dtype({32: jnp.complex64, 64: jnp.complex128}[jnp.finfo(dtype).bits])

@@ -1,11 +1,11 @@
-"""What is said when something is wrong: where, what was expected, what came, what mends it.
+"""Error types, and how a message names places and shows values.
 
-Every mistake reads `path: expected E, got G; mend`, as in
+Every message reads `path: expected E, got G; mend`, as in
 
     conv2/dense1: expected last axis 3 (kernel is (3, 4)), got x (2, 5); ...
 
-A layer raises without knowing where it stands. `compose` writes the path on the way out, name by
-name, so the text is the same eagerly and under `jit`, and no layer carries a path around.
+A layer raises without knowing its place. `compose` adds the path on the way out, name by name, so
+the text is the same eagerly and under `jit`, and no layer carries a path around.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 class FnnError(Exception):
-    """A mistake in the use of a layer: `expected`, `got` and `mend`, at `path` in the network."""
+    """Wrong use of fnn: `expected`, `got` and `mend`, at `path` in the network."""
 
     def __init__(self, expected: str, got: str, mend: str):
         super().__init__(expected, got, mend)
         self.expected, self.got, self.mend = expected, got, mend
         self.path = ""
-        self.layer = ""  # the name of the layer that raised, where no network gives a path
+        self.layer = ""  # the layer or function that raised, for errors outside any network
 
     def __str__(self) -> str:
         where = self.path or self.layer
@@ -50,31 +50,31 @@ class InputError(FnnError, TypeError):
 
 
 class ParamsError(FnnError, ValueError):
-    """A tree of params or state with a missing, extra or misshapen entry."""
+    """A tree, such as params or state, with a missing, extra or misshapen entry."""
 
 
 class OptionError(FnnError, ValueError):
-    """An option of a builder outside its legal values."""
+    """An option outside its legal values."""
 
 
 class RandomKeyError(FnnError, ValueError):
-    """A random key that is missing where one is needed, or is no key."""
+    """A random key that is missing, or something else in its place."""
 
 
 class ComposeError(FnnError, ValueError):
-    """A body that does not use its sublayers as `compose` declared them."""
+    """A body that does not use its sublayers as declared in `compose`."""
 
 
 class TransformError(FnnError, ValueError):
-    """A sublayer that needs a key or changes state inside a transform that the body opened."""
+    """A sublayer that needs a key or changes state inside a transform opened by the body."""
 
 
 def locate(error: BaseException, name: str) -> None:
-    """Write `name` in front of the path that `error` has collected so far."""
+    """Put `name` in front of the path collected so far."""
     if isinstance(error, FnnError):
         error.path = f"{name}/{error.path}" if error.path else name
         return
-    prefix = "in the fnn layer "  # someone else's error: the path goes in a note
+    prefix = "in the fnn layer "  # an error of another library: the path goes into a note
     notes = getattr(error, "__notes__", [])
     ours = [note for note in notes if note.startswith(prefix)]
     for note in ours:
@@ -84,7 +84,7 @@ def locate(error: BaseException, name: str) -> None:
 
 @contextlib.contextmanager
 def at(name: str) -> Iterator[None]:
-    """`with at(name):` locates whatever is raised inside."""
+    """`with at(name):` puts a name in front of the path of any error raised inside."""
     try:
         yield
     except Exception as error:
@@ -94,7 +94,7 @@ def at(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def within(name: str) -> Iterator[None]:
-    """`with within(layer_name):` names the layer in mistakes raised outside any network."""
+    """`with within(name):` names the layer or function in errors raised outside any network."""
     try:
         yield
     except FnnError as error:
@@ -103,7 +103,7 @@ def within(name: str) -> Iterator[None]:
 
 
 def named(fn: Callable[P, T]) -> Callable[P, T]:
-    """Mistakes inside the function are told under its name, where no network gives a path."""
+    """Name the function in errors raised inside it, as `within` does."""
     name = getattr(fn, "__name__", "")
 
     @functools.wraps(fn)
@@ -115,22 +115,22 @@ def named(fn: Callable[P, T]) -> Callable[P, T]:
 
 
 def builder(build: Callable[P, T]) -> Callable[P, T]:
-    """Mistakes in a builder's options are told under the name of the layer it builds."""
+    """Mark a builder of layers or transforms, and name it in errors about its options."""
     call = named(build)
     vars(call)["_is_builder"] = True
     return call
 
 
 def is_builder(fn: Any) -> bool:
-    """Whether `fn` builds a layer or a transform, and was not called for it."""
+    """Whether `fn` is a builder, which was passed where its result is wanted."""
     return getattr(fn, "_is_builder", False) is True
 
 
-# --- how things are shown
+# --- how messages show things
 
 
 def show(x: Any) -> str:
-    """A value in a message: arrays by shape and dtype, never by content, so that jit says the same.
+    """A value in a message: arrays by shape and dtype, never by content, as under jit.
 
     >>> import jax.numpy as jnp
     >>> show(jnp.zeros((2, 3)))
@@ -146,12 +146,12 @@ def show(x: Any) -> str:
 
 
 def shapes(xs: tuple) -> str:
-    """The shapes of some inputs in a message."""
+    """The shapes of inputs, in a message."""
     return ", ".join(map(str, jax.tree.map(lambda x: tuple(x.shape), xs)))
 
 
 class Unnamed:
-    """The key of what a node wraps without giving it a name: no path shows it."""
+    """The key of a child that no path shows, in a pytree node that wraps one value."""
 
     def __str__(self) -> str:
         return ""
@@ -164,7 +164,7 @@ class Unnamed:
 
 
 def path_of(keys: Iterable[Any]) -> str:
-    """The path of a leaf, from its keys: "conv1/kernel"."""
+    """The path of a leaf, such as "conv1/kernel", from its pytree keys."""
     named = tuple(key for key in keys if not isinstance(key, Unnamed))
     return jax.tree_util.keystr(named, simple=True, separator="/")
 

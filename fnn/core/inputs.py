@@ -1,4 +1,4 @@
-"""The inputs of a function: how many, and under which names."""
+"""The inputs of a layer: how many, and their names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from fnn.core import checks
 
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
-"""The default of an input that somebody else counts."""
+"""The default of an input whose absence is reported elsewhere."""
 
 
 def signature(fn: Callable, skip: int = 0) -> inspect.Signature:
-    """The inputs of a function after the first `skip`; any number where it does not tell.
+    """The inputs of a function after the first `skip`; any number if its signature is unknown.
 
     >>> signature(lambda f, x, mask=None: x, skip=1)
     <Signature (x, mask=None)>
@@ -29,7 +29,7 @@ def signature(fn: Callable, skip: int = 0) -> inspect.Signature:
 
 
 def arity(inputs: inspect.Signature) -> tuple[int, float]:
-    """The least and the most inputs of a signature."""
+    """The least and the greatest number of inputs."""
     parameters = inputs.parameters.values()
     plain = [p for p in parameters if p.kind != p.VAR_POSITIONAL]
     many = len(plain) < len(parameters)
@@ -37,7 +37,7 @@ def arity(inputs: inspect.Signature) -> tuple[int, float]:
 
 
 def by_position(inputs: inspect.Signature, xs: tuple, named: dict[str, Any]) -> tuple:
-    """All inputs by position; those that are left out between are their defaults."""
+    """All inputs by position, with defaults for those left out in between."""
     if not named:
         return xs
     plain = [p for p in inputs.parameters.values() if p.kind != p.VAR_POSITIONAL]

@@ -1,12 +1,12 @@
-"""The heart: a network is a pure function over a parameter tree.
+"""The heart of fnn: a network is a pure function over a parameter tree.
 
     net.specs(*xs)                     -> (params_spec, state_spec)     declarations, no arrays
     net.init(key, *xs)                 -> (params, state)               nested dicts of arrays
     net.apply(params, state, *xs, key=None, train=False) -> (y, state)
     net(params, *xs, state=None)       -> y                             evaluation mode
 
-A layer is these functions under a name. There are two ways to get one: `leaf` makes a layer of
-declarations and mathematics, `compose` makes a layer of layers. A network is a layer.
+A layer is these functions and a name. There are two ways to build one: `leaf`, from declarations
+and mathematics, and `compose`, from other layers. A network is a layer.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ __all__ = ["Derived", "Layer", "Param", "leaf"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Layer:
-    """A pure function with declared parameters; a value, compared and hashed by identity.
+    """A pure function with declared parameters; compared and hashed by identity.
 
-    - `name`: what kind of layer this is, as "dense".
+    - `name`: the kind of layer, such as "dense".
     - `specs(*xs) -> (params_spec, state_spec)`: the declarations for inputs like `xs`: trees of
-      `fnn.Param` in the places of arrays. `specs(x)[0]` is what masks by kind and stacked
-      optimizers are made of.
+      `fnn.Param` in place of arrays. Masks by kind and stacked optimizers take `specs(x)[0]`.
     - `apply(params, state, *xs, key=None, train=False) -> (y, state)`: the mathematics. It takes
-      the state second, by position; calling the layer takes it last, `state=`, and returns y
-      alone, in evaluation mode (there is no eval mode to set, and none to forget). Under `jit`,
-      `train` is static: `jax.jit(net.apply, static_argnames="train")`.
-    - `children`, `rebuild`: its sublayers, (name, Layer) pairs, and the same layer over others.
-    - `carry(params, x, key=None, train=False)`: a recurrent cell's first carry for one step's x,
-      of which only shape and dtype matter; None for any other layer.
+      the state second, by position. Calling the layer takes it last, as `state=`, and returns y
+      alone, in evaluation mode (there is no eval mode to set, or to forget). Under `jit`, `train`
+      is static: `jax.jit(net.apply, static_argnames="train")`.
+    - `children`, `rebuild`: the sublayers, (name, Layer) pairs, and the same layer over others.
+    - `carry(params, x, key=None, train=False)`: the first carry of a recurrent cell, for one step's
+      x, of which only shape and dtype matter; None for other layers.
 
-    Inputs go by position or by name, as `rnn(params, x, lengths=lengths)`: the names are those of a
-    leaf's `specs`, or of a body's arguments. To run a layer in another way, `fnn.wrap` it:
-    `dataclasses.replace(layer, apply=...)` would be undone where the layer is rebuilt.
+    Inputs are passed by position or by name, as in `rnn(params, x, lengths=lengths)`: the names are
+    those of a leaf's `specs`, or of a body's arguments. To run a layer in another way, use
+    `fnn.wrap`: rebuilding the layer would undo `dataclasses.replace(layer, apply=...)`.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.dense(3)
@@ -62,10 +61,10 @@ class Layer:
     carry: Callable[..., Any] | None = None
 
     def init(self, key, *xs, **inputs) -> tuple[dict, dict]:
-        """First (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
+        """The first (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
 
-        No forward pass is run. `(2, 4)` is the shape of one float32 input; other tuples and dicts
-        are trees of inputs. Values depend on `key` and on the names of the layers alone.
+        No forward pass runs. `(2, 4)` is the shape of one float32 input; other tuples and dicts are
+        trees of inputs. Values depend on `key` and on the names of the layers alone.
         """
         return declare_and_draw(self, key, xs, inputs)[1]
 
@@ -90,7 +89,7 @@ class Layer:
         return f"{self.name}({inner})" if inner else self.name
 
     def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
-        """Rebuild bottom-up with `fn(path, layer)`; the root's path is ""."""
+        """Rebuild the network bottom-up with `fn(path, layer)`; the root's path is ""."""
         below = {
             name: child.map(fn, f"{path}/{name}" if path else name) for name, child in self.children
         }
@@ -105,7 +104,7 @@ class Layer:
 
 
 def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[tuple, tuple]:
-    """The declarations of (params, state), and their first values."""
+    """The declarations of params and state, and their first values."""
     with errors.within(layer.name):
         checks.key(key)
         if any(map(is_traced_shape, xs)):
@@ -117,7 +116,7 @@ def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[t
 
 @dataclass(frozen=True)
 class Rebuild:
-    """How to build a layer over other sublayers, and the `apply` that this leads to."""
+    """How to build a layer over other sublayers, and the `apply` of the layer as it is."""
 
     fn: Callable[[Mapping[str, Layer]], Layer]
     apply: Callable
@@ -130,9 +129,9 @@ class Rebuild:
 class Declarer:
     """What a layer built here has as `specs`.
 
-    Declaring a network means walking through it, since each layer's inputs are another's outputs.
-    A network traces each of its bodies once, however deep they are nested, because every layer can
-    give its declarations and its output in one go.
+    To declare a network is to trace it, since each layer's inputs are another layer's outputs. Each
+    body is traced once, however deep the nesting, because every layer gives its declarations and
+    its output together.
 
     - `declare(*xs) -> (params, state)`: the declarations, for shapes and dtypes `xs`.
     - `with_output(*xs) -> ((params, state), y)`: the same and the output, for traced arrays `xs`.
@@ -156,17 +155,17 @@ def traced(with_output: Callable, inputs: inspect.Signature) -> Declarer:
     """The specs of a layer that must be traced to be declared."""
 
     def declare(*xs):
-        return jax.eval_shape(lambda *xs: _Carried(with_output(*xs)[0]), *xs).declared
+        declared = None
+
+        def trace(*xs):
+            nonlocal declared  # declarations are not arrays, which are all that a trace can return
+            declared = with_output(*xs)[0]
+
+        jax.eval_shape(trace, *xs)
+        assert declared is not None
+        return declared
 
     return Declarer(declare, with_output, inputs)
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
-class _Carried:
-    """Declarations, in a form that a traced function can return."""
-
-    declared: tuple[dict, dict]
 
 
 def leaf(
@@ -177,10 +176,10 @@ def leaf(
 ) -> Layer:
     """A layer without sublayers, from its declarations and its mathematics.
 
-    - `specs(*xs)`: the declarations, `(params, state)`, for inputs of which shape and dtype are
-      known; it raises what is wrong with them. Its arguments name the inputs.
-    - `apply(params, state, *xs, key, train) -> (y, state)`: run once the inputs, and the names,
-      shapes and dtypes of params and state, have been held against the declarations.
+    - `specs(*xs)`: the declarations, `(params, state)`, for the shapes and dtypes of the inputs; it
+      raises errors about them. Its arguments name the inputs.
+    - `apply(params, state, *xs, key, train) -> (y, state)`: called after the names, shapes and
+      dtypes of params and state have been checked against the declarations.
     - `carry`: makes it a recurrent cell, whose first input is the carry; see `fnn.Layer`.
 
     >>> def scale():
@@ -238,7 +237,7 @@ def leaf(
 
 
 def as_layer(fn: Any) -> Layer:
-    """A layer as it is; any other callable as a layer without parameters."""
+    """A layer unchanged; any other callable as a layer without parameters."""
     if isinstance(fn, Layer):
         return fn
     name = getattr(fn, "__name__", type(fn).__name__)
@@ -270,6 +269,6 @@ def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:
 
 
 def same_arrays(before: Any, after: Any) -> bool:
-    """Whether two trees hold the very same arrays."""
+    """Whether two trees hold the same array objects."""
     old, new = jax.tree.leaves(before), jax.tree.leaves(after)
     return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))

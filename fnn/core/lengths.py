@@ -1,9 +1,9 @@
-"""Lengths of arrays, which may be larger than any float, and what is divided by them.
+"""Norms of arrays, even beyond the largest float, and quotients by them.
 
-XLA takes a quotient by what it broadcasts as a product with the reciprocal, and on CPU it flushes
-numbers below the least normal one to zero, so 1e38 / 1e38 can be 0; a square leaves the floats much
-earlier. Here all is scaled by powers of two, which round nothing, kept so that their inverses are
-normal numbers as well. What is below the least normal number counts as zero, as for XLA on CPU.
+XLA computes a quotient by a broadcast value as a product with the reciprocal, and on CPU it flushes
+subnormal numbers to zero, so 1e38 / 1e38 can be 0; squares overflow much earlier. Here everything
+is scaled by powers of two, which round nothing, chosen so that their inverses are normal numbers
+too. Subnormal numbers count as zero, as they do for XLA on CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core.dtypes import real_part, widest
+from fnn.core.types import Dtype, Scalar
 
 
 @jax.custom_jvp
@@ -31,7 +32,7 @@ def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a / b for a real b, and zero where b is zero: nothing moves where nothing was measured.
+    """a / b for a real b, and zero where b is zero.
 
     >>> print(divide(jnp.array([3e38, 1.0, 2.0]), jnp.array([3e38, 0.0, 4.0])))
     [1.  0.  0.5]
@@ -56,7 +57,7 @@ def _divide_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def _less(b: jax.Array) -> jax.Array:
-    """What makes a large b one whose reciprocal is a normal number."""
+    """A factor that brings a large b to where its reciprocal is a normal number."""
     half = jnp.asarray(2.0 ** (jnp.finfo(b.dtype).maxexp // 2), b.dtype)
     return jnp.where(jnp.abs(b) > half, 1 / half, jnp.ones_like(half))
 
@@ -65,8 +66,8 @@ def _less(b: jax.Array) -> jax.Array:
 
 
 def exponent(x: jax.Array) -> jax.Array:
-    """floor(log2 |x|), kept where 2^e and 2^-e are both normal; 0 for 0, infinity and NaN."""
-    info = jnp.finfo(x.dtype)  # read off the bits, since `jnp.frexp` costs many times a product
+    """floor(log2 |x|), within the range where 2^e and 2^-e are normal; 0 for 0, inf and NaN."""
+    info = jnp.finfo(x.dtype)  # from the bits: `jnp.frexp` costs many times a product
     bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(x), _ints(info))
     field = (bits >> info.nmant).astype(jnp.int32) & (2**info.nexp - 1)
     e = jnp.minimum(field + (info.minexp - 1), -info.minexp)
@@ -74,18 +75,18 @@ def exponent(x: jax.Array) -> jax.Array:
 
 
 def modulus(x: jax.Array) -> jax.Array:
-    """x itself, or |x| of a complex x: what has the same squares, and is real."""
+    """x, or |x| if x is complex: real, with the same squared norm."""
     return jnp.abs(x) if jnp.iscomplexobj(x) else x
 
 
-def times_power(x: jax.Array, e: Any) -> jax.Array:
-    """x 2^e, by halves, so that neither power is out of range: nothing is lost on the way."""
+def times_power(x: jax.Array, e: jax.Array | int) -> jax.Array:
+    """x 2^e, in two halves, so that neither power is out of range."""
     first, second = (_power(half, x.dtype).astype(x.dtype) for half in (e >> 1, e - (e >> 1)))
     return x * first * second
 
 
-def _power(e: Any, dtype: Any) -> jax.Array:
-    """2^e, or the nearest normal number whose inverse is normal."""
+def _power(e: jax.Array | int, dtype: Dtype) -> jax.Array:
+    """2^e, or the nearest normal power of two whose inverse is normal."""
     dtype, info = real_part(dtype), jnp.finfo(dtype)
     field = jnp.clip(e, info.minexp, -info.minexp) + (1 - info.minexp)
     return jax.lax.bitcast_convert_type(field.astype(_ints(info)) << info.nmant, dtype)
@@ -99,35 +100,35 @@ def _ints(info: Any) -> Any:
 
 
 class Length(NamedTuple):
-    """The number root 2^exponent, at least 0: it may be out of the range of its dtype.
+    """The number root * 2^exponent, at least 0, possibly beyond the range of its dtype.
 
-    Roots are near 2^room, or zero: so large that a derivative by them, which sums over all that is
-    scaled, stays in range where that is near the largest float.
+    Roots are near 2^room, or zero: large enough that a derivative with respect to one, a sum over
+    all that is scaled, stays in range for arrays near the largest float.
     """
 
     root: jax.Array
     exponent: jax.Array
 
 
-def as_length(x: Any, dtype: Any = None) -> Length:
-    """A number, or an array of them, at least 0."""
+def as_length(x: Scalar, dtype: Dtype = None) -> Length:
+    """The Length of a number at least 0, or of an array of such numbers."""
     x = jnp.asarray(x) if dtype is None else jnp.asarray(x).astype(dtype)
     e = exponent(x) - _room(x.dtype)
     return Length(times_power(x, -e), e)
 
 
-def _room(dtype: Any) -> int:
+def _room(dtype: Dtype) -> int:
     most = jnp.finfo(dtype).maxexp
     return most // 5 if most > 100 else 0  # none in float16
 
 
 def value(length: Length) -> jax.Array:
-    """As a float: infinite where it is out of range."""
+    """The length as a float; infinite if out of range."""
     return times_power(*length)
 
 
 def length_of(*arrays: jax.Array) -> Length:
-    """The root of the sum of all squares, in float32 or wider, with derivative zero at zero."""
+    """The root of the sum of all squares, in float32 or wider; its derivative at zero is zero."""
     dtype = reduce(widest, (real_part(a.dtype) for a in arrays), jnp.dtype(jnp.float32))
     arrays = tuple(modulus(a).astype(dtype) for a in arrays if a.size)
     if not arrays:
@@ -138,7 +139,7 @@ def length_of(*arrays: jax.Array) -> Length:
 
 
 def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
-    """That over some axes, which stay with size 1, in the dtype of x, or of its parts."""
+    """`length_of` over some axes, kept with size 1, in the dtype of x or of its parts."""
     x = modulus(x)
     e = exponent(jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)) - _room(x.dtype)
     return Length(sqrt(jnp.sum(jnp.square(times_power(x, -e)), axes, keepdims=True)), e)
@@ -149,8 +150,8 @@ def add(a: Length, b: Length) -> Length:
     return Length(_in_units(a, e) + _in_units(b, e), e)
 
 
-def times(factor: Any, length: Length) -> Length:
-    """A length times a number, at least 0, that is near 1 or a share."""
+def times(factor: Scalar, length: Length) -> Length:
+    """A length times a number at least 0, not far above 1."""
     return Length(jnp.asarray(factor).astype(length.root.dtype) * length.root, length.exponent)
 
 
@@ -158,8 +159,8 @@ def product(a: Length, b: Length) -> Length:
     return Length(a.root * b.root, a.exponent + b.exponent)
 
 
-def at_least(length: Length, least: Any) -> Length:
-    """The longer of a length and a number."""
+def at_least(length: Length, least: Scalar) -> Length:
+    """The maximum of a length and a number."""
     other = as_length(least, length.root.dtype)
     short = exceeds(other, length)
     return Length(*(jnp.where(short, a, b) for a, b in zip(other, length, strict=True)))
@@ -175,9 +176,9 @@ def _in_units(a: Length, e: jax.Array) -> jax.Array:
 
 
 def scaled(x: jax.Array, a: Length, b: Length, where: Any = True) -> jax.Array:
-    """x a / b, which is out of range only if the result is; zero where b is zero.
+    """x a / b, without intermediate overflow; zero where b is zero.
 
-    - `where`: elsewhere, x as it is.
+    - `where`: elsewhere, x unchanged.
     """
     (top, up), (bottom, down) = map(as_length, (a.root, b.root))
     e = 1 + up + a.exponent - down - b.exponent
@@ -201,7 +202,7 @@ def _once(factor: jax.Array) -> jax.Array:
 
 
 def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:
-    """x, of this length or part of what has it, where it is at most `most`; else x most / length.
+    """x, which has this length or is part of what has it, shortened to at most `most`.
 
     >>> x = jnp.array([3e38, -3e38])
     >>> print(shortened(x, as_length(1.0), length_of(x)))

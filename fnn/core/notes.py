@@ -1,29 +1,29 @@
-"""Notes: what a body inside a network hands to whoever trains it, as an auxiliary loss.
+"""Notes: scalars, such as auxiliary losses, passed from inside a network to the training loop.
 
-A body writes `f.note("balance", value)`. State is the one side channel of a layer, so a note stands
-in the state, under a name that no layer can have, beside the states of the body's sublayers.
+A body writes `f.note("balance", value)`. State is the only side channel of a layer, so notes are
+part of the state, under a name that no layer can have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from fnmatch import fnmatchcase
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core.reserved import NOTES, map_under
+from fnn.core.types import Tree
 
 
-def notes(state: Any, *patterns: str) -> dict[str, jax.Array]:
-    """The notes of the last training call, `{path: scalar}`, from the state that it returned.
+def notes(state: Tree, *patterns: str) -> dict[str, jax.Array]:
+    """The notes of the last training call, `{path: scalar}`, read from the state it returned.
 
-    The path is the layer's and the note's own name, as "blocks/router/balance". Members of `repeat`
-    and `ensemble`, the steps of `rnn`, and the calls of a layer that is called more than once are
-    summed. They are differentiable like any output; evaluation leaves the state, and so its notes,
-    as they were.
+    A path consists of the layer's path and the note's name: "blocks/router/balance". Notes are
+    summed over the members of `repeat` and `ensemble`, the steps of `rnn`, and repeated calls of a
+    layer. They are differentiable, like any output. Evaluation leaves them unchanged.
 
-    - `patterns`: globs of the paths to keep, as "*/balance"; all without any.
+    - `patterns`: globs of the paths to keep, such as "*/balance"; none keeps all.
 
     >>> import fnn, jax, jax.numpy as jnp
     >>> @fnn.compose(dense=fnn.dense(3))
@@ -37,8 +37,6 @@ def notes(state: Any, *patterns: str) -> dict[str, jax.Array]:
     >>> {path: value.shape for path, value in notes(state).items()}
     {'layer1/size': ()}
     """
-    from fnmatch import fnmatchcase
-
     found = dict(_collect(state))
     if not patterns:
         return found
@@ -49,7 +47,7 @@ def notes(state: Any, *patterns: str) -> dict[str, jax.Array]:
     }
 
 
-def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, jax.Array]]:
+def _collect(tree: Tree, path: str = "") -> Iterator[tuple[str, jax.Array]]:
     if not isinstance(tree, Mapping):
         return
     for name, value in tree.items():
@@ -60,11 +58,11 @@ def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, jax.Array]]:
             yield from _collect(value, f"{path}/{name}" if path else name)
 
 
-def no_notes(state: Any) -> Any:
-    """The state with all its notes at zero."""
+def no_notes(state: Tree) -> Tree:
+    """The state with all notes set to zero."""
     return map_under(NOTES, lambda note: jax.tree.map(jnp.zeros_like, note), state)
 
 
-def add_notes(before: Any, after: Any) -> Any:
-    """The state `after` a call, with the notes of `before` added to its own."""
+def add_notes(before: Tree, after: Tree) -> Tree:
+    """The state `after` a call, with the notes in `before` added to its own."""
     return map_under(NOTES, lambda a, b: jax.tree.map(jnp.add, a, b), after, before)

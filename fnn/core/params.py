@@ -1,13 +1,13 @@
-"""All parameters of a network, drawn by one compiled sampler.
+"""All first values of a network, drawn by one compiled sampler.
 
-A parameter is declared, `Param(shape, init)`, and drawn later, with all the others. Compiling one
-random kernel per shape is what makes initialization slow elsewhere, so here the only thing ever
-compiled is a sampler of fixed-size blocks of a standard distribution. A parameter is as many blocks
-as it needs, cut to its shape and multiplied by its scale, which NumPy does without compiling.
+Parameters are declared, `Param(shape, init)`, and drawn later, all together. Elsewhere,
+initialization is slow because each shape compiles a random kernel of its own. Here the only
+compiled program samples fixed-size blocks of a standard distribution; a parameter takes as many
+blocks as it needs, cut to its shape and multiplied by its scale, which NumPy does uncompiled.
 
-A block's key is folded from the parameter's path, its member of the stack and the block's number.
-So a value depends on nothing else in the network, and since the multiplication is the only
-rounding after the draw, it is the same to the last bit eagerly, under `jit` and under `vmap`.
+A block's key is folded from the parameter's path, the member of its stack and the block's number.
+So a value depends on nothing else in the network; and since the multiplication is the only rounding
+after the draw, it is the same to the last bit eagerly, under `jit` and under `vmap`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Derived, Param
 from fnn.core.reserved import FROZEN, is_under
 from fnn.core.static import run_once_compiled
+from fnn.core.types import Dtype, Key, Tree
 
 BLOCK = 1024  # values in a block
 CHUNK = 256  # blocks a call of the compiled sampler draws
@@ -41,9 +42,10 @@ CHUNK = 256  # blocks a call of the compiled sampler draws
 class Distribution:
     """A standard distribution times a scale: a hashable initializer `f(key, shape, dtype)`.
 
-    - `base`: a sampler of `jax.random` by name, and its options: `("uniform", ("maxval", 1.0))`.
+    - `base`: a sampler of `jax.random`, by name, and its options: `("uniform", ("maxval", 1.0))`.
     - `scale`: a number, or a function from the shape to one.
-    - `finish`: what is done to the draw of one member before it is scaled, if anything.
+    - `finish`: a function applied to the draw of one member before scaling, if any.
+    - `name`: what is printed, such as "lecun_normal()".
 
     >>> Distribution(("uniform",), 0.1)(jax.random.key(0), (2, 3)).shape
     (2, 3)
@@ -52,6 +54,10 @@ class Distribution:
     base: tuple
     scale: Any = 1.0
     finish: Callable[[jax.Array], jax.Array] | None = None
+    name: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return self.name or f"{self.base[0]} x {self.scale}"
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return draw(key, Param(tuple(shape), self, dtype))
@@ -59,13 +65,16 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same value everywhere: a hashable initializer that draws nothing.
+    """One value everywhere: a hashable initializer that draws nothing.
 
     >>> print(Constant(1.0)(jax.random.key(0), (2,)))
     [1. 1.]
     """
 
     value: Any
+
+    def __repr__(self) -> str:
+        return f"constant({self.value})"
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return jnp.full(shape, self.value, dtype)
@@ -74,11 +83,11 @@ class Constant:
 # --- drawing
 
 
-def draw(key, specs) -> Any:
+def draw(key: Key, specs: Tree) -> Tree:
     """Arrays for a tree of `Param` and `Derived`, in a constant number of compiled programs.
 
     - `key`: a typed key, concrete or traced.
-    - `specs`: a nested dict of declarations; each is drawn from its path in it.
+    - `specs`: a nested dict of declarations; each is drawn by its path.
 
     >>> specs = {"w": Param((2, 3), Distribution(("normal",))), "b": Param((3,), Constant(0.0))}
     >>> jax.tree.map(jnp.shape, draw(jax.random.key(0), specs))
@@ -101,7 +110,7 @@ def draw(key, specs) -> Any:
             values[path] = _constant(param)
         elif path not in values or param.init.finish:
             rest.append((path, param))
-    if rest or derived:  # what must be compiled for its shape goes into one program
+    if rest or derived:  # all that must be compiled by shape goes into one program
         used = [path for path, _ in rest] + [path for *_, inner, _ in derived for path in inner]
         words = {value: words for value, *_, words in derived if words is not None}
         steps = tuple((value, node.fn, *how) for value, node, *how, _ in derived)
@@ -113,7 +122,7 @@ def draw(key, specs) -> Any:
 
 
 def as_unfrozen(path: str) -> str:
-    """The path that a param is drawn from: where it would stand if it were not frozen.
+    """The path by which a param is drawn: the one it would have if it were not frozen.
 
     >>> as_unfrozen("state/body/(frozen)/dense1/kernel")
     'params/body/dense1/kernel'
@@ -127,10 +136,10 @@ def as_unfrozen(path: str) -> str:
 def _collect(
     path: str, result: str, node: Any, params: dict[str, Param], derived: list[tuple]
 ) -> str:
-    """List the Params below `node`, and its Derived nodes from the innermost out.
+    """List the Params below `node`, and its Derived nodes, innermost first.
 
-    Returns the name of its value: a Param's is the path that it is drawn from, so that one that
-    is declared twice, as a mask that is made of the values it masks, is drawn once.
+    Returns the name of its value: for a Param, the path by which it is drawn, so that one declared
+    twice, such as the source of a mask and the values it masks, is drawn once.
     """
     if isinstance(node, Derived):
         inner, treedef = jax.tree_util.tree_flatten_with_path(node.specs)
@@ -140,7 +149,7 @@ def _collect(
             drawn, own = (f"{where}/{name}" if name else where for where in (path, result))
             below.append(_collect(drawn, own, inner_node, params, derived))
         value = f"{result} derived"
-        while any(value == other for other, *_ in derived):  # of two halves of one
+        while any(value == other for other, *_ in derived):  # two halves of one node
             value += "'"
         words = _words(f"{path} key", node, 1).reshape(*node.stack, 2) if node.keyed else None
         derived.append((value, node, treedef, tuple(below), words))
@@ -157,7 +166,7 @@ def _collect(
 
 
 def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
-    """The standard draws behind all declared distributions; scaled, where nothing comes before."""
+    """The standard draws of all declared distributions, scaled unless `finish` comes first."""
     groups: dict[tuple, list[str]] = {}
     for path, param in params.items():
         if isinstance(param.init, Distribution):
@@ -180,7 +189,7 @@ def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
 
 
 def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
-    """Sixty-four bits for each (path, member, block), as [members * blocks, 2] uint32."""
+    """64 bits for each (path, member, block): [members * blocks, 2] uint32."""
     members = itertools.product(*map(range, param.stack))
     digests = [
         hashlib.blake2b(f"{path} {member} {block}".encode(), digest_size=8).digest()
@@ -191,8 +200,8 @@ def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
 
 
 def _blocks(key, words: np.ndarray, base: tuple, wide: str, eager: bool) -> Any:
-    """[len(words), BLOCK] standard draws: chunk by chunk for NumPy, or traced, all at once."""
-    if not eager:  # the barrier keeps XLA from merging the scale into the draw's own constants
+    """[len(words), BLOCK] standard draws: in chunks for NumPy, or traced all at once."""
+    if not eager:  # the barrier keeps XLA from folding the scale into the draw's constants
         return jax.lax.optimization_barrier(_sampler(key, words, base, wide))
     padded = np.pad(words, ((0, -len(words) % CHUNK), (0, 0)))
     chunks = [
@@ -214,18 +223,18 @@ def _sampler(key, words, base: tuple, wide: str) -> jax.Array:
 
 
 def _fold(key, words) -> Any:
-    """The key folded with each word in turn (a scan, since a fold is slow to compile)."""
+    """The key folded with each word in turn, by a scan, since each fold is slow to compile."""
     return jax.lax.scan(lambda k, word: (jax.random.fold_in(k, word), None), key, words)[0]
 
 
-def _mapped(fn: Callable, key: Any) -> Callable:
-    """`fn`, which draws, over a first axis: by a loop where vmap would draw other numbers."""
+def _mapped(fn: Callable, key: Key) -> Callable:
+    """`fn`, which draws, mapped over a first axis; in a loop if vmap would draw other numbers."""
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     return jax.vmap(fn) if threefry else functools.partial(jax.lax.map, fn)
 
 
-def _wide(dtype: Any) -> str:
-    """What a parameter is drawn in: narrow floats are drawn in float32, then rounded."""
+def _wide(dtype: Dtype) -> str:
+    """The dtype of a draw: narrow floats are drawn in float32, then rounded."""
     return "float64" if dtype == np.float64 else "float32"
 
 
@@ -246,7 +255,7 @@ def _constant(param: Param) -> Any:
 def _finish(
     rest: tuple, derived: tuple, key, of_keys: dict[str, Any], values: dict[str, Any]
 ) -> dict[str, Any]:
-    """Foreign initializers, finishes, and then the functions of Derived nodes, inside out."""
+    """Other initializers and `finish` functions, then those of Derived nodes, innermost first."""
     values = dict(values)
     for path, param in rest:
         if isinstance(param.init, Distribution):
@@ -254,7 +263,7 @@ def _finish(
             values[path] = _scaled(_each(finish, param)(values[path]), param)
         else:
             words = _words(path, param, 1).reshape(*param.stack, 2)
-            values[path] = _each(lambda w, p=param: _foreign(p, _fold(key, w)), param, key)(words)
+            values[path] = _each(lambda w, p=param: _other(p, _fold(key, w)), param, key)(words)
     for path, fn, treedef, paths in derived:
         own = jax.tree.unflatten(treedef, [values[p] for p in paths])
         if path in of_keys:
@@ -267,7 +276,7 @@ def _finish(
     return values
 
 
-def _foreign(param: Param, key) -> jax.Array:
+def _other(param: Param, key) -> jax.Array:
     value = param.init(key, param.shape, param.dtype)
     if jnp.shape(value) != param.shape or jnp.result_type(value) != param.dtype:
         raise errors.ParamsError(
@@ -278,8 +287,8 @@ def _foreign(param: Param, key) -> jax.Array:
     return value
 
 
-def _each(fn: Callable, param: Param, key: Any = None) -> Callable:
-    """`fn` over the members of a stack; it draws, if it has a key."""
+def _each(fn: Callable, param: Param, key: Key | None = None) -> Callable:
+    """`fn` mapped over the members of a stack; with a key, `fn` draws."""
     for _ in param.stack:
         fn = jax.vmap(fn) if key is None else _mapped(fn, key)
     return fn

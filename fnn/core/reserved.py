@@ -1,31 +1,32 @@
-"""Names that no layer can have, under which a state holds what is none of the layers' own.
+"""Reserved names in a state, which no layer can have.
 
-Under each the state of a layer may hold several trees: "(frozen)", "(frozen)'" and so on.
+The state of one layer may hold several trees of a kind: "(frozen)", "(frozen)'" and so on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-FROZEN = "(frozen)"  # params that do not learn, at their paths below it
-NOTES = "(notes)"  # what a body hands to whoever trains the network
+from fnn.core.types import Tree
+
+FROZEN = "(frozen)"  # params that are not trained
+NOTES = "(notes)"  # scalars for the training loop
 
 
 def is_under(reserved: str, name: str) -> bool:
-    """Whether a name in a state is the reserved one."""
+    """Whether a name in a state is this reserved one."""
     return name.rstrip("'") == reserved
 
 
-def has(reserved: str, state: Any) -> bool:
-    """Whether a state has the name anywhere."""
+def has(reserved: str, state: Tree) -> bool:
+    """Whether a state contains the reserved name."""
     return isinstance(state, Mapping) and any(
         is_under(reserved, name) or has(reserved, below) for name, below in state.items()
     )
 
 
-def map_under(reserved: str, fn: Callable, state: Any, *others: Any) -> Any:
-    """The state with `fn` of what stands under the name, there and in states like it."""
+def map_under(reserved: str, fn: Callable, state: Tree, *others: Tree) -> Tree:
+    """The state with `fn` applied to all trees under the name, in it and in others like it."""
     if not has(reserved, state):
         return state
 
@@ -36,8 +37,8 @@ def map_under(reserved: str, fn: Callable, state: Any, *others: Any) -> Any:
     return {name: at(name) for name in state}
 
 
-def without(reserved: str, state: Any) -> Any:
-    """The state without what stands under the name, and without what is empty then."""
+def without(reserved: str, state: Tree) -> Tree:
+    """The state without the trees under the name, and without dicts that this empties."""
     if not has(reserved, state):
         return state
     kept = {name: below for name, below in state.items() if not is_under(reserved, name)}
@@ -45,6 +46,6 @@ def without(reserved: str, state: Any) -> Any:
     return {name: below for name, below in clean.items() if not is_empty(below)}
 
 
-def is_empty(tree: Any) -> bool:
-    """Whether it is a tree without anything: {}."""
+def is_empty(tree: Tree) -> bool:
+    """Whether a tree is {}."""
     return isinstance(tree, Mapping) and not tree

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fnn.core.types import Tree
+
 
 def scan(
     step: Callable,
-    carry: Any,
-    xs: Any,
+    carry: Tree,
+    xs: Tree,
     *,
     length: int | None = None,
     checkpoint_every: int | None = None,
     reverse: bool = False,
     unroll: int = 1,
-) -> tuple[Any, Any]:
-    """`jax.lax.scan`; with `checkpoint_every`, in chunks computed again on the way back.
+) -> tuple[Tree, Tree]:
+    """`jax.lax.scan`; with `checkpoint_every`, in chunks that reverse mode recomputes.
 
-    No steps at all are legal in every mode: JAX's own refuses them under `jax.disable_jit`.
+    Zero steps work in every mode; JAX's own scan refuses them under `jax.disable_jit`.
 
     >>> def last(x, every):
     ...     return scan(lambda c, x: (jnp.sin(c + x), None), 0.0, x, checkpoint_every=every)[0]

@@ -13,10 +13,11 @@ from jax.export import is_symbolic_dim
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
+from fnn.core.types import Dtype, Tree
 
 
 def as_struct(x: Any) -> Any:
-    """Shape and dtype of an input: of an array, a struct, a shape, or a tree of these."""
+    """Shape and dtype of an input: an array, a struct, a shape, or a tree of these."""
     return jax.tree.map(struct, x, is_leaf=is_shape)
 
 
@@ -38,7 +39,7 @@ def is_shape(x: Any) -> bool:
 
 
 def is_traced_shape(x: Any) -> bool:
-    """A shape that became an argument of `jit`: a tuple of traced ints."""
+    """Whether x is a shape that was passed through `jit`: a tuple of traced ints."""
     return type(x) is tuple and len(x) > 0 and all(map(_is_traced_int, x))
 
 
@@ -54,20 +55,20 @@ def _is_traced_int(d: Any) -> bool:
 
 
 def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
-    """A NumPy array as JAX takes it, still NumPy's; anything else as it is. The one gate for them.
+    """A NumPy array in a form that JAX reads correctly, still NumPy's; anything else unchanged.
 
-    JAX itself reads bytes of the other order as they are, once it has compiled; it wraps 64-bit
-    integers into 32 bits, and makes floats too large for float32 infinite. Here the bytes are put
-    in order, and a value that the dtype of JAX's mode cannot hold is refused, as are NumPy's masks
-    and dtypes without numbers. What `jax.jit` traced before it came here cannot be seen.
+    JAX itself ignores the byte order once a function is compiled, wraps 64-bit integers into 32
+    bits, and turns floats too large for float32 into infinities. This is the one gate where bytes
+    are put in order, and values that JAX's dtype cannot hold are refused, as are masked arrays and
+    dtypes that are not numeric. Arrays passed directly to a user's `jax.jit` do not come here.
 
     - `name`: of the array, for the message.
-    - `others`: whether what has no numbers, as strings, passes as it is.
+    - `others`: whether arrays without numbers, such as strings, pass unchanged.
 
     >>> native(np.ones(2, ">f4")).dtype, native(np.arange(3)).dtype
     (dtype('float32'), dtype('int32'))
     """
-    if type(x) is np.ndarray and x.dtype in _PLAIN:  # first, since steps come here for each batch
+    if type(x) is np.ndarray and x.dtype in _PLAIN:  # first, since every batch passes here
         return x
     if not isinstance(x, (np.ndarray, np.generic)):
         return x
@@ -96,8 +97,8 @@ def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
         raise errors.InputError(f"{name} that {dtype} holds", got, mend) from None
 
 
-def natives(tree: Any, name: str, others: bool = False) -> Any:
-    """A tree with `native` of each of its leaves, which are named by their paths below `name`."""
+def natives(tree: Tree, name: str, others: bool = False) -> Tree:
+    """`native` of each leaf of a tree; leaves are named by their paths below `name`."""
     try:
         return jax.tree.map(partial(native, others=True) if others else native, tree)
     except errors.FnnError:
@@ -113,7 +114,7 @@ _PLAIN = frozenset(
 
 
 def native_dtype(dtype: np.dtype) -> np.dtype | None:
-    """That of JAX's array for NumPy's, in its mode; None for strings, objects, dates and others."""
+    """JAX's dtype for one of NumPy's, with or without x64; None for strings, objects, dates."""
     number = dtype.kind in "biufc" and dtype.char not in "gG"  # which are wider than any of JAX's
     if not number and not (dtype.kind == "V" and jnp.issubdtype(dtype, jnp.number)):
         return None
@@ -121,7 +122,7 @@ def native_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 def from_numpy(x: Any, name: str = "arrays") -> Any:
-    """NumPy's arrays as jax's; anything else, arrays of strings or objects included, as it is."""
+    """A NumPy array as a JAX array; anything else, arrays of strings or objects too, unchanged."""
     if not isinstance(x, (np.ndarray, np.generic)) or native_dtype(x.dtype) is None:
         return x
     return jnp.asarray(native(x, name))
@@ -132,8 +133,8 @@ def as_array(x: Any, name: str = "arrays") -> jax.Array:
     return x if isinstance(x, jax.Array) else checks.not_an_array(x)
 
 
-def as_dtype(tree: Any, dtype: Any) -> Any:
-    """A tree of arrays with those of floating dtype cast; what is no array stays."""
+def as_dtype(tree: Tree, dtype: Dtype) -> Tree:
+    """A tree with floating arrays cast to a dtype, and all else unchanged."""
 
     def cast(x):
         floating = hasattr(x, "astype") and is_floating(x)
@@ -143,7 +144,7 @@ def as_dtype(tree: Any, dtype: Any) -> Any:
 
 
 def of_rank(a: Any, rank: int) -> Any:
-    """An array with axes of size 1 in front, so many in all: what broadcasting would only imply.
+    """An array with leading axes of size 1 up to `rank` axes: explicit broadcasting.
 
     >>> of_rank(jnp.ones(3), 2).shape
     (1, 3)

@@ -1,12 +1,11 @@
-"""Functions told apart by what they are, so that one that is built again finds its program.
+"""Functions compared by content, so that a function built again reuses its compiled program.
 
-`jax.jit` knows a function by its identity. What is built anew for each network (the way from first
-values to `lora`'s, the first state of an optimizer) is a new closure each time, and would compile
-each time, and stay in memory. Here two functions are alike if their code is, and all that they
-refer to: what they close over, their defaults, and the globals that they name, functions of the
-user's by their content in turn. What can change unseen (a module or a class of the user's, a list,
-an array, an object with attributes of its own) is not compared: what refers to it is never
-compiled.
+`jax.jit` identifies a function by identity. A closure built for each network (the way from first
+values to those of `lora`, the first state of an optimizer) would compile each time, and stay in
+memory. Here two functions are equal if their code is, and all that they refer to: closed-over
+values, defaults, and the globals they name, with user functions compared by content in turn. What
+can change unseen (a user's module or class, a list, an array, an object with attributes of its own)
+is not compared: a function that refers to it runs uncompiled.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from typing import Any
 import jax
 import numpy as np
 
-PROGRAMS = 128  # that are kept
+PROGRAMS = 128  # kept at most
 
 
 def run_once_compiled(fn: Callable, *args: Any) -> Any:
-    """`fn(*args)` by one compiled program, which serves every function like `fn`.
+    """`fn(*args)` by a compiled program, shared by all functions of the same content.
 
-    A function that refers to arrays, or to objects that are known by identity alone, runs operation
-    by operation: nothing is compiled for it, and nothing kept.
+    A function that refers to arrays, or to objects known only by identity, runs operation by
+    operation: nothing is compiled for it, and nothing kept.
 
     >>> def scaled_by(c):
     ...     return lambda x: c * x
@@ -49,14 +48,14 @@ def _program(static: Static) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """A function, compared by its content."""
+    """A function, compared by content."""
 
     content: Any
     fn: Callable = dataclasses.field(compare=False)
 
     @staticmethod
     def of(fn: Callable) -> Static | None:
-        """The function with its content; None where it can't be told."""
+        """The function with its content; None if that cannot be determined."""
         try:
             content = _content(fn, {})
             hash(content)
@@ -66,14 +65,14 @@ class Static:
 
 
 class _Unknown(Exception):
-    """Something that is told from others by its identity alone."""
+    """A value known only by identity."""
 
 
 LIBRARIES = frozenset({"fnn", "jax", "jaxlib", "numpy", "optax"}) | sys.stdlib_module_names
 
 
 def _content(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
-    """What tells a value from others, hashable; `seen` ends what refers to itself."""
+    """What identifies a value, hashable; `seen` stops at values that refer to themselves."""
     kind: Any = type(value)
     if value is None or kind in (bool, int, str, bytes) or isinstance(value, np.dtype):
         return kind, value
@@ -87,7 +86,7 @@ def _content(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         return "named", value
     if id(value) in seen:
         return "again", seen[id(value)][0]
-    seen[id(value)] = len(seen), value  # held, so that no other takes its id
+    seen[id(value)] = len(seen), value  # held, so that its id is not reused
     if kind is frozenset:
         return kind, frozenset(_content(v, seen) for v in value)
     if kind is tuple or issubclass(kind, tuple) and hasattr(kind, "_fields"):
@@ -108,7 +107,7 @@ def _content(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
 
 
 def _of(kind: Any) -> Any:
-    """The type of a tuple with names: its names, for one of the user's."""
+    """The type of a tuple; for a user's named tuple, its name and fields."""
     return kind if kind is tuple or _is_of_a_library(kind) else (kind.__qualname__, kind._fields)
 
 
@@ -117,7 +116,7 @@ def _function(fn: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> Any:
     for cell in fn.__closure__ or ():
         try:
             cells.append(_content(cell.cell_contents, seen))
-        except ValueError:  # not filled yet
+        except ValueError:  # still empty
             raise _Unknown from None
     known = {name: fn.__globals__[name] for name in _names(fn.__code__) if name in fn.__globals__}
     refers = (fn.__defaults__, fn.__kwdefaults__, known)
@@ -125,13 +124,13 @@ def _function(fn: types.FunctionType, seen: dict[int, tuple[int, Any]]) -> Any:
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """The global names that a function's code, and the code of functions inside it, may read."""
+    """The global names that a function's code, and that of functions inside it, may read."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return list(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names(c))]))
 
 
 def _is_of_a_library(value: Any) -> bool:
-    """Whether a value is a module of a library, or what one holds under the value's own name."""
+    """Whether a value is a module of a library, or an attribute of one under its own name."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in LIBRARIES
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)

@@ -1,4 +1,4 @@
-"""Trees of arrays compared with what they should be: names, shapes, dtypes."""
+"""Comparisons of trees: names, structure, shapes, dtypes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from fnn.core.dtypes import is_complex, is_floating, wide
 from fnn.core.errors import DtypeError, ParamsError, ShapeError, at, names, path_of, shapes, show
+from fnn.core.types import Tree
 
 
-def is_alike(tree: Any, like: Any, *, any_dtype: bool = False) -> bool:
+def is_alike(tree: Tree, like: Tree, *, any_dtype: bool = False) -> bool:
     """Whether two trees have one structure, and leaves of the same shapes and dtypes.
 
     >>> is_alike({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}), is_alike(jnp.ones(2), jnp.ones(3))
@@ -27,7 +28,7 @@ def is_alike(tree: Any, like: Any, *, any_dtype: bool = False) -> bool:
 
 
 def alike(
-    what: str, tree: Any, other: str, like: Any, mend: str = "", *, any_dtype: bool = False
+    what: str, tree: Tree, other: str, like: Tree, mend: str = "", *, any_dtype: bool = False
 ) -> None:
     """Refuse a tree that is not like another: of its structure, its shapes and its dtypes.
 
@@ -62,8 +63,8 @@ def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 
-def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -> None:
-    """Hold a leaf layer's params or state against its declaration: names, shapes, dtypes.
+def check_tree(what: str, have: Tree, specs: Mapping, want: Mapping, xs: tuple) -> None:
+    """Check a leaf layer's params or state against its declarations: names, shapes, dtypes.
 
     `specs` are the declarations for the inputs `xs`, `want` the shapes and dtypes of their arrays.
     """
@@ -103,8 +104,8 @@ def check_tree(what: str, have: Any, specs: Mapping, want: Mapping, xs: tuple) -
         )
 
 
-def check_same(what: str, have: Any, want: Any) -> None:
-    """Hold a tree of arrays against the arrays that it should have: names, shapes, dtypes."""
+def check_same(what: str, have: Tree, want: Tree) -> None:
+    """Check a tree of arrays against the arrays it should have: names, shapes, dtypes."""
     mend = f"take {what} from net.init of this network"
     if not isinstance(want, Mapping):
         if any(getattr(have, of, None) != getattr(want, of) for of in ("shape", "dtype")):
@@ -117,7 +118,7 @@ def check_same(what: str, have: Any, want: Any) -> None:
 
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:
-    """A mismatch in a kernel's input axis alone is said of the input, whose last axis it is."""
+    """Report a mismatch in a kernel's input axis alone as one of the input's last axis."""
     if axes is None or not 2 <= len(shape) == len(wanted) == len(axes):
         return
     wrong = [axis for axis, a, b in zip(axes, shape, wanted, strict=True) if a != b]
@@ -132,8 +133,8 @@ def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tupl
         )
 
 
-def check_names(what: str, have: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
-    """Refuse a tree of params or state by the names that it lacks or should not have."""
+def check_names(what: str, have: Tree, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+    """Refuse a tree of params or state with missing or unknown names."""
     known, needed = list(known), list(needed)
     mend = f"take {what} from net.init of this network"
     if not isinstance(have, Mapping):

@@ -1,4 +1,4 @@
-"""Refusing integers by their value, before a transform makes them unknown."""
+"""Checks of integers by value, made before a transform turns them into tracers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import numpy as np
 
 
 def check_values(run: Callable, *trees: Any, axis: int | None = None) -> None:
-    """Let `run(*trees)` refuse the integers that it would refuse outside of a transform.
+    """Let `run(*trees)` refuse the integers that it would refuse outside a transform.
 
-    Inside `scan`, `vmap` or `checkpoint` no layer can look at a value: whether an index lies in its
-    table, or a cache is full. Whoever opens one calls this first: `run` is traced, which computes
-    nothing, with the integers as values as far as they are known here, and all else abstract.
+    Inside `scan`, `vmap` or `checkpoint` no layer can see values: whether an index is in its table,
+    or a cache is full. A combinator that opens one calls this first: `run` is traced, which
+    computes nothing, with integers as concrete values where they are known, and all else abstract.
 
-    - `axis`: one along which the transform takes the trees apart, which `run` does not see. It is
-      run with the least integer along it in every place, and with the largest: what is refused is
-      a range.
+    - `axis`: the axis that the transform maps over, which `run` does not see. `run` is traced with
+      the least integers along it, and with the greatest, since only ranges are refused.
     """
     leaves, treedef = jax.tree.flatten(trees)
     known = {i: np.asarray(a) for i, a in enumerate(leaves) if _is_known_integer(a)}
@@ -31,7 +30,7 @@ def check_values(run: Callable, *trees: Any, axis: int | None = None) -> None:
     if all(map(np.array_equal, ends[0].values(), ends[-1].values())):
         ends = ends[:1]
     for values in ends if known else ():
-        with jax.ensure_compile_time_eval():  # or inside of another trace they would be abstract
+        with jax.ensure_compile_time_eval():  # inside another trace they would be abstract
             arrays = {i: jnp.asarray(a) for i, a in values.items()}
 
         def traced(rest, arrays=arrays):

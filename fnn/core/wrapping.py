@@ -1,4 +1,4 @@
-"""Running a layer in another way."""
+"""Layers run in another way: the public `wrap`, and what combinators share."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def wrap(
     carry: Callable[..., Any] | None = None,
     name: str | None = None,
 ) -> Layer:
-    """The layer, run in another way: the one way to change what a layer does by hand.
+    """The layer, run in another way: the one way to change by hand what a layer does.
 
-    - `apply(layer, params, state, *xs, key, train) -> (y, state)`: what to do instead of
-      `layer.apply`. It gets the layer as it is when it runs, so that `swap`, `tap` and `map`, which
-      rebuild a network over other sublayers, keep the wrapper.
-    - `declare(layer, *xs) -> ((params, state), y)`: the declarations, and the output for arrays
-      `xs` that are traced; needed where the wrapper has other params or state than the layer, whose
-      own are `layer.specs(*xs)`. None: those, and the output that `apply` gives.
-    - `carry(layer, params, x, key, train)`: of a cell; None is the layer's own, or no carry where
-      `declare` makes it another layer.
-    - `name`: what kind of layer it is; None keeps the layer's.
+    - `apply(layer, params, state, *xs, key, train) -> (y, state)`: replaces `layer.apply`. It
+      receives the current layer, so the wrapper survives `swap`, `tap` and `map`, which rebuild a
+      network over other sublayers.
+    - `declare(layer, *xs) -> ((params, state), y)`: the declarations, and the output for traced
+      arrays `xs`; needed if the wrapper's params or state differ from the layer's own,
+      `layer.specs(*xs)`. None: those of the layer, and the output of `apply`.
+    - `carry(layer, params, x, key, train)`: the first carry of a cell; None keeps the layer's, or
+      means no carry if `declare` is given.
+    - `name`: the kind of layer; None keeps the layer's.
 
     >>> import fnn, jax.numpy as jnp
     >>> def doubled(layer, params, state, x, *, key, train):
@@ -72,7 +72,7 @@ def wrap(
         return apply(layer, params, state, *xs, key=key, train=train)
 
     def first(params, x, *, key=None, train=False):
-        """The first carry of the wrapped cell, for an x of one step."""
+        """The first carry of the wrapped cell, for one step's x."""
         assert carry is not None
         return carry(layer, params, x, key=key, train=train)
 
@@ -91,11 +91,11 @@ def wrap(
 
 
 def same(layer: Layer, *xs) -> tuple[tuple[Any, Any], Any]:
-    """The declaration of a wrapper that has the params, the state and the outputs of the layer."""
+    """The `declare` of a wrapper with the params, the state and the outputs of the layer."""
     return outline(layer, xs)
 
 
 def same_carry(layer: Layer, params: Any, x: Any, **mode: Any) -> Any:
-    """The carry of a wrapper that has the params of the cell within."""
+    """The `carry` of a wrapper with the params of the cell."""
     assert layer.carry is not None
     return layer.carry(params, x, **mode)
