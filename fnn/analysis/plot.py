@@ -219,7 +219,7 @@ def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
     ['dense1/bias', 'dense1/kernel']
     """
     plt = _pyplot()
-    arrays = {path: np.asarray(a, float) for path, a in tree.flatten(params).items()}
+    arrays = {path: np.asarray(a, float) for path, a in tree.to_paths(params).items()}
     if not arrays:
         raise errors.ParamsError("a tree with arrays", "none", "pass params")
     columns = min(checks.count("columns", columns), len(arrays))

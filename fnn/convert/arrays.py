@@ -35,7 +35,7 @@ def load(
                 whole = np.empty(slot.stack + slot.array.shape, array.dtype)
                 flat[slot.part].setdefault(slot.path, whole)[slot.member] = slot.ours(array)
     params, state = (
-        tree.unflatten({path: jnp.array(array) for path, array in flat[part].items()})
+        tree.from_paths({path: jnp.array(array) for path, array in flat[part].items()})
         for part in ("params", "state")
     )
     return params, state
@@ -47,9 +47,9 @@ def store(framework: Framework, ours: list[Part], params: Any, state: Any, names
     for slot in (slot for part in ours for slot in part.slots):
         whole = jax.ShapeDtypeStruct(slot.stack + slot.array.shape, slot.array.dtype)
         wanted[slot.part][slot.path] = whole
-    trees.check_same("params", params, tree.unflatten(wanted["params"]))
-    trees.check_same("state", state, tree.unflatten(wanted["state"]))
-    given = {"params": tree.flatten(params), "state": tree.flatten(state)}
+    trees.check_same("params", params, tree.from_paths(wanted["params"]))
+    trees.check_same("state", state, tree.from_paths(wanted["state"]))
+    given = {"params": tree.to_paths(params), "state": tree.to_paths(state)}
     arrays = {
         (part, path): on_host(path, given[part][path]) for part in given for path in wanted[part]
     }

@@ -45,7 +45,7 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
                 f"also {part}",
                 "leave out what layers of fnn do not have",
             )
-        flat |= tree.flatten(mapping(part, inside))
+        flat |= tree.to_paths(mapping(part, inside))
     ours = parts(FLAX, net, xs)
     return load(FLAX, ours, _regular(ours, flat), names)
 
@@ -79,7 +79,7 @@ def to_flax(
         for slot in part.slots:
             inside = flat.setdefault(_PARTS[slot.part], {})
             inside[FLAX.join(name, slot.entry)] = group[slot.entry]
-    return {part: tree.unflatten(inside) for part, inside in flat.items()}
+    return {part: tree.from_paths(inside) for part, inside in flat.items()}
 
 
 @errors.named
@@ -98,7 +98,7 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    flat, ours = tree.flatten(mapping("pure", pure)), parts(FLAX, net, xs)
+    flat, ours = tree.to_paths(mapping("pure", pure)), parts(FLAX, net, xs)
     return load(FLAX, ours, _regular(ours, flat), names)
 
 
@@ -126,7 +126,7 @@ def to_nnx(
     for part, name in zip(ours, list(groups), strict=True):
         if part.kind in _GATES:
             groups[name] = _by_side(part, groups[name])
-    return tree.unflatten(FLAX.flat(groups))
+    return tree.from_paths(FLAX.flat(groups))
 
 
 # --- the table

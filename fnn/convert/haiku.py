@@ -34,7 +34,7 @@ def from_haiku(
     >>> params["dense1"]["kernel"].shape
     (3, 2)
     """
-    flat = tree.flatten(mapping("params", params)) | tree.flatten(mapping("state", state))
+    flat = tree.to_paths(mapping("params", params)) | tree.to_paths(mapping("state", state))
     return load(HAIKU, parts(HAIKU, net, xs), HAIKU.group(flat), names)
 
 

@@ -26,7 +26,7 @@ def parts(framework: Framework, net: Layer, xs: tuple) -> list[Part]:
     nodes = {
         path: (part, node)
         for part, specs in declared.items()
-        for path, node in tree.flatten(specs).items()
+        for path, node in tree.to_paths(specs).items()
     }
     found, used = [], set()
     for at in _leaves(net, nodes, whole=framework.inside is not None):

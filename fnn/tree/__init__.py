@@ -9,16 +9,8 @@ Every function is pure and works on tracers; leaves that it is not asked to chan
 """
 
 from fnn.tree.comparison import Difference, Differences, compare
-from fnn.tree.paths import flatten, paths, unflatten
-from fnn.tree.selection import (
-    count,
-    freeze,
-    mask,
-    merge,
-    nbytes,
-    partition,
-    select,
-)
+from fnn.tree.paths import from_paths, paths, to_paths
+from fnn.tree.selection import count, mask, merge, nbytes, select, split, stop_gradient
 from fnn.tree.surgery import update
 
 __all__ = [
@@ -26,14 +18,14 @@ __all__ = [
     "Differences",
     "compare",
     "count",
-    "flatten",
-    "freeze",
+    "from_paths",
     "mask",
     "merge",
     "nbytes",
-    "partition",
     "paths",
     "select",
-    "unflatten",
+    "split",
+    "stop_gradient",
+    "to_paths",
     "update",
 ]

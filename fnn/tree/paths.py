@@ -24,25 +24,25 @@ def paths(tree: Any) -> tuple[str, ...]:
 
 
 @errors.named
-def flatten(tree: Any) -> dict[str, Any]:
+def to_paths(tree: Any) -> dict[str, Any]:
     """The tree as one flat dict, {path: leaf}, in the order of `paths`.
 
     An empty dict has no leaves, so nothing of it is left. Raises as `paths`.
 
-    >>> flatten({"dense1": {"kernel": 1.0, "bias": 2.0}})
+    >>> to_paths({"dense1": {"kernel": 1.0, "bias": 2.0}})
     {'dense1/bias': 2.0, 'dense1/kernel': 1.0}
     """
     return by_path(tree)
 
 
 @errors.named
-def unflatten(flat: Mapping[str, Any]) -> Any:
-    """The nested dicts whose leaves are at these paths: the inverse of `flatten` for dicts.
+def from_paths(flat: Mapping[str, Any]) -> Any:
+    """The nested dicts whose leaves are at these paths: the inverse of `to_paths` for dicts.
 
     What was a tuple or a list comes back as a dict named "0", "1" ... Raises ParamsError for a
     path that leads through another's leaf, InputError for paths that are no strings.
 
-    >>> unflatten({"dense1/kernel": 1.0, "dense1/bias": 2.0})
+    >>> from_paths({"dense1/kernel": 1.0, "dense1/bias": 2.0})
     {'dense1': {'kernel': 1.0, 'bias': 2.0}}
     """
     if not isinstance(flat, Mapping) or not all(isinstance(path, str) for path in flat):

@@ -32,7 +32,7 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
 
 
 @errors.named
-def partition(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
+def split(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
     """(chosen, rest): the tree of the leaves that match a pattern, and the tree of the others.
 
     Neither has entries for the other's leaves, and `merge` puts them together again; so a part of
@@ -44,7 +44,7 @@ def partition(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
     Raises ParamsError for a pattern that matches nothing, InputError for another tree.
 
     >>> params = {"body": {"kernel": 2.0}, "head": {"kernel": 3.0}}
-    >>> chosen, rest = partition(params, "head/*")
+    >>> chosen, rest = split(params, "head/*")
     >>> chosen, rest
     ({'head': {'kernel': 3.0}}, {'body': {'kernel': 2.0}})
     >>> def loss(params):
@@ -79,22 +79,22 @@ def merge(*trees: Mapping) -> dict:
                 raise errors.ParamsError(
                     "trees without a leaf in common",
                     f"two leaves at {path}",
-                    "take it out of one, as tree.partition does",
+                    "take it out of one, as tree.split does",
                 )
             whole[path] = value
     return nested(whole)
 
 
 @errors.named
-def freeze(tree: Any, *patterns: str) -> Any:
+def stop_gradient(tree: Any, *patterns: str) -> Any:
     """The same tree with `jax.lax.stop_gradient` on the leaves that match a pattern.
 
     Their gradient is zero. An optimizer may move such leaves nevertheless (weight decay does): to
-    leave them out altogether use `partition`, or `mask`. Raises as `select`.
+    leave them out altogether use `split`, or `mask`. Raises as `select`.
 
     >>> params = {"body": {"kernel": 2.0}, "head": {"kernel": 3.0}}
     >>> def loss(params):
-    ...     params = freeze(params, "body/*")
+    ...     params = stop_gradient(params, "body/*")
     ...     return params["body"]["kernel"] * params["head"]["kernel"]
     >>> print(jax.tree.map(float, jax.grad(loss)(params)))
     {'body': {'kernel': 0.0}, 'head': {'kernel': 2.0}}

@@ -250,7 +250,7 @@ def rows(net, shape, **options):
     """The order of the rows of net's only dense kernel: row i of ours is row rows[i] there."""
     params, state = net.init(jax.random.key(0), shape)
     path, kernel = next(
-        (p, k) for p, k in tree.flatten(params).items() if "dense" in p and "kernel" in p
+        (p, k) for p, k in tree.to_paths(params).items() if "dense" in p and "kernel" in p
     )
     count = kernel.shape[0]
     marked = jnp.broadcast_to(jnp.arange(count, dtype=jnp.float32)[:, None], kernel.shape)
@@ -579,7 +579,7 @@ def test_round_trips_of_any_chain(chain, framework, random):
 def test_what_the_trees_of_flax_and_haiku_look_like():
     params, state = values(NET, NET_SHAPE)
     variables = convert.to_flax(NET, params, state, NET_SHAPE, names={"stem": "enc/Conv_0"})
-    assert set(tree.flatten(variables)) == {
+    assert set(tree.to_paths(variables)) == {
         "params/enc/Conv_0/kernel", "params/enc/Conv_0/bias",
         "params/block/batch_norm1/scale", "params/block/batch_norm1/bias",
         "params/block/conv1/kernel", "params/norm/scale", "params/norm/bias",
@@ -758,7 +758,7 @@ def test_a_network_of_haiku_itself():
     names |= {"layer_norm1": "layer_norm", "dense1": "linear"}
     back, back_stats = convert.to_haiku(FNN_NET, params, state, FNN_SHAPE, names=names)
     same(back, theirs)
-    assert set(tree.flatten(back_stats)) == set(tree.flatten(stats))
+    assert set(tree.to_paths(back_stats)) == set(tree.to_paths(stats))
     again, _ = apply(back, back_stats, x)
     assert_close(again, wanted, tolerance=1e-6)
 

@@ -65,14 +65,14 @@ DICTS = st.dictionaries(
 
 @given(DICTS)
 def test_paths_are_those_of_a_walk_in_the_order_of_leaves(nested):
-    assert list(tree.flatten(nested).items()) == walk(nested)
+    assert list(tree.to_paths(nested).items()) == walk(nested)
     assert tree.paths(nested) == tuple(path for path, _ in walk(nested))
-    assert list(tree.flatten(nested).values()) == jax.tree.leaves(nested)
+    assert list(tree.to_paths(nested).values()) == jax.tree.leaves(nested)
 
 
 @given(DICTS)
-def test_unflatten_undoes_flatten(nested):
-    assert tree.unflatten(tree.flatten(nested)) == nested
+def test_from_paths_undoes_to_paths(nested):
+    assert tree.from_paths(tree.to_paths(nested)) == nested
 
 
 def test_paths_of_other_containers():
@@ -86,27 +86,27 @@ def test_paths_of_other_containers():
         "a/1/1",
     )
     assert tree.paths(Point(4, [5])) == ("x", "y/0")
-    assert tree.flatten(7) == {"": 7} and tree.unflatten({"": 7}) == 7
-    assert tree.flatten({}) == {} and tree.unflatten({}) == {}
+    assert tree.to_paths(7) == {"": 7} and tree.from_paths({"": 7}) == 7
+    assert tree.to_paths({}) == {} and tree.from_paths({}) == {}
 
 
 @pytest.mark.parametrize(
     "flat",
     [{"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}, {"": 1, "a": 2}, {"a//b": 1}, {"a/": 1}, {"/a": 1}],
 )
-def test_unflatten_refuses_paths_through_leaves(flat):
-    with pytest.raises(errors.ParamsError, match="^unflatten: expected"):
-        tree.unflatten(flat)
+def test_from_paths_refuses_paths_through_leaves(flat):
+    with pytest.raises(errors.ParamsError, match="^from_paths: expected"):
+        tree.from_paths(flat)
 
 
 def test_a_leaf_that_is_a_dict_is_not_entered():
     with pytest.raises(errors.ParamsError):
-        tree.unflatten({"a": {"c": 1}, "a/b": 2})
+        tree.from_paths({"a": {"c": 1}, "a/b": 2})
 
 
 def test_two_leaves_at_one_path():
     with pytest.raises(errors.ParamsError, match="two at a/b"):
-        tree.flatten({"a/b": 1, "a": {"b": 2}})
+        tree.to_paths({"a/b": 1, "a": {"b": 2}})
 
 
 # --- selection
@@ -137,25 +137,25 @@ def test_select_is_a_glob_over_whole_paths(nested, pattern):
 def test_patterns(patterns, wanted):
     wanted = [PATHS[i] for i in wanted]
     assert list(tree.select(PARAMS, *patterns)) == wanted
-    chosen, rest = tree.partition(PARAMS, *patterns)
+    chosen, rest = tree.split(PARAMS, *patterns)
     assert tree.paths(chosen) == tuple(wanted)
     assert tree.paths(rest) == tuple(path for path in PATHS if path not in wanted)
     assert tree.select(tree.mask(PARAMS, *patterns), "*") == {p: p in wanted for p in PATHS}
 
 
 @given(DICTS, st.sets(st.integers(0, 20)))
-def test_merge_undoes_partition(nested, picks):
+def test_merge_undoes_split(nested, picks):
     patterns = [path for i, (path, _) in enumerate(walk(nested)) if i in picks]
     if not patterns:
         return
-    chosen, rest = tree.partition(nested, *patterns)
+    chosen, rest = tree.split(nested, *patterns)
     assert dict(walk(chosen)).keys() == set(patterns) or not walk(chosen)
     assert not {p for p, _ in walk(chosen)} & {p for p, leaf in walk(rest) if rest}
     assert tree.merge(chosen, rest) == nested == tree.merge(rest, chosen)
 
 
-def test_partition_differentiates_a_part_under_jit():
-    chosen, rest = tree.partition(PARAMS, "conv1/*")
+def test_split_differentiates_a_part_under_jit():
+    chosen, rest = tree.split(PARAMS, "conv1/*")
 
     @jax.jit
     def gradient(part, rest):
@@ -170,15 +170,15 @@ def test_partition_differentiates_a_part_under_jit():
     np.testing.assert_array_equal(got["conv1"]["kernel"], 2 * PARAMS["conv1"]["kernel"])
 
 
-def test_freeze_stops_the_gradient_of_the_selected_alone():
+def test_stop_gradient_stops_the_gradient_of_the_selected_alone():
     def loss(params):
-        params = tree.freeze(params, "block/*")
+        params = tree.stop_gradient(params, "block/*")
         return sum(jnp.sum(jnp.float32(leaf) ** 2) for leaf in jax.tree.leaves(params))
 
     grads = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, PARAMS))
     assert jax.tree.structure(grads) == jax.tree.structure(PARAMS)
-    for path, grad in tree.flatten(grads).items():
-        value = np.float32(tree.flatten(PARAMS)[path])
+    for path, grad in tree.to_paths(grads).items():
+        value = np.float32(tree.to_paths(PARAMS)[path])
         np.testing.assert_array_equal(grad, 0 * value if path.startswith("block/") else 2 * value)
 
 
@@ -295,19 +295,19 @@ WRONG = {
     "select by a number": (lambda: tree.select(PARAMS, 3), "select", "strings"),
     "select in nothing": (lambda: tree.select({}, "*"), "select", "empty"),
     "one of two": (lambda: tree.mask(PARAMS, "*", "cnv1/bias"), "mask", "conv1/bias"),
-    "freeze": (lambda: tree.freeze(PARAMS, "nope"), "freeze", "got nope"),
+    "stop_gradient": (lambda: tree.stop_gradient(PARAMS, "nope"), "stop_gradient", "got nope"),
     "count": (lambda: tree.count(PARAMS, "nope"), "count", "got nope"),
     "nbytes": (lambda: tree.nbytes({"a": "text"}), "a", "arrays"),
-    "partition": (lambda: tree.partition(PARAMS, "nope"), "partition", "got nope"),
-    "partition of a tuple": (lambda: tree.partition({"a": (1, 2)}, "a/0"), "a", "nested dicts"),
-    "partition of a leaf": (lambda: tree.partition(jnp.ones(2), ""), "partition", "nested dicts"),
-    "partition by slashes": (lambda: tree.partition({"a/b": 1}, "*"), "partition", "'a/b'"),
-    "partition by ints": (lambda: tree.partition({0: 1}, "*"), "partition", "strings"),
+    "split": (lambda: tree.split(PARAMS, "nope"), "split", "got nope"),
+    "split of a tuple": (lambda: tree.split({"a": (1, 2)}, "a/0"), "a", "nested dicts"),
+    "split of a leaf": (lambda: tree.split(jnp.ones(2), ""), "split", "nested dicts"),
+    "split by slashes": (lambda: tree.split({"a/b": 1}, "*"), "split", "'a/b'"),
+    "split by ints": (lambda: tree.split({0: 1}, "*"), "split", "strings"),
     "merge": (lambda: tree.merge({"a": {"b": 1}}, {"a": {"b": 2}}), "merge", "two leaves at a/b"),
     "merge through": (lambda: tree.merge({"a": 1}, {"a": {"b": 2}}), "merge", "leads through"),
     "merge lists": (lambda: tree.merge({"a": [1]}, {}), "a", "nested dicts"),
-    "unflatten": (lambda: tree.unflatten([1]), "unflatten", "by path"),
-    "unflatten numbers": (lambda: tree.unflatten({1: 2}), "unflatten", "by path"),
+    "from_paths": (lambda: tree.from_paths([1]), "from_paths", "by path"),
+    "from_paths numbers": (lambda: tree.from_paths({1: 2}), "from_paths", "by path"),
     "update nothing": (
         lambda: tree.update(PARAMS, "conv1/kernl", 1),
         "update",
@@ -350,7 +350,7 @@ def test_wrong_inputs(name):
 
 @given(DICTS, st.text("ab1_*?/[]", max_size=5))
 def test_no_pattern_gives_another_error(nested, pattern):
-    for call in (tree.select, tree.partition, tree.mask, tree.freeze, tree.count):
+    for call in (tree.select, tree.split, tree.mask, tree.stop_gradient, tree.count):
         try:
             call(jax.tree.map(np.float32, nested), pattern)
         except fnn.FnnError as error:
