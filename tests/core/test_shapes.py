@@ -83,7 +83,7 @@ DOORS = {
     "run": scanned,
     "evaluator": lambda data: fnn.train.evaluator(NET, data, {"loss": XENT}, batch_size=5)(START),
     "batches": lambda data: list(
-        map(jnp.asarray, jax.tree.leaves(list(fnn.data.batches(data, 4))))
+        map(jnp.asarray, jax.tree.leaves(list(fnn.data.batches(data, 4, key=jax.random.key(0)))))
     ),
     "accumulate": accumulated,
     "unroll_generate": generated,
@@ -149,7 +149,8 @@ def test_what_has_no_numbers_that_jax_has_is_refused(door, dtype):
 
 def test_names_stand_beside_data():
     data = {**DATA, "name": np.arange(N).astype("U3")}
-    assert {batch["name"].dtype.kind for batch in fnn.data.batches(data, 4)} == {"U"}
+    batches = fnn.data.batches(data, 4, key=jax.random.key(0))
+    assert {batch["name"].dtype.kind for batch in batches} == {"U"}
 
 
 def test_the_message_names_the_array():

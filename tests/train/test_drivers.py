@@ -41,7 +41,7 @@ def fit(ts, step=STEPS["dense"][1], data=DATA, epochs=2, **options):
 def looped(step, ts, steps):
     """The steps by hand, over the batches of `fnn.data`; (params, losses)."""
     key, losses = jax.random.fold_in(ts.key, zlib.crc32(b"data")), []
-    epochs = (fnn.data.batches(DATA, SIZE, seed=key, epoch=e) for e in itertools.count())
+    epochs = (fnn.data.batches(DATA, SIZE, key=key, epoch=e) for e in itertools.count())
     for batch in itertools.islice(itertools.chain.from_iterable(epochs), int(ts.step), None):
         ts, metrics = step(ts, batch)
         losses.append(metrics["loss"])

@@ -36,7 +36,7 @@ def same(a, b):
 def looped(ts, steps):
     """The same steps by hand, over the batches of `fnn.data`."""
     key, losses = jax.random.fold_in(ts.key, zlib.crc32(b"data")), []
-    epochs = (fnn.data.batches(DATA, SIZE, seed=key, epoch=e) for e in itertools.count())
+    epochs = (fnn.data.batches(DATA, SIZE, key=key, epoch=e) for e in itertools.count())
     for batch in itertools.islice(itertools.chain.from_iterable(epochs), int(ts.step), None):
         ts, metrics = STEP(ts, batch)
         losses.append(metrics["loss"])

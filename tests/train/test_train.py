@@ -233,7 +233,7 @@ def test_fit_is_the_loop_over_batches():
     seen = []
     for epoch in range(2):
         key = jax.random.fold_in(ts.key, zlib.crc32(b"data"))
-        for batch in fnn.data.batches(data(), 5, seed=key, epoch=epoch):
+        for batch in fnn.data.batches(data(), 5, key=key, epoch=epoch):
             ts, metrics = step(ts, batch)
             seen.append(metrics["loss"])
     assert_same_bits(fitted, ts)
@@ -257,10 +257,10 @@ def test_resuming_in_the_middle_of_an_epoch():
     both, _ = fit(ts, step, 2)
     key = jax.random.fold_in(ts.key, zlib.crc32(b"data"))
     early = ts
-    for batch in list(fnn.data.batches(data(), 5, seed=key, epoch=0))[:3]:
+    for batch in list(fnn.data.batches(data(), 5, key=key, epoch=0))[:3]:
         early, _ = step(early, batch)
     late, _ = fit(early, step, 1)  # one epoch's worth: the last of epoch 0, three of epoch 1
-    last = list(fnn.data.batches(data(), 5, seed=key, epoch=1))[3]
+    last = list(fnn.data.batches(data(), 5, key=key, epoch=1))[3]
     assert_same_bits(step(late, last)[0], both)
 
 
