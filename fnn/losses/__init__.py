@@ -1,8 +1,8 @@
 """Losses: per example and unreduced; average them, by a mask or weights, with `mean`.
 
-A mask is of bools, True where something counts, and has the shape of the losses or its first axes:
-[B] masks whole rows of [B, T]. Weights, which are real numbers, follow the same rule. What does not
-count is not looked at, NaN included: it changes neither a loss nor a gradient.
+A mask holds bools, True where something counts, and has the shape of the losses or of their first
+axes: [B] masks whole rows of [B, T]. Weights, which are real numbers, follow the same rule. What
+does not count is ignored, NaN included: it changes neither a loss nor a gradient.
 """
 
 from fnn.losses.classification import (
@@ -28,7 +28,7 @@ from fnn.losses.regression import (
     poisson_nll,
     squared_error,
 )
-from fnn.losses.sequence import bits_per_character, ctc, language_model, perplexity
+from fnn.losses.sequence import bits_per_character, ctc, language_model
 from fnn.losses.similarity import cosine_distance, info_nce, triplet
 
 __all__ = [
@@ -56,7 +56,6 @@ __all__ = [
     "masked_mean",
     "mean",
     "multiclass_hinge",
-    "perplexity",
     "poisson_nll",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.core
@@ -12,7 +11,16 @@ import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide
-from fnn.losses.inputs import alike, binary, choose, class_labels, numbered, positive, same_dtype
+from fnn.core.types import Scalar
+from fnn.losses.inputs import (
+    binary,
+    choose,
+    class_labels,
+    numbered,
+    positive,
+    same_dtype,
+    same_shape,
+)
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import kl, normalize, times
 
@@ -22,7 +30,7 @@ def softmax_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
     *,
-    label_smoothing: float | jax.Array = 0.0,
+    label_smoothing: Scalar = 0.0,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy of softmax(logits) against labels, -sum over c of p_c log softmax(logits)_c.
@@ -32,9 +40,9 @@ def softmax_cross_entropy(
     impossible classes: loss and gradient stay finite as long as their p is zero. An integer label
     outside 0 ... C - 1 gives NaN, since under `jit` it cannot raise.
 
-    - `label_smoothing`: e in [0, 1], for (1 - e) p + e / C in the place of p (Szegedy et al., 2016,
-      section 7); off by default. It gives impossible classes weight, and so an infinite loss.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `label_smoothing`: e in [0, 1]; replaces p by (1 - e) p + e / C (Szegedy et al., 2016, section
+      7). Off by default. It gives weight to impossible classes, and so an infinite loss.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
     Raises ShapeError if the shapes do not fit, DtypeError for integer logits, OptionError for
     smoothing outside [0, 1].
@@ -48,7 +56,7 @@ def softmax_cross_entropy(
     return masked(cross_entropy(logits, labels, label_smoothing), mask)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any = 0.0) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Scalar = 0.0) -> jax.Array:
     """`softmax_cross_entropy` of inputs that have been checked."""
     x, log_total = normalize(logits)
     if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -74,7 +82,7 @@ def sigmoid_cross_entropy(
     - `logits`: floating, of the label being 1.
     - `labels`: 0 or 1 as bools or integers, or floating probabilities of 1, of the logits' shape.
       Another integer gives NaN.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     In nats, computed and returned in float32 or wider; infinite logits on the label's side are
     certain, with loss and gradient 0.
@@ -91,19 +99,19 @@ def sigmoid_cross_entropy(
 def focal(
     logits: jax.Array,
     labels: jax.Array,
-    gamma: float | jax.Array = 2.0,
-    alpha: float | jax.Array = 0.25,
+    gamma: Scalar = 2.0,
+    alpha: Scalar = 0.25,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Cross-entropy of two classes that weighs easy examples down: [...] -> [...].
+    """Cross-entropy of two classes that down-weights easy examples: [...] -> [...].
 
         -y a (1 - p)^gamma log p - (1 - y) (1 - a) p^gamma log(1 - p),  p = sigmoid(logits)
 
     Elementwise: independent classes on a last axis are not summed.
 
-    - `logits`, `labels`, `mask`: as of `sigmoid_cross_entropy`.
-    - `gamma`: how strongly, at least 0; `alpha`: the weight a of label 1, in [0, 1]. 2 and 0.25
+    - `logits`, `labels`, `mask`: as in `sigmoid_cross_entropy`.
+    - `gamma`: how strongly, at least 0. `alpha`: the weight a of label 1, in [0, 1]. 2 and 0.25
       are the paper's best; gamma = 0, alpha = 0.5 is half the cross-entropy.
 
     In nats, computed and returned in float32 or wider, with finite gradients wherever the loss is
@@ -119,7 +127,7 @@ def focal(
     x, y, mask = _binary("logits", logits, labels, mask)
     gamma, alpha = jnp.asarray(gamma, x.dtype), jnp.asarray(alpha, x.dtype)
 
-    def term(weight, x):  # of label 1: p = sigmoid(x)
+    def term(weight: jax.Array, x: jax.Array) -> jax.Array:  # of label 1: p = sigmoid(x)
         x = jnp.where((weight == 0) & jnp.isinf(x), 0, x)
         easy = jnp.exp(-times(gamma, jax.nn.softplus(x)))  # (1 - p)^gamma
         return weight * easy * jax.nn.softplus(-x)
@@ -132,7 +140,7 @@ def log_loss(
     probabilities: jax.Array,
     labels: jax.Array,
     *,
-    eps: float | jax.Array = 1e-7,
+    eps: Scalar = 1e-7,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy of probabilities q against labels, -sum over c of p_c log q_c.
@@ -140,13 +148,13 @@ def log_loss(
     [..., C] -> [...]. For networks that end in probabilities; from logits,
     `softmax_cross_entropy` is exact.
 
-    - `probabilities`: floating, taken as they are, not normalized.
+    - `probabilities`: floating; they are not normalized.
     - `labels`: [...] integers, or [..., C] floating probabilities p. An integer outside
       0 ... C - 1 gives NaN.
-    - `eps`: below it log is continued by its tangent, log(eps) + (q - eps) / eps, above 0. So at
+    - `eps`: above 0. Below it, log is continued by its tangent, log(eps) + (q - eps) / eps, so at
       q = 0 the loss is 1 - log(eps), and its gradient -1 / eps is finite and does not vanish. 1e-7
       is the resolution of float32 at 1.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
     In nats, computed and returned in float32 or wider.
     Raises ShapeError if the shapes do not fit, DtypeError for integer probabilities, OptionError
@@ -167,7 +175,7 @@ def binary_log_loss(
     probabilities: jax.Array,
     labels: jax.Array,
     *,
-    eps: float | jax.Array = 1e-7,
+    eps: Scalar = 1e-7,
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy of probabilities q of label 1, of two classes: [...] -> [...].
@@ -180,7 +188,7 @@ def binary_log_loss(
     - `labels`: 0 or 1 as bools or integers, or floating probabilities of 1, of the same shape.
       Another integer gives NaN.
     - `eps`: where log is continued by its tangent, as in `log_loss`.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     In nats, computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integer probabilities, OptionError for
@@ -199,9 +207,9 @@ def hinge(scores: jax.Array, labels: jax.Array, *, mask: jax.Array | None = None
     """Distance of the score from its label's side, max(0, 1 - t s), t = 2 y - 1: [...] -> [...].
 
     - `scores`: floating, positive for label 1.
-    - `labels`: 0 or 1, bools or integers, of the scores' shape. Another integer, as the -1 of
-      labels in {-1, 1}, gives NaN.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `labels`: 0 or 1, bools or integers, of the scores' shape. Another integer, such as
+      the -1 of labels in {-1, 1}, gives NaN.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider; the gradient at the kink is 0.
     Raises ShapeError if the shapes differ, DtypeError for integer scores or floating labels.
@@ -224,9 +232,9 @@ def multiclass_hinge(
 
     - `scores`: floating. Minus infinity is an impossible class.
     - `labels`: integers; one outside 0 ... C - 1 gives NaN.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
-    Computed and returned in float32 or wider; the gradient at the kink is 0, and equal rivals
+    Computed and returned in float32 or wider; the gradient at the kink is 0, and tied rivals
     share theirs.
     Raises ShapeError if the shapes do not fit, DtypeError for integer scores or floating labels.
     Crammer & Singer (2001).
@@ -244,7 +252,7 @@ def multiclass_hinge(
 def distillation(
     student_logits: jax.Array,
     teacher_logits: jax.Array,
-    temperature: float | jax.Array,
+    temperature: Scalar,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -253,12 +261,12 @@ def distillation(
         T^2 KL(softmax(teacher / T) || softmax(student / T))
 
     The factor keeps the gradient's size as T varies, and the divergence's gradient for the student
-    is the cross-entropy's. The teacher has a gradient too: give its logits through
-    `jax.lax.stop_gradient` where its parameters are differentiated.
+    is the cross-entropy's. The teacher has a gradient too: pass its logits
+    through `jax.lax.stop_gradient` if its parameters are differentiated.
 
     - `student_logits`, `teacher_logits`: floating, of one shape.
     - `temperature`: above 0; 1 to 20 in the paper, which chooses by task, so there is no default.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
     In nats, never negative, computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers, OptionError for a temperature
@@ -269,21 +277,21 @@ def distillation(
     0.328 0.0
     """
     positive("temperature", temperature)
-    student, teacher = alike(1, student_logits=student_logits, teacher_logits=teacher_logits)
+    student, teacher = same_shape(1, student_logits=student_logits, teacher_logits=teacher_logits)
     mask = check_mask(mask, student.shape[:-1])
     t = jnp.asarray(temperature, student.dtype)
     return masked(t * t * kl(clear(teacher, mask), clear(student, mask), t), mask)
 
 
-def _log(q: jax.Array, eps: Any) -> jax.Array:
+def _log(q: jax.Array, eps: Scalar) -> jax.Array:
     """log, continued below eps by its tangent there."""
     eps = jnp.asarray(eps, q.dtype)
     low = q < eps
     return jnp.log(jnp.where(low, eps, q)) + _below(q, eps, low)
 
 
-def _log_not(q: jax.Array, eps: Any) -> jax.Array:
-    """log(1 - q), as `_log` of 1 - q, which would round away a small q."""
+def _log_not(q: jax.Array, eps: Scalar) -> jax.Array:
+    """log(1 - q), like `_log` of 1 - q, which would round away a small q."""
     eps = jnp.asarray(eps, q.dtype)
     low = 1 - q < eps
     high = jnp.log1p(-jnp.where(low, 0, q))
@@ -295,8 +303,10 @@ def _below(q: jax.Array, eps: jax.Array, low: jax.Array) -> jax.Array:
     return jnp.where(low, q, 1) / jnp.where(low, eps, 1) - 1
 
 
-def _labelled(scores: str, x: Any, labels: Any, mask: Any, soft: bool = True):
-    """(scores [..., C], labels, mask), checked, wide, and clear where masked."""
+def _labelled(
+    scores: str, x: jax.Array, labels: jax.Array, mask: jax.Array | None, soft: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(scores [..., C], labels, mask), checked, widened, and zero where masked."""
     x, labels = class_labels(scores, x, labels, soft)
     mask = check_mask(mask, x.shape[:-1])
     if is_floating(labels):
@@ -304,8 +314,10 @@ def _labelled(scores: str, x: Any, labels: Any, mask: Any, soft: bool = True):
     return clear(x.astype(wide(x.dtype)), mask), clear(labels, mask), mask
 
 
-def _binary(scores: str, x: Any, labels: Any, mask: Any, soft: bool = True):
-    """(scores [...], labels in [0, 1], mask), checked, wide, and clear where masked."""
+def _binary(
+    scores: str, x: jax.Array, labels: jax.Array, mask: jax.Array | None, soft: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(scores [...], labels in [0, 1], mask), checked, widened, and zero where masked."""
     x, labels = binary(scores, x, labels, soft)
     mask = check_mask(mask, x.shape)
     return clear(x, mask), clear(labels, mask), mask

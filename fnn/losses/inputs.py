@@ -1,4 +1,4 @@
-"""What the losses take: arrays of one shape, labels that fit, options in range."""
+"""Checks of what losses take: arrays of one shape, labels that fit, options in range."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide, widest
 from fnn.core.shapes import from_numpy
+from fnn.core.types import Scalar, Shape
 
 LAYOUTS = ("[...]", "[..., C]", "[..., N, C]")  # by the axes of one example
 
@@ -34,8 +35,8 @@ def floating(name: str, x: Any, axes: int = 0) -> jax.Array:
     return x
 
 
-def alike(axes: int = 0, **arrays: Any) -> list[jax.Array]:
-    """Floating arrays of one shape, in the widest of their dtypes, float32 or wider."""
+def same_shape(axes: int = 0, **arrays: jax.Array) -> list[jax.Array]:
+    """Floating arrays of one shape, cast to the widest of their dtypes, float32 or wider."""
     found = {name: floating(name, x, axes) for name, x in arrays.items()}
     first, *others = found
     for name in others:
@@ -48,7 +49,7 @@ def same_dtype(*arrays: jax.Array) -> list[jax.Array]:
     return [x.astype(dtype) for x in arrays]
 
 
-def check_shape(name: str, x: jax.Array, shape: tuple, other: str) -> None:
+def check_shape(name: str, x: jax.Array, shape: Shape, other: str) -> None:
     if x.shape != shape:
         raise errors.ShapeError(
             f"{name} {shape} for these {other}",
@@ -58,7 +59,7 @@ def check_shape(name: str, x: jax.Array, shape: tuple, other: str) -> None:
 
 
 def integers(name: str, x: Any) -> jax.Array:
-    """An array of integers, int32 where they were narrower: -1 and 300 must stay what they are."""
+    """An array of integers, widened to int32: -1 and 300 must keep their meaning."""
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise errors.DtypeError(
@@ -67,7 +68,7 @@ def integers(name: str, x: Any) -> jax.Array:
     return x.astype(jnp.int32) if jnp.iinfo(x.dtype).bits < 32 else x
 
 
-def binary(scores: str, x: Any, labels: Any, soft: bool = True) -> list[jax.Array]:
+def binary(scores: str, x: jax.Array, labels: jax.Array, soft: bool = True) -> list[jax.Array]:
     """Scores [...] and labels 0 or 1 [...], of one dtype; NaN for any other integer.
 
     Labels may be bools, integers or, where `soft`, probabilities.
@@ -88,7 +89,7 @@ def binary(scores: str, x: Any, labels: Any, soft: bool = True) -> list[jax.Arra
     return same_dtype(x, labels)
 
 
-def check_labels(logits: Any, labels: Any, name: str) -> tuple[jax.Array, jax.Array]:
+def check_labels(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     """Logits [..., C] with labels that fit: integers [...] or probabilities [..., C].
 
     Integers come back in 32 bits or more.
@@ -97,7 +98,9 @@ def check_labels(logits: Any, labels: Any, name: str) -> tuple[jax.Array, jax.Ar
         return class_labels("logits", logits, labels)
 
 
-def class_labels(scores: str, x: Any, labels: Any, soft: bool = True) -> tuple[jax.Array, Any]:
+def class_labels(
+    scores: str, x: jax.Array, labels: jax.Array, soft: bool = True
+) -> tuple[jax.Array, jax.Array]:
     x, labels = floating(scores, x, 1), array("labels", labels)
     whole = jnp.issubdtype(labels.dtype, jnp.integer)
     if not (whole or soft and is_floating(labels)):
@@ -130,7 +133,7 @@ def numbered(n: int, x: jax.Array) -> jax.Array:
     return jnp.expand_dims(jnp.arange(n, dtype=x.dtype), tuple(range(x.ndim)))
 
 
-def positive(name: str, value: Any) -> None:
+def positive(name: str, value: Scalar) -> None:
     """A number above 0; tracers pass."""
     checks.number(name, value, 0.0, float("inf"), open_high=True)
     if not isinstance(value, jax.core.Tracer) and np.asarray(value) == 0:

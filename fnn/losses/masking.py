@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from fnn.core import errors
 from fnn.core.dtypes import wide
+from fnn.core.types import Dtype, Shape
 from fnn.losses.inputs import array, choose, floating, integers, numbered
 
 
-def check_mask(mask: Any, shape: tuple) -> jax.Array | None:
+def check_mask(mask: jax.Array | None, shape: Shape) -> jax.Array | None:
     """A mask of bools for values of `shape`, in that shape, or None.
 
-    The one rule of shapes, of weights too: the shape of what is masked, or its first axes, so that
-    [B] masks whole rows of [B, T]. Nothing else is broadcast.
+    Masks and weights follow one rule: they have the shape of the values, or of its first axes, so
+    that [B] masks whole rows of [B, T]. Nothing else is broadcast.
     """
     if mask is None:
         return None
     return _over(bools(mask), shape, "mask")
 
 
-def check_weights(weights: Any, shape: tuple, dtype: Any) -> jax.Array | None:
+def check_weights(weights: jax.Array | None, shape: Shape, dtype: Dtype) -> jax.Array | None:
     """Weights of real numbers for values of `shape`, in that shape and a dtype, or None."""
     if weights is None:
         return None
     return _over(reals(weights).astype(dtype), shape, "weights")
 
 
-def bools(mask: Any) -> jax.Array:
+def bools(mask: jax.Array) -> jax.Array:
     mask = array("mask", mask)
     if mask.dtype != bool:
         raise errors.DtypeError(
             "mask of bools",
             f"mask {errors.show(mask)}",
-            "say which count, as mask != 0; numbers that weigh are weights",
+            "pass mask != 0; numbers that weight the losses are weights",
         )
     return mask
 
 
-def reals(weights: Any) -> jax.Array:
+def reals(weights: jax.Array) -> jax.Array:
     weights = array("weights", weights)
     if not any(jnp.issubdtype(weights.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise errors.DtypeError(
@@ -50,7 +49,7 @@ def reals(weights: Any) -> jax.Array:
     return weights
 
 
-def _over(a: jax.Array, shape: tuple, name: str) -> jax.Array:
+def _over(a: jax.Array, shape: Shape, name: str) -> jax.Array:
     if a.shape != shape[: a.ndim]:
         raise errors.ShapeError(
             f"{name} of the shape of the values {shape}, or of its first axes",
@@ -61,8 +60,8 @@ def _over(a: jax.Array, shape: tuple, name: str) -> jax.Array:
     return jnp.broadcast_to(jnp.expand_dims(a, axes), shape)
 
 
-def length_mask(lengths: Any, size: int) -> jax.Array:
-    """Which of `size` times are there: [...] lengths -> [..., size] bools.
+def length_mask(lengths: jax.Array, size: int) -> jax.Array:
+    """Which of `size` steps lie within the lengths: [...] lengths -> [..., size] bools.
 
     >>> print(length_mask(jnp.array([1, 3]), 3))
     [[ True False False]
@@ -74,7 +73,7 @@ def length_mask(lengths: Any, size: int) -> jax.Array:
 
 @errors.named
 def class_weights(weights: jax.Array, labels: jax.Array) -> jax.Array:
-    """The weight of each label's class, what `mean` weighs losses by: [C] and [...] -> [...].
+    """The weight of each label's class, to weight losses in `mean`: [C] and [...] -> [...].
 
     - `weights`: of the classes, floating.
     - `labels`: integers; one outside 0 ... C - 1 has weight NaN.
@@ -109,12 +108,12 @@ def masked(losses: jax.Array, mask: jax.Array | None) -> jax.Array:
 def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the losses that count, sum of m_i l_i / sum of m_i: [...] and [...] -> [].
 
-    - `mask`: True where a loss counts, of the losses' shape or its first axes. What it leaves out
-      is not looked at, NaN included. With an empty mask the mean is 0, and so is its gradient.
+    - `mask`: True where a loss counts, of the losses' shape or its first axes. The rest is
+      ignored, NaN included. With an empty mask the mean is 0, and so is its gradient.
 
-    Computed and returned in float32 or wider. A scalar does not know how much it weighs: where a
-    batch is cut into parts, as by `fnn.optim.accumulate`, return `mean(losses, mask)` instead.
-    Raises ShapeError for another shape, DtypeError for a mask that is not of bools.
+    Computed and returned in float32 or wider. A scalar does not carry its weight: where a batch
+    is split into parts, as by `fnn.optim.accumulate`, return `mean(losses, mask)` instead.
+    Raises ShapeError for another shape, DtypeError for a mask of other than bools.
 
     >>> print(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
     2.0

@@ -1,4 +1,4 @@
-"""Means that know their weight: those of the parts of a batch add up to that of the whole."""
+"""Means that carry their weight, so that the parts of a batch add up to the whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
+from fnn.core.types import Scalar, Tree
 from fnn.losses.inputs import floating
 from fnn.losses.masking import check_mask, check_weights
 
@@ -19,16 +20,15 @@ from fnn.losses.masking import check_mask, check_weights
 @partial(jax.tree_util.register_dataclass, data_fields=["total", "weight"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean that knows its weight, total / weight: the sums of w_i l_i and of w_i, both [].
+    """A mean that carries its weight, total / weight: the sums of w_i l_i and of w_i, both [].
 
-    `mean` makes it. A loss function of `fnn.train.step` may return one in the place of a scalar,
-    and have others among its metrics; so may the functions that `fnn.optim.accumulate` and its
-    kind differentiate. Then parts of a batch count by their weights, so that they give what the
-    whole batch gives; `value` is the scalar for everybody else. It is a tree of its two sums.
+    `mean` makes it. A loss function of `fnn.train.step` may return one instead of a scalar, and
+    others among its metrics; so may the functions that `fnn.optim.accumulate` and the like
+    differentiate. Parts of a batch then count by their weights, and together give what the whole
+    batch gives; `value` is the scalar. It is a pytree of its two sums.
 
-    A penalty is added to it, and a number or an array [] multiplies it, as a scalar:
-    `mean(losses, mask) + 1e-4 * l2(params)`. Two such means cannot be added, since one weight would
-    not do for both.
+    Like a scalar, it can be added to a penalty, and multiplied by a number or an array []:
+    `mean(losses, mask) + 1e-4 * l2(params)`. Two of them cannot be added: their weights may differ.
 
     >>> half = Mean(jnp.array(3.0), jnp.array(2.0))
     >>> print(half.value, (2 * half + 1).value)
@@ -45,12 +45,12 @@ class Mean:
         ratio = self.total / jnp.where(none, 1, self.weight).astype(self.total.dtype)
         return jnp.where(none, 0, ratio)
 
-    def __add__(self, other: Any) -> Mean:
+    def __add__(self, other: Scalar) -> Mean:
         return Mean(
             self.total + self.weight.astype(self.total.dtype) * self._like(other), self.weight
         )
 
-    def __mul__(self, other: Any) -> Mean:
+    def __mul__(self, other: Scalar) -> Mean:
         return Mean(self.total * self._like(other), self.weight)
 
     __radd__, __rmul__ = __add__, __mul__
@@ -58,13 +58,13 @@ class Mean:
     def __neg__(self) -> Mean:
         return Mean(-self.total, self.weight)
 
-    def __sub__(self, other: Any) -> Mean:
+    def __sub__(self, other: Scalar) -> Mean:
         return self + -self._like(other)
 
-    def __truediv__(self, other: Any) -> Mean:
+    def __truediv__(self, other: Scalar) -> Mean:
         return Mean(self.total / self._like(other), self.weight)
 
-    def _like(self, other: Any) -> jax.Array:
+    def _like(self, other: Scalar | Mean) -> jax.Array:
         if isinstance(other, Mean):
             raise errors.InputError(
                 "a number beside a Mean",
@@ -82,10 +82,10 @@ def mean(
 
     - `losses`: floating, as the functions of `fnn.losses` return them.
     - `mask`: True where a loss counts, of the losses' shape or its first axes.
-    - `weights`: what each counts, at least 0, of the losses' shape or its first axes: those of
-      examples, of classes (`class_weights`), or of both, multiplied.
+    - `weights`: how much each counts, at least 0, of the losses' shape or its first axes: weights
+      of examples, of classes (`class_weights`), or their product.
 
-    What does not count (masked, or of weight 0) is not looked at, NaN included. Computed in float32
+    What does not count (masked, or of weight 0) is ignored, NaN included. Computed in float32
     or wider. Raises ShapeError or DtypeError for masks or weights that do not fit.
 
     >>> losses, tokens = jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])
@@ -104,13 +104,13 @@ def mean(
 @partial(jax.tree_util.register_dataclass, data_fields=["sums"], meta_fields=["compute"])
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A value that is a function of sums over examples: `compute(sums)`, where sums add up.
+    """A value that is a function of sums over examples, which add up: `compute(sums)`.
 
     What `fnn.train.supervised` returns for a metric, so that the metric of accumulated parts is
     that of the whole batch; `fnn.train.step` returns its `value`.
     """
 
-    sums: Any
+    sums: Tree
     compute: Callable[[Any], Any]
 
     @property
@@ -123,15 +123,15 @@ def is_sum(node: Any) -> bool:
     return isinstance(node, (Mean, Measured))
 
 
-def values(tree: Any) -> Any:
-    """A tree with the values of its means and measured metrics in their places."""
+def values(tree: Tree) -> Tree:
+    """A tree with its means and measured metrics replaced by their values."""
     return jax.tree.map(lambda a: a.value if is_sum(a) else a, tree, is_leaf=is_sum)
 
 
 class Weighed(NamedTuple):
     """The aux of a function whose value is a weighted mean, and the weight; None if it has none.
 
-    Every wrapper of `jax.value_and_grad` hands it on as aux; those that average look at the weight.
+    Every wrapper of `jax.value_and_grad` passes it on as aux; those that average use the weight.
     """
 
     aux: Any
@@ -139,7 +139,7 @@ class Weighed(NamedTuple):
 
 
 def scalar(fn: Callable, has_aux: bool) -> Callable:
-    """`fn`, of a scalar or a Mean, as a function of a scalar."""
+    """`fn`, which returns a scalar or a Mean, as a function that returns a scalar."""
 
     def call(*args: Any) -> Any:
         value, *aux = fn(*args) if has_aux else (fn(*args),)
@@ -150,7 +150,7 @@ def scalar(fn: Callable, has_aux: bool) -> Callable:
 
 
 def weighed(fn: Callable, has_aux: bool) -> Callable:
-    """`fn`, of a scalar or a Mean, as a function that returns (scalar, Weighed)."""
+    """`fn`, which returns a scalar or a Mean, as a function that returns (scalar, Weighed)."""
 
     def call(*args: Any) -> tuple[Any, Weighed]:
         out = fn(*args)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fnn.core.types import Scalar
+
 
 def normalize(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(x, log sum exp x), x the logits less their largest: [..., C] -> ([..., C], [...]).
+    """(x, log sum exp x), x the logits minus their largest: [..., C] -> ([..., C], [...]).
 
-    The largest goes before the logarithm, so the difference of the two is exact near it.
+    The largest is subtracted before the logarithm, so the difference of the two is exact near it.
     """
     x = logits - _largest(logits)
     return x, jnp.log(jnp.sum(jnp.exp(x), axis=-1))
@@ -58,11 +59,11 @@ def excess(d: jax.Array) -> jax.Array:
     return jnp.where(near, s * s / 2 * series, jnp.expm1(far) - jnp.where(far == jnp.inf, 0, far))
 
 
-def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Any = 1) -> jax.Array:
+def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Scalar = 1) -> jax.Array:
     """Divergence of q from p, of the logits over a temperature: [..., C] -> [...].
 
-    As the sum of p (exp(d) - 1 - d), d = log q - log p, whose terms are never negative: it is that
-    of p (log p - log q), since q - p adds up to 0, but nothing cancels where q is close to p.
+    The sum of p (exp(d) - 1 - d), d = log q - log p, whose terms are never negative. It equals that
+    of p (log p - log q), since q - p sums to 0, but nothing cancels where q is close to p.
     """
     p, q, d = _ratio(p_logits, q_logits, temperature)
     none = p == 0
@@ -75,7 +76,7 @@ def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Any = 1) -> jax.Ar
 def jensen_shannon(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     """The mean divergence of m = (p + q) / 2 from p and from q: [..., C] -> [...].
 
-    As the sum of m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2, t = (q - p) / (q + p), whose
+    The sum of m ((1 + t) log(1 + t) + (1 - t) log(1 - t)) / 2, t = (q - p) / (q + p), whose
     terms are never negative; t = tanh(d / 2), d = log q - log p.
     """
     p, q, d = _ratio(p_logits, q_logits)
@@ -91,11 +92,11 @@ def jensen_shannon(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     return jnp.sum(m * jnp.where(alone, math.log(2), terms / 2), axis=-1)
 
 
-def _ratio(p_logits: jax.Array, q_logits: jax.Array, temperature: Any = 1) -> tuple:
+def _ratio(p_logits: jax.Array, q_logits: jax.Array, temperature: Scalar = 1) -> tuple:
     """(p, q, log q - log p), [..., C] each; the last is minus infinity where q alone is impossible.
 
-    Of close logits the difference is exact. What the normalizers round is one number for all
-    classes, which a divergence feels in second order alone.
+    For close logits the difference is exact. The normalizers' rounding is the same for all classes,
+    and changes a divergence in second order only.
     """
     (x, top_p), (y, top_q) = ((x - _largest(x), _largest(x)) for x in (p_logits, q_logits))
     impossible = jnp.isinf(p_logits) | jnp.isinf(q_logits)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import errors
 from fnn.core.dtypes import wide, widest
+from fnn.core.types import Tree
 from fnn.losses.inputs import floating
 from fnn.losses.numerics import magnitude
 
 
 @errors.named
-def l1(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
+def l1(params: Tree, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     """Sum of the absolute values of the selected parameters: a tree -> [].
 
-    - `params`: a tree as `net.init` gives it, or a part of one, as `params["dense1"]`.
+    - `params`: a tree as `net.init` gives it, or a part of one, such as `params["dense1"]`.
     - `select`: a leaf's name, or several; shell wildcards match, "*" all of them. Kernels by
       default: biases and scales are few, and shrinking them gains nothing.
 
@@ -35,10 +35,10 @@ def l1(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
 
 
 @errors.named
-def l2(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
+def l2(params: Tree, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     """Sum of the squares of the selected parameters, without a factor 1/2: a tree -> [].
 
-    - `params`: a tree as `net.init` gives it, or a part of one, as `params["dense1"]`.
+    - `params`: a tree as `net.init` gives it, or a part of one, such as `params["dense1"]`.
     - `select`: a leaf's name, or several; shell wildcards match, "*" all of them. Kernels by
       default: biases and scales are few, and shrinking them gains nothing.
 
@@ -52,7 +52,7 @@ def l2(params: Any, select: str | tuple[str, ...] = "kernel") -> jax.Array:
     return _sum(jnp.square, params, select)
 
 
-def _sum(measure: Callable, params: Any, select: Any) -> jax.Array:
+def _sum(measure: Callable, params: Tree, select: str | tuple[str, ...]) -> jax.Array:
     patterns = (select,) if isinstance(select, str) else select
     if not (isinstance(patterns, tuple) and patterns and all(isinstance(p, str) for p in patterns)):
         raise errors.OptionError(
@@ -72,7 +72,7 @@ def _sum(measure: Callable, params: Any, select: Any) -> jax.Array:
         raise errors.ParamsError(
             f"params with a leaf named {errors.names(patterns)}",
             f"leaves named {errors.names(sorted(set(filter(None, known))))}",
-            "pass the tree of net.init, and select= what is to be penalized",
+            "pass params from net.init, and select= the names to penalize",
         )
     total = terms[0]
     for term in terms[1:]:

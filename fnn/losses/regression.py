@@ -1,25 +1,27 @@
 """Losses of predicted numbers, elementwise: [...] -> [...].
 
 Which axes make up an example is not known here, so none is summed: the mean over all elements,
-as `fnn.train.supervised` takes it, is the mean squared (absolute, ...) error.
+which `fnn.train.supervised` takes, is the mean squared (absolute, ...) error.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.losses.inputs import alike
+from fnn.core.types import Scalar
+from fnn.losses.inputs import same_shape
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import excess, magnitude, times
 
 
-def _difference(predictions: Any, targets: Any, mask: Any) -> tuple[jax.Array, jax.Array | None]:
-    predictions, targets = alike(predictions=predictions, targets=targets)
+def _difference(
+    predictions: jax.Array, targets: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    predictions, targets = same_shape(predictions=predictions, targets=targets)
     mask = check_mask(mask, predictions.shape)
     return clear(predictions, mask) - clear(targets, mask), mask
 
@@ -33,7 +35,7 @@ def squared_error(
     Elementwise, so that its mean is the mean squared error whatever an example's axes are.
 
     - `predictions`, `targets`: floating, of one shape.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers.
@@ -52,7 +54,7 @@ def absolute_error(
     """Absolute error, |y - t|: [...] -> [...]. Where y = t its gradient is 0.
 
     - `predictions`, `targets`: floating, of one shape.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers.
@@ -68,7 +70,7 @@ def absolute_error(
 def huber(
     predictions: jax.Array,
     targets: jax.Array,
-    delta: float | jax.Array = 1.0,
+    delta: Scalar = 1.0,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -77,8 +79,8 @@ def huber(
         r^2 / 2 where |r| <= delta, delta (|r| - delta / 2) elsewhere
 
     - `predictions`, `targets`: floating, of one shape.
-    - `delta`: the largest size of the gradient, at least 0; 1 as in the field.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `delta`: the largest size of the gradient, at least 0; 1 by convention.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers, OptionError for a negative
@@ -105,7 +107,7 @@ def log_cosh(
     everywhere, with gradient tanh(y - t).
 
     - `predictions`, `targets`: floating, of one shape.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider; finite for every finite error, and exact near 0.
     Raises ShapeError if the shapes differ, DtypeError for integers.
@@ -129,9 +131,9 @@ def gaussian_nll(
 
         (log 2 pi + log_var + (t - mean)^2 / exp(log_var)) / 2
 
-    - `mean`, `log_var`, `targets`: floating, of one shape. A network gives the logarithm of the
-      variance, since any number is one.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mean`, `log_var`, `targets`: floating, of one shape. A network outputs the log-variance,
+      since any number is one.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider. The constant is kept: it is the whole -log density.
     Raises ShapeError if the shapes differ, DtypeError for integers. Nix & Weigend (1994).
@@ -139,7 +141,7 @@ def gaussian_nll(
     >>> print(gaussian_nll(jnp.zeros(2), jnp.zeros(2), jnp.array([0.0, 1.0])).round(3))
     [0.919 1.419]
     """
-    mean, log_var, targets = alike(mean=mean, log_var=log_var, targets=targets)
+    mean, log_var, targets = same_shape(mean=mean, log_var=log_var, targets=targets)
     mask = check_mask(mask, mean.shape)
     mean, log_var, targets = (clear(x, mask) for x in (mean, log_var, targets))
     largest = 0.99 * math.log(jnp.finfo(mean.dtype).max)  # no infinity for (t - mean) = 0 to meet
@@ -156,7 +158,7 @@ def poisson_nll(
         exp(log_rate) - t log_rate + log t!
 
     - `log_rate`, `targets`: floating, of one shape; targets are counts, at least 0.
-    - `mask`: False where a loss is to be 0, with gradient 0, whatever the inputs hold there.
+    - `mask`: False where the loss and its gradient are 0, whatever the inputs hold there.
 
     Computed and returned in float32 or wider. A rate of 0 (log_rate of minus infinity) is certain
     of the count 0. The constant log t! is kept: it is the whole -log probability.
@@ -165,7 +167,7 @@ def poisson_nll(
     >>> print(poisson_nll(jnp.zeros(2), jnp.array([0.0, 3.0])).round(3))
     [1.    2.792]
     """
-    log_rate, targets = alike(log_rate=log_rate, targets=targets)
+    log_rate, targets = same_shape(log_rate=log_rate, targets=targets)
     mask = check_mask(mask, log_rate.shape)
     log_rate, targets = clear(log_rate, mask), clear(targets, mask)
     many = targets > 10  # where the terms are large and all but cancel

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
+from fnn.core.types import Scalar
 from fnn.losses.classification import cross_entropy
 from fnn.losses.inputs import check_shape, floating, integers, numbered, positive
 from fnn.losses.masking import check_mask, clear, length_mask, masked
@@ -28,23 +28,23 @@ def ctc(
 ) -> jax.Array:
     """Negative log-probability of a label sequence under every alignment, in nats.
 
-    A path names a class at each time; with repeats merged and blanks removed it reads as labels.
+    A path names a class at each step; with repeats merged and blanks removed it reads as labels.
     The loss is -log of the sum of all paths that read as `labels`, each of probability
     prod_t softmax(logits_t)[path_t]: [..., T, C] and [..., L] -> [...].
 
     - `logits`: floating. `labels`: integers in 0 ... C - 1 other than blank.
-    - `logit_lengths`, `label_lengths`: [...] integers, how many times and labels are there; what
-      follows is not looked at. None means all.
-    - `blank`: the class that stands for no label; 0 as in the paper's successors.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `logit_lengths`, `label_lengths`: [...] integers, how many steps and labels are valid; the
+      rest is ignored. None means all.
+    - `blank`: the class that stands for no label; 0 by convention.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
-    Labels that no path can read as, being too many for the times (each repeat of a label takes a
-    blank more), have an infinite loss with gradient 0. A label or a length out of range gives NaN,
+    Labels too long for the steps (a label that is repeated at once takes one more, for the blank
+    between) have an infinite loss with gradient 0. A label or a length out of range gives NaN,
     since under `jit` it cannot raise. Computed in log-space and returned in float32 or wider.
     Raises ShapeError if the shapes do not fit, DtypeError for integer logits or other labels and
     lengths, OptionError for blank outside 0 ... C - 1. Graves et al. (2006), section 4.1.
 
-    >>> logits = jnp.zeros((2, 3))  # two times: of 9 paths "01", "10" and "11" read as 1
+    >>> logits = jnp.zeros((2, 3))  # two steps: of 9 paths "01", "10" and "11" read as 1
     >>> print(jnp.exp(-ctc(logits, jnp.array([1]))).round(3))
     0.333
     """
@@ -77,7 +77,7 @@ def ctc(
     return masked(jnp.where(wrong, jnp.nan, losses), mask)
 
 
-def _lengths(name: str, lengths: Any, most: int, logits: jax.Array) -> jax.Array:
+def _lengths(name: str, lengths: jax.Array | None, most: int, logits: jax.Array) -> jax.Array:
     lead = logits.shape[:-2]
     if lengths is None:
         return jnp.full(lead, most, jnp.int32)
@@ -86,7 +86,9 @@ def _lengths(name: str, lengths: Any, most: int, logits: jax.Array) -> jax.Array
     return lengths
 
 
-def _ctc(log_q, labels, there, last, blank: int) -> jax.Array:
+def _ctc(
+    log_q: jax.Array, labels: jax.Array, there: jax.Array, last: jax.Array, blank: int
+) -> jax.Array:
     """The forward algorithm over the labels with blanks around each: equations 5 to 8."""
     *lead, places = labels.shape
     states = 2 * places + 1
@@ -123,12 +125,12 @@ def language_model(
 
         l_t = -log softmax(logits_t)[tokens_{t+1}],  t = 0 ... T - 2
 
-    [..., T, V] and [..., T] -> [..., T - 1]. The last logits predict nothing that is here.
+    [..., T, V] and [..., T] -> [..., T - 1]. The last logits have no target.
 
     - `logits`: floating, those at t computed from tokens 0 ... t.
     - `tokens`: integers, as given to the network; one outside 0 ... V - 1 gives NaN as a target.
-    - `mask`: [..., T], which tokens are to be predicted, as neither padding nor a prompt is; the
-      losses of others are 0, with gradient 0. Average by `masked_mean(losses, mask[..., 1:])`.
+    - `mask`: [..., T], which tokens are to be predicted, unlike padding and prompts; the losses of
+      others are 0, with gradient 0. Average by `masked_mean(losses, mask[..., 1:])`.
 
     Computed and returned in float32 or wider.
     Raises ShapeError if the shapes do not fit, DtypeError for integer logits or other tokens.
@@ -146,23 +148,8 @@ def language_model(
 
 
 @errors.named
-def perplexity(nats: jax.Array | float) -> jax.Array:
-    """Perplexity of a mean loss per token, exp(nats): [...] -> [...].
-
-    - `nats`: the mean over all tokens, an array or a number. The mean goes before the exponential:
-      the mean of the batches' perplexities is another number.
-
-    Computed and returned in float32 or wider. Raises DtypeError for integer arrays.
-
-    >>> print(perplexity(0.0), perplexity(jnp.log(8.0)).round())
-    1.0 8.0
-    """
-    return jnp.exp(_nats(nats))
-
-
-@errors.named
 def bits_per_character(
-    nats: jax.Array | float,
+    nats: Scalar,
     tokens: int | jax.Array = 1,
     characters: int | jax.Array = 1,
 ) -> jax.Array:
@@ -170,9 +157,9 @@ def bits_per_character(
 
     [...] -> [...].
 
-    - `nats`: the mean over all tokens, an array or a number.
+    - `nats`: the mean over all tokens, an array or a number; `jnp.exp` of it is the perplexity.
     - `tokens`, `characters`: how many of each the text has; equal by default, as in a model of
-      characters. With bytes in their place the result is in bits per byte.
+      characters. With bytes instead, the result is in bits per byte.
 
     Computed and returned in float32 or wider.
     Raises DtypeError for integer arrays, OptionError for counts that are not above 0.
@@ -180,15 +167,11 @@ def bits_per_character(
     >>> print(bits_per_character(jnp.log(2.0), tokens=100, characters=400))
     0.25
     """
-    nats = _nats(nats)
+    if isinstance(nats, (int, float)) and not isinstance(nats, bool):
+        nats = jnp.asarray(float(nats))
+    nats = floating("nats", nats)
+    nats = nats.astype(wide(nats.dtype))
     for name, count in (("tokens", tokens), ("characters", characters)):
         positive(name, count)
     ratio = jnp.asarray(tokens, nats.dtype) / jnp.asarray(characters, nats.dtype)
     return nats / math.log(2) * ratio
-
-
-def _nats(nats: Any) -> jax.Array:
-    if isinstance(nats, (int, float)) and not isinstance(nats, bool):
-        nats = jnp.asarray(float(nats))
-    nats = floating("nats", nats)
-    return nats.astype(wide(nats.dtype))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.lengths import divide
-from fnn.losses.inputs import alike, positive
+from fnn.core.types import Scalar
+from fnn.losses.inputs import positive, same_shape
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import log_softmax
 
@@ -19,7 +20,7 @@ def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None
     """One minus the cosine of the angle between vectors, 1 - a.b / (|a| |b|): [..., C] -> [...].
 
     - `a`, `b`: floating, of one shape.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
     Never negative. A zero vector has no direction: its distance from anything is 1, with gradient
     0. Computed and returned in float32 or wider; vectors of any finite length do not overflow.
@@ -28,7 +29,7 @@ def cosine_distance(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None
     >>> print(cosine_distance(jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.ones((2, 2))).round(3))
     [0.293 1.   ]
     """
-    a, b = alike(1, a=a, b=b)
+    a, b = same_shape(1, a=a, b=b)
     mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
     directed = jnp.any(a != 0, axis=-1) & jnp.any(b != 0, axis=-1)
@@ -41,7 +42,7 @@ def triplet(
     anchor: jax.Array,
     positive: jax.Array,
     negative: jax.Array,
-    margin: float | jax.Array = 0.2,
+    margin: Scalar = 0.2,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -51,9 +52,9 @@ def triplet(
 
     - `anchor`, `positive`, `negative`: floating, of one shape; of length 1 in the paper.
     - `margin`: by how much, in squared distance, at least 0; 0.2 as in the paper.
-    - `mask`: [...], False where a loss is to be 0, with gradient 0, whatever the inputs hold.
+    - `mask`: [...], False where the loss and its gradient are 0, whatever the inputs hold.
 
-    Squared distances have a gradient everywhere, also between equal vectors. Computed and returned
+    Squared distances have a gradient everywhere, even between equal vectors. Computed and returned
     in float32 or wider.
     Raises ShapeError if the shapes differ, DtypeError for integers, OptionError for a negative
     margin. Schroff, Kalenichenko & Philbin (2015), equation 3.
@@ -63,7 +64,7 @@ def triplet(
     0.0 2.2
     """
     checks.number("margin", margin, 0.0, math.inf)
-    anchor, positive, negative = alike(1, anchor=anchor, positive=positive, negative=negative)
+    anchor, positive, negative = same_shape(1, anchor=anchor, positive=positive, negative=negative)
     mask = check_mask(mask, anchor.shape[:-1])
     anchor, positive, negative = (clear(x, mask) for x in (anchor, positive, negative))
     near = jnp.sum(jnp.square(anchor - positive), axis=-1)
@@ -75,7 +76,7 @@ def triplet(
 def info_nce(
     a: jax.Array,
     b: jax.Array,
-    temperature: float | jax.Array,
+    temperature: Scalar,
     *,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -84,10 +85,10 @@ def info_nce(
         -log softmax_j(cos(a_i, b_j) / temperature) at j = i
 
     - `a`, `b`: N pairs of vectors, floating and of one shape; their lengths do not matter.
-    - `temperature`: what cosines are divided by, above 0; 0.07 to 0.5 in the literature, which
-      agrees on none, so there is no default.
-    - `mask`: [..., N], False for pairs that are not there: their losses and gradients are 0, and
-      they are nobody's candidate.
+    - `temperature`: what cosines are divided by, above 0; 0.07 to 0.5 in the literature, so there
+      is no default.
+    - `mask`: [..., N], False for missing pairs: their losses and gradients are 0, and they are no
+      candidates.
 
     One direction: the symmetric loss is the mean of info_nce(a, b) and info_nce(b, a). Computed and
     returned in float32 or wider.
@@ -98,7 +99,7 @@ def info_nce(
     [9.e-05 9.e-05 9.e-05]
     """
     positive("temperature", temperature)
-    a, b = alike(2, a=a, b=b)
+    a, b = same_shape(2, a=a, b=b)
     mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))
     logits = jnp.einsum("...ic,...jc->...ij", a, b) / jnp.asarray(temperature, a.dtype)
@@ -109,7 +110,7 @@ def info_nce(
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    """Vectors of length 1 in x's directions; zero, with gradient 0, where x is zero."""
+    """Vectors of length 1 in the directions of x; zero, with gradient 0, where x is zero."""
     # No direction depends on this scale, so neither does a derivative; squares stay in range.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
     none = scale == 0
