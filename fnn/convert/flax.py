@@ -1,4 +1,4 @@
-"""Flax, linen and nnx: laid out and named as fnn, but for the state and for recurrent cells."""
+"""Flax, linen and nnx: same layouts and names as fnn, except for state and recurrent cells."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}, for layers that nothing else pairs.
 
-    A recurrent layer is the cell there (LSTMCell or OptimizedLSTMCell, GRUCell, SimpleCell), whose
-    gates are joined; each layer and direction of an `fnn.lstm` is a cell of its own, its path as
-    lstm1/lstm2/backward. The kernels of an attention, which have an axis for the heads there, are
-    read as those of `fnn.attention`; they come back without it.
+    A recurrent layer is a cell there (LSTMCell or OptimizedLSTMCell, GRUCell, SimpleCell), whose
+    gates are joined; each layer and direction of an `fnn.lstm` is a cell of its own, with a path
+    such as lstm1/lstm2/backward. Attention kernels, which have a heads axis there, are reshaped for
+    `fnn.attention`; `to_flax` does not restore that axis.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
@@ -43,7 +43,7 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
             raise errors.ParamsError(
                 f"variables with no more than {errors.names(_PARTS.values())}",
                 f"also {part}",
-                "leave out what layers of fnn do not have",
+                "leave out the others, which fnn's layers do not have",
             )
         flat |= tree.to_paths(mapping(part, inside))
     ours = parts(FLAX, net, xs)
@@ -54,12 +54,12 @@ def from_flax(net: Layer, variables: Mapping, *xs: Any, names: Names = None) -> 
 def to_flax(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> dict[str, dict]:
-    """Flax linen's `variables`, of NumPy arrays, with the values of `net`: undoes `from_flax`.
+    """Flax linen's `variables`, in NumPy arrays, with the values of `net`: inverts `from_flax`.
 
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}; a layer without one keeps its path.
 
-    There is "batch_stats" if the network has state. Raises as `from_flax`.
+    "batch_stats" is there if the network has state. Raises as `from_flax`.
 
     >>> import jax, fnn
     >>> net = fnn.serial(fnn.dense(2))
@@ -76,9 +76,9 @@ def to_flax(
             gates = _by_gate(part.kind, group).items()
             flat["params"] |= {FLAX.join(name, entry): array for entry, array in gates}
             continue
-        for slot in part.slots:
-            inside = flat.setdefault(_PARTS[slot.part], {})
-            inside[FLAX.join(name, slot.entry)] = group[slot.entry]
+        for leaf in part.leaves:
+            inside = flat.setdefault(_PARTS[leaf.collection], {})
+            inside[FLAX.join(name, leaf.entry)] = group[leaf.entry]
     return {part: tree.from_paths(inside) for part, inside in flat.items()}
 
 
@@ -88,9 +88,9 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
 
     - `pure`: nested dicts of arrays, `nnx.to_pure_dict(nnx.state(model, kinds))` with the kinds
       `(nnx.Param, nnx.BatchStat)`.
-    - `xs`, `names`: as of `from_flax`, and so are the errors.
+    - `xs`, `names`: as in `from_flax`. Raises as `from_flax`.
 
-    The `recurrent_bias` of a GRU, which nnx.GRUCell does not have, is zero.
+    The `recurrent_bias` of a GRU, which nnx.GRUCell lacks, is zero.
 
     >>> import numpy as np, fnn
     >>> linear = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
@@ -106,7 +106,7 @@ def from_nnx(net: Layer, pure: Mapping, *xs: Any, names: Names = None) -> tuple[
 def to_nnx(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> dict[str, Any]:
-    """The nested dict of a Flax nnx model with the values of `net`: undoes `from_nnx`.
+    """The nested dict of a Flax nnx model with the values of `net`: inverts `from_nnx`.
 
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}; a layer without one keeps its path.
@@ -167,7 +167,7 @@ def _regular(ours: list[Part], flat: Mapping[str, Any]) -> Groups:
 
 
 def _joined(ours: list[Part], groups: Groups) -> Groups:
-    """The same, with all arrays of a cell in one group, the gates side by side."""
+    """The groups with all arrays of a cell in one, the gates side by side."""
     cells: dict[str, dict[str, str]] = {}
     for name in groups:
         cell, _, part = name.rpartition("/")
@@ -184,7 +184,7 @@ def _joined(ours: list[Part], groups: Groups) -> Groups:
 
 
 def _kind(parts: Groups) -> str:
-    """The kind of a cell with these parts, or nothing; of nnx's, by how wide they are."""
+    """The kind of a cell with these parts, or ""; nnx's cells differ by the kernel's width."""
     sets = {
         kind: {side + gate for side in "ih" for gate in gates} for kind, gates in _GATES.items()
     }
@@ -195,7 +195,7 @@ def _kind(parts: Groups) -> str:
 
 
 def _entry(kind: str, part: str, entry: str) -> str:
-    """What an entry of ii, hi ... is called here; its own path if it is of no use."""
+    """Our name for an entry of ii, hi ...; its own path if it has none here."""
     if entry == "kernel":
         return "kernel" if part.startswith("i") else "recurrent_kernel"
     if entry == "bias" and part.startswith("h" if kind == "lstm" else "i"):
@@ -218,7 +218,7 @@ def _cell(kind: str, parts: Groups, cell: str) -> dict[str, Any]:
                     f"one shape of {entry} for all gates", shapes, "take the variables of one cell"
                 )
     group = {entry: np.concatenate(arrays, axis=-1) for entry, arrays in found.items()}
-    if kind == "gru" and "h" in parts and "bias" in group:  # nnx has no more biases
+    if kind == "gru" and "h" in parts and "bias" in group:  # nnx has no other bias
         group["recurrent_bias"] = np.zeros_like(group["bias"][: len(group["bias"]) // 3])
     return group
 

@@ -1,4 +1,4 @@
-"""Haiku: laid out as fnn, with names of its own and debiased averages."""
+"""Haiku: the same layouts as fnn, other names, and debiased averages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from fnn import tree
 from fnn.convert.arrays import load, mapping, store
 from fnn.convert.parts import parts
-from fnn.convert.table import SAME, Framework, Groups, Names, Way, stores_adjoint
+from fnn.convert.table import SAME, Framework, Groups, Layout, Names, stores_adjoint
 from fnn.core import errors
 from fnn.core.layer import Layer
 
@@ -21,9 +21,9 @@ def from_haiku(
 ) -> tuple[dict, dict]:
     """(params, state) of `net` with the values of a Haiku network.
 
-    - `params`, `state`: {module: {entry: array}}, {} for a network without state. Of a batch
-      norm's averages, which Haiku debiases by a counter, the debiased ones are taken.
-    - `xs`: as for `net.init`, with the batch axis: the arrays of Haiku's batch norm have a rank.
+    - `params`, `state`: {module: {entry: array}}, {} for a network without state. Haiku debiases
+      a batch norm's averages by a counter; the debiased ones are read.
+    - `xs`: as for `net.init`, with the batch axis: Haiku's batch norm keeps arrays of x's rank.
     - `names`: {path of a layer in net: its module there}, for layers that nothing else pairs.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
@@ -42,13 +42,13 @@ def from_haiku(
 def to_haiku(
     net: Layer, params: Mapping, state: Mapping, *xs: Any, names: Names = None
 ) -> tuple[dict, dict]:
-    """Haiku's (params, state), of NumPy arrays, with the values of `net`: undoes `from_haiku`.
+    """Haiku's (params, state), in NumPy arrays, with the values of `net`: inverts `from_haiku`.
 
     - `xs`: as for `net.init`, with the batch axis.
     - `names`: {path of a layer in net: its module there}; a layer without one keeps its path.
 
-    The counter of a batch norm is so high that Haiku debiases its averages no more: those of fnn
-    start at mean 0 and variance 1, and need it not. Raises as `from_haiku`.
+    A batch norm's counter is set so high that Haiku no longer debiases: fnn's averages start at
+    mean 0 and variance 1, and are not biased. Raises as `from_haiku`.
 
     >>> import jax, fnn
     >>> net = fnn.serial(fnn.dense(2))
@@ -61,27 +61,27 @@ def to_haiku(
     groups = store(HAIKU, ours, params, state, names)
     trees: dict[str, Groups] = {"params": {}, "state": {}}
     for part, (name, group) in zip(ours, groups.items(), strict=True):
-        for slot in part.slots:
-            module, _, entry = HAIKU.join(name, slot.entry).rpartition("/")
-            entries = trees[slot.part].setdefault(module or "~", {})
-            entries[entry] = group[slot.entry]
-            if slot.part == "state":
+        for leaf in part.leaves:
+            module, _, entry = HAIKU.join(name, leaf.entry).rpartition("/")
+            entries = trees[leaf.collection].setdefault(module or "~", {})
+            entries[entry] = group[leaf.entry]
+            if leaf.collection == "state":
                 counter = np.asarray(2**30, np.int32)
-                entries |= {"hidden": group[slot.entry].copy(), "counter": counter}
+                entries |= {"hidden": group[leaf.entry].copy(), "counter": counter}
     return trees["params"], trees["state"]
 
 
 # --- the table
 
-_RANKED = Way(  # [C] with an axis of one for each other axis of x
-    lambda a, slot: a.reshape(a.shape[-1:]),
-    lambda a, slot: a.reshape((1,) * (len(slot.x) - 1) + a.shape),
+_RANKED = Layout(  # [C] with an axis of one for each other axis of x
+    lambda a, leaf: a.reshape(a.shape[-1:]),
+    lambda a, leaf: a.reshape((1,) * (len(leaf.x) - 1) + a.shape),
 )
 
 
-def _swapped(a: np.ndarray, slot: Any) -> np.ndarray:
-    """Of a transposed convolution: what slides is the same, stored as [*kernel_size, out, in]."""
-    if stores_adjoint(slot):
+def _swapped(a: np.ndarray, leaf: Any) -> np.ndarray:
+    """For a transposed convolution: the same kernel, stored as [*kernel_size, out, in]."""
+    if stores_adjoint(leaf):
         return np.flip(a, tuple(range(a.ndim - 2)))
     return np.swapaxes(a, -1, -2)
 
@@ -98,7 +98,7 @@ HAIKU = Framework(
             "var": ("~/var_ema/average", _RANKED),
         },
         "conv": _LINEAR,
-        "conv_transpose": {"kernel": ("w", Way(_swapped, _swapped)), "bias": ("b", SAME)},
+        "conv_transpose": {"kernel": ("w", Layout(_swapped, _swapped)), "bias": ("b", SAME)},
         "dense": _LINEAR,
         "depthwise_conv": _LINEAR,
         "embedding": {"embedding": ("embeddings", SAME)},

@@ -1,9 +1,9 @@
-"""Attention as others keep it: q, k and v in one array, or an axis for its heads.
+"""Attention as other frameworks store it: q, k and v in one array, or with an axis for the heads.
 
-What is split of attn.in_proj is called attn.in_proj.q, .k and .v, in `names` too, and what is
-called so is joined on the way back. PyTorch's MultiheadAttention has in_proj_weight, or where k
-and v come from other features, q_proj_weight, k_proj_weight and v_proj_weight; GPT-2 has c_attn,
-and most others have qkv.
+The parts of attn.in_proj are called attn.in_proj.q, .k and .v, in `names` too, and parts of these
+names are joined on the way back. PyTorch's MultiheadAttention has in_proj_weight, or, where k and v
+come from other features, q_proj_weight, k_proj_weight and v_proj_weight; GPT-2 has c_attn, and most
+others have qkv.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADS = ("q", "k", "v")
 
 
 def regular(flat: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The same by in_proj.weight for in_proj_weight, and in_proj.q.weight for q_proj_weight."""
+    """The same dict with in_proj.weight for in_proj_weight, in_proj.q.weight for q_proj_weight."""
 
     def path(name: str) -> str:
         name = re.sub(r"(^|\.)in_proj_(weight|bias)$", r"\1in_proj.\2", name)
@@ -34,8 +34,8 @@ def regular(flat: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def split(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
-    """The groups with q, k and v by themselves, where the network has them so."""
-    looks = [{slot.entry: slot.shape() for slot in part.slots} for part in ours]
+    """The groups with q, k and v split, where the network has them so."""
+    looks = [{leaf.entry: leaf.shape() for leaf in part.leaves} for part in ours]
     sizes = _sizes(ours)
     found: Groups = {}
     for name, group in groups.items():
@@ -59,7 +59,7 @@ def split(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
 
 def flattened(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
     """The groups with an axis [heads * D] where Flax and Keras have two in their attention."""
-    looks = [{slot.entry: slot.shape() for slot in part.slots} for part in ours]
+    looks = [{leaf.entry: leaf.shape() for leaf in part.leaves} for part in ours]
     found: Groups = {}
     for name, group in groups.items():
         shapes = {entry: tuple(getattr(array, "shape", ())) for entry, array in group.items()}
@@ -76,7 +76,7 @@ def flattened(framework: Framework, ours: list[Part], groups: Groups) -> Groups:
 
 
 def joined(framework: Framework, groups: Groups) -> dict[str, np.ndarray]:
-    """The arrays by their paths, those of in_proj.q, .k and .v as one again."""
+    """The arrays by path, with in_proj.q, .k and .v joined again."""
     flat: dict[str, Any] = {}
     for name, group in groups.items():
         where, _, head = name.rpartition(".")
@@ -116,7 +116,7 @@ def _sizes(ours: list[Part]) -> set[tuple[int, ...]]:
     rows: dict[str, dict[str, int]] = {}
     for part in ours:
         above, _, last = part.path.rpartition("/")
-        head, weight = role(last), [s.shape() for s in part.slots if s.leaf == "kernel"]
+        head, weight = role(last), [s.shape() for s in part.leaves if s.name == "kernel"]
         if head in _HEADS and weight:
             rows.setdefault(above, {})[head] = weight[0][0]
     return {tuple(own[h] for h in _HEADS) for own in rows.values() if len(own) == len(_HEADS)}
@@ -126,6 +126,6 @@ def _check_turned(path: str, shape: tuple[int, ...], sizes: set[tuple[int, ...]]
     if len(shape) == 2 and shape[1] in map(sum, sizes):
         raise errors.ParamsError(
             f"{path} {shape[::-1]}, with a row for each output",
-            f"{shape}, as of a Conv1D of transformers",
+            f"{shape}, as in a Conv1D of transformers",
             "transpose the weights of all its Conv1D, as {name: w.T if the layer is one else w}",
         )

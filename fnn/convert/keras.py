@@ -1,4 +1,4 @@
-"""Keras: channels last as fnn, weights by order or by path."""
+"""Keras: channels last like fnn, weights by order or by path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from fnn.convert import heads
 from fnn.convert.arrays import load, store
 from fnn.convert.parts import parts
-from fnn.convert.table import ADJOINT, SAME, Framework, Groups, Names, Way
+from fnn.convert.table import ADJOINT, SAME, Framework, Groups, Layout, Names
 from fnn.core import errors
 from fnn.core.layer import Layer
 
@@ -22,12 +22,12 @@ def from_keras(
     """(params, state) of `net` with the values of a Keras model.
 
     - `weights`: `model.weights`, or {path: array}, as `{w.path: w.numpy() for w in model.weights}`:
-      layers are paired as `fnn.convert` says. Arrays without paths, `model.get_weights()`, are
-      taken in their order, and nothing but their shapes can tell that it is the right one.
+      layers are paired as described in `fnn.convert`. Arrays without paths, `model.get_weights()`,
+      are taken in their order, which only their shapes can confirm.
     - `xs`: as for `net.init`.
     - `names`: {path of a layer in net: its path there}, for weights by path; see `fnn.convert`.
 
-    The axis for the heads of an attention is joined with the next one, and comes back so.
+    The heads axis of an attention is joined with the next one; `to_keras` does not restore it.
 
     Raises ParamsError for arrays that do not fit, DtypeError for another dtype.
 
@@ -50,23 +50,23 @@ def from_keras(
         raise errors.OptionError(
             "no names for a list of weights", errors.show(names), "pass weights by path"
         )
-    wanted = [(part.path, slot) for part in ours for slot in part.slots]
+    wanted = [(part.path, leaf) for part in ours for leaf in part.leaves]
     if len(wanted) != len(weights):
-        paths = (f"{path}/{slot.leaf}" for path, slot in wanted)
+        paths = (f"{path}/{leaf.name}" for path, leaf in wanted)
         raise errors.ParamsError(
             f"{len(wanted)} weights, for {errors.names(paths)}",
             f"{len(weights)}",
             "build the same layers, or pass weights by path and names=",
         )
     by_path: Groups = {}
-    for (path, slot), weight in zip(wanted, weights, strict=True):
-        by_path.setdefault(path, {})[slot.entry] = weight
+    for (path, leaf), weight in zip(wanted, weights, strict=True):
+        by_path.setdefault(path, {})[leaf.entry] = weight
     return load(KERAS, ours, heads.flattened(KERAS, ours, by_path), None)
 
 
 @errors.named
 def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.ndarray]:
-    """The weights of a Keras model, in order of the layers: undoes `from_keras`.
+    """The weights of a Keras model, in the order of the layers: inverts `from_keras`.
 
     - `xs`: as for `net.init`.
 
@@ -84,9 +84,9 @@ def to_keras(net: Layer, params: Mapping, state: Mapping, *xs: Any) -> list[np.n
 
 # --- the table
 
-_BY_CHANNEL = Way(  # [*kernel_size, C, m]
-    lambda a, slot: a.reshape(slot.array.shape),
-    lambda a, slot: a.reshape(*a.shape[:-2], slot.x[-1], a.shape[-1] // slot.x[-1]),
+_BY_CHANNEL = Layout(  # [*kernel_size, C, m]
+    lambda a, leaf: a.reshape(leaf.array.shape),
+    lambda a, leaf: a.reshape(*a.shape[:-2], leaf.x[-1], a.shape[-1] // leaf.x[-1]),
 )
 
 _BIAS = {"bias": ("bias", SAME)}
@@ -113,8 +113,8 @@ KERAS = Framework(
 # --- weights by path
 
 
-def _by_path(weights: Any) -> dict[str, Any]:
-    """The variables of a model by their paths, in their order; arrays have none."""
+def _by_path(weights: Sequence) -> dict[str, Any]:
+    """The variables of a model by path, in their order; {} for arrays, which have no paths."""
     found: dict[str, Any] = {}
     if not isinstance(weights, (list, tuple)) or not all(hasattr(w, "path") for w in weights):
         return found
@@ -128,7 +128,7 @@ def _by_path(weights: Any) -> dict[str, Any]:
 
 
 def _apart(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with a separable convolution as the two layers that it is."""
+    """The same, with each separable convolution as its two layers."""
     found: dict[str, Any] = {}
     for path, array in weights.items():
         layer, _, entry = str(path).rpartition("/")

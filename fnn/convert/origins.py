@@ -1,8 +1,8 @@
 """Where the last axis of each layer's input comes from.
 
-PyTorch's images are channels first and fnn's are channels last. That shows nowhere but where axes
-are joined: H, W, C here, C, H, W there. So the network is traced once and its program followed, to
-find the layers whose inputs are joined axes.
+PyTorch's images are channels first and fnn's are channels last. This matters only where axes are
+joined: H, W, C here, C, H, W there. So the network is traced once and its program followed, to find
+the layers whose inputs are joined axes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fnn.core.declarations import zeros_of
 from fnn.core.layer import Layer
+from fnn.core.types import Shape, Tree
 
 CHANNELS = "channels"  # of an image, out of a convolution or a pool
 FEATURES = "features"  # out of a layer with parameters, in the same order in every framework
 SPLIT = "split features"  # features that were reshaped into more axes
-MIXED = "joined and mixed"  # what a joined axis became under an operation that is not elementwise
+MIXED = "joined and mixed"  # a joined axis after an operation that is not elementwise
 
 IMAGES = {  # kinds of layers that give and take images
     "adaptive_avg_pool",
@@ -41,7 +42,7 @@ IMAGES = {  # kinds of layers that give and take images
     "sum_pool",
     "upsample",
 }
-ELEMENTWISE = {  # kinds with parameters per channel, which leave the order of channels alone
+ELEMENTWISE = {  # kinds with parameters per channel, which keep the order of channels
     "batch_norm",
     "group_norm",
     "instance_norm",
@@ -59,21 +60,21 @@ class Joined(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What a layer is given: its first input's shape, and where the last axis comes from."""
+    """A layer's first input: its shape, and where its last axis comes from."""
 
-    shape: tuple[int, ...]
-    origin: Any  # one of the words above, Joined or None
+    shape: Shape
+    origin: Any  # one of the strings above, Joined or None
 
 
-def inputs(net: Layer, params: Any, state: Any, xs: tuple) -> dict[str, Input]:
+def inputs(net: Layer, params: Tree, state: Tree, xs: tuple) -> dict[str, Input]:
     """The inputs of all layers of `net`, by path; `params` and `state` are its declarations."""
     found: dict[str, Input] = {}
     events: dict[str, tuple[str, str, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     latest: dict[str, Any] = {}
 
-    def mark(tree: Any, side: str, path: str, kind: str) -> Any:
-        """The arrays under a name that the traced program keeps."""
+    def mark(tree: Tree, side: str, path: str, kind: str) -> Tree:
+        """The arrays, named so that the traced program keeps the name."""
         name = f"fnn {side} {path}"
         events[name] = (side, path, kind)
         return jax.tree.map(lambda x: checkpoint_name(x, name), tree)
@@ -100,7 +101,7 @@ def inputs(net: Layer, params: Any, state: Any, xs: tuple) -> dict[str, Input]:
     def event(name: str, origin: Any) -> Any:
         side, path, kind = events[name]
         if side == "into":
-            before = found.get(path, Input((), origin)).origin  # of another call, or another input
+            before = found.get(path, Input((), origin)).origin  # from another call or input
             found[path] = Input(shapes[path], _both(before, origin))
             latest[path] = origin
             return origin
@@ -117,7 +118,7 @@ def inputs(net: Layer, params: Any, state: Any, xs: tuple) -> dict[str, Input]:
 
 
 def _follow(jaxpr: Any, origins: list, events: Mapping, event: Any) -> list:
-    """The origins of what a program gives, from those of what it takes."""
+    """The origins of a program's outputs, from those of its inputs."""
     known = dict(zip(jaxpr.invars, origins, strict=True))
 
     def of(atom):
@@ -147,7 +148,7 @@ def _inner(eqn: Any) -> Any:
     return None
 
 
-def _carried(eqn: Any, origins: list, shape: tuple[int, ...]) -> Any:
+def _carried(eqn: Any, origins: list, shape: Shape) -> Any:
     """The origin of the last axis of one operation's result."""
     name, some = eqn.primitive.name, [origin for origin in origins if origin is not None]
     if not some:
@@ -172,7 +173,7 @@ def _carried(eqn: Any, origins: list, shape: tuple[int, ...]) -> Any:
 
 
 def _both(a: Any, b: Any) -> Any:
-    """The origin of what has two."""
+    """The common origin of two."""
     if a == b:
         return a
     if _any_joined((a, b)):
@@ -184,7 +185,7 @@ def _any_joined(origins: Any) -> bool:
     return any(origin == MIXED or isinstance(origin, Joined) for origin in origins)
 
 
-def _reshaped(origin: Any, before: tuple[int, ...], after: tuple[int, ...]) -> Any:
+def _reshaped(origin: Any, before: Shape, after: Shape) -> Any:
     if before[-1:] == after[-1:]:
         return origin
     for n in range(2, len(before) + 1):
@@ -202,8 +203,8 @@ def _reshaped(origin: Any, before: tuple[int, ...], after: tuple[int, ...]) -> A
     return Joined(axes, known=origin == CHANNELS)
 
 
-def _moves_last(eqn: Any, shape: tuple[int, ...]) -> bool:
-    """Whether an operation may move values along the last axis, or put another axis there."""
+def _moves_last(eqn: Any, shape: Shape) -> bool:
+    """Whether an operation may permute values along the last axis, or put another axis there."""
     name, options = eqn.primitive.name, eqn.params
     rank = len(eqn.invars[0].aval.shape)
     if name == "transpose":

@@ -1,11 +1,10 @@
 """Pairing the layers of two networks.
 
-First by `names`, and where all have equal names, by these. Otherwise by the shapes of their arrays,
-and those of equal shapes by what their names tell: by their roles (q, k, v; up, gate, down), then
-by words that as many have there as here (or lying in a numbered block, as many), then by their
-numbers, 2 before 10. Last comes the order of registration, if it is known to be one. What none of
-these tells apart is refused, with all that could be meant: an assignment that might as well be
-another one is never made.
+First by `names`, and if all remaining names are equal, by these. Otherwise by the shapes of their
+arrays, and among equal shapes by their names: by their roles (q, k, v; up, gate, down), then by
+words that occur as often there as here (or by lying in a numbered block), then by their numbers, 2
+before 10. Last comes the order of registration, if it is known. If none of these distinguishes
+them, an error lists the candidates: the pairing never guesses.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Pair = tuple[Part, str]
 def pairs(
     framework: Framework, ours: list[Part], groups: Groups, names: Names, *, registered: bool
 ) -> list[Pair]:
-    """Each layer of ours with the name of theirs, in our order.
+    """Each of our layers with the name of theirs, in our order.
 
     - `registered`: whether the groups stand in the order in which their layers were registered.
     """
@@ -78,11 +77,11 @@ def named(framework: Framework, ours: list[Part], names: Names) -> dict[str, str
     return {path: found.get(path, path.replace("/", framework.separator)) for path in paths}
 
 
-# --- by names that are given
+# --- by given names
 
 
 def _checked(names: Names) -> list[tuple[str, str]]:
-    """The names, the longest first: what stands for a block takes what is left of it."""
+    """The names, the longest first: the name of a block takes what is left of it."""
     if names is None:
         return []
     if not isinstance(names, Mapping) or not all(isinstance(n, str) for n in names.values()):
@@ -100,7 +99,7 @@ def _check_known(pattern: str, ours: list[Part]) -> None:
 
 
 def _matches(pattern: str, names: Iterable[str], separator: str) -> dict[tuple, list[str]]:
-    """The names at or below those that match a pattern, by what its stars stand for."""
+    """The names at or below those that match a pattern, by what its stars match."""
     inside = f"[^{re.escape(separator)}]*"
     head = re.escape(pattern).replace(r"\*", f"({inside})")
     found: dict[tuple, list[str]] = {}
@@ -125,7 +124,7 @@ def _unknown_there(name: str, chosen: Mapping[str, str], groups: Groups) -> NoRe
     unknown(name, groups, "layers of the other network")
 
 
-# --- by all the rest
+# --- by shapes, words, numbers and order
 
 
 def _paired(
@@ -146,7 +145,7 @@ def _paired(
                 _refuse(framework, here, there, dict(look))
     rest = [part for part in ours if part.path not in found]
     left = [name for name in theirs if name not in found.values()]
-    if len(rest) == len(left) == 1:  # what does not fit is said of the two
+    if len(rest) == len(left) == 1:  # the two are named where they do not fit
         return found | {rest[0].path: left[0]}
     if rest or left:
         _unpaired(rest, left, groups)
@@ -158,7 +157,7 @@ class _Ambiguous(Exception):
 
 
 def _by_role(ours: list[Part], theirs: list[str], registered: bool) -> Iterator[Pair]:
-    """Layers of equal shapes: those of one role each, then those without."""
+    """Layers of equal shapes: role by role, then those without one."""
     if len(ours) == 1:
         yield ours[0], theirs[0]
         return
@@ -181,13 +180,13 @@ def _by_role(ours: list[Part], theirs: list[str], registered: bool) -> Iterator[
 
 
 def _by_word(ours: list[Part], theirs: list[str], registered: bool) -> Iterator[Pair]:
-    """By the words that some layers have, as many here as there."""
+    """By the words that occur in as many layers here as there."""
     here, there = ([signs(n) for n in side] for side in ([part.path for part in ours], theirs))
     counts, counts_there = (Counter(w for own in side for w in own) for side in (here, there))
     telling = {w for w, n in counts.items() if counts_there[w] == n < len(ours)}
     here, there = ([own & telling for own in side] for side in (here, there))
     if Counter(here) != Counter(there):
-        raise _Ambiguous  # one word tells this, another one that
+        raise _Ambiguous  # the words contradict
     for sign in dict.fromkeys(here):
         yield from _by_number(
             [part for part, own in zip(ours, here, strict=True) if own == sign],
@@ -216,14 +215,14 @@ def _by_number(ours: list[Part], theirs: list[str], registered: bool) -> Iterato
 
 
 def _look(part: Part) -> tuple:
-    return tuple(sorted((slot.entry, slot.shape()) for slot in part.slots))
+    return tuple(sorted((leaf.entry, leaf.shape()) for leaf in part.leaves))
 
 
 def _look_of(group: Mapping[str, Any]) -> tuple:
     return tuple(sorted((e, tuple(getattr(array, "shape", ()))) for e, array in group.items()))
 
 
-# --- what is said
+# --- messages
 
 
 def _refuse(framework: Framework, ours: list[Part], theirs: list[str], look: Mapping) -> NoReturn:
@@ -231,7 +230,7 @@ def _refuse(framework: Framework, ours: list[Part], theirs: list[str], look: Map
         f"names that tell which is which of {errors.names(part.path for part in ours)}, "
         f"all {_shown(look)}",
         errors.names(theirs),
-        f'say it, as names={{"{ours[0].path}": ...}} with one of these' + framework.whole,
+        f'pair them, as names={{"{ours[0].path}": ...}} with one of these' + framework.whole,
     )
 
 
@@ -241,7 +240,7 @@ def _unpaired(ours: list[Part], theirs: list[str], groups: Groups) -> NoReturn:
     raise errors.ParamsError(
         f"a layer for each of {errors.names(here)}" if here else "no more layers than there are",
         errors.names(there),
-        "build the same layers, pair them with names=, or leave out what has no place",
+        "build the same layers, pair them with names=, or leave out what has no counterpart",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a framework calls the arrays of each kind of layer, and how their axes lie."""
+"""What a framework calls the arrays of each kind of layer, and how it lays them out."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ import jax
 import numpy as np
 
 from fnn.core import errors
+from fnn.core.types import Shape
 
 Groups = dict[str, dict[str, Any]]  # the layers of the other network: {name: {entry: array}}
 Names = Mapping[str, str] | None  # {path of a layer here: its name there}
 
 
-class Way(NamedTuple):
-    """How an array's axes lie: from theirs to ours, and from ours to theirs."""
+class Layout(NamedTuple):
+    """How an array is laid out: from theirs to ours, and from ours to theirs."""
 
-    ours: Callable[[np.ndarray, Slot], np.ndarray]
-    theirs: Callable[[np.ndarray, Slot], np.ndarray]
+    ours: Callable[[np.ndarray, Leaf], np.ndarray]
+    theirs: Callable[[np.ndarray, Leaf], np.ndarray]
 
 
-class Slot(NamedTuple):
+class Leaf(NamedTuple):
     """One array of a layer, here and in the other framework."""
 
-    leaf: str  # our name of it, "kernel"
-    part: str  # "params" or "state"
-    path: str  # where it lies in that tree
+    name: str  # our name, "kernel"
+    collection: str  # "params" or "state"
+    path: str  # in that collection
     array: jax.ShapeDtypeStruct
-    axes: tuple[str, ...]  # the logical names of its axes, as far as they have any
-    x: tuple[int, ...]  # the shape of the layer's input
-    entry: str  # their name of it, "weight"
-    way: Way
-    stack: tuple[int, ...] = ()  # the leading axes of our array, if it holds those of many layers
-    member: tuple[int, ...] = ()  # and which of them this one is
+    axes: tuple[str, ...]  # the logical names of its axes, if any
+    x: Shape  # the shape of the layer's input
+    entry: str  # their name, "weight"
+    layout: Layout
+    stack: Shape = ()  # the leading axes of our array, if it stacks many layers
+    member: tuple[int, ...] = ()  # and the index of this one
     order: np.ndarray | None = None  # row i of ours is row order[i] of theirs
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
-        array = self.way.ours(theirs, self)
+        array = self.layout.ours(theirs, self)
         return array if self.order is None else np.take(array, self.order, 0)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
         if self.order is not None:
             ours = np.take(ours, np.argsort(self.order), 0)
-        return self.way.theirs(ours, self)
+        return self.layout.theirs(ours, self)
 
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """The shape of their array."""
         return self.theirs(np.broadcast_to(np.zeros((), bool), self.array.shape)).shape
 
 
 class Part(NamedTuple):
-    """A layer of the network that has arrays: its path, its kind, its input and its arrays.
+    """A layer of the network that holds arrays: its path, kind, input and arrays.
 
-    Of a stack of layers each is a part of its own, with its number in the path: blocks/0/dense1.
+    Each layer of a stack is a part of its own, with its number in the path: blocks/0/dense1.
     """
 
     path: str
     kind: str
     origin: Any
-    slots: tuple[Slot, ...]
+    leaves: tuple[Leaf, ...]
 
 
 class Framework(NamedTuple):
-    """Another framework: what it calls the arrays of each kind of layer, and what it keeps besides.
+    """Another framework: what it calls the arrays of each kind of layer, and what else it keeps.
 
-    - `table`: {kind: {our leaf: (their entry, Way)}}, a layer's arrays in their order.
-    - `separator`: what stands between the names in a path.
-    - `whole`: what of theirs keeps the layers in order, for a message.
-    - `unused`: entries that have no place here.
-    - `inside(where, entry)`: what an entry of lstm2/backward, say, is called, where all layers and
+    - `table`: {kind: {our leaf: (their entry, Layout)}}, a layer's arrays in their order.
+    - `separator`: joins the names of a path.
+    - `whole`: what keeps the order of their layers, for a message.
+    - `unused`: entries without a counterpart here.
+    - `inside(where, entry)`: the name of an entry of lstm2/backward, say, where all layers and
       directions of a recurrent layer are one; None where each is a layer of its own.
     """
 
-    table: Mapping[str, Mapping[str, tuple[str, Way]]]
+    table: Mapping[str, Mapping[str, tuple[str, Layout]]]
     separator: str = "/"
     whole: str = ""
     unused: tuple[str, ...] = ()
@@ -83,7 +84,7 @@ class Framework(NamedTuple):
         return self.separator.join(filter(None, (name, entry)))
 
     def group(self, flat: Mapping[str, Any]) -> Groups:
-        """The arrays of one path each by layer; one that is no layer's stands by itself."""
+        """The arrays by layer; one that belongs to no known layer is a group of its own."""
         known = {entry for rows in self.table.values() for entry, _ in rows.values() if entry}
         groups: Groups = {}
         for path, array in flat.items():
@@ -105,26 +106,26 @@ class Framework(NamedTuple):
         return max(ends, key=len, default=None)
 
 
-# --- the ways that more than one framework has
+# --- layouts that several frameworks share
 
 
 def turned(a: np.ndarray) -> np.ndarray:
     """[*kernel_size, A, B] turned around in space, with A and B swapped.
 
-    It makes the kernel that slides over the spread input of the kernel of the convolution whose
-    adjoint a transposed convolution is, and back.
+    A transposed convolution is the adjoint of a convolution. This turns that convolution's kernel
+    into the one that slides over the dilated input, and back.
     """
     return np.swapaxes(np.flip(a, tuple(range(a.ndim - 2))), -1, -2)
 
 
-def stores_adjoint(slot: Slot) -> bool:
-    """Whether a transposed convolution of ours has `transpose_kernel=True`."""
-    return slot.axes[-2:] == ("out", "in")
+def stores_adjoint(leaf: Leaf) -> bool:
+    """Whether our transposed convolution has `transpose_kernel=True`."""
+    return leaf.axes[-2:] == ("out", "in")
 
 
-def _adjoint(a: np.ndarray, slot: Slot) -> np.ndarray:
-    return a if stores_adjoint(slot) else turned(a)
+def _adjoint(a: np.ndarray, leaf: Leaf) -> np.ndarray:
+    return a if stores_adjoint(leaf) else turned(a)
 
 
-SAME = Way(lambda a, slot: a, lambda a, slot: a)
-ADJOINT = Way(_adjoint, _adjoint)  # [*kernel_size, out, in] of the other convolution
+SAME = Layout(lambda a, leaf: a, lambda a, leaf: a)
+ADJOINT = Layout(_adjoint, _adjoint)  # [*kernel_size, out, in] of the other convolution

@@ -16,10 +16,10 @@ from fnn.convert.table import (
     SAME,
     Framework,
     Groups,
+    Layout,
+    Leaf,
     Names,
     Part,
-    Slot,
-    Way,
     stores_adjoint,
     turned,
 )
@@ -37,22 +37,22 @@ def from_torch(
 ) -> tuple[dict, dict]:
     """(params, state) of `net` with the values of a PyTorch `state_dict`.
 
-    Convolutions (O, I, H, W) become (H, W, I, O), linear layers (out, in) become (in, out),
-    transposed convolutions (I, O, H, W) what their `transpose_kernel` asks for. An LSTM, GRU or RNN
-    of PyTorch, all of its layers and directions, is one `fnn.lstm`, `gru` or `simple_rnn`; its two
-    biases are added up where the sum is all that matters. What is one array for q, k and v, as in
+    Convolutions (O, I, H, W) become (H, W, I, O), linear layers (out, in) become (in, out), and
+    transposed convolutions (I, O, H, W) follow their `transpose_kernel`. A PyTorch LSTM, GRU or
+    RNN, with all its layers and directions, is one `fnn.lstm`, `gru` or `simple_rnn`; its two
+    biases are added where only the sum matters. A joint array for q, k and v, as in
     MultiheadAttention, is split for an `fnn.attention`.
 
     - `state_dict`: {name: tensor on the CPU, or NumPy array}. Tensors in bfloat16, float16 and
-      float8 are read as they are, for `xs` of that dtype. `num_batches_tracked` is not used.
+      float8 keep their dtype, for `xs` of that dtype. `num_batches_tracked` is ignored.
     - `xs`: as for `net.init`.
-    - `names`: {path of a layer in net: its name there}, for layers that names do not pair; see
-      `fnn.convert` for what they tell, and for blocks and stacks.
+    - `names`: {path of a layer in net: its name there}, for layers that nothing else pairs; see
+      `fnn.convert`, also for blocks and stacks.
     - `flattened`: the order in which the PyTorch network joins axes. Its images are channels
-      first, so what comes from a convolution or a pool is joined there as C, H, W and here as
-      H, W, C, and the layers that follow get their rows in our order. Where nothing tells that the
-      last axis is channels, as of an input that is flattened at once, "CHW" or "HWC" must say
-      it; once given, it holds for every axis that is joined.
+      first, so the output of a convolution or a pool is joined there as C, H, W and here as
+      H, W, C, and the layers that follow get their rows in our order. Where it is not known that
+      the last axis is channels, as in an input that is flattened at once, pass "CHW" or "HWC",
+      which then applies to every joined axis.
 
     Raises ParamsError for arrays that do not fit and for a joined axis of unknown order,
     DtypeError for another dtype.
@@ -81,14 +81,14 @@ def to_torch(
     names: Names = None,
     flattened: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """The PyTorch `state_dict`, of NumPy arrays, with the values of `net`: undoes `from_torch`.
+    """PyTorch's `state_dict`, in NumPy arrays, with the values of `net`: inverts `from_torch`.
 
-    - `xs`, `flattened`: as of `from_torch`.
+    - `xs`, `flattened`: as in `from_torch`.
     - `names`: {path of a layer in net: its name there}; a layer without one keeps its path, with
       dots, as block.conv1. `{"attention/q": "attn.in_proj.q", ...}` joins q, k and v again.
 
     In PyTorch, `model.load_state_dict({k: torch.from_numpy(v) for k, v in state_dict.items()})`
-    takes it; bfloat16, which `from_numpy` does not know, goes by way of float32. Of two biases that
+    takes it; convert bfloat16, which `from_numpy` lacks, by way of float32. Of two biases that
     PyTorch adds, the second is zero. Raises as `from_torch`.
 
     >>> import jax, fnn
@@ -119,11 +119,11 @@ def _back(a: np.ndarray) -> np.ndarray:
     return np.transpose(a, (a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)))
 
 
-_OUT_IN = Way(lambda a, slot: _forward(a), lambda a, slot: _back(a))
-_OUT_FIRST = Way(lambda a, slot: np.moveaxis(a, 0, -1), lambda a, slot: np.moveaxis(a, -1, 0))
-_IN_OUT = Way(  # as a convolution's, of which this one is the adjoint
-    lambda a, slot: _forward(a) if stores_adjoint(slot) else turned(_forward(a)),
-    lambda a, slot: _back(a if stores_adjoint(slot) else turned(a)),
+_OUT_IN = Layout(lambda a, leaf: _forward(a), lambda a, leaf: _back(a))
+_OUT_FIRST = Layout(lambda a, leaf: np.moveaxis(a, 0, -1), lambda a, leaf: np.moveaxis(a, -1, 0))
+_IN_OUT = Layout(  # that of the convolution of which this is the adjoint
+    lambda a, leaf: _forward(a) if stores_adjoint(leaf) else turned(_forward(a)),
+    lambda a, leaf: _back(a if stores_adjoint(leaf) else turned(a)),
 )
 
 _LINEAR = {"kernel": ("weight", _OUT_IN), "bias": ("bias", SAME)}
@@ -135,7 +135,7 @@ _RNN = {
     "bias": ("bias_ih_l0", SAME),  # both of them
 }
 _RECURRENT = {
-    "gru": _RNN | {"recurrent_bias": ("bias_hh_l0", SAME)},  # what n has of it
+    "gru": _RNN | {"recurrent_bias": ("bias_hh_l0", SAME)},  # of the gate n alone
     "lstm": _RNN | {"projection": ("weight_hr_l0", _OUT_IN)},
     "simple_rnn": _RNN,
 }
@@ -174,9 +174,9 @@ TORCH = Framework(
 
 
 def _registered(state_dict: Mapping[str, Any]) -> bool:
-    """Whether the layers stand in the order of registration, which `_metadata` keeps.
+    """Whether the layers are in the order of registration, which `_metadata` keeps.
 
-    A dict that was sorted, filtered or read from a file of tensors has none, and one that was
+    A dict that was sorted, filtered or read from safetensors has no `_metadata`, and one that was
     changed in place does not agree with it.
     """
     modules = getattr(state_dict, "_metadata", None)
@@ -197,7 +197,7 @@ def _layer(path: str) -> int:
 
 
 def _gathered(groups: Groups) -> Groups:
-    """The same, with all arrays of a recurrent layer in one group and its two biases in one."""
+    """The groups with all arrays of a recurrent layer in one, and its two biases added."""
     found: Groups = {}
     for name, group in groups.items():
         layer, _, entry = name.rpartition(".")
@@ -213,10 +213,10 @@ def _gathered(groups: Groups) -> Groups:
 
 
 def _add_biases(name: str, group: dict[str, Any], of: str) -> None:
-    """bias_ih becomes the sum, and bias_hh goes, but for what is added within a GRU's reset."""
+    """bias_ih becomes the sum; of bias_hh only what a GRU adds within its reset remains."""
     first, second, weight = f"bias_ih{of}", f"bias_hh{of}", f"weight_hh{of}"
     if not {first, weight} <= set(group):
-        return  # what is missing is said by its name
+        return  # the error on missing arrays comes later, by name
     a, b, w = (on_host(TORCH.join(name, e), group[e]) for e in (first, second, weight))
     if a.ndim != 1 or a.shape != b.shape:
         raise errors.ParamsError(
@@ -233,7 +233,7 @@ def _add_biases(name: str, group: dict[str, Any], of: str) -> None:
 
 
 def _two_biases(group: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same with a bias_hh for each bias_ih: zero, but for what a GRU adds within its reset."""
+    """The group with a bias_hh for each bias_ih: zero, but for what a GRU adds in its reset."""
     found: dict[str, np.ndarray] = {}
     for entry, array in group.items():
         if entry.startswith("bias_hh"):
@@ -255,7 +255,7 @@ def _parts(net: Layer, xs: tuple, flattened: str | None) -> list[Part]:
 
 
 def _in_order(part: Part, flattened: str | None) -> Part:
-    """The layer with its rows in the order in which PyTorch joins the axes of its input."""
+    """The layer with its rows in the order in which PyTorch joins its input's axes."""
     origin = part.origin
     if flattened == "HWC" or origin in (None, origins.CHANNELS, origins.FEATURES):
         return part
@@ -268,24 +268,24 @@ def _in_order(part: Part, flattened: str | None) -> Part:
                 f"{errors.names(sorted(_BY_ROW))}",
                 f"{origin if isinstance(origin, str) else f'joined axes {origin.axes}'} in front "
                 f"of {part.kind}",
-                'move values by hand; flattened="HWC" takes them as they are',
+                'move values by hand; flattened="HWC" keeps their order',
             )
         if not (origin.known or flattened):
             raise errors.ParamsError(
                 "joined axes that come from a convolution or a pool, and so are H, W, C",
                 f"the axes {origin.axes} of an input",
-                'say how PyTorch joins them: flattened="CHW", or "HWC" if they are as here',
+                'pass how PyTorch joins them: flattened="CHW", or "HWC" if in the order used here',
             )
-        return part._replace(slots=tuple(_with_rows(s, origin.axes) for s in part.slots))
+        return part._replace(leaves=tuple(_with_rows(s, origin.axes) for s in part.leaves))
 
 
-# one row a value of x
+# kinds whose arrays have a row for each value of x
 _BY_ROW = ("batch_norm", "dense", "layer_norm", "prelu", "rms_norm", *_RECURRENT)
 
 
-def _with_rows(slot: Slot, axes: tuple[int, ...]) -> Slot:
-    by_row = "in" in slot.axes or slot.leaf.rpartition("/")[2] == "kernel"
-    if not by_row or _layer(slot.leaf):
-        return slot
+def _with_rows(leaf: Leaf, axes: tuple[int, ...]) -> Leaf:
+    by_row = "in" in leaf.axes or leaf.name.rpartition("/")[2] == "kernel"
+    if not by_row or _layer(leaf.name):
+        return leaf
     theirs = np.arange(math.prod(axes)).reshape(axes[-1], *axes[:-1])  # C, H, W
-    return slot._replace(order=np.moveaxis(theirs, 0, -1).reshape(-1))
+    return leaf._replace(order=np.moveaxis(theirs, 0, -1).reshape(-1))

@@ -1,14 +1,14 @@
-"""What the name of a layer tells: its words, its role and its numbers.
+"""What a layer's name says: its words, its role and its numbers.
 
 encoder.layers.3.self_attn.q_proj has the words encoder, block, self, attention, q and proj, the
-role q, and the number 3. Every library has its own words for one thing; here they become one.
+role q, and the number 3. Libraries name one thing differently; these are mapped to one word.
 """
 
 from __future__ import annotations
 
 import re
 
-_ELSEWHERE = {  # a word here: what says the same elsewhere
+_ELSEWHERE = {  # a word here: its synonyms elsewhere
     "attention": "attn mha",
     "batchnorm": "batchnorm bn",
     "block": "layer h resblock encoderblock",
@@ -31,7 +31,7 @@ _ELSEWHERE = {  # a word here: what says the same elsewhere
 _ROLES = {"q", "k", "v", "out", "up", "gate", "down", "shortcut"}
 _PARTS = {"c_fc": "up", "wi": "up"}  # whole parts of names that are roles
 _GATED = {"w1": "gate", "w3": "up", "wi_0": "gate", "wi_1": "up"}  # so are these, of gated blocks
-_PLACES = {  # what norms that go by the place are called by number
+_PLACES = {  # norms named for their place, by number
     "attention_norm": ("norm", 1),
     "ffn_norm": ("norm", 2),
     "input_layernorm": ("norm", 1),
@@ -49,7 +49,7 @@ for _word, _others in _ELSEWHERE.items():
 
 
 def words(name: str) -> list[str]:
-    """The words of a name in their order, as they are said here.
+    """The words of a name in their order, mapped to the words used here.
 
     >>> words("encoder.LayerNorm_0"), words("h/11/ln_2")
     (['encoder', 'layernorm', 'norm'], ['block', 'layernorm', 'norm'])
@@ -69,9 +69,9 @@ def signs(name: str) -> frozenset[str]:
 
 
 def role(name: str, *, gated: bool = False) -> str | None:
-    """The last word of a name that no other word can stand for, as q or down; None without one.
+    """The last word of a name that is a role, such as q or down; None without one.
 
-    - `gated`: whether the names are those of a block in which w1, w2 and w3 are gate, down and up.
+    - `gated`: whether the names are of a block in which w1, w2 and w3 are gate, down and up.
     """
     part = parts_of(name)[-1].lower()
     if gated and part in _GATED:
@@ -80,7 +80,7 @@ def role(name: str, *, gated: bool = False) -> str | None:
 
 
 def says_gated(names: list[str]) -> bool:
-    """Whether there are both of the two names that a gated block numbers."""
+    """Whether the names include both numbered projections of a gated block."""
     last = {parts_of(name)[-1].lower() for name in names}
     return {"w1", "w3"} <= last or {"wi_0", "wi_1"} <= last
 
@@ -90,7 +90,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def numbered(part: str) -> tuple[str, int]:
-    """One part of a name without the number at its end, and this; none comes before 0.
+    """One part of a name without the number at its end, and that number; -1 without one.
 
     >>> numbered("Dense_10"), numbered("dense"), numbered("3")
     (('Dense', 10), ('dense', -1), ('', 3))
@@ -102,7 +102,7 @@ def numbered(part: str) -> tuple[str, int]:
 
 
 def natural(names: list[str], depth: int = 0) -> list[str] | None:
-    """Names in the order of their numbers; None where it is not a number that tells two apart.
+    """Names in the order of their numbers; None if something else distinguishes two of them.
 
     >>> natural(["layers.10", "layers.9.1", "layers.9.0"])
     ['layers.9.0', 'layers.9.1', 'layers.10']
@@ -124,7 +124,7 @@ def natural(names: list[str], depth: int = 0) -> list[str] | None:
 
 
 def levels(names: list[str]) -> list[str]:
-    """The words in front of the numbers that tell names apart, if these are otherwise alike.
+    """The words before the numbers that distinguish names which are otherwise equal.
 
     >>> levels(["layers.0.norm1", "layers.0.norm2", "layers.1.norm1"])
     ['', 'norm']

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fnn.data
+from fnn import errors
 from fnn.data import loading
 from tests.data.support import PINNED, digest, run, same, script
 
@@ -28,9 +29,11 @@ def test_one_split_and_the_default_data_dir(root, monkeypatch, tmp_path):
 
 
 def test_unknown_names_are_refused_with_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match="'mnist_5'; there are mnist_5k, digits, mnist,"):
+    with pytest.raises(
+        errors.OptionError, match="mnist_5k, digits, .*, got 'mnist_5'"
+    ):
         fnn.data.load("mnist_5", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"'train\[:9\]' of 'digits'; there are train, test"):
+    with pytest.raises(errors.OptionError, match=r"one of train, test, got 'train\[:9\]'"):
         fnn.data.load("digits", "train[:9]", data_dir=tmp_path)
     assert not any(tmp_path.iterdir())
 

@@ -1,6 +1,9 @@
-"""Metrics as float64 loops."""
+"""Metrics as float64 loops, or as scikit-learn has them."""
 
 import numpy as np
+import sklearn.metrics as sklearn
+
+from tests.losses import oracles_batch
 
 
 def accuracy(logits, labels):
@@ -9,3 +12,50 @@ def accuracy(logits, labels):
     for at in np.ndindex(np.shape(labels)):
         out[at] = list(logits[at]).index(max(logits[at])) == labels[at]
     return out
+
+
+def top_k(k, logits, labels):
+    """Whether the label is among the first k of a stable sort, example by example."""
+    ranked = [sorted(range(len(row)), key=lambda c, row=row: -row[c])[:k] for row in logits]
+    return np.mean([label in best for label, best in zip(labels, ranked, strict=True)])
+
+
+def calibration_error(bins, logits, labels):
+    """Guo et al. 2017, equation 3: a loop over bins of a loop over examples."""
+    p = np.exp(oracles_batch.log_softmax(logits))
+    total = 0.0
+    for b in range(bins):
+        inside = [i for i in range(len(p)) if b / bins < max(p[i]) <= (b + 1) / bins]
+        right = sum(int(np.argmax(p[i]) == labels[i]) for i in inside)
+        total += abs(right - sum(max(p[i]) for i in inside))
+    return total / len(p)
+
+
+def of_classes(score, average, classes, logits, labels):
+    """scikit-learn's, except that a class that does not occur is NaN."""
+    predicted = logits.argmax(-1)
+    if average:
+        return score(labels, predicted, average=average, zero_division=0)
+    each = score(labels, predicted, average=None, labels=range(classes), zero_division=0)
+    occurs = np.isin(range(classes), np.concatenate([labels, predicted]))
+    return np.where(occurs, each, np.nan)
+
+
+def binary(score, logits, labels):
+    if not (labels.any() or (logits > 0).any()):
+        return np.nan
+    return score(labels, logits > 0, zero_division=0)
+
+
+def roc_auc(scores, labels):
+    return sklearn.roc_auc_score(labels, scores) if 0 < sum(labels) < len(labels) else np.nan
+
+
+def average_precision(scores, labels):
+    return (
+        sklearn.average_precision_score(labels, scores) if 0 < sum(labels) < len(labels) else np.nan
+    )
+
+
+def r2(outputs, targets):
+    return sklearn.r2_score(targets, outputs)
