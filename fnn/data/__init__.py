@@ -1,6 +1,6 @@
 """Data sets as NumPy arrays, and batches of them.
 
-data -> fnn.data.load -> (your one line of normalization) -> batches / eval_batches -> step
+fnn.data.load -> (one line of normalization) -> batches or eval_batches -> step
 """
 
 from fnn.data.batching import batches, eval_batches, permutation

