@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
@@ -12,7 +12,6 @@ from fnn.core.dtypes import is_floating
 from fnn.losses import check_labels
 from fnn.losses.inputs import numbered
 from fnn.metrics.metric import (
-    Array,
     Metric,
     add,
     averaged,
@@ -29,8 +28,8 @@ from fnn.metrics.metric import (
 def accuracy() -> Metric:
     """The fraction of examples whose largest logit is the label's: [..., C] and [...] -> [].
 
-    The first of equal logits counts as the largest; a row with NaN counts as wrong. With [..., C]
-    probabilities for labels, the likeliest class is the label. A label outside 0 ... C - 1 makes
+    The first of equal logits counts as the largest; a row with NaN counts as wrong. Where labels
+    are [..., C] probabilities, the likeliest class is the label. A label outside 0 ... C - 1 makes
     the value NaN, since under `jit` it cannot raise: labels such as -1 are left out by a mask. For
     one logit per example there is `binary_accuracy`. Nothing accumulated gives NaN.
 
@@ -46,7 +45,7 @@ def accuracy() -> Metric:
 def top_k(k: int) -> Metric:
     """The fraction of examples whose label is among the k largest logits: [..., C], [...] -> [].
 
-    - `k`: how many guesses an example has; 1 is `accuracy`, whose conventions hold here as well.
+    - `k`: how many guesses each example gets; 1 is `accuracy`, whose conventions apply.
 
     Raises OptionError for k below 1, ShapeError for fewer than k logits.
 
@@ -86,11 +85,11 @@ def precision(classes: int | None = None, *, average: str | None = "macro") -> M
       None is the binary form: one logit per example, [...], labels 0 and 1, and the value is that
       of class 1, predicted above 0.
     - `average`: "macro", the mean over the classes that occur (among labels or predictions);
-      "micro", of the counts of all classes together; None, [classes] values. In the binary form
-      there is one class, and nothing to average.
+      "micro", the value of the pooled counts of all classes; None, [classes] values. The binary
+      form has one class, and nothing to average.
 
     A class that was never predicted has precision 0, as in scikit-learn; one that does not occur at
-    all has NaN. A row with NaN predicts no class. A label outside 0 ... classes - 1 makes the value
+    all is NaN. A row with NaN predicts no class. A label outside 0 ... classes - 1 makes the value
     NaN.
 
     Raises OptionError for fewer than 2 classes, ShapeError or DtypeError if the inputs do not fit.
@@ -106,7 +105,7 @@ def precision(classes: int | None = None, *, average: str | None = "macro") -> M
 def recall(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     """Of the examples of a class, the fraction that were given it: TP / (TP + FN).
 
-    - `classes`, `average`: as of `precision`. The macro mean is also called balanced accuracy.
+    - `classes`, `average`: as in `precision`. The macro mean is also called balanced accuracy.
 
     A class that was predicted but is no example's has recall 0. Otherwise as `precision`.
 
@@ -121,7 +120,7 @@ def recall(classes: int | None = None, *, average: str | None = "macro") -> Metr
 def f1(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     """The harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN).
 
-    - `classes`, `average`: as of `precision`. "macro" is the mean of the classes' values, as in
+    - `classes`, `average`: as in `precision`. "macro" is the mean of the classes' values, as in
       scikit-learn, and not the harmonic mean of the means.
 
     Otherwise as `precision`.
@@ -136,12 +135,11 @@ def f1(classes: int | None = None, *, average: str | None = "macro") -> Metric:
 def confusion_matrix(classes: int | None = None) -> Metric:
     """How many examples of class i were given class j, at [i, j]: [classes, classes].
 
-    - `classes`: as of `precision`; the binary form, None, gives [2, 2].
+    - `classes`: as in `precision`; the binary form, None, gives [2, 2].
 
     The counts are floats: whole numbers, exact below 2**24 and rounded to 24 bits above, or sums of
-    weights. An example
-    that has no cell, since its label is outside 0 ... classes - 1 or its logits hold NaN, makes
-    all of them NaN. Nothing accumulated gives zeros. Raises as `precision`.
+    weights. An example without a cell, whose label is outside 0 ... classes - 1 or whose logits
+    hold NaN, makes all of them NaN. Nothing accumulated gives zeros. Raises as `precision`.
 
     >>> print(confusion_matrix().value(jnp.array([2.0, -1.0, 0.5]), jnp.array([1, 0, 0])))
     [[1. 1.]
@@ -167,8 +165,8 @@ def confusion_matrix(classes: int | None = None) -> Metric:
     return metric("confusion_matrix", init, update, compute)
 
 
-def _classes_of(outputs: Any, labels: Any, name: str) -> tuple[Array, Array]:
-    """Logits [..., C] and labels int32 [...], each 0 ... C - 1 or, where it is none of these, C."""
+def _classes_of(outputs: jax.Array, labels: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+    """Logits [..., C] and labels int32 [...]: 0 ... C - 1, or C for any other label."""
     logits, labels = check_labels(outputs, labels, name)
     classes = logits.shape[-1]
     if classes == 0:
@@ -180,8 +178,8 @@ def _classes_of(outputs: Any, labels: Any, name: str) -> tuple[Array, Array]:
     return logits, jnp.where(inside, labels, classes).astype(jnp.int32)
 
 
-def hits(outputs: Any, labels: Any, k: int, name: str) -> Array:
-    """1 where the label is among the k largest logits, else 0; NaN for a label that is none."""
+def hits(outputs: jax.Array, labels: jax.Array, k: int, name: str) -> jax.Array:
+    """1 where the label is among the k largest logits, else 0; NaN for a label out of range."""
     logits, labels = _classes_of(outputs, labels, name)
     classes = logits.shape[-1]
     if classes < k:
@@ -195,8 +193,10 @@ def hits(outputs: Any, labels: Any, k: int, name: str) -> Array:
     return jnp.where(labels == classes, jnp.nan, hit.astype(jnp.float32))
 
 
-def decisions(outputs: Any, labels: Any, classes: int | None, name: str) -> tuple[Array, Array]:
-    """Predicted classes and labels, int32 [...], each 0 ... C - 1 or, where it is none, C."""
+def decisions(
+    outputs: jax.Array, labels: jax.Array, classes: int | None, name: str
+) -> tuple[jax.Array, jax.Array]:
+    """Predicted classes and labels, int32 [...]: 0 ... C - 1, or C for any other."""
     if classes is None:
         outputs, labels = pair(outputs, labels, "labels")
         labels = labels.astype(jnp.int32) if labels.dtype == bool else labels
@@ -214,18 +214,18 @@ def decisions(outputs: Any, labels: Any, classes: int | None, name: str) -> tupl
     return jnp.where(jnp.isnan(logits).any(-1), classes, predicted), labels
 
 
-def _check_classes(classes: Any) -> None:
+def _check_classes(classes: int | None) -> None:
     if classes is not None:
         checks.count("classes", classes, least=2)
 
 
-def _by_class(name: str, classes: int | None, average: Any, denominator: Callable) -> Metric:
+def _by_class(name: str, classes: int | None, average: str | None, denominator: Callable) -> Metric:
     """TP / denominator(TP + FP, TP + FN), by class or averaged."""
     _check_classes(classes)
     if average is not None:
         checks.choice("average", average, ("macro", "micro"))
     n, shown = classes or 2, slice(classes)
-    if classes is None:  # the binary form speaks of class 1 alone
+    if classes is None:  # the binary form reports class 1 alone
         shown, average = slice(1, 2), "micro"
 
     def init():

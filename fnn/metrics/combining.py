@@ -1,4 +1,4 @@
-"""Metrics of something else: of a function of the outputs, of every member of an ensemble."""
+"""Metrics of a function of the outputs, and of every member of an ensemble."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fnn.metrics.metric import Metric, as_metric
 
 @errors.builder
 def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
-    """The metric of `fn(outputs)`, where a network says more than the metric wants to know.
+    """The metric of `fn(outputs)`, for outputs that the metric does not take directly.
 
-    - `fn`: as `fnn.ensembles.mean_logits`, for the metric of an ensemble's prediction.
+    - `fn`: such as `fnn.ensembles.mean_logits`, for the metric of an ensemble's prediction.
     - `metric`: a Metric, or a function `(outputs, labels)` of values per example, for their mean.
 
     >>> import fnn
@@ -36,9 +36,9 @@ def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
 
 @errors.builder
 def each(metric: Metric | Callable, n: int) -> Metric:
-    """The metric of every member of an ensemble: outputs [n, ...], one value a member.
+    """The metric of every member of an ensemble: outputs [n, ...], one value for each member.
 
-    - `metric`: as of `after`; all members are held against the same labels.
+    - `metric`: as in `after`; all members are compared with the same labels.
     - `n`: how many members there are.
 
     >>> import fnn

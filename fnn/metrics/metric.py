@@ -1,4 +1,4 @@
-"""What a metric is: an accumulator that starts at zero, takes batches in any order, and adds up."""
+"""Metrics: accumulators that start at zero, take batches in any order, and add up."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating
+from fnn.core.types import Shape, Tree
 from fnn.losses.inputs import array, check_shape, floating
 from fnn.losses.masking import check_mask, check_weights
 
-Array = jax.Array
-Sum = tuple[Array, Array]  # (high, low), floats; the sum is high + low
+Sum = tuple[jax.Array, jax.Array]  # (high, low), floats; the sum is high + low
 
 
 class Metric(NamedTuple):
@@ -24,21 +24,21 @@ class Metric(NamedTuple):
         update(accumulator, outputs, labels, mask=None, weights=None) -> accumulator
         compute(accumulator)                            -> value
 
-    Accumulators are sums: how the examples are cut into batches, and in which order they come,
-    does not matter; and accumulators of parts add up to that of the whole, with
-    `jax.tree.map(jnp.add, a, b)`, `jax.lax.psum` or a sum over a `vmap`ped axis. `update` is a
+    Accumulators are sums: it does not matter how the examples are split into batches, or in which
+    order they come; and accumulators of parts add up to that of the whole, with
+    `jax.tree.map(jnp.add, a, b)`, `jax.lax.psum` or a sum over a `vmap`ped axis. `update` can be a
     step of `jax.lax.scan`.
 
     - `mask`: bools; examples at False do not count, whatever they hold. Its axes are those of the
       labels [...] or the first few of them: [B] masks whole rows of [B, T].
-    - `weights`: what each example counts, real numbers at least 0, by the same rule of shapes; one
-      of weight 0 does not count. A weight of 2 is the example twice.
+    - `weights`: how much each example counts, real numbers at least 0, of such shapes too; one of
+      weight 0 does not count. A weight of 2 counts the example twice.
 
-    `value(outputs, labels, mask=None, weights=None)` is all three, for one batch.
+    `value(outputs, labels, mask=None, weights=None)` is all three on one batch.
 
-    Sums, and counts too, are kept in two floats (float32, or float64 in x64 mode), so
-    that a million updates round no worse than one, and counts without weights are exact up to
-    2**46; adding two accumulators rounds once. Values are float32, or float64 in x64 mode.
+    Sums and counts are kept in two floats each (float32, or float64 in x64 mode), so that a million
+    updates round no worse than one, and counts without weights are exact up to 2**46; adding two
+    accumulators rounds once. Values are float32, or float64 in x64 mode.
 
     >>> import fnn
     >>> accuracy = fnn.metrics.accuracy()
@@ -54,7 +54,13 @@ class Metric(NamedTuple):
     update: Callable[..., Any]
     compute: Callable[[Any], Any]
 
-    def value(self, outputs: Any, labels: Any, mask: Any = None, weights: Any = None) -> Any:
+    def value(
+        self,
+        outputs: Tree,
+        labels: Tree,
+        mask: jax.Array | None = None,
+        weights: jax.Array | None = None,
+    ) -> Any:
         """The value of one batch alone."""
         if weights is None:
             return self.compute(self.update(self.init(), outputs, labels, mask))
@@ -65,10 +71,10 @@ class Metric(NamedTuple):
 def mean(fn: Callable[[Any, Any], Any]) -> Metric:
     """The mean of `fn(outputs, labels)`, one value or several per example: [B, ...] -> [].
 
-    - `fn`: per example, as a loss: reals [...], of which those that the mask leaves are averaged.
-      Outputs and labels are whatever it takes.
+    - `fn`: per example, like a loss: real values [...], averaged where the mask is True. Outputs
+      and labels are whatever it takes.
 
-    Nothing accumulated gives NaN. Raises OptionError if `fn` is no such function, DtypeError if
+    Nothing accumulated gives NaN. Raises OptionError if `fn` is not a function, DtypeError if
     its values are not real, ShapeError if their first axes are not the mask's.
 
     >>> import fnn
@@ -137,20 +143,15 @@ def _called(value: Any) -> str:
 
 
 def metric(name: str, init: Callable, update: Callable, compute: Callable) -> Metric:
-    """The three functions, with `name` in the mistakes, and accumulators held against `init`."""
+    """The three functions, with `name` in their errors, and accumulators checked against `init`."""
 
     def check(accumulator):
-        want, treedef = jax.tree.flatten(jax.eval_shape(init))
-        have, same = jax.tree.flatten(accumulator)
-        fits = treedef == same and all(
-            getattr(a, "shape", None) == b.shape and getattr(a, "dtype", None) == b.dtype
-            for a, b in zip(have, want, strict=True)
-        )
-        if not fits:
+        arrays = all(hasattr(a, "dtype") for a in jax.tree.leaves(accumulator))
+        if not (arrays and trees.is_alike(accumulator, jax.eval_shape(init))):
             raise errors.InputError(
                 "an accumulator of this metric",
                 errors.show(accumulator),
-                "start with init() and hand on what update returns; stacked ones go through "
+                "start with init() and pass on what update returns; stacked ones go through "
                 "jax.vmap, or are summed over the stack",
             )
 
@@ -167,43 +168,45 @@ def metric(name: str, init: Callable, update: Callable, compute: Callable) -> Me
     return Metric(init, checked_update, checked_compute)
 
 
-def is_whole(x: Array) -> bool:
+def is_whole(x: jax.Array) -> bool:
     """Whether an array holds integers or bools."""
     return jnp.issubdtype(x.dtype, jnp.integer) or jnp.issubdtype(x.dtype, jnp.bool_)
 
 
-def is_real(x: Array) -> bool:
+def is_real(x: jax.Array) -> bool:
     return is_whole(x) or is_floating(x)
 
 
-def kept(mask: Any, weights: Any, shape: tuple[int, ...]) -> tuple[Array, Array | None]:
-    """Which of `shape` values count, bools, and how much, None for all alike."""
+def kept(
+    mask: jax.Array | None, weights: jax.Array | None, shape: Shape
+) -> tuple[jax.Array, jax.Array | None]:
+    """Which of `shape` values count, bools, and how much; None weights all the same."""
     keep = check_mask(mask, shape)
     keep = jnp.ones(shape, bool) if keep is None else keep
     w = check_weights(weights, shape, jnp.result_type(float))
     return keep if w is None else keep & (w != 0), w
 
 
-def amount(x: Array, keep: Array, w: Array | None) -> Array:
-    """The sum of what counts of x, each as much as it weighs."""
+def amount(x: jax.Array, keep: jax.Array, w: jax.Array | None) -> jax.Array:
+    """The weighted sum of the values of x that count."""
     x = jnp.where(keep, x, 0)
     return jnp.sum(x if w is None else x * jnp.where(keep, w, 0))
 
 
-def count(keep: Array, w: Array | None) -> Array:
-    """How many count, an int32; or the sum of their weights."""
+def count(keep: jax.Array, w: jax.Array | None) -> jax.Array:
+    """How many count, int32; or the sum of their weights."""
     return keep.sum(dtype=jnp.int32) if w is None else jnp.sum(jnp.where(keep, w, 0))
 
 
-def no_sum(shape: tuple[int, ...] = ()) -> Sum:
+def no_sum(shape: Shape = ()) -> Sum:
     dtype = jnp.result_type(float)
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
 
-def add(sums: Sum, x: Array) -> Sum:
+def add(sums: Sum, x: jax.Array) -> Sum:
     """(high, low) + x, normalized; in float32 it loses about 2**-47 of what was added in all.
 
-    Knuth's two-sum tells what high + x rounds away, and low keeps it (Dekker, A floating-point
+    Knuth's two-sum gives what high + x rounds away, and low keeps it (Dekker, A floating-point
     technique for extending the available precision, 1971).
     """
     if is_whole(x):  # in two parts, each of which a float32 holds
@@ -215,21 +218,21 @@ def add(sums: Sum, x: Array) -> Sum:
     back = rough - high
     low = low + ((high - (rough - back)) + (x - back))
     fine = rough + low
-    finite = jnp.isfinite(rough)  # what an infinity rounds away is NaN
+    finite = jnp.isfinite(rough)  # the rounding of an infinity is NaN
     return jnp.where(finite, fine, rough), jnp.where(finite, low - (fine - rough), 0)
 
 
-def total(sums: Sum) -> Array:
+def total(sums: Sum) -> jax.Array:
     return sums[0] + sums[1]
 
 
-def tally(index: Array, keep: Array, w: Array | None, length: int) -> Array:
+def tally(index: jax.Array, keep: jax.Array, w: jax.Array | None, length: int) -> jax.Array:
     """How often each of 0 ... length - 1 is in `index`, where kept: int32, or weights, [length]."""
     each = keep.astype(jnp.int32) if w is None else jnp.where(keep, w, 0)
     return jnp.zeros(length, each.dtype).at[index.ravel()].add(each.ravel())
 
 
-def pair(outputs: Any, labels: Any, what: str) -> tuple[Array, Array]:
+def pair(outputs: jax.Array, labels: jax.Array, what: str) -> tuple[jax.Array, jax.Array]:
     """Arrays of one shape, the outputs floating and the labels real."""
     outputs, labels = floating("outputs", outputs), array(what, labels)
     if not is_real(labels):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar
 from fnn.metrics.metric import (
-    Array,
     Metric,
     add,
     amount,
@@ -26,7 +25,7 @@ from fnn.metrics.metric import (
 def mean_squared_error() -> Metric:
     """The mean of (outputs - targets)^2 over all their entries: [...] and [...] -> [].
 
-    Differences are formed in float32 or wider. Nothing accumulated gives NaN. Raises ShapeError
+    Differences are computed in float32 or wider. Nothing accumulated gives NaN. Raises ShapeError
     unless outputs and targets have one shape, DtypeError for outputs that are not floating.
 
     >>> print(mean_squared_error().value(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
@@ -36,19 +35,19 @@ def mean_squared_error() -> Metric:
 
 
 @errors.builder
-def r2(shift: float | Array = 0.0) -> Metric:
+def r2(shift: Scalar = 0.0) -> Metric:
     """The coefficient of determination, 1 - sum (y - outputs)^2 / sum (y - mean(y))^2.
 
     It is taken over all entries of the targets y: [...] and [...] -> [].
 
     - `shift`: a value near the targets' mean. The mean is not known before the last batch, so the
-      lower sum is formed as sum (y - shift)^2 - (sum (y - shift))^2 / n, and loses
-      1 + (mean - shift)^2 / variance roundings: none to speak of where the targets are within a
-      few deviations of `shift`; five digits of float32's seven at mean 300, deviation 1, shift 0.
+      lower sum is computed as sum (y - shift)^2 - (sum (y - shift))^2 / n, which amplifies rounding
+      by 1 + (mean - shift)^2 / variance: negligibly if the targets are within a few deviations of
+      `shift`; five of float32's seven digits are lost at mean 300, deviation 1, shift 0.
 
-    Targets that are all equal have no such coefficient: NaN (or, if the lower sum rounds to
-    something else than 0, a meaningless value). Nothing accumulated gives NaN.
-    Raises OptionError for a shift that is no finite number, otherwise as `mean_squared_error`.
+    Targets that are all equal give NaN (or, if the lower sum does not round to 0, a meaningless
+    value). Nothing accumulated gives NaN. Raises OptionError for a shift that is not a finite
+    number, otherwise as `mean_squared_error`.
 
     >>> print(r2().value(jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 2.0, 3.0])))
     0.5
@@ -76,8 +75,8 @@ def r2(shift: float | Array = 0.0) -> Metric:
     return metric("r2", init, update, compute)
 
 
-def _error(outputs: Any, targets: Any) -> tuple[Array, Array]:
-    """Outputs - targets, and the targets, in float32 or in float64 where it is on."""
+def _error(outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Outputs - targets, and the targets, in float32, or in float64 where x64 is on."""
     dtype = jnp.result_type(float)
     outputs, targets = (x.astype(dtype) for x in pair(outputs, targets, "targets"))
     return outputs - targets, targets

@@ -1,4 +1,4 @@
-"""Metrics of predicted probabilities: of what they leave open, of their ranks, of their truth."""
+"""Metrics of predicted probabilities: perplexity, areas under curves, calibration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fnn.core.shapes import from_numpy
 from fnn.losses import check_labels, softmax_cross_entropy
 from fnn.metrics.classification import decisions, hits
 from fnn.metrics.metric import (
-    Array,
     Metric,
     add,
     averaged,
@@ -31,7 +30,7 @@ from fnn.metrics.metric import (
 def perplexity() -> Metric:
     """exp(mean of softmax_cross_entropy(logits, labels)), over all tokens: [..., C], [...] -> [].
 
-    The number of equally likely tokens that would be as hard to guess; padding is masked out. A
+    The number of equally likely tokens that would be as hard to guess; mask out padding. A
     label outside 0 ... C - 1, or nothing accumulated, gives NaN.
     Raises ShapeError or DtypeError if logits and labels do not fit.
 
@@ -51,17 +50,17 @@ def roc_auc(bits: int = 10) -> Metric:
     """The area under the ROC curve: the probability that an example of class 1 scores higher than
     one of class 0, ties counting half: [...] and [...] -> [].
 
-    - `bits`: scores that share their first `bits` binary digits, after the leading one, are taken
-      for equal, since the exact area is no sum over batches: 10 tell apart what differs by a
-      thousandth. The area is exact where no others share them, and off by at most half the fraction
-      of pairs that do: by some 1e-4 for scores 100 +- 1. Each bit fewer halves the accumulators,
-      which are 5 MB for 10.
+    - `bits`: scores that share their first `bits` binary digits, after the leading one, count as
+      equal, since the exact area is not a sum over batches: 10 bits separate scores that differ by
+      a thousandth. The error is at most half the fraction of pairs of both classes whose unequal
+      scores share these digits: about 1e-4 for scores 100 +- 1. Each bit less halves the
+      accumulators, which take 5 MB at 10.
 
-    Outputs are scores of any scale, logits or probabilities: the area knows their order alone. They
-    are told apart by their distance from 0 below 1/2 and from 1 above, so that probabilities near
-    1 are as fine as those near 0; and from 2**-64 (2**-24 from 1) to 2**64, beyond which there are
-    infinity and one score more. Labels are 0 and 1, of any dtype; another label, or a score that is
-    NaN, makes the value NaN, and so does a class without examples.
+    Outputs are scores of any scale, logits or probabilities: only their order matters. The digits
+    are those of the distance from 0 below 1/2 and from 1 above, so that probabilities near 1 are as
+    fine as those near 0. They resolve distances from 2**-64 (2**-24 from 1) to 2**64; above it,
+    there are one score and infinity. Labels are 0 and 1, of any dtype; another label, a NaN score
+    or a class without examples makes the value NaN.
 
     Raises OptionError for bits outside 1 ... 16, ShapeError or DtypeError if the inputs do not fit.
     Fawcett, An introduction to ROC analysis, 2006, sections 5 and 7.
@@ -86,9 +85,9 @@ def average_precision(bits: int = 10) -> Metric:
 
     Equal scores are one threshold, and nothing is interpolated, as in scikit-learn.
 
-    - `bits`: as of `roc_auc`, whose conventions hold here as well; what shares them is one
-      threshold, by which the value of dense scores tends to be low: by about the fraction of the
-      examples at a precision that share theirs.
+    - `bits`: as in `roc_auc`, whose conventions apply. Scores that share their bits are one
+      threshold, which lowers the value of dense scores by about the fraction of examples that
+      share theirs.
 
     >>> scores, labels = jnp.array([0.1, 0.4, 0.35, 0.8]), jnp.array([0, 0, 1, 1])
     >>> print(average_precision().value(scores, labels).round(4))  # (1 + 2 / 3) / 2
@@ -105,8 +104,8 @@ def average_precision(bits: int = 10) -> Metric:
     return _ranked("average_precision", bits, area)
 
 
-def _ranked(name: str, bits: int, area: Callable[[Array, Array], Array]) -> Metric:
-    """A function of how many of both classes have each score, in rising order of the scores."""
+def _ranked(name: str, bits: int, area: Callable[[jax.Array, jax.Array], jax.Array]) -> Metric:
+    """A function of how many examples of each class have each score, in rising order of scores."""
     bits = checks.count("bits", bits)
     if bits > 16:
         raise errors.OptionError("bits of at most 16", str(bits), "pass bits=10")
@@ -135,16 +134,16 @@ def _ranked(name: str, bits: int, area: Callable[[Array, Array], Array]) -> Metr
     return metric(name, init, update, compute)
 
 
-def _bin(x: Array, bits: int) -> Array:
-    """The place of float32s among those floats that have only so many bits, in rising order."""
+def _bin(x: jax.Array, bits: int) -> jax.Array:
+    """The place of float32s among the floats of so many bits, in rising order."""
     above = x >= 0.5
     low = _place(jnp.where(above, 0, x), -64, bits)
     high = _place(jnp.where(above, x - 1, 0), -24, bits)  # x - 1 is exact near 1
-    lowest, highest = -(128 << bits) - 2, 63 << bits  # of minus infinity, and of what is below 1/2
+    lowest, highest = -(128 << bits) - 2, 63 << bits  # of minus infinity, and of the last below 1/2
     return jnp.where(above, highest - lowest + (23 << bits) + 2 + high, low - lowest)
 
 
-def _place(x: Array, least: int, bits: int) -> Array:
+def _place(x: jax.Array, least: int, bits: int) -> jax.Array:
     """The signed place of x among these floats, 0 for what is below 2**least."""
     size = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32) >> (23 - bits)
     zero, top = ((127 + least) << bits) - 1, 191 << bits
@@ -161,7 +160,7 @@ def calibration_error(bins: int = 15) -> Metric:
 
     - `bins`: how many; 15 is the paper's. The value depends on it, so report it too.
 
-    Conventions on ties and labels are `accuracy`'s; NaN logits, or nothing accumulated, give NaN.
+    Ties and labels are treated as in `accuracy`; NaN logits, or nothing accumulated, give NaN.
     Raises OptionError for no bins, ShapeError or DtypeError if the inputs do not fit.
     Guo et al., On calibration of modern neural networks, 2017, equation 3.
 
@@ -183,7 +182,7 @@ def calibration_error(bins: int = 15) -> Metric:
         at = jnp.where(jnp.isnan(confidence), 0, at).astype(jnp.int32)
         gaps = jnp.where(keep, hit.astype(confidence.dtype) - confidence, 0)
         gaps = (gaps if w is None else gaps * jnp.where(keep, w, 0).astype(gaps.dtype)).ravel()
-        # A masked sum per bin: on CPU a scatter adds up one by one, and a million lose two digits.
+        # A masked sum per bin: on CPU a scatter adds one by one, and a million lose two digits.
         own = at.ravel()[None] == jnp.arange(bins, dtype=at.dtype)[:, None]
         gaps = jnp.where(own, gaps[None], 0).sum(-1)
         return {

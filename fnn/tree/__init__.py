@@ -1,11 +1,11 @@
 """Names, selection and surgery of parameter trees.
 
-A leaf's path is the names on the way to it, joined by "/": "block/conv1/kernel". What names leaves
-takes patterns, which are shell globs over whole paths: `*` stands for any characters, "/" included,
-`?` for one, `[ab]` for one of those. So "*/kernel" is every kernel below the top, at any depth,
-"block/*" everything in block, and "*" all. A pattern that matches no leaf raises.
+A leaf's path is the names on the way to it, joined by "/": "block/conv1/kernel". Patterns select
+leaves: they are shell globs over whole paths, in which `*` matches any characters, "/" included,
+`?` one, `[ab]` one of these. So "*/kernel" is every kernel below the top, at any depth, "block/*"
+everything in block, and "*" all. A pattern that matches no leaf raises.
 
-Every function is pure and works on tracers; leaves that it is not asked to change stay as they are.
+Every function is pure and works on tracers; leaves that are not selected stay unchanged.
 """
 
 from fnn.tree.comparison import Difference, Differences, compare

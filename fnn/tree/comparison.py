@@ -1,4 +1,4 @@
-"""How two trees of arrays differ, for people to read."""
+"""How two trees of arrays differ, in a readable form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.types import Tree
 from fnn.tree.paths import by_path
 
 
@@ -24,7 +25,7 @@ class Difference(NamedTuple):
 
 
 class Differences(tuple[Difference, ...]):
-    """The differences of two trees, one line each as a string; empty, and so false, if equal.
+    """The differences of two trees; prints one a line. Empty, and so false, if they are equal.
 
     >>> print(compare({"a": 1.0}, {"a": 1.0}))
     no differences
@@ -35,17 +36,19 @@ class Differences(tuple[Difference, ...]):
 
 
 @errors.named
-def compare(a: Any, b: Any, *, rtol=0.0, atol=0.0, equal_nan: bool = False) -> Differences:
+def compare(
+    a: Tree, b: Tree, *, rtol: float = 0.0, atol: float = 0.0, equal_nan: bool = False
+) -> Differences:
     """How two trees of arrays differ, leaf by leaf: in names, shapes, dtypes and values.
 
-    Values are equal where |a - b| <= atol + rtol |b|, formed in float64; by default they must be
-    the same. An infinity equals itself alone.
+    Values are equal where |a - b| <= atol + rtol |b|, computed in float64; by default they must be
+    identical. An infinity equals only itself.
 
     - `rtol`, `atol`: numbers of at least 0.
-    - `equal_nan`: True lets NaN equal NaN.
+    - `equal_nan`: whether NaN equals NaN.
 
-    The result is false if the trees are equal. Raises InputError for traced leaves, whose values
-    are not known.
+    The result is false if the trees are equal. Raises InputError for traced leaves, which have no
+    values yet.
 
     >>> import jax.numpy as jnp
     >>> a = {"dense1": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}

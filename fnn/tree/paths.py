@@ -8,14 +8,15 @@ from typing import Any, NoReturn
 import jax
 
 from fnn.core import errors
+from fnn.core.types import Tree
 
 
 @errors.named
-def paths(tree: Any) -> tuple[str, ...]:
+def paths(tree: Tree) -> tuple[str, ...]:
     """The path of each leaf, in the order of `jax.tree.leaves`: dicts sorted by name.
 
     Entries of tuples and lists are named by their index. A tree that is one leaf has the path "".
-    Raises ParamsError if two leaves have one path, as under the names "a/b" and "a" then "b".
+    Raises ParamsError if two leaves share a path, as "a/b" and {"a": {"b": ...}} do.
 
     >>> paths({"conv1": {"kernel": 1.0, "bias": 2.0}, "scales": (3.0, 4.0)})
     ('conv1/bias', 'conv1/kernel', 'scales/0', 'scales/1')
@@ -24,10 +25,10 @@ def paths(tree: Any) -> tuple[str, ...]:
 
 
 @errors.named
-def to_paths(tree: Any) -> dict[str, Any]:
+def to_paths(tree: Tree) -> dict[str, Any]:
     """The tree as one flat dict, {path: leaf}, in the order of `paths`.
 
-    An empty dict has no leaves, so nothing of it is left. Raises as `paths`.
+    An empty dict has no leaves, so it leaves no trace. Raises as `paths`.
 
     >>> to_paths({"dense1": {"kernel": 1.0, "bias": 2.0}})
     {'dense1/bias': 2.0, 'dense1/kernel': 1.0}
@@ -36,11 +37,11 @@ def to_paths(tree: Any) -> dict[str, Any]:
 
 
 @errors.named
-def from_paths(flat: Mapping[str, Any]) -> Any:
+def from_paths(flat: Mapping[str, Any]) -> Tree:
     """The nested dicts whose leaves are at these paths: the inverse of `to_paths` for dicts.
 
-    What was a tuple or a list comes back as a dict named "0", "1" ... Raises ParamsError for a
-    path that leads through another's leaf, InputError for paths that are no strings.
+    A tuple or a list comes back as a dict with the names "0", "1" ... Raises ParamsError for a path
+    that leads through another leaf, InputError for paths that are not strings.
 
     >>> from_paths({"dense1/kernel": 1.0, "dense1/bias": 2.0})
     {'dense1': {'kernel': 1.0, 'bias': 2.0}}
@@ -52,7 +53,7 @@ def from_paths(flat: Mapping[str, Any]) -> Any:
     return nested(flat)
 
 
-def by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: Tree) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = errors.path_of(keys)
@@ -64,11 +65,11 @@ def by_path(tree: Any) -> dict[str, Any]:
     return flat
 
 
-def nested(flat: Mapping[str, Any]) -> Any:
+def nested(flat: Mapping[str, Any]) -> Tree:
     if "" in flat and len(flat) == 1:
         return flat[""]
     tree: dict[str, Any] = {}
-    made = {id(tree)}  # the dicts made here: a leaf may be a dict of its own
+    made = {id(tree)}  # the dicts made here: a leaf may itself be a dict
     for path, leaf in flat.items():
         *names, last = path.split("/")
         node = tree
@@ -87,5 +88,5 @@ def nested(flat: Mapping[str, Any]) -> Any:
 
 def _in_the_way(path: str) -> NoReturn:
     raise errors.ParamsError(
-        "paths of names, of which none leads through another's leaf", path or '""', "rename it"
+        "paths of names, none of which leads through another leaf", path or '""', "rename it"
     )

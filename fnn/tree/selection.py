@@ -1,4 +1,4 @@
-"""The leaves at paths that match a pattern: taken out, put back, frozen, counted."""
+"""The leaves whose paths match a pattern: taken out, put back, masked, counted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import jax
 
 from fnn.core import checks, errors
+from fnn.core.types import Tree
 from fnn.tree.paths import by_path, nested
 
 
 @errors.named
-def select(tree: Any, *patterns: str) -> dict[str, Any]:
+def select(tree: Tree, *patterns: str) -> dict[str, Any]:
     """The leaves at paths that match any of the patterns, {path: leaf}, in the order of `paths`.
 
     - `patterns`: shell globs over whole paths, in which `*` crosses "/".
@@ -35,11 +36,11 @@ def select(tree: Any, *patterns: str) -> dict[str, Any]:
 def split(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
     """(chosen, rest): the tree of the leaves that match a pattern, and the tree of the others.
 
-    Neither has entries for the other's leaves, and `merge` puts them together again; so a part of
-    a network is tuned by differentiating with respect to that part alone.
+    Neither has entries for the other's leaves, and `merge` puts them together again; so part of a
+    network can be tuned by differentiating with respect to that part alone.
 
-    - `tree`: nested dicts, since from a tuple no entry can be taken out.
-    - `patterns`: as of `select`.
+    - `tree`: nested dicts, since no entry can be taken out of a tuple.
+    - `patterns`: as in `select`.
 
     Raises ParamsError for a pattern that matches nothing, InputError for another tree.
 
@@ -63,10 +64,10 @@ def split(tree: Mapping, *patterns: str) -> tuple[dict, dict]:
 
 @errors.named
 def merge(*trees: Mapping) -> dict:
-    """The nested dict with the leaves of all trees, no two of which are at one path.
+    """The nested dict with the leaves of all trees, no two of which share a path.
 
-    Raises ParamsError where two trees have a leaf at the same place, InputError for trees that
-    are not nested dicts.
+    Raises ParamsError where two trees have a leaf at the same path, InputError for trees that are
+    not nested dicts.
 
     >>> merge({"dense1": {"kernel": 1.0}}, {"dense1": {"bias": 2.0}, "dense2": {"bias": 3.0}})
     {'dense1': {'kernel': 1.0, 'bias': 2.0}, 'dense2': {'bias': 3.0}}
@@ -79,18 +80,18 @@ def merge(*trees: Mapping) -> dict:
                 raise errors.ParamsError(
                     "trees without a leaf in common",
                     f"two leaves at {path}",
-                    "take it out of one, as tree.split does",
+                    "take it out of one, by tree.split",
                 )
             whole[path] = value
     return nested(whole)
 
 
 @errors.named
-def stop_gradient(tree: Any, *patterns: str) -> Any:
+def stop_gradient(tree: Tree, *patterns: str) -> Tree:
     """The same tree with `jax.lax.stop_gradient` on the leaves that match a pattern.
 
-    Their gradient is zero. An optimizer may move such leaves nevertheless (weight decay does): to
-    leave them out altogether use `split`, or `mask`. Raises as `select`.
+    Their gradient is zero, but an optimizer may still move them (weight decay does): `fnn.frozen`
+    freezes a layer, and `split` or `mask` leaves them out. Raises as `select`.
 
     >>> params = {"body": {"kernel": 2.0}, "head": {"kernel": 3.0}}
     >>> def loss(params):
@@ -103,10 +104,10 @@ def stop_gradient(tree: Any, *patterns: str) -> Any:
 
 
 @errors.named
-def mask(tree: Any, *patterns: str) -> Any:
+def mask(tree: Tree, *patterns: str) -> Tree:
     """A tree of bools like `tree`, True at the leaves that match a pattern.
 
-    It is what `optax.masked` and weight decay take as a mask. Raises as `select`.
+    `optax.masked` and weight decay take it as a mask. Raises as `select`.
 
     >>> mask({"dense1": {"kernel": 1.0, "bias": 2.0}}, "*/kernel")
     {'dense1': {'bias': False, 'kernel': True}}
@@ -116,11 +117,11 @@ def mask(tree: Any, *patterns: str) -> Any:
 
 
 @errors.named
-def count(tree: Any, *patterns: str) -> int:
+def count(tree: Tree, *patterns: str) -> int:
     """The number of values in the leaves that match a pattern; without patterns, in all leaves.
 
-    Arrays, tracers and `jax.ShapeDtypeStruct`s count their elements. Raises as `select`, and
-    InputError for leaves that are no arrays.
+    Leaves may be arrays, tracers or `jax.ShapeDtypeStruct`s. Raises as `select`, and InputError for
+    other leaves.
 
     >>> import jax.numpy as jnp
     >>> params = {"dense1": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
@@ -131,8 +132,8 @@ def count(tree: Any, *patterns: str) -> int:
 
 
 @errors.named
-def nbytes(tree: Any, *patterns: str) -> int:
-    """The bytes that the values of the leaves take; leaves as of `count`.
+def nbytes(tree: Tree, *patterns: str) -> int:
+    """The bytes that the values of the leaves take; leaves as in `count`.
 
     >>> import jax.numpy as jnp
     >>> nbytes({"dense1": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3, jnp.bfloat16)}})
@@ -142,7 +143,7 @@ def nbytes(tree: Any, *patterns: str) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
 
 
-def _arrays(tree: Any, patterns: tuple[str, ...]) -> list[Any]:
+def _arrays(tree: Tree, patterns: tuple[str, ...]) -> list[Any]:
     flat = by_path(tree)
     chosen = chosen_by(flat, patterns) if patterns else set(flat)
     for path in chosen:
@@ -153,7 +154,7 @@ def _arrays(tree: Any, patterns: tuple[str, ...]) -> list[Any]:
 
 
 def chosen_by(flat: Mapping[str, Any], patterns: tuple[str, ...]) -> set[str]:
-    """The paths that match any of the patterns, each of which matches something."""
+    """The paths that match any of the patterns, each of which must match something."""
     if not patterns:
         raise errors.OptionError("one pattern or more", "none", 'pass one, as "*/kernel"')
     chosen: set[str] = set()
@@ -170,7 +171,7 @@ def chosen_by(flat: Mapping[str, Any], patterns: tuple[str, ...]) -> set[str]:
 
 
 def unknown(path: str, known: Iterable[str], what: str = "leaves") -> NoReturn:
-    """Refuse a path or a pattern that is no name in the tree, and name the closest ones."""
+    """Refuse a path or a pattern that matches no name in the tree, and name the closest."""
     known = list(known)
     below = [name for name in known if name.startswith(f"{path}/")]
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.4)
@@ -192,7 +193,7 @@ def _map_chosen(tree: Any, patterns: tuple[str, ...], fn: Callable[[Any], Any]) 
     return jax.tree_util.tree_map_with_path(visit, tree)
 
 
-def _only_dicts(tree: Any) -> None:
+def _only_dicts(tree: Tree) -> None:
     if not isinstance(tree, Mapping):
         raise errors.InputError("a tree of nested dicts", errors.show(tree), "pass net.init's")
     for name, node in tree.items():

@@ -1,4 +1,4 @@
-"""Other values at some leaves of a tree."""
+"""New values at some leaves of a tree."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors
+from fnn.core.types import Tree
 from fnn.tree.paths import by_path
 from fnn.tree.selection import chosen_by
 
 
 @errors.named
-def update(tree: Any, where: str | Mapping[str, Any], value: Any = None, *, strict=True) -> Any:
-    """The same tree with other values at some leaves.
+def update(
+    tree: Tree, where: str | Mapping[str, Any], value: Any = None, *, strict: bool = True
+) -> Tree:
+    """The same tree with new values at some leaves.
 
-    - `where`: a pattern, as of `select`, or a dict {pattern: value}; no leaf may match two.
-    - `value`: what every leaf that matches becomes: an array, or a function of the leaf.
-    - `strict`: True, the default, holds each new value to the shape and dtype of the old one.
-      False takes any value.
+    - `where`: a pattern, as in `select`, or a dict {pattern: value}; no leaf may match two.
+    - `value`: the new value of each matching leaf: an array, or a function of the leaf.
+    - `strict`: by default, each new value must have the shape and dtype of the old one. False takes
+      any value.
 
     Raises ParamsError for a pattern that matches nothing, ShapeError and DtypeError for a value
     that does not fit.

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from fnn import metrics
 from tests.metrics import oracles as metrics_oracles
-from tests.metrics.support import (AVERAGED, SEEDS, TABLE, C, N, assert_close, at_once, draw_all, jit_values)
+from tests.metrics.support import (
+    AVERAGED,
+    SEEDS,
+    TABLE,
+    C,
+    N,
+    assert_close,
+    at_once,
+    draw_all,
+    jit_values,
+)
 
 
 @given(seed=SEEDS)

@@ -11,8 +11,24 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from fnn import errors, metrics
+from tests.metrics.support import (
+    AVERAGED,
+    SEEDS,
+    TABLE,
+    C,
+    N,
+    assert_close,
+    assert_teaches,
+    compute_all,
+    draw,
+    draw_all,
+    jit_compute,
+    jit_update,
+    jit_values,
+    update_all,
+    values_of,
+)
 from tests.support import outcome
-from tests.metrics.support import (AVERAGED, SEEDS, TABLE, C, N, assert_close, assert_teaches, compute_all, draw, draw_all, jit_compute, jit_update, jit_values, update_all, values_of)
 
 # All metrics go through one program: compiled one by one, these tests would take minutes.
 

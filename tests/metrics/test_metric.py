@@ -8,8 +8,8 @@ import sklearn.metrics as sklearn
 import fnn
 from fnn import errors, metrics
 from tests.losses import oracles_batch
+from tests.metrics.support import assert_close, assert_teaches, at_once
 from tests.support import outcome
-from tests.metrics.support import (assert_close, assert_teaches, at_once)
 
 
 def test_a_million_updates_round_no_worse_than_one():

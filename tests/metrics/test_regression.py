@@ -7,7 +7,6 @@ from fnn import metrics
 from tests.metrics import oracles as metrics_oracles
 
 
-
 def test_the_shift_of_r2_keeps_the_digits():
     rng = np.random.default_rng(0)
     targets = (3000 + rng.normal(size=1000)).astype("float32")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import metrics
-from tests.metrics.support import (SEEDS, assert_close, at_once)
+from tests.metrics.support import SEEDS, assert_close, at_once
 
 AREAS = {bits: jax.jit(metrics.roc_auc(bits).value) for bits in (1, 4, 10)}
 

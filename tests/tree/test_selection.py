@@ -1,6 +1,7 @@
 """Patterns against regular expressions; parts of a tree taken out and put back."""
 
 import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +9,9 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-import fnn
-from fnn import errors, tree
-from tests.support import assert_teaches
-from tests.tree.support import DICTS, PARAMS, walk
 
+from fnn import errors, tree
+from tests.tree.support import DICTS, PARAMS, walk
 
 PATHS = (
     "block/bn/bias",

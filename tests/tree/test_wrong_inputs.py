@@ -1,18 +1,16 @@
 """What every function on trees refuses."""
 
-import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-import fnn
-from fnn import errors, tree
-from tests.support import assert_teaches
-from tests.tree.support import DICTS, PARAMS, walk
 
+import fnn
+from fnn import tree
+from tests.support import assert_teaches
+from tests.tree.support import DICTS, PARAMS
 
 WRONG = {
     "select nothing": (lambda: tree.select(PARAMS, "conv2/kernel"), "select", "conv1/kernel"),

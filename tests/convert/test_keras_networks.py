@@ -1,31 +1,13 @@
-"""Attention and deep chains of Flax, Haiku and Keras themselves compute in fnn what they did."""
+"""Attention and convolutions of Keras compute in fnn what they did."""
 
 import os
-
 import jax
 import numpy as np
 import pytest
-
 import fnn
 from fnn import convert, tree
 from tests.support import assert_close
-
-B, T, C, HEADS = 2, 5, 6, 2
-RNG = np.random.default_rng(0)
-
-
-def draw(*shape):
-    return RNG.normal(size=shape).astype(np.float32)
-
-
-def drawn(arrays):
-    return jax.tree.map(lambda a: draw(*a.shape), arrays)
-
-
-def deep():
-    """An attention, and more dense layers of one shape than there are digits."""
-    layers = [layer for _ in range(11) for layer in (fnn.dense(C), jax.nn.silu)]
-    return fnn.serial(attention=fnn.attention(C, HEADS), layers=fnn.serial(*layers))
+from tests.convert.support import B, C, HEADS, RNG, T, deep, draw, drawn
 
 
 def keras():
@@ -34,62 +16,6 @@ def keras():
     if keras.backend.backend() != "jax":
         pytest.skip("Keras on another backend")
     return keras
-
-
-def test_attention_of_linen():
-    linen = pytest.importorskip("flax.linen")
-
-    class Model(linen.Module):
-        @linen.compact
-        def __call__(self, x):
-            x = linen.MultiHeadDotProductAttention(HEADS)(x)
-            for _ in range(11):
-                x = linen.silu(linen.Dense(C)(x))
-            return x
-
-    model, x, net = Model(), draw(B, T, C), deep()
-    variables = drawn(jax.eval_shape(model.init, jax.random.key(0), x))
-    params, _ = convert.from_flax(net, variables, x)
-    assert_close(net(params, x), model.apply(variables, x), tolerance=1e-4)
-
-
-def test_attention_of_nnx():
-    nnx = pytest.importorskip("flax.nnx")
-
-    class Model(nnx.Module):
-        def __init__(self, rngs):
-            self.attn = nnx.MultiHeadAttention(HEADS, C, decode=False, rngs=rngs)
-            self.layers = nnx.List([nnx.Linear(C, C, rngs=rngs) for _ in range(11)])
-
-        def __call__(self, x):
-            x = self.attn(x)
-            for layer in self.layers:
-                x = nnx.silu(layer(x))
-            return x
-
-    model, x, net = Model(nnx.Rngs(0)), draw(B, T, C), deep()
-    state = nnx.state(model, nnx.Param)
-    pure = drawn(nnx.to_pure_dict(state))
-    nnx.replace_by_pure_dict(state, pure)
-    nnx.update(model, state)
-    params, _ = convert.from_nnx(net, pure, x)
-    assert_close(net(params, x), model(x), tolerance=1e-4)
-
-
-def test_attention_of_haiku():
-    hk = pytest.importorskip("haiku")
-
-    def forward(x):
-        init = hk.initializers.RandomNormal()
-        x = hk.MultiHeadAttention(HEADS, C // HEADS, w_init=init)(x, x, x)
-        for _ in range(11):
-            x = jax.nn.silu(hk.Linear(C)(x))
-        return x
-
-    model, x, net = hk.without_apply_rng(hk.transform(forward)), draw(B, T, C), deep()
-    theirs = drawn(jax.eval_shape(model.init, jax.random.key(0), x))
-    params, _ = convert.from_haiku(net, theirs, {}, x)
-    assert_close(net(params, x), model.apply(theirs, x), tolerance=1e-4)
 
 
 def orders(weights):

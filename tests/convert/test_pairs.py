@@ -1,11 +1,6 @@
-"""How layers of equal shapes are paired: by what their names tell, or not at all.
-
-Nothing here needs another library: dicts of NumPy arrays with the names that these give them, in
-the order of a file that is sorted, reversed or shuffled.
-"""
+"""How layers of equal shapes are paired: by what their names tell, or not at all."""
 
 import collections
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,40 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 import fnn
 from fnn import convert, errors, tree
 from fnn.convert.words import natural, role, words
-
-C = 4
-
-
-def state_dict(*layers, shape=(C, C)):
-    """A square linear layer for each name; each value tells which one it is."""
-    found = {}
-    for i, name in enumerate(layers):
-        found[f"{name}.weight"] = np.full(shape, i, np.float32)
-        found[f"{name}.bias"] = np.full(shape[0], i + 0.5, np.float32)
-    return found
-
-
-def pairing(net, given, *xs, **options):
-    """{path of each dense layer: the number of the layer there}."""
-    params, _ = convert.from_torch(net, given, *(xs or ((1, C),)), **options)
-    kernels = tree.select(params, "*kernel")
-    return {path.removesuffix("/kernel"): np.unique(k) for path, k in kernels.items()}
+from tests.convert.naming import C, HEADS, orders, pairing, state_dict
 
 
 def dense(n):
     return fnn.serial(*[fnn.dense(C) for _ in range(n)])
-
-
-def orders(given):
-    """The same dict as files hold it."""
-    keys = list(given)
-    shuffled = np.random.default_rng(0).permutation(keys).tolist()
-    for some in (keys, sorted(keys), keys[::-1], shuffled):
-        yield {key: given[key] for key in some}
 
 
 @given(st.permutations(range(26)))
@@ -102,28 +71,6 @@ def test_a_stack_of_recurrent_layers_and_statistics():
         assert not tree.compare(back, (params, state))
 
 
-HEADS = {  # how libraries name q, k, v and out
-    "torch": ("q_proj", "k_proj", "v_proj", "out_proj"),
-    "bert": ("self.query", "self.key", "self.value", "output.dense"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "meta": ("wq", "wk", "wv", "wo"),
-    "diffusers": ("to_q", "to_k", "to_v", "to_out.0"),
-    "t5": ("q", "k", "v", "o"),
-    "flax": ("query", "key", "value", "out"),
-    "timm": ("qkv.q", "qkv.k", "qkv.v", "proj"),
-    "haiku": ("query", "key", "value", "linear"),
-}
-
-
-@pytest.mark.parametrize("library", HEADS)
-def test_heads_by_the_tails_of_their_names(library):
-    names = HEADS[library]
-    net = fnn.attention(C, 2)
-    for prefix in ("", "layer.0.attention."):
-        for some in orders(state_dict(*[prefix + name for name in names])):
-            assert pairing(net, some, (1, 3, C)) == {"q": 0, "k": 1, "v": 2, "out": 3}
-
-
 BLOCKS = {  # norms, gate, up and down; d = hidden, so that shapes tell nothing
     "llama": "attn.wq attn.wk attn.wv attn.wo feed_forward.w3 feed_forward.w2 feed_forward.w1",
     "hf": "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj "
@@ -160,43 +107,6 @@ def test_gated_blocks(library):
         scales = [params["norm1"]["scale"], params["norm2"]["scale"]]
         for j, scale in enumerate(scales):
             np.testing.assert_array_equal(scale[:, 0], 10 * np.arange(11) + j)
-
-
-def fused(prefix, q, k, v, joint="in_proj_"):
-    weights = [np.full((n, C), i, np.float32) for i, n in enumerate((q, k, v))]
-    biases = [np.full(n, i + 0.5, np.float32) for i, n in enumerate((q, k, v))]
-    return {
-        f"{prefix}{joint}weight": np.concatenate(weights),
-        f"{prefix}{joint}bias": np.concatenate(biases),
-    }
-
-
-@pytest.mark.parametrize("joint", ["in_proj_", "c_attn.", "qkv.", "to_qkv.", "Wqkv."])
-@pytest.mark.parametrize("kv_heads", [2, 1])
-def test_q_k_and_v_in_one_array(joint, kv_heads):
-    net = fnn.attention(C, 2, kv_heads=kv_heads)
-    size = C * kv_heads // 2
-    given = fused("attn.", C, size, size, joint)
-    out = {"attn.proj.weight": np.full((C, C), 3, np.float32), "attn.proj.bias": np.zeros(C, "f")}
-    for some in orders(given | out):
-        assert pairing(net, some, (1, 3, C)) == {"q": 0, "k": 1, "v": 2, "out": 3}
-    params, _ = convert.from_torch(net, given | out, (1, 3, C))
-    name = f"attn.{joint[:-1]}"
-    names = {head: f"{name}.{head}" for head in "qkv"} | {"out": "attn.proj"}
-    assert not tree.compare(convert.to_torch(net, params, {}, (1, 3, C), names=names), given | out)
-    assert not tree.compare(convert.from_torch(net, some, (1, 3, C), names=names)[0], params)
-
-
-def test_one_array_stays_one_where_the_network_has_it_so():
-    net = fnn.serial(qkv=fnn.dense(3 * C), proj=fnn.dense(C))
-    given = state_dict("attn.qkv", shape=(3 * C, C)) | state_dict("attn.proj", shape=(C, 3 * C))
-    assert set(convert.from_torch(net, given, (1, C))[0]) == {"qkv", "proj"}
-
-
-def test_a_conv1d_of_transformers_is_named():
-    turned = {k: v.T for k, v in fused("h.0.attn.", C, C, C, "c_attn.").items()}
-    with pytest.raises(errors.ParamsError, match=r"c_attn.weight \(12, 4\).*Conv1D.*transpose"):
-        convert.from_torch(fnn.attention(C, 2), turned | state_dict("h.0.attn.c_proj"), (1, 3, C))
 
 
 def test_words_tell_apart_what_numbers_do_not():
@@ -243,9 +153,6 @@ def test_tied_shapes_of_embeddings_and_heads():
     for some in orders(given):
         params, _ = convert.from_torch(net, some, jnp.zeros((1, 2), int))
         assert params["embed"]["embedding"].all() and not params["head"]["kernel"].any()
-
-
-# --- what is not known
 
 
 AMBIGUOUS = {  # a network of equal layers, and names that do not tell which is which
@@ -333,9 +240,6 @@ def test_no_order_makes_a_difference_or_a_guess(names):
     assert outcome(names) == outcome(sorted(names))
 
 
-# --- names that are given
-
-
 def test_names_of_blocks_and_of_stacks():
     net = fnn.serial(first=dense(2), second=dense(2), stack=fnn.repeat(dense(2), 11))
     stacked = [f"layers.{i}.{name}" for i in range(11) for name in ("beta", "alpha")]
@@ -388,104 +292,5 @@ def test_as_many_stars_on_the_way_back():
         convert.to_torch(dense(2), params, {}, (1, C), names={"dense*": "fc"})
 
 
-# --- the same of the other libraries
 
 
-def test_keras_by_path():
-    net = dense(12)
-    kernels = [np.full((C, C), i, "f") for i in range(12)]
-    given = {}
-    for i, kernel in enumerate(kernels):
-        name = f"net/dense_{i + 3}"
-        given |= {f"{name}/kernel": kernel, f"{name}/bias": kernel[0]}
-    for some in orders(given):
-        params, _ = convert.from_keras(net, some, (1, C))
-        assert [params[f"dense{i + 1}"]["kernel"][0, 0] for i in range(12)] == list(range(12))
-    unknown = {k.replace("dense_3", "first"): v for k, v in given.items()}
-    with pytest.raises(errors.ParamsError, match="which is which"):
-        convert.from_keras(net, unknown, (1, C))
-
-
-def test_a_separable_convolution_of_keras_by_path():
-    net = fnn.serial(*[fnn.separable_conv(C, (3, 3)) for _ in range(2)])
-    given = {}
-    for i, name in enumerate(("separable_conv2d", "separable_conv2d_1")):
-        given |= {
-            f"net/{name}/depthwise_kernel": np.full((3, 3, C, 1), i, "f"),
-            f"net/{name}/pointwise_kernel": np.full((1, 1, C, C), i, "f"),
-            f"net/{name}/bias": np.full(C, i, "f"),
-        }
-    shape = (1, 5, 5, C)
-    whole = {"separable_conv1": "net/separable_conv2d", "separable_conv2": "net/separable_conv2d_1"}
-    for names in (None, whole):
-        for some in orders(given):
-            params, _ = convert.from_keras(net, some, shape, names=names)
-            for i in (0, 1):
-                layer = params[f"separable_conv{i + 1}"]
-                assert all((a == i).all() for a in jax.tree.leaves(layer))
-                assert set(layer) == {"depthwise", "pointwise"}
-    listed = convert.to_keras(net, params, {}, shape)
-    assert not tree.compare(listed, list(given.values()))
-    of_keras_2 = {"d/depthwise_kernel": np.ones((3, 3, C, 2), "f"), "d/bias": np.ones(2 * C, "f")}
-    layer = fnn.depthwise_conv((3, 3), multiplier=2)
-    assert convert.from_keras(layer, of_keras_2, shape)[0]["bias"].all()
-
-
-@pytest.mark.parametrize("framework", ["flax", "nnx", "haiku"])
-def test_heads_of_the_libraries_in_jax(framework):
-    net = fnn.serial(fnn.repeat(fnn.serial(fnn.attention(C, 2)), 11))
-    weight, bias = ("w", "b") if framework == "haiku" else ("kernel", "bias")
-    heads = ("query", "key", "value", "out")
-    given = {}
-    for i in range(11):
-        for j, name in enumerate(heads):
-            layer = {weight: np.full((C, C), j, "f"), bias: np.full(C, i, "f")}
-            if framework == "haiku":
-                given[f"net/block{f'_{i}' if i else ''}/{name}"] = layer
-            else:
-                given.setdefault(f"Block_{i}", {})[name] = layer
-    given = jax.tree.map(lambda a: a, given)  # which sorts
-    args = {"flax": ({"params": given},), "nnx": (given,), "haiku": (given, {})}[framework]
-    params, _ = getattr(convert, f"from_{framework}")(net, *args, (1, 3, C))
-    attention = params["repeat1"]["attention1"]
-    for j, name in enumerate(("q", "k", "v", "out")):
-        assert (attention[name]["kernel"] == j).all()
-        np.testing.assert_array_equal(attention[name]["bias"][:, 0], np.arange(11))
-
-
-def test_bfloat16_there_and_back():
-    net, shape = fnn.dense(2), jax.ShapeDtypeStruct((1, 3), jnp.bfloat16)
-    given = {"weight": np.ones((2, 3), ml_dtypes.bfloat16), "bias": np.ones(2, ml_dtypes.bfloat16)}
-    params, _ = convert.from_torch(net, given, shape)
-    assert params["kernel"].dtype == jnp.bfloat16
-    assert not tree.compare(convert.to_torch(net, params, {}, shape), given)
-    with pytest.raises(errors.DtypeError, match=r"weight of bfloat16.*jnp\.bfloat16"):
-        convert.from_torch(net, given, (1, 3))
-
-
-def test_bytes_in_the_other_order_are_read_and_masks_are_not():
-    given = {name: array.astype(">f4") for name, array in state_dict("fc").items()}
-    given["fc.weight"][:] = np.arange(C * C).reshape(C, C)
-    params, _ = convert.from_torch(fnn.dense(C), given, (1, C))
-    np.testing.assert_array_equal(params["kernel"], np.arange(C * C).reshape(C, C).T)
-    with pytest.raises(errors.InputError, match="without a mask"):
-        masked = {"fc.weight": np.ma.ones((C, C), "f"), "fc.bias": np.zeros(C, "f")}
-        convert.from_torch(fnn.dense(C), masked, (1, C))
-
-
-# --- words
-
-
-def test_words_roles_and_numbers():
-    assert words("encoder.layers.3.self_attn.q_proj")[:2] == ["encoder", "block"]
-    assert "transpose" in words("conv2_d_transpose") and "transpose" in words("ConvTranspose_0")
-    for name in ("LayerNorm_0", "layer_norm", "ln_1", "layernorm", "layer_normalization_3"):
-        assert words(name) == ["layernorm", "norm"]
-    assert words("batch_normalization") == words("bn1") == ["batchnorm", "norm"]
-    roles = {"attn.c_q": "q", "h.value": "v", "output.dense": "out", "c_fc": "up", "w1": None}
-    assert {name: role(name) for name in roles} == roles
-    assert role("w1", gated=True) == "gate"
-    assert natural(["b.10", "b.9"]) == ["b.9", "b.10"]
-    assert natural(["dense", "dense_10", "dense_2"]) == ["dense", "dense_2", "dense_10"]
-    assert natural(["10", "2.1", "2.0"]) == ["2.0", "2.1", "10"]
-    assert natural(["a", "a.0"]) is None and natural(["a", "b"]) is None
