@@ -1,17 +1,9 @@
 """State dicts of linear layers, named as libraries name them."""
 
-import collections
-import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
-from fnn.convert.words import natural, role, words
 
+import fnn
+from fnn import convert, tree
 
 C = 4
 
@@ -51,3 +43,7 @@ HEADS = {  # how libraries name q, k, v and out
     "timm": ("qkv.q", "qkv.k", "qkv.v", "proj"),
     "haiku": ("query", "key", "value", "linear"),
 }
+
+
+def dense(n):
+    return fnn.serial(*[fnn.dense(C) for _ in range(n)])

@@ -2,27 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
-from tests.convert.support import NET, NET_SHAPE, draw, same, values
-import collections
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from fnn.convert.words import natural, role, words
 from tests.convert.naming import C, state_dict
+from tests.convert.support import NET, NET_SHAPE, draw, same, values
 
 
 def test_converted_arrays_are_copies():

@@ -4,13 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
-from tests.convert.support import FNN_NET, FNN_SHAPE, NET, NET_SHAPE, draw, run, same, values, values_like
+from tests.convert.support import (
+    FNN_NET,
+    FNN_SHAPE,
+    NET,
+    NET_SHAPE,
+    draw,
+    run,
+    same,
+    values,
+    values_like,
+)
+from tests.support import assert_close
 
 
 def deep():

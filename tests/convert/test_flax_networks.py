@@ -1,13 +1,11 @@
 """Attention of linen and nnx computes in fnn what it did."""
 
-import os
 import jax
-import numpy as np
 import pytest
-import fnn
-from fnn import convert, tree
+
+from fnn import convert
+from tests.convert.support import HEADS, B, C, T, deep, draw, drawn
 from tests.support import assert_close
-from tests.convert.support import B, C, HEADS, T, deep, draw, drawn
 
 
 def test_attention_of_linen():

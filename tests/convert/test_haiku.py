@@ -1,16 +1,11 @@
 """A network of Haiku."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
+
+from fnn import convert, tree
 from tests.convert.support import FNN_NET, FNN_SHAPE, draw, run, same, values_like
+from tests.support import assert_close
 
 
 def test_a_network_of_haiku_itself():

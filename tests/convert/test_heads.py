@@ -1,17 +1,12 @@
 """q, k and v: in one array, with an axis for the heads, and by their names."""
 
-import collections
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from fnn.convert.words import natural, role, words
-from tests.convert.naming import C, HEADS, orders, pairing, state_dict
+from tests.convert.naming import HEADS, C, orders, pairing, state_dict
 
 
 @pytest.mark.parametrize("library", HEADS)

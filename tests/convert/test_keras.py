@@ -1,28 +1,15 @@
 """Keras' weights, by lists and by paths."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
+from tests.convert.naming import C, dense, orders
 from tests.convert.support import conv_transpose_chw, draw, draw_var, same
-import collections
-import jax
-import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
-from fnn.convert.words import natural, role, words
-from tests.convert.naming import C, HEADS, orders, pairing, state_dict
+from tests.layers import oracles
+from tests.support import assert_close
 
 
 def keras_net():

@@ -1,13 +1,15 @@
 """Attention and convolutions of Keras compute in fnn what they did."""
 
 import os
+
 import jax
 import numpy as np
 import pytest
+
 import fnn
 from fnn import convert, tree
+from tests.convert.support import HEADS, RNG, B, C, T, deep, draw, drawn
 from tests.support import assert_close
-from tests.convert.support import B, C, HEADS, RNG, T, deep, draw, drawn
 
 
 def keras():

@@ -4,12 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
 
 
 def rows(net, shape, **options):

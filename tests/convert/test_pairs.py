@@ -1,21 +1,17 @@
 """How layers of equal shapes are paired: by what their names tell, or not at all."""
 
 import collections
+
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 import fnn
 from fnn import convert, errors, tree
-from fnn.convert.words import natural, role, words
-from tests.convert.naming import C, HEADS, orders, pairing, state_dict
-
-
-def dense(n):
-    return fnn.serial(*[fnn.dense(C) for _ in range(n)])
+from tests.convert.naming import HEADS, C, dense, orders, pairing, state_dict
 
 
 @given(st.permutations(range(26)))
@@ -290,7 +286,3 @@ def test_as_many_stars_on_the_way_back():
     params, _ = dense(2).init(jax.random.key(0), (1, C))
     with pytest.raises(errors.OptionError, match=r"as many \*"):
         convert.to_torch(dense(2), params, {}, (1, C), names={"dense*": "fc"})
-
-
-
-

@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+
 import fnn
-from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
+from fnn import convert
 from tests.convert.support import conv_transpose_chw, draw, draw_var, run, same, values
+from tests.support import assert_close
 
 
 def like(specs):

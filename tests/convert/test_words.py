@@ -1,15 +1,5 @@
 """What names say."""
 
-import collections
-import jax
-import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
 from fnn.convert.words import natural, role, words
 
 

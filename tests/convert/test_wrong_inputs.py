@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-import fnn
-from fnn import convert, errors, tree
-from tests.layers import oracles
-from tests.support import assert_close, assert_teaches
-from tests.convert.support import draw, draw_var
 
+import fnn
+from fnn import convert
+from tests.convert.support import draw, draw_var
+from tests.support import assert_teaches
 
 SMALL = fnn.serial(fnn.conv(2, (3, 3)), fnn.batch_norm(), fnn.dense(3))
 
