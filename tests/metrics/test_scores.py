@@ -73,13 +73,17 @@ def areas(scores, labels, weights):
 
 
 def test_areas_of_infinities_nan_and_one_class():
-    for metric in (metrics.roc_auc(), metrics.average_precision()):
-        area = jax.jit(metric.value)
-        assert area(jnp.float32([-np.inf, -3e38, 3e38, np.inf]), jnp.array([0, 0, 1, 1])) == 1
-        p, labels = jnp.float32([0, 1, np.nan]), jnp.array([0, 1, 1])
-        assert np.isnan(area(p, labels, jnp.array([True, True, True])))
-        assert area(p, labels, jnp.array([True, True, False])) == 1
-        assert np.isnan(area(p[:2], jnp.ones(2, int))) and np.isnan(area(p[:2], jnp.zeros(2, int)))
+    both = metrics.roc_auc(), metrics.average_precision()
+    areas = jax.jit(lambda *args: jnp.stack([metric.value(*args) for metric in both]))
+    for scores, labels, kept, want in (
+        ([-np.inf, -3e38, 3e38, np.inf], [0, 0, 1, 1], 4, 1),
+        ([0, 1, np.nan, 0], [0, 1, 1, 0], 3, np.nan),
+        ([0, 1, np.nan, 0], [0, 1, 1, 0], 2, 1),
+        ([0, 1, 0, 0], [1, 1, 0, 0], 2, np.nan),
+        ([0, 1, 0, 0], [0, 0, 1, 1], 2, np.nan),
+    ):
+        got = areas(jnp.float32(scores), jnp.array(labels), jnp.arange(4) < kept)
+        np.testing.assert_array_equal(got, [want, want])
 
 
 def test_calibration_of_a_million_is_in_float32s_digits():
