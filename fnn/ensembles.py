@@ -1,4 +1,4 @@
-"""Many networks as one: how an ensemble learns, what it predicts and how sure it is, soups.
+"""Ensembles: their loss, their predictions and uncertainty, and soups.
 
 The members of an ensemble are the leading axis [n] of its params and outputs, as
 `fnn.ensemble(net, n)` and `jax.vmap` make them.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating, widened
+from fnn.core.types import Tree
 from fnn.losses.inputs import floating
 from fnn.losses.numerics import kl
 
@@ -30,10 +31,10 @@ __all__ = [
 
 
 class Uncertainty(NamedTuple):
-    """How unsure an ensemble is, [...]: total = aleatoric + epistemic.
+    """The uncertainty of an ensemble, [...]: total = aleatoric + epistemic.
 
-    - `aleatoric`: what the members say the data leaves open.
-    - `epistemic`: what they disagree about, which more data would settle.
+    - `aleatoric`: the noise in the data, as the members predict it.
+    - `epistemic`: the members' disagreement, which more data would reduce.
     """
 
     total: jax.Array
@@ -42,13 +43,13 @@ class Uncertainty(NamedTuple):
 
 
 def each(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The loss of an ensemble whose members learn as each would alone, from the same batches.
+    """The loss of an ensemble whose members each learn as they would alone, from the same batches.
 
         each(loss)(outputs, labels) = sum over i of loss(outputs[i], labels)
 
-    A sum and not a mean, so that every member has the gradient, and the learning rate, of its own.
+    A sum, not a mean, so that each member has its own gradient, and so its own learning rate.
 
-    - `loss(outputs, *labels)`: of one network, as `fnn.losses.softmax_cross_entropy`.
+    - `loss(outputs, *labels)`: of one network, such as `fnn.losses.softmax_cross_entropy`.
 
     Returns a function of outputs [n, ...] and the labels, for `fnn.train.supervised`.
 
@@ -69,10 +70,10 @@ def each(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 @errors.named
 def mean_logits(logits: jax.Array) -> jax.Array:
-    """What an ensemble predicts: log mean over i of softmax(logits_i), [n, ..., C] -> [..., C].
+    """An ensemble's prediction: log mean over i of softmax(logits_i), [n, ..., C] -> [..., C].
 
-    The logarithms of the mean of the members' probabilities (Lakshminarayanan et al., 2017,
-    section 2.4), which are logits for any loss or metric; in float32 or wider.
+    The log of the mean of the members' probabilities (Lakshminarayanan et al., 2017,
+    section 2.4), to be used as logits in any loss or metric; in float32 or wider.
 
     >>> p = jnp.exp(mean_logits(jnp.log(jnp.array([[0.9, 0.1], [0.5, 0.5]]))))
     >>> [round(float(each), 2) for each in p]
@@ -83,7 +84,7 @@ def mean_logits(logits: jax.Array) -> jax.Array:
 
 @errors.named
 def uncertainty(logits: jax.Array) -> Uncertainty:
-    """How unsure an ensemble of classifiers is, in nats: [n, ..., C] -> three of [...].
+    """The uncertainty of an ensemble of classifiers, in nats: [n, ..., C] -> three of [...].
 
         total     = H(mean over i of p_i)
         aleatoric = mean over i of H(p_i)
@@ -106,13 +107,13 @@ def uncertainty(logits: jax.Array) -> Uncertainty:
 def gaussian_uncertainty(
     mean: jax.Array, variance: jax.Array | None = None
 ) -> tuple[jax.Array, Uncertainty]:
-    """Mean and variances of a mixture of Gaussians, one a member: [n, ...] -> [...].
+    """Mean and variances of a mixture of Gaussians, one for each member: [n, ...] -> [...].
 
         m = mean over i of m_i,  aleatoric = mean of s2_i,  epistemic = mean of (m_i - m)^2
 
     (Lakshminarayanan et al., 2017, section 2.4.)
 
-    - `mean`: m_i, [n, ...]. `variance`: s2_i, [n, ...], as `fnn.losses.gaussian_nll` teaches it;
+    - `mean`: m_i, [n, ...]. `variance`: s2_i, [n, ...], as trained by `fnn.losses.gaussian_nll`;
       None is zero.
 
     >>> mean, unsure = gaussian_uncertainty(jnp.array([1.0, 3.0]), jnp.array([0.5, 0.5]))
@@ -122,10 +123,8 @@ def gaussian_uncertainty(
     means = _members("mean", mean)
     if variance is None:
         variances = jnp.zeros_like(means)
-    elif not trees.is_alike(mean, variance):
-        both = f"{errors.show(mean)} and {errors.show(variance)}"
-        raise errors.ShapeError("a mean and a variance alike", both, "give one for each output")
     else:
+        trees.alike("variance", variance, "mean", mean, "give one for each output")
         variances = _members("variance", variance)
     middle = jnp.mean(means, axis=0)
     aleatoric = jnp.mean(variances, axis=0)
@@ -134,8 +133,8 @@ def gaussian_uncertainty(
 
 
 @errors.named
-def stack(members: list[Any]) -> Any:
-    """Trees of one structure, as params of networks trained apart, as one tree of leaves [n, ...].
+def stack(members: list[Tree]) -> Tree:
+    """Trees of one structure, such as params of several networks, as one tree: leaves [n, ...].
 
     Raises ParamsError, ShapeError or DtypeError where they differ.
 
@@ -146,24 +145,25 @@ def stack(members: list[Any]) -> Any:
     if not members:
         raise errors.InputError("members to stack", "none", "pass a list of trees")
     for i, member in enumerate(members[1:], 1):
-        mend = "stack networks that were built alike"
+        mend = "stack params of the same network"
         trees.alike(f"member {i}", member, "member 0", members[0], mend)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 @errors.named
-def soup(params: Any, weights: jax.Array | None = None) -> Any:
+def soup(params: Tree, weights: jax.Array | None = None) -> Tree:
     """One network out of n: the mean of their params, each leaf [n, ...] -> [...].
 
         soup = sum over i of w_i params_i / sum over i of w_i
 
-    Good where the members set out from the same, pretrained, params (Wortsman et al., 2022); means
-    are taken in float32 or wider, and the leaves keep their dtypes. Batch statistics of the mean
-    are not the mean of the statistics: take them anew.
+    Works where the members start from the same pretrained params (Wortsman et al., 2022). Means
+    are computed in float32 or wider, and the leaves keep their dtypes. Batch statistics of the mean
+    are not the mean of the statistics: recompute them.
 
-    - `weights`: [n], None for all alike.
+    - `weights`: [n], None for equal ones.
 
-    Raises ShapeError for leaves without one leading axis, DtypeError for leaves of no floats.
+    Raises ShapeError for leaves without a common leading axis, DtypeError for leaves that are not
+    floating.
 
     >>> print(soup({"w": jnp.array([[1.0, 2.0], [3.0, 6.0]])})["w"])
     [2. 4.]
@@ -176,13 +176,13 @@ def soup(params: Any, weights: jax.Array | None = None) -> Any:
 
 
 @errors.named
-def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Array]:
-    """The soup of those members that each make it better (Wortsman et al., 2022, algorithm 1).
+def greedy_soup(params: Tree, score: Callable[[Tree], jax.Array]) -> tuple[Tree, jax.Array]:
+    """The soup of the members that improve it (Wortsman et al., 2022, algorithm 1).
 
-    The members are taken in the order of their own scores, the best first, and each stays if the
-    soup with it scores at least as well as without: so it is at least as good as the best member.
+    Members are added in the order of their own scores, best first, and each stays if the soup
+    scores at least as well with it as without. So the soup is at least as good as the best member.
 
-    - `score(params)`: a float, higher is better, of one network on data held out, made of jax
+    - `score(params)`: the score of one network on held-out data, a float, higher is better, in JAX
       operations.
 
     Returns the soup's params and which members are in it, bool [n]. Members that score NaN are
@@ -214,8 +214,8 @@ def greedy_soup(params: Any, score: Callable[[Any], Any]) -> tuple[Any, jax.Arra
     return _blend(params, kept.astype(jnp.float32)), kept
 
 
-def _blend(params: Any, weights: jax.Array) -> Any:
-    """The weighted mean over members; one of weight 0 does not count, whatever it holds."""
+def _blend(params: Tree, weights: jax.Array) -> Tree:
+    """The weighted mean over members; one of weight 0 does not count, NaN included."""
 
     def mean(a):
         w = weights.reshape(-1, *(1,) * (a.ndim - 1)).astype(widened(a).dtype)
@@ -225,7 +225,7 @@ def _blend(params: Any, weights: jax.Array) -> Any:
     return jax.tree.map(mean, params)
 
 
-def _members(name: str, x: Any) -> jax.Array:
+def _members(name: str, x: jax.Array) -> jax.Array:
     """An array [n, ...] of floats, n at least 1, in float32 or wider."""
     x = floating(name, x)
     if x.ndim < 1 or not x.shape[0]:
@@ -233,7 +233,7 @@ def _members(name: str, x: Any) -> jax.Array:
     return widened(x)
 
 
-def _log_probabilities(logits: Any) -> jax.Array:
+def _log_probabilities(logits: jax.Array) -> jax.Array:
     logits = _members("logits", logits)
     if logits.ndim < 2:
         raise errors.ShapeError("logits [n, ..., C]", errors.show(logits), "stack the members")
@@ -245,11 +245,11 @@ def _mean(logs: jax.Array) -> jax.Array:
     most = jax.lax.stop_gradient(jnp.max(logs, axis=0))  # [..., C]
     most = jnp.where(jnp.isfinite(most), most, 0)
     total = jnp.mean(jnp.exp(logs - most[None]), axis=0)
-    some = total != 0  # of NaN too
+    some = total != 0  # true of NaN
     return jnp.where(some, most + jnp.log(jnp.where(some, total, 1)), -jnp.inf)
 
 
-def _check_floats(params: Any) -> int:
+def _check_floats(params: Tree) -> int:
     n = checks.examples("params of an ensemble", params)
     checks.floating_leaves("params", params, "leave it out")
     return n

@@ -1,20 +1,21 @@
-"""Initializers by the names of the field: hashable values, called as `f(key, shape, dtype)`.
+"""Initializers: hashable values, called as `f(key, shape, dtype)`.
 
-They stand where `jax.nn.initializers`' do and are equal to them in distribution. Being declared,
-not just called, they let one compiled sampler draw a whole network; see `fnn.core.params`.
+They can replace those of `jax.nn.initializers`, and equal them in distribution. Since they are
+declared, not just called, one compiled sampler can draw a whole network; see `fnn.core.params`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.typing
 
 from fnn.core import checks, errors
 from fnn.core.params import Constant, Distribution
+from fnn.core.types import Scalar, Shape
 
 __all__ = [
     "constant",
@@ -37,7 +38,7 @@ zeros = Constant(0.0)
 ones = Constant(1.0)
 
 
-def constant(value) -> Constant:
+def constant(value: jax.typing.ArrayLike) -> Constant:
     """The same `value` everywhere (a number, or an array that broadcasts to the shape).
 
     >>> print(constant(0.5)(jax.random.key(0), (2,)))
@@ -46,7 +47,7 @@ def constant(value) -> Constant:
     return Constant(value)
 
 
-def normal(stddev=1e-2) -> Distribution:
+def normal(stddev: Scalar = 1e-2) -> Distribution:
     """Normal with mean 0: x ~ N(0, stddev^2).
 
     >>> normal(0.1)(jax.random.key(0), (3, 4)).shape
@@ -55,7 +56,9 @@ def normal(stddev=1e-2) -> Distribution:
     return Distribution(("normal",), stddev)
 
 
-def truncated_normal(stddev=1e-2, lower: float = -2.0, upper: float = 2.0) -> Distribution:
+def truncated_normal(
+    stddev: Scalar = 1e-2, lower: float = -2.0, upper: float = 2.0
+) -> Distribution:
     """Normal cut before scaling: x = stddev z, z ~ N(0, 1) given lower < z < upper.
 
     As in `jax.nn.initializers`, `stddev` is the scale: the cut makes the deviation smaller.
@@ -68,7 +71,7 @@ def truncated_normal(stddev=1e-2, lower: float = -2.0, upper: float = 2.0) -> Di
     )
 
 
-def uniform(scale=1e-2) -> Distribution:
+def uniform(scale: Scalar = 1e-2) -> Distribution:
     """Uniform from 0 to `scale`: x ~ U[0, scale).
 
     >>> uniform(1.0)(jax.random.key(0), (100,)).min() >= 0
@@ -88,19 +91,19 @@ _STANDARD = {  # a base of variance 1 / factor^2, and the factor
 
 
 def variance_scaling(
-    scale=1.0,
+    scale: Scalar = 1.0,
     mode: str = "fan_in",
     distribution: str = "truncated_normal",
     in_axis: int = -2,
     out_axis: int = -1,
 ) -> Distribution:
-    """Mean 0 and variance `scale / n`, n the fans that `mode` names (Glorot & Bengio, 2010).
+    """Mean 0 and variance `scale / n`, n the fan that `mode` names (Glorot & Bengio, 2010).
 
-    - `mode`: `"fan_in"`, `"fan_out"`, `"fan_avg"` (their mean) or `"fan_geo_avg"` (their root
-      product). A fan is the size of its axis times the receptive field, the product of the axes
-      that are neither `in_axis` nor `out_axis`.
-    - `distribution`: `"normal"`, `"truncated_normal"` (cut at two deviations, corrected for the
-      cut) or `"uniform"`.
+    - `mode`: `"fan_in"`, `"fan_out"`, `"fan_avg"` (their mean) or `"fan_geo_avg"` (their
+      geometric mean). A fan is the size of its axis times the receptive field, the product of the
+      axes that are neither `in_axis` nor `out_axis`.
+    - `distribution`: `"normal"`, `"truncated_normal"` (cut at two deviations, rescaled to the
+      variance) or `"uniform"`.
 
     Raises OptionError for an unknown option, and for a shape with fewer than two axes.
 
@@ -117,16 +120,16 @@ def variance_scaling(
 class FanScale:
     """The scale of a kernel's draw, factor * sqrt(scale / fan), from its shape."""
 
-    scale: Any
+    scale: Scalar
     mode: str
     in_axis: int
     out_axis: int
     factor: float
 
-    def __call__(self, shape: tuple[int, ...]) -> Any:
+    def __call__(self, shape: Shape) -> Scalar:
         if len(shape) < 2:
             raise errors.OptionError(
-                "a shape of two axes or more, for fans to be counted",
+                "a shape of two axes or more, to count fans",
                 f"shape {shape}",
                 "draw it from normal(stddev) or constant(value)",
             )
@@ -143,7 +146,7 @@ class FanScale:
 
 
 def lecun_normal() -> Distribution:
-    """Variance 1 / fan_in, truncated normal (LeCun et al., 1998): the default of kernels.
+    """Variance 1 / fan_in, truncated normal (LeCun et al., 1998): the default for kernels.
 
     >>> lecun_normal() == variance_scaling(1.0, "fan_in", "truncated_normal")
     True
@@ -179,7 +182,7 @@ def glorot_uniform() -> Distribution:
 
 
 def he_normal() -> Distribution:
-    """Variance 2 / fan_in, truncated normal, for networks of rectifiers (He et al., 2015).
+    """Variance 2 / fan_in, truncated normal, for ReLU networks (He et al., 2015).
 
     >>> he_normal() == variance_scaling(2.0, "fan_in", "truncated_normal")
     True
@@ -188,7 +191,7 @@ def he_normal() -> Distribution:
 
 
 def he_uniform() -> Distribution:
-    """Variance 2 / fan_in, uniform, for networks of rectifiers (He et al., 2015).
+    """Variance 2 / fan_in, uniform, for ReLU networks (He et al., 2015).
 
     >>> he_uniform() == variance_scaling(2.0, "fan_in", "uniform")
     True
@@ -196,8 +199,8 @@ def he_uniform() -> Distribution:
     return variance_scaling(2.0, "fan_in", "uniform")
 
 
-def orthogonal(scale=1.0) -> Distribution:
-    """`scale` times a uniformly drawn matrix with orthonormal columns, or rows if it is wide.
+def orthogonal(scale: Scalar = 1.0) -> Distribution:
+    """`scale` times a uniformly random matrix with orthonormal columns, or rows if it is wide.
 
     All axes but the last are rows (Saxe et al., 2014). The draw is the Q of a normal matrix's QR
     with the signs of R's diagonal, which makes it uniform (Mezzadri, 2007).

@@ -46,27 +46,6 @@ def test_every_member_learns_as_it_would_alone(tx):
     np.testing.assert_allclose(history["train"]["loss"], losses, rtol=1e-5)
 
 
-def test_an_ensemble_is_evaluated_as_one_network():
-    several = fnn.ensemble(NET, 3)
-    ts = fnn.train.init(several, fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
-    accuracy = fnn.metrics.accuracy()
-    metrics = {
-        "mean": fnn.metrics.after(ensembles.mean_logits, accuracy),
-        "loss": fnn.metrics.after(ensembles.mean_logits, XENT),
-        "each": fnn.metrics.each(accuracy, 3),
-        "losses": fnn.metrics.each(XENT, 3),
-    }
-    measured = fnn.train.evaluator(several, DATA, metrics, batch_size=7)(ts)
-    p = softmax(np.asarray(several(ts.params, X), np.float64))
-    right = p.argmax(-1) == DATA["label"]
-    picked = p[:, np.arange(40), DATA["label"]]
-    np.testing.assert_allclose(measured["each"], right.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(measured["losses"], -np.log(picked).mean(1), rtol=1e-5)
-    np.testing.assert_allclose(measured["loss"], -np.log(picked.mean(0)).mean(), rtol=1e-5)
-    hits = (p.mean(0).argmax(-1) == DATA["label"]).mean()
-    np.testing.assert_allclose(measured["mean"], hits, rtol=1e-6)
-
-
 @given(seed=seeds, n=st.integers(1, 4), scale=st.sampled_from([0.0, 1.0, 50.0]))
 def test_uncertainty_is_the_formula(seed, n, scale):
     logits = np.random.default_rng(seed).normal(size=(n, 2, 3, 5)) * scale
@@ -181,7 +160,7 @@ def test_stacked_networks_are_an_ensemble():
         (
             lambda: ensembles.gaussian_uncertainty(jnp.ones((2, 3)), jnp.ones((2, 1))),
             errors.ShapeError,
-            "alike",
+            "as in mean",
         ),
         (lambda: ensembles.soup({"w": jnp.arange(3)}), errors.DtypeError, "floating.*w .* int32"),
         (lambda: ensembles.soup({"w": jnp.ones(())}), errors.ShapeError, "leading axis"),
@@ -195,13 +174,6 @@ def test_stacked_networks_are_an_ensemble():
         (lambda: ensembles.stack([]), errors.InputError, "none"),
         (lambda: ensembles.stack([jnp.ones(2), jnp.ones(3)]), errors.ShapeError, "member 1"),
         (lambda: ensembles.each(3), errors.OptionError, "a function"),
-        (lambda: fnn.metrics.after(3, XENT), errors.OptionError, "a function"),
-        (lambda: fnn.metrics.after(jnp.tanh, fnn.metrics.accuracy), errors.OptionError, "call"),
-        (
-            lambda: fnn.metrics.each(XENT, 3).value(jnp.ones((2, 1, 3)), jnp.zeros(1, int)),
-            errors.ShapeError,
-            "3 members",
-        ),
     ],
 )
 def test_wrong_inputs_are_refused(call, kind, text):

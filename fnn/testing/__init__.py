@@ -1,4 +1,4 @@
-"""The property-test kit: what every layer and every optimizer must hold, in one call each.
+"""Property tests for layers and optimizers, one call each.
 
 fnn.testing.check_layer(my_layer(), (4, 8, 3))
 fnn.testing.check_optimizer(my_transform(0.1))

@@ -1,7 +1,7 @@
-"""What every layer must hold.
+"""Property tests of layers.
 
-Each property is a function of its own below, named for what it checks; a failure is an
-AssertionError that names the property, the layer and the numbers.
+Each property is a function below, named for what it checks; a failure is an AssertionError that
+names the property, the layer and the numbers.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from fnn.core.declarations import arrays_of
 from fnn.core.dtypes import is_floating
 from fnn.core.layer import Layer
 from fnn.core.shapes import as_dtype, as_struct
+from fnn.core.types import Tree
 
 
 def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
-    """Check that a layer holds fnn's contract for inputs like `xs`; raise AssertionError if not.
+    """Check that a layer fulfils fnn's contract for inputs like `xs`; raise AssertionError if not.
 
     - specs equal the run (names, shapes, dtypes), and init draws what specs declare;
     - `jit` equals eager, in both modes, and a second call does not trace again;
     - a lane of `vmap` equals the batch's row, in evaluation mode (where `batched`);
     - `jvp`, `grad`, `jvp` of `grad` (the columns of `jacfwd(grad)`) and `vmap` over them agree
       with central differences in float64;
-    - bfloat16, float32 and float64 in give the same out;
-    - inside `scan`, `checkpoint`, `vmap`, `grad` and `jit`, one in the other, it is the same;
+    - bfloat16, float32 and float64 inputs give outputs of the same dtype;
+    - nested inside `scan`, `checkpoint`, `vmap`, `grad` and `jit`, it is the same;
     - state keeps its structure, and in evaluation mode comes back unchanged;
     - params are strict: a missing, extra or misshapen entry is refused by an fnn error;
     - an input sharded over all devices gives what one device gives (where `batched`).
 
-    - `xs`: shapes (standard normal values are drawn for them) or arrays; integer arrays are not
-      differentiated and not cast, and where all are integers, y may have any dtype. Where
-      `batched`, their first axis is the batch.
+    - `xs`: shapes (for standard normal values) or arrays; integer arrays are neither differentiated
+      nor cast, and if all are integers, y may have any dtype. Where `batched`, their first axis is
+      the batch.
 
     >>> import fnn
     >>> check_layer(fnn.dense(3), (4, 5))
@@ -57,7 +58,7 @@ def check_layer(layer: Layer, *xs: Any, batched: bool = True) -> None:
         check_sharded(layer, params, state, xs)
 
 
-def check_specs(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+def check_specs(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     """Specs equal the run: no array differs from its declaration."""
     declared = arrays_of(layer.specs(*xs))
     _expect(layer, "init draws what specs declare", _structs((params, state)), declared)
@@ -69,8 +70,8 @@ def check_specs(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
         _expect(layer, f"eval_shape equals the run, train={train}", _structs(ran), _structs(traced))
 
 
-def check_jit(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
-    """Jit equals eager, and the second call of one shape does not trace."""
+def check_jit(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
+    """Jit equals eager, and a second call with the same shapes does not trace."""
     for train in (False, True):
         traces = []
 
@@ -86,8 +87,8 @@ def check_jit(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
         _close(layer, f"jit equals eager, train={train}", first, eager, 1e-5)
 
 
-def check_state(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
-    """State keeps its structure, and evaluation mode gives back the very arrays."""
+def check_state(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
+    """State keeps its structure, and evaluation mode returns the same array objects."""
     _, after = _run(layer, True)(params, state, *xs)
     _expect(layer, "training keeps the structure of state", _structs(after), _structs(state))
     _, after = layer.apply(params, state, *xs)
@@ -95,7 +96,7 @@ def check_state(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
     _expect(layer, "evaluation gives state back unchanged", all(same), True)
 
 
-def check_strict(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+def check_strict(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     """A missing, extra or misshapen entry anywhere in params or state is refused."""
     for what, tree in (("params", params), ("state", state)):
         for wrong, mutated in mutations(tree):
@@ -122,14 +123,14 @@ def mutations(tree: dict, path: str = "") -> list[tuple[str, dict]]:
     return wrong
 
 
-def check_rows(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
-    """In evaluation mode the batch's row equals the example alone, through vmap."""
+def check_rows(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
+    """In evaluation mode, a row of the batch equals the example alone under vmap."""
     batch = layer(params, *xs, state=state)
     rows = jax.vmap(lambda *row: layer(params, *row, state=state))(*xs)
     _close(layer, "vmap over examples equals the batch", rows, batch, 1e-5)
 
 
-def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+def check_sharded(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     """With the batch sharded over all devices, both modes give what one device gives."""
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     tiled = jax.tree.map(lambda x: jnp.concatenate([x] * mesh.size), xs)
@@ -141,7 +142,7 @@ def check_sharded(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
         _close(layer, f"sharded equals whole, train={train}", sharded, run(params, state, *tiled))
 
 
-def check_inside(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
+def check_inside(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     """The gradient through jit(grad(vmap(scan(checkpoint)))) is the gradient."""
     floating = _floating(xs)
 
@@ -166,9 +167,9 @@ def check_inside(layer: Layer, params: Any, state: Any, xs: tuple) -> None:
 
 
 def check_dtypes(layer: Layer, xs: tuple) -> None:
-    """Every floating dtype that goes in comes out, in both modes."""
+    """The output has the input's floating dtype, in both modes."""
     if not any(map(is_floating, jax.tree.leaves(xs))):
-        return  # integers tell no dtype
+        return  # integers determine no dtype
     with jax.enable_x64(True):
         for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
             cast = tuple(as_dtype(x, dtype) for x in xs)
@@ -184,13 +185,13 @@ def check_dtypes(layer: Layer, xs: tuple) -> None:
 def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
     """First and second derivatives along random directions equal central differences.
 
-    Where training is another function than evaluation, the second ones are those of training.
+    Where training and evaluation differ, second derivatives are checked in training mode.
     """
     with jax.enable_x64(True):
         xs = tuple(as_dtype(x, jnp.float64) for x in xs)
         params, state = layer.init(jax.random.key(0), *xs)
         floating = _floating(xs)
-        if not floating:  # then the layer tells its params' dtype, and takes them wider
+        if not floating:  # then the layer sets its params' dtype, and accepts wider ones
             params = as_dtype(params, jnp.float64)
 
         def loss(train, point):
@@ -235,7 +236,7 @@ def _check_derivatives(layer, mode, f: Callable, point, directions, step, second
             _close(layer, f"{name} equals differences in {mode}", bend, numeric_grad, 1e-4)
 
 
-# --- the small tools of the checks
+# --- helpers
 
 
 def _run(layer: Layer, train: bool, impl: str | None = None) -> Callable:
@@ -251,18 +252,18 @@ def _example(x: Any, i: int) -> Any:
     return jax.tree.map(lambda s: jax.random.normal(key, s.shape, s.dtype), struct)
 
 
-def _like(tree: Any, seed: int) -> Any:
+def _like(tree: Tree, seed: int) -> Tree:
     key = jax.random.key(seed)
     return jax.tree.map(lambda a: jax.random.normal(key, a.shape, a.dtype), tree)
 
 
 def _floating(xs: tuple) -> list[Any]:
-    """The arrays among the inputs that are differentiated."""
+    """The inputs that are differentiated."""
     return [x for x in jax.tree.leaves(xs) if is_floating(x)]
 
 
 def _with_floating(xs: tuple, floating: Sequence) -> tuple:
-    """The inputs with others in the place of the arrays that are differentiated."""
+    """The inputs with the differentiated ones replaced."""
     values = iter(floating)
     return jax.tree.map(lambda x: next(values) if is_floating(x) else x, xs)
 
@@ -271,7 +272,7 @@ def _dot(a: Any, b: Any) -> Any:
     return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-def _structs(tree: Any) -> Any:
+def _structs(tree: Tree) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 

@@ -1,8 +1,8 @@
-"""What every optimizer must hold.
+"""Property tests of optimizers.
 
-Each property is a function of its own below, named for what it checks; a failure is an
-AssertionError that names the property and the numbers. All run the transform for a few steps down
-a sum of parabolas, w (p - target)^2 / 2, some of which are flat (w = 0).
+Each property is a function below, named for what it checks; a failure is an AssertionError that
+names the property and the numbers. All run the transform for a few steps down a sum of parabolas,
+w (p - target)^2 / 2, some of which are flat (w = 0).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.core.types import Tree
 from fnn.optim.transform import Transform, apply_updates, taking_extra
 
 STEPS = 3
@@ -23,9 +24,9 @@ STEPS = 3
 class Valley(NamedTuple):
     """Trees of one structure: where a run starts, where it should end, and how steep it is."""
 
-    params: Any
-    target: Any
-    steepness: Any
+    params: Tree
+    target: Tree
+    steepness: Tree
 
 
 def check_optimizer(
@@ -36,22 +37,22 @@ def check_optimizer(
     still: bool = True,
     differentiable: bool = True,
 ) -> None:
-    """Check that a transform holds fnn's contract of optimizers; raise AssertionError if not.
+    """Check that a transform fulfils fnn's contract for optimizers; raise AssertionError if not.
 
     - updates have the structure, shapes and dtypes of the gradients, and the state keeps its own,
       with moments in float32 or wider, in float16, bfloat16, float32 and float64;
-    - a zero gradient of zero params gives a zero update, in all of these;
-    - `jit` equals eager, a `scan` the loop, a lane of `vmap` the run alone; 3 steps trace once,
+    - a zero gradient at zero params gives a zero update, in all of these;
+    - `jit` equals eager, a `scan` the loop, a lane of `vmap` a single run; 3 steps trace once,
       and the state may be donated;
     - the names and the order of leaves change nothing, nor does splitting them;
     - derivatives through a run, forward and reverse, are finite where gradients are zero;
-    - a state taken to NumPy and back goes on bitwise, and a count at its largest stays there;
-    - trees without leaves or values pass, and so do extra arguments that it does not know.
+    - a state continues bitwise after a round trip through NumPy, and a count stops at its largest;
+    - empty trees and empty leaves are accepted, and so are unknown extra arguments.
 
     - `splits`: False for methods defined per leaf or matrix, whose rules say `whole=True` (see
       `fnn.optim.leafwise`).
     - `equivariant`: False where names or order matter by design, as for noise.
-    - `still`: False for what moves without a gradient.
+    - `still`: False for methods that move without a gradient.
     - `differentiable`: False leaves out reverse mode, as for a search of unknown length.
 
     >>> import fnn
@@ -75,7 +76,7 @@ def check_optimizer(
 
 
 def check_protocol(tx: Transform) -> None:
-    """Updates are like the gradients, and the state like itself, in shape and dtype."""
+    """Updates have the shapes and dtypes of the gradients, and the state keeps its own."""
     with jax.enable_x64(True):
         params = _of_every_dtype()
         state = jax.eval_shape(tx.init, params)
@@ -115,7 +116,7 @@ def check_runs(tx: Transform, valley: Valley, run: Callable) -> None:
 
 
 def check_lanes(tx: Transform, valley: Valley, run: Callable) -> None:
-    """Runs side by side are the runs alone."""
+    """Lanes of vmap equal single runs."""
     scales = jnp.array([0.5, 1.0, 2.0])
 
     def towards(scale):
@@ -128,7 +129,7 @@ def check_lanes(tx: Transform, valley: Valley, run: Callable) -> None:
 
 
 def check_host(tx: Transform, valley: Valley) -> None:
-    """A state that went to NumPy and came back goes on bitwise."""
+    """A state continues bitwise after a round trip through NumPy."""
     step = jax.jit(lambda state, params: _update(tx, state, params, valley))
     _, state = step(tx.init(valley.params), valley.params)
     back = jax.tree.map(_through_numpy, state)
@@ -156,7 +157,7 @@ def check_count(tx: Transform, valley: Valley) -> None:
 
 
 def check_finite_derivatives(tx: Transform, valley: Valley, reverse: bool) -> None:
-    """Through a run with zero gradients in it: with respect to where it starts and should end."""
+    """Derivatives through a run with zero gradients, by its start and its target, are finite."""
 
     def end(params, target):
         params, _, updates = _run(tx, Valley(params, target, valley.steepness))
@@ -176,7 +177,7 @@ def check_finite_derivatives(tx: Transform, valley: Valley, reverse: bool) -> No
 
 
 def check_still(tx: Transform) -> None:
-    """Where nothing pulls, nothing moves: zero params, zero gradients, in every dtype."""
+    """Zero gradients at zero params give zero updates, in every dtype."""
     with jax.enable_x64(True):
         params = jax.tree.map(jnp.zeros_like, _of_every_dtype())
         _, _, updates = jax.jit(lambda p: _run(tx, Valley(p, p, p)))(params)
@@ -185,7 +186,7 @@ def check_still(tx: Transform) -> None:
 
 
 def check_names(valley: Valley, run: Callable) -> None:
-    """Other names, in another order, in another nesting: the same run."""
+    """Other names, order and nesting give the same run."""
 
     def turned(tree):
         return {"z": (tree["b"],), "y": {"x": {"w": tree["a"]}}, "c": tree["c"]}
@@ -195,7 +196,7 @@ def check_names(valley: Valley, run: Callable) -> None:
 
 
 def check_splits(valley: Valley, run: Callable) -> None:
-    """A leaf in two parts moves as the whole does."""
+    """A leaf in two parts moves as the whole."""
 
     def halves(tree):
         return {"b1": tree["b"][:1], "b2": tree["b"][1:], "a": tree["a"], "c": tree["c"]}
@@ -204,7 +205,7 @@ def check_splits(valley: Valley, run: Callable) -> None:
     _close("splitting leaves changes nothing", split[0], halves(run(valley)[0]))
 
 
-# --- the small tools of the checks
+# --- helpers
 
 
 def _valley() -> Valley:
@@ -222,8 +223,8 @@ def _of_every_dtype() -> dict:
     return {f"{dtype.dtype}": jnp.ones((2, 3), dtype) for dtype in dtypes} | {"s": jnp.ones(())}
 
 
-def _update(tx: Transform, state: Any, params: Any, valley: Valley) -> tuple[Any, Any]:
-    """One update, with all the extra arguments that a training step gives, and one unknown."""
+def _update(tx: Transform, state: Tree, params: Tree, valley: Valley) -> tuple[Tree, Tree]:
+    """One update, with all the extra arguments of a training step, and an unknown one."""
     grads = jax.tree.map(lambda p, a, w: w * (p - a), params, *valley[1:])
 
     def value_fn(params):
@@ -237,7 +238,7 @@ def _update(tx: Transform, state: Any, params: Any, valley: Valley) -> tuple[Any
     return taking_extra(tx.update)(grads, state, params, **extra)
 
 
-def _run(tx: Transform, valley: Valley) -> tuple[Any, Any, Any]:
+def _run(tx: Transform, valley: Valley) -> tuple[Tree, Tree, Tree]:
     """Params and state after a scan of some steps, and all updates."""
 
     def step(carry, _):
@@ -250,7 +251,7 @@ def _run(tx: Transform, valley: Valley) -> tuple[Any, Any, Any]:
     return params, state, updates
 
 
-def _loop(tx: Transform, step: Callable, valley: Valley) -> tuple[Any, Any, Any]:
+def _loop(tx: Transform, step: Callable, valley: Valley) -> tuple[Tree, Tree, Tree]:
     params, state, all_updates = valley.params, tx.init(valley.params), []
     for _ in range(STEPS):
         updates, state = step(state, params)

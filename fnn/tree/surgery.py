@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import errors
+from fnn.core import errors, trees
 from fnn.core.types import Tree
 from fnn.tree.paths import by_path
 from fnn.tree.selection import chosen_by
@@ -55,7 +54,7 @@ def update(
             new[path] = change(flat[path]) if callable(change) else change
             if strict:
                 with errors.at(path):
-                    _check_alike(flat[path], new[path])
+                    _check_like(flat[path], new[path])
 
     def visit(keys, leaf):
         return new.get(errors.path_of(keys), leaf)
@@ -63,12 +62,9 @@ def update(
     return jax.tree_util.tree_map_with_path(visit, tree)
 
 
-def _check_alike(old: Any, new: Any) -> None:
+def _check_like(old: Any, new: Any) -> None:
     mend = "pass a value like it, or strict=False to change it"
     for leaf in (old, new):
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
             raise errors.InputError("an array", errors.show(leaf), mend)
-    if jnp.shape(old) != jnp.shape(new):
-        raise errors.ShapeError(f"a value of shape {jnp.shape(old)}", errors.show(new), mend)
-    if jnp.result_type(old) != jnp.result_type(new):
-        raise errors.DtypeError(f"a value of {jnp.result_type(old)}", errors.show(new), mend)
+    trees.alike("value", new, "the old one", old, mend)
