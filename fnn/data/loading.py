@@ -32,8 +32,8 @@ def load(
 ) -> dict[str, Any]:
     """A data set as NumPy arrays: images uint8 [N, H, W, C] in 0..255, labels int32 [N].
 
-    - `mnist_5k`: 4,000 + 1,000 real MNIST images, 28x28x1; carried by a package, no network.
-    - `digits`: scikit-learn's 1,438 + 359 digits, 8x8x1, their 0..16 spread to 0..255; no network.
+    - `mnist_5k`: 4,000 + 1,000 real MNIST images, 28x28x1; from a package, no network.
+    - `digits`: scikit-learn's 1,438 + 359 digits, 8x8x1, 0..16 scaled to 0..255; no network.
     - `mnist`, `fashion_mnist` (60,000 + 10,000, 28x28x1), `cifar10` (50,000 + 10,000, 32x32x3):
       downloaded, unless `data_dir` holds them already, whichever program prepared them.
 

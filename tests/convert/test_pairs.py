@@ -16,7 +16,7 @@ from tests.convert.naming import HEADS, C, dense, orders, pairing, state_dict
 
 @given(st.permutations(range(26)))
 def test_a_deep_chain_in_any_order(order):
-    """As of safetensors, whose files list 0, 1, 10, 11, 12, 2."""
+    """In the order of safetensors, whose files list 0, 1, 10, 11, 12, 2."""
     given = state_dict(*[f"layers.{i}" for i in range(13)])
     keys = list(given)
     got = pairing(dense(13), {keys[i]: given[keys[i]] for i in order})
