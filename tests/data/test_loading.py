@@ -29,9 +29,7 @@ def test_one_split_and_the_default_data_dir(root, monkeypatch, tmp_path):
 
 
 def test_unknown_names_are_refused_with_what_there_is(tmp_path):
-    with pytest.raises(
-        errors.OptionError, match="mnist_5k, digits, .*, got 'mnist_5'"
-    ):
+    with pytest.raises(errors.OptionError, match="mnist_5k, digits, .*, got 'mnist_5'"):
         fnn.data.load("mnist_5", data_dir=tmp_path)
     with pytest.raises(errors.OptionError, match=r"one of train, test, got 'train\[:9\]'"):
         fnn.data.load("digits", "train[:9]", data_dir=tmp_path)
