@@ -7,7 +7,7 @@ declared, not just called, one compiled sampler can draw a whole network; see `f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def normal(stddev: Scalar = 1e-2) -> Distribution:
     >>> normal(0.1)(jax.random.key(0), (3, 4)).shape
     (3, 4)
     """
-    return Distribution(("normal",), stddev)
+    return Distribution(("normal",), stddev, name=f"normal({stddev})")
 
 
 def truncated_normal(
@@ -66,9 +66,8 @@ def truncated_normal(
     >>> abs(truncated_normal(1.0)(jax.random.key(0), (100,))).max() <= 2
     Array(True, dtype=bool)
     """
-    return Distribution(
-        ("truncated_normal", ("lower", float(lower)), ("upper", float(upper))), stddev
-    )
+    base = "truncated_normal", ("lower", float(lower)), ("upper", float(upper))
+    return Distribution(base, stddev, name=f"truncated_normal({stddev}, {lower}, {upper})")
 
 
 def uniform(scale: Scalar = 1e-2) -> Distribution:
@@ -77,7 +76,7 @@ def uniform(scale: Scalar = 1e-2) -> Distribution:
     >>> uniform(1.0)(jax.random.key(0), (100,)).min() >= 0
     Array(True, dtype=bool)
     """
-    return Distribution(("uniform",), scale)
+    return Distribution(("uniform",), scale, name=f"uniform({scale})")
 
 
 _STANDARD = {  # a base of variance 1 / factor^2, and the factor
@@ -113,7 +112,8 @@ def variance_scaling(
     checks.choice("mode", mode, ("fan_in", "fan_out", "fan_avg", "fan_geo_avg"))
     checks.choice("distribution", distribution, tuple(_STANDARD))
     base, factor = _STANDARD[distribution]
-    return Distribution(base, FanScale(scale, mode, in_axis, out_axis, factor))
+    name = f"variance_scaling({scale}, {mode!r}, {distribution!r})"
+    return Distribution(base, FanScale(scale, mode, in_axis, out_axis, factor), name=name)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def lecun_normal() -> Distribution:
     >>> lecun_normal() == variance_scaling(1.0, "fan_in", "truncated_normal")
     True
     """
-    return variance_scaling(1.0, "fan_in", "truncated_normal")
+    return replace(variance_scaling(1.0, "fan_in", "truncated_normal"), name="lecun_normal()")
 
 
 def lecun_uniform() -> Distribution:
@@ -160,7 +160,7 @@ def lecun_uniform() -> Distribution:
     >>> lecun_uniform() == variance_scaling(1.0, "fan_in", "uniform")
     True
     """
-    return variance_scaling(1.0, "fan_in", "uniform")
+    return replace(variance_scaling(1.0, "fan_in", "uniform"), name="lecun_uniform()")
 
 
 def glorot_normal() -> Distribution:
@@ -169,7 +169,7 @@ def glorot_normal() -> Distribution:
     >>> glorot_normal() == variance_scaling(1.0, "fan_avg", "truncated_normal")
     True
     """
-    return variance_scaling(1.0, "fan_avg", "truncated_normal")
+    return replace(variance_scaling(1.0, "fan_avg", "truncated_normal"), name="glorot_normal()")
 
 
 def glorot_uniform() -> Distribution:
@@ -178,7 +178,7 @@ def glorot_uniform() -> Distribution:
     >>> glorot_uniform() == variance_scaling(1.0, "fan_avg", "uniform")
     True
     """
-    return variance_scaling(1.0, "fan_avg", "uniform")
+    return replace(variance_scaling(1.0, "fan_avg", "uniform"), name="glorot_uniform()")
 
 
 def he_normal() -> Distribution:
@@ -187,7 +187,7 @@ def he_normal() -> Distribution:
     >>> he_normal() == variance_scaling(2.0, "fan_in", "truncated_normal")
     True
     """
-    return variance_scaling(2.0, "fan_in", "truncated_normal")
+    return replace(variance_scaling(2.0, "fan_in", "truncated_normal"), name="he_normal()")
 
 
 def he_uniform() -> Distribution:
@@ -196,7 +196,7 @@ def he_uniform() -> Distribution:
     >>> he_uniform() == variance_scaling(2.0, "fan_in", "uniform")
     True
     """
-    return variance_scaling(2.0, "fan_in", "uniform")
+    return replace(variance_scaling(2.0, "fan_in", "uniform"), name="he_uniform()")
 
 
 def orthogonal(scale: Scalar = 1.0) -> Distribution:
@@ -209,7 +209,7 @@ def orthogonal(scale: Scalar = 1.0) -> Distribution:
     >>> bool(jnp.allclose(q.T @ q, jnp.eye(4), atol=1e-5))
     True
     """
-    return Distribution(("normal",), scale, _orthogonal)
+    return Distribution(("normal",), scale, _orthogonal, name=f"orthogonal({scale})")
 
 
 def _orthogonal(z: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The house: a core that imports no wing, wings in one order, files that one can read in a sitting."""
+"""The house: a core that imports no wing, wings in one order, files that one can read through."""
 
 import ast
 import pathlib
