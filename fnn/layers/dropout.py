@@ -31,7 +31,7 @@ def dropout(rate) -> Layer:
 
 
 @errors.builder
-def spatial_dropout(rate, n_spatial: int) -> Layer:
+def spatial_dropout(rate, spatial_axes: int) -> Layer:
     """In training, drop whole channels with probability `rate`: y = m x / (1 - rate).
 
     The mask m, 1 with probability 1 - rate, is one draw per channel of each example, the same at
@@ -39,29 +39,31 @@ def spatial_dropout(rate, n_spatial: int) -> Layer:
     drops little (Tompson et al., 2015). In evaluation y = x. [..., H, W, C] -> [..., H, W, C].
 
     - `rate`: as of `dropout`.
-    - `n_spatial`: how many axes are spatial, at least 1 (2 for images). It is asked for because
+    - `spatial_axes`: how many axes are spatial, at least 1 (2 for images). It is asked for because
       the number of leading axes is open.
 
     Raises as `dropout`, and ShapeError for an input with fewer axes.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net, x = fnn.spatial_dropout(0.5, n_spatial=1), jnp.ones((3, 4))
+    >>> net, x = fnn.spatial_dropout(0.5, spatial_axes=1), jnp.ones((3, 4))
     >>> y, _ = net.apply({}, {}, x, key=jax.random.key(0), train=True)
     >>> bool((y == y[0]).all())
     True
     """
     checks.number("rate", rate, 0.0, 1.0)
-    n_spatial = checks.count("n_spatial", n_spatial)
+    spatial_axes = checks.count("spatial_axes", spatial_axes)
 
     def draw(key, x):
-        lead = x.shape[: x.ndim - n_spatial - 1]
-        return _drop(key, x, rate, (*lead, *(1,) * n_spatial, x.shape[-1]))
+        lead = x.shape[: x.ndim - spatial_axes - 1]
+        return _drop(key, x, rate, (*lead, *(1,) * spatial_axes, x.shape[-1]))
 
-    return _noise("spatial_dropout", n_spatial + 1, f"[..., {n_spatial} spatial axes, C]", draw)
+    return _noise(
+        "spatial_dropout", spatial_axes + 1, f"[..., {spatial_axes} spatial axes, C]", draw
+    )
 
 
 @errors.builder
-def drop_path(rate, n: int) -> Layer:
+def drop_path(rate, feature_axes: int) -> Layer:
     """Stochastic depth: in training, drop a whole example with probability `rate`.
 
         y = m x / (1 - rate)
@@ -71,8 +73,8 @@ def drop_path(rate, n: int) -> Layer:
     who scale in evaluation instead). In evaluation y = x. [..., H, W, C] -> [..., H, W, C].
 
     - `rate`: as of `dropout`; in a deep network it usually grows from 0 with the depth.
-    - `n`: how many of the last axes make up one example, 3 for images, 1 for vectors. It is asked
-      for because the number of leading axes is open.
+    - `feature_axes`: how many trailing axes one example has, 3 for images, 1 for vectors. It is
+      needed because the number of leading axes is open.
 
     Raises as `dropout`, and ShapeError for an input with fewer axes.
 
@@ -84,7 +86,7 @@ def drop_path(rate, n: int) -> Layer:
      [2. 2.]]
     """
     checks.number("rate", rate, 0.0, 1.0)
-    n = checks.count("n", n)
+    n = checks.count("feature_axes", feature_axes)
 
     def draw(key, x):
         return _drop(key, x, rate, (*x.shape[: x.ndim - n], *(1,) * n))

@@ -140,7 +140,7 @@ def rms_norm(*, eps=1e-6, use_scale: bool = True) -> Layer:
 
 @errors.builder
 def group_norm(
-    groups: int, n_spatial: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
+    groups: int, spatial_axes: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
 ) -> Layer:
     """Normalize groups of channels over space, y = scale (x - mean) / sqrt(var + eps) + bias.
 
@@ -148,7 +148,7 @@ def group_norm(
     channels at all positions (Wu & He, 2018). [..., H, W, C] -> [..., H, W, C].
 
     - `groups`: how many; 1 normalizes all channels together. It divides C.
-    - `n_spatial`: how many axes are spatial, 2 for images. It is asked for because the number of
+    - `spatial_axes`: how many axes are spatial, 2 for images. It is asked for because the number of
       leading axes is open: guessed wrongly, it would mix examples.
     - `eps`, `use_scale`, `use_bias`: as of `layer_norm`.
 
@@ -158,17 +158,17 @@ def group_norm(
     Raises OptionError, and ShapeError for another last axis or one that `groups` does not divide.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.group_norm(2, n_spatial=1)
+    >>> net = fnn.group_norm(2, spatial_axes=1)
     >>> params, _ = net.init(jax.random.key(0), (1, 3, 4))
     >>> y = net(params, jax.random.normal(jax.random.key(1), (5, 3, 4)))
     >>> bool(jnp.abs(y.reshape(5, 3, 2, 2).mean((1, 3))).max() < 1e-5)
     True
     """
     groups = checks.count("groups", groups)
-    n_spatial = checks.count("n_spatial", n_spatial, least=0)
+    spatial_axes = checks.count("spatial_axes", spatial_axes, least=0)
     checks.number("eps", eps, 0.0, float("inf"))
 
-    spatial = tuple(range(-1 - n_spatial, -1))
+    spatial = tuple(range(-1 - spatial_axes, -1))
 
     def moments(x):
         size = x.shape[-1] // groups
@@ -183,12 +183,12 @@ def group_norm(
 
         return _moments(x, to_channels(_first(x, spatial)[..., ::size]), average)
 
-    return _norm("group_norm", n_spatial, moments, eps, use_scale, use_bias, groups)
+    return _norm("group_norm", spatial_axes, moments, eps, use_scale, use_bias, groups)
 
 
 @errors.builder
 def instance_norm(
-    n_spatial: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
+    spatial_axes: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
 ) -> Layer:
     """Normalize each channel of each example over space: [..., H, W, C] -> [..., H, W, C].
 
@@ -196,7 +196,7 @@ def instance_norm(
 
     Mean and (biased) variance are those of one channel of one example (Ulyanov et al., 2016).
 
-    - `n_spatial`: how many axes are spatial, at least 1; asked for as in `group_norm`.
+    - `spatial_axes`: how many axes are spatial, at least 1; asked for as in `group_norm`.
     - `eps`, `use_scale`, `use_bias`: as of `layer_norm`.
 
     Statistics are shifted and two-pass, in float32 or wider, as in `batch_norm`.
@@ -205,21 +205,21 @@ def instance_norm(
     Raises OptionError, and ShapeError for another last axis.
 
     >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.instance_norm(n_spatial=2)
+    >>> net = fnn.instance_norm(spatial_axes=2)
     >>> params, _ = net.init(jax.random.key(0), (1, 4, 4, 3))
     >>> y = net(params, jax.random.normal(jax.random.key(1), (5, 4, 4, 3)))
     >>> bool(jnp.abs(y.mean((1, 2))).max() < 1e-5)
     True
     """
-    n_spatial = checks.count("n_spatial", n_spatial)
+    spatial_axes = checks.count("spatial_axes", spatial_axes)
     checks.number("eps", eps, 0.0, float("inf"))
 
-    spatial = tuple(range(-1 - n_spatial, -1))
+    spatial = tuple(range(-1 - spatial_axes, -1))
 
     def moments(x):
         return _moments(x, _first(x, spatial), lambda v: jnp.mean(v, axis=spatial, keepdims=True))
 
-    return _norm("instance_norm", n_spatial, moments, eps, use_scale, use_bias)
+    return _norm("instance_norm", spatial_axes, moments, eps, use_scale, use_bias)
 
 
 # --- what they share
@@ -236,7 +236,7 @@ def standardize(x: jax.Array, eps=1e-5) -> jax.Array:
 
 def _norm(
     name: str,
-    n_spatial: int,
+    spatial_axes: int,
     moments: Callable[[jax.Array], tuple[Any, Any, Any]],
     eps: Any,
     use_scale: bool,
@@ -246,8 +246,8 @@ def _norm(
     """A layer without statistics of its own: `moments` gives x centred, the mean, the variance."""
 
     def specs(x):
-        layout = f"[..., {n_spatial} spatial axes, C]" if n_spatial else "[..., C]"
-        checks.array(x, n_spatial + 1, layout)
+        layout = f"[..., {spatial_axes} spatial axes, C]" if spatial_axes else "[..., C]"
+        checks.array(x, spatial_axes + 1, layout)
         if x.shape[-1] % groups:
             raise errors.ShapeError(
                 f"last axis divisible by groups={groups}", f"x {x.shape}", "change groups or x"

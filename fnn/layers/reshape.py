@@ -9,18 +9,18 @@ from fnn.core.layer import Layer, leaf
 
 
 @errors.builder
-def flatten(n: int) -> Layer:
-    """Join the last `n` axes in row-major order: [..., H, W, C] -> [..., H * W * C] for n = 3.
+def flatten(feature_axes: int) -> Layer:
+    """Join the axes of one example in row-major order: [..., H, W, C] -> [..., H * W * C].
 
-    `n` is asked for because the number of leading axes is open: one example and a batch of them
-    both keep theirs. `fnn.reshape` gives them another shape.
-    Raises ShapeError for an input with fewer than `n` axes.
+    `feature_axes`, 3 here, counts them. It is needed because the number of leading axes is open:
+    one example and a batch of them both keep theirs. `fnn.reshape` gives another shape.
+    Raises ShapeError for an input with fewer axes.
 
     >>> import jax.numpy as jnp, fnn
     >>> fnn.flatten(3)({}, jnp.ones((2, 4, 4, 3))).shape
     (2, 48)
     """
-    n = checks.count("n", n)
+    n = checks.count("feature_axes", feature_axes)
 
     def specs(x):
         checks.rank(x, n, f"with the {n} axes to be joined")
@@ -34,12 +34,12 @@ def flatten(n: int) -> Layer:
 
 
 @errors.builder
-def reshape(shape: tuple[int, ...], n: int = 1) -> Layer:
-    """Give the last `n` axes another shape, in row-major order: [..., C] -> [..., *shape].
+def reshape(shape: tuple[int, ...], feature_axes: int = 1) -> Layer:
+    """Give the axes of one example another shape, in row-major order: [..., C] -> [..., *shape].
 
-    - `shape`: of what becomes of them, as (7, 7, 64) of a vector of 3136 values; -1, once, is the
-      size that is left. () takes away an axis of one value.
-    - `n`: how many of the last axes are reshaped, 1 for vectors, 3 for images. It is asked for
+    - `shape`: the new shape, such as (7, 7, 64) for a vector of 3136 values; -1, at most once, is
+      the size that is left. () removes an axis of one value.
+    - `feature_axes`: how many trailing axes are reshaped, 1 for vectors, 3 for images. It is needed
       because the number of leading axes is open.
 
     `flatten(n)` is `reshape((-1,), n)`. Raises OptionError for another shape, ShapeError for an
@@ -48,10 +48,10 @@ def reshape(shape: tuple[int, ...], n: int = 1) -> Layer:
     >>> import jax.numpy as jnp, fnn
     >>> fnn.reshape((2, -1, 3))({}, jnp.ones((5, 24))).shape
     (5, 2, 4, 3)
-    >>> fnn.reshape((2, 6), n=2)({}, jnp.ones((5, 3, 4))).shape
+    >>> fnn.reshape((2, 6), feature_axes=2)({}, jnp.ones((5, 3, 4))).shape
     (5, 2, 6)
     """
-    n = checks.count("n", n)
+    n = checks.count("feature_axes", feature_axes)
     if not isinstance(shape, (tuple, list)):
         raise errors.OptionError(
             "shape to be a tuple of ints", errors.show(shape), "write (-1,) for one axis of all"
@@ -71,7 +71,7 @@ def reshape(shape: tuple[int, ...], n: int = 1) -> Layer:
             raise errors.ShapeError(
                 f"the last {n} axes to hold {known}{' k' * (-1 in sizes)} values, for {sizes}",
                 f"x {x.shape}, which has {last}",
-                "change shape, or n, the number of axes that are reshaped",
+                "change shape, or feature_axes, how many axes are reshaped",
             )
         return {}, {}
 

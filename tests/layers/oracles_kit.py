@@ -43,13 +43,13 @@ def rms_norm(x, scale, eps):
     return y
 
 
-def group_norm(x, groups, n_spatial, scale, bias, eps):
+def group_norm(x, groups, spatial_axes, scale, bias, eps):
     """Wu & He 2018, equation 7: S_i holds the pixels of one example whose channels share a group.
 
     One group a channel is the instance norm (Ulyanov et al. 2016).
     """
     x = np.float64(x)
-    n_lead = x.ndim - n_spatial - 1
+    n_lead = x.ndim - spatial_axes - 1
     members: dict = {}
     for at in np.ndindex(x.shape):
         group = at[-1] // (x.shape[-1] // groups)
@@ -61,7 +61,7 @@ def group_norm(x, groups, n_spatial, scale, bias, eps):
     return _scaled(y, scale, bias)
 
 
-def group_norm_backward(x, groups, n_spatial, scale, dy, eps):
+def group_norm_backward(x, groups, spatial_axes, scale, dy, eps):
     """Adjoint of `group_norm` by x: dx = (dh - mean(dh) - h mean(dh h)) / sqrt(var + eps).
 
     Means are over a group of n values, h is the standardized x and dh = dy scale. From
@@ -69,7 +69,7 @@ def group_norm_backward(x, groups, n_spatial, scale, dy, eps):
     """
     x, dh = np.float64(x), np.float64(dy) * np.float64(scale)
     width, dx = x.shape[-1] // groups, np.zeros(x.shape)
-    for lead in np.ndindex(x.shape[: x.ndim - n_spatial - 1]):
+    for lead in np.ndindex(x.shape[: x.ndim - spatial_axes - 1]):
         for first in range(0, x.shape[-1], width):
             at = (*lead, ..., slice(first, first + width))
             r = np.sqrt(x[at].var() + eps)

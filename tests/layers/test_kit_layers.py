@@ -128,7 +128,7 @@ def test_norms_are_their_loops(name, data, dtype, eps, seed):
 def test_norms_in_float32_are_right_at_mean_1000(name):
     """A variance from sums of squares would be off by 100% here; a mean alone, by 1e-3 in y."""
     shape = {"layer": (8, 300), "group of vectors": (8, 300)}.get(name, (3, 12, 12, 6))
-    groups, n_spatial = {"layer": (1, 0), "group": (2, 2), "group of vectors": (3, 0)}.get(
+    groups, spatial_axes = {"layer": (1, 0), "group": (2, 2), "group of vectors": (3, 0)}.get(
         name, (6, 1)
     )
     x = np.float32(1000 + 0.1 * np.random.default_rng(0).normal(size=shape))
@@ -136,9 +136,9 @@ def test_norms_in_float32_are_right_at_mean_1000(name):
     one, zero = np.ones(shape[-1], "float32"), np.zeros(shape[-1], "float32")
     params = {"scale": one, "bias": zero}
     y, _, dx = norm_and_pull(name, jnp.float32(1e-5), params, jnp.asarray(x), jnp.asarray(dy))
-    want = oracles.group_norm(x, groups, n_spatial, one, zero, 1e-5)
+    want = oracles.group_norm(x, groups, spatial_axes, one, zero, 1e-5)
     np.testing.assert_allclose(y, want, atol=3e-5)
-    want = oracles.group_norm_backward(x, groups, n_spatial, one, dy, 1e-5)
+    want = oracles.group_norm_backward(x, groups, spatial_axes, one, dy, 1e-5)
     np.testing.assert_allclose(dx, want, atol=1e-4 * np.abs(want).max())
 
 
@@ -233,7 +233,7 @@ def noisy(build, option, x, key):
 
 
 def spatial(rate):
-    return fnn.spatial_dropout(rate, n_spatial=2)
+    return fnn.spatial_dropout(rate, spatial_axes=2)
 
 
 def path(rate):

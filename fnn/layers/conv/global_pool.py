@@ -14,17 +14,17 @@ from fnn.core.layer import Layer, leaf
 
 
 @errors.builder
-def global_avg_pool(n: int) -> Layer:
-    """The mean of each channel over the `n` spatial axes: [..., H, W, C] -> [..., C] for n = 2.
+def global_avg_pool(spatial_axes: int) -> Layer:
+    """The mean of each channel over space: [..., H, W, C] -> [..., C] for spatial_axes = 2.
 
-    `n` is asked for because the number of leading axes is open. The sum is formed in float32 or
-    wider. Raises ShapeError for an image without pixels (Lin, Chen & Yan, 2014).
+    `spatial_axes` is needed because the number of leading axes is open. The sum is formed in
+    float32 or wider. Raises ShapeError for an image without pixels (Lin, Chen & Yan, 2014).
 
     >>> import jax.numpy as jnp, fnn
     >>> print(fnn.global_avg_pool(2)({}, jnp.arange(8.0).reshape(2, 2, 2)))
     [3. 4.]
     """
-    n = checks.count("n", n)
+    n = checks.count("spatial_axes", spatial_axes)
 
     def specs(x):
         _check_image(x, n)
@@ -38,18 +38,18 @@ def global_avg_pool(n: int) -> Layer:
 
 
 @errors.builder
-def global_max_pool(n: int) -> Layer:
-    """The largest value of each channel over the `n` spatial axes: [..., H, W, C] -> [..., C].
+def global_max_pool(spatial_axes: int) -> Layer:
+    """The largest value of each channel over space: [..., H, W, C] -> [..., C].
 
     The gradient goes to the first of equal maxima in row-major order, as in `max_pool` (that of
-    `jnp.max` is split among them), and to the first NaN if there is one. `n` as of
-    `global_avg_pool`. Raises ShapeError for an image without pixels.
+    `jnp.max` is split among them), and to the first NaN if there is one. `spatial_axes` as
+    in `global_avg_pool`. Raises ShapeError for an image without pixels.
 
     >>> import jax.numpy as jnp, fnn
     >>> print(fnn.global_max_pool(2)({}, jnp.arange(8.0).reshape(2, 2, 2)))
     [6. 7.]
     """
-    n = checks.count("n", n)
+    n = checks.count("spatial_axes", spatial_axes)
 
     def specs(x):
         _check_image(x, n)

@@ -14,7 +14,7 @@ from fnn.core.layer import Layer, leaf
 
 @errors.builder
 def upsample(
-    scale: int | tuple[int, ...], method: str = "nearest", *, n_spatial: int | None = None
+    scale: int | tuple[int, ...], method: str = "nearest", *, spatial_axes: int | None = None
 ) -> Layer:
     """Enlarge each spatial axis by a whole factor: [..., H, W, C] -> [..., H s, W s, C].
 
@@ -22,11 +22,11 @@ def upsample(
     half-pixel centres in TensorFlow and `align_corners=False` in PyTorch.
 
     - `scale`: s along each spatial axis, whose number its length says; or one int for all of
-      `n_spatial` axes.
+      `spatial_axes` axes.
     - `method`: `"nearest"` repeats each value, `"linear"` weighs the two nearest by distance,
       `"cubic"` the four nearest by Keys' kernel (1981, a = -1/2), one axis after the other. Beyond
       the border the outermost value is repeated.
-    - `n_spatial`: how many axes are spatial, 2 for images; asked for beside one int, because the
+    - `spatial_axes`: how many axes are spatial, 2 for images; asked for beside one int, because the
       number of leading axes is open.
 
     Sums are formed in float32 or wider. Raises OptionError, and ShapeError for an empty axis.
@@ -36,15 +36,15 @@ def upsample(
     >>> print(fnn.upsample((2,))({}, x)[..., 0], fnn.upsample((2,), "linear")({}, x)[..., 0])
     [0. 0. 4. 4.] [0. 1. 3. 4.]
     """
-    if n_spatial is not None:
-        n_spatial = checks.count("n_spatial", n_spatial)
+    if spatial_axes is not None:
+        spatial_axes = checks.count("spatial_axes", spatial_axes)
     elif isinstance(scale, int) and not isinstance(scale, bool):
         raise errors.OptionError(
-            "n_spatial beside one scale for all axes",
+            "spatial_axes beside one scale for all axes",
             f"scale={scale} alone",
-            f"pass n_spatial=2 for images, or scale=({scale}, {scale})",
+            f"pass spatial_axes=2 for images, or scale=({scale}, {scale})",
         )
-    scale = checks.counts("scale", scale, n_spatial)
+    scale = checks.counts("scale", scale, spatial_axes)
     checks.choice("method", method, ("nearest", *_METHODS))
     n = len(scale)
 

@@ -482,15 +482,15 @@ def test_upsample_is_the_loop(method, spatial, scale, lead, dtype, seed):
 def test_one_scale_stands_for_all_axes_whose_number_is_said():
     x = jnp.arange(12.0).reshape(1, 2, 3, 2)
     for method in ("nearest", "linear"):
-        y = fnn.upsample(2, method, n_spatial=2)({}, x)
+        y = fnn.upsample(2, method, spatial_axes=2)({}, x)
         np.testing.assert_array_equal(y, fnn.upsample((2, 2), method)({}, x))
-    with pytest.raises(errors.OptionError, match="n_spatial=2 for images, or scale=.3, 3."):
+    with pytest.raises(errors.OptionError, match="spatial_axes=2 for images, or scale=.3, 3."):
         fnn.upsample(3)
     for wrong in (0, 2.5, True):
         with pytest.raises(errors.OptionError):
-            fnn.upsample(2, n_spatial=wrong)
+            fnn.upsample(2, spatial_axes=wrong)
     with pytest.raises(errors.OptionError, match="3 ints"):
-        fnn.upsample((2, 2), n_spatial=3)
+        fnn.upsample((2, 2), spatial_axes=3)
 
 
 def test_upsample_is_torchs_and_jaxs():
