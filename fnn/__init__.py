@@ -22,8 +22,9 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.notes import notes
 from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
-from fnn.layers.attention import attention, transformer_block
-from fnn.layers.combinators import ensemble, parallel, remat, repeat, residual, serial
+from fnn.layers.attention import attention
+from fnn.layers.combinators import parallel, residual, serial
+from fnn.layers.compression import prune, quantize
 from fnn.layers.conv.conv import conv
 from fnn.layers.conv.conv_transpose import conv_transpose
 from fnn.layers.conv.depthwise import depthwise_conv, separable_conv
@@ -36,6 +37,8 @@ from fnn.layers.dense import bilinear, dense
 from fnn.layers.dropout import alpha_dropout, drop_path, dropout, gaussian_noise, spatial_dropout
 from fnn.layers.embedding import embedding, parameter
 from fnn.layers.frozen import frozen
+from fnn.layers.lifted import ensemble, remat, repeat
+from fnn.layers.lora import lora
 from fnn.layers.merge import merge, unmerge
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
@@ -43,11 +46,14 @@ from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.generation import unroll_generate
 from fnn.layers.recurrent.linear import lru
 from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
-from fnn.layers.recurrent.rnn import forget, rnn
-from fnn.layers.reparam import lora, prune, quantize, reparam, spectral_norm, weight_norm
+from fnn.layers.recurrent.rnn import rnn
+from fnn.layers.recurrent.stateful import forget
+from fnn.layers.reparam import reparam
 from fnn.layers.reshape import flatten, reshape
 from fnn.layers.sinusoidal import positional_encoding, sinusoidal
 from fnn.layers.tap import swap, tap
+from fnn.layers.transformer import transformer_block
+from fnn.layers.weight_norms import spectral_norm, weight_norm
 
 __version__ = "0.1.0"
 

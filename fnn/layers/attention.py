@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +17,6 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import of_rank
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.dense import dense
-from fnn.layers.dropout import dropout
-from fnn.layers.norm import layer_norm
 
 
 @errors.builder
@@ -97,11 +94,11 @@ def attention(
     def attention(f, x, memory=None, mask=None):
         _check_memory(x, memory, causal)
         source, stray = x if memory is None else memory, None
-        seen = _seen(mask, x, source if cache is None else cache, heads, causal and cache is None)
+        seen = seen_by(mask, x, source if cache is None else cache, heads, causal and cache is None)
         if mask is not None and cache is None:
             if memory is None:
-                x, stray = _apart(x, seen)
-            source = _where(jnp.any(seen, axis=(-3, -2)), source, 0)
+                x, stray = without_hidden(x, seen)
+            source = in_rows(jnp.any(seen, axis=(-3, -2)), source, 0)
         q = _split(f.q(x), heads)  # [..., T, N, D]
         k, v = (_split(project(source), kv_heads) for project in (f.k, f.v))  # [..., S, K, D]
         if cache is not None:
@@ -113,7 +110,7 @@ def attention(
             q, k = (_rotate(values, rotary, 0) for values in (q, k))
         y = _attend(q, k, v, seen, implementation)
         y = f.out(y.reshape(*y.shape[:-2], heads * size))
-        return y if stray is None else _where(~stray, y, jnp.nan)
+        return y if stray is None else in_rows(~stray, y, jnp.nan)
 
     layers = {
         "q": affine(heads * size, "in", "heads"),
@@ -123,84 +120,6 @@ def attention(
     if cache is not None:
         layers["cache"] = _cache(checks.count("cache", cache), rotary)
     return compose(**layers, out=affine(features, "heads", "out"))(attention)
-
-
-@errors.builder
-def transformer_block(
-    features: int,
-    heads: int,
-    *,
-    hidden: int | None = None,
-    kv_heads: int | None = None,
-    causal: bool = False,
-    rotary: float | None = None,
-    cache: int | None = None,
-    rate=0.0,
-    activation: Callable = jax.nn.gelu,
-    gated: bool = False,
-    norm: Callable[[], Layer] = layer_norm,
-    use_bias: bool = True,
-) -> Layer:
-    """Attention and two dense layers, each normalized first and added to what came in.
-
-        h = x + attention(norm1(x))
-        y = h + down(activation(up(norm2(h))))
-
-    [..., T, features] -> [..., T, features], called as `net(params, x, mask)` (Vaswani et al.,
-    2017, with the norms first as in Xiong et al., 2020), with a mask as of `fnn.attention`: what is
-    hidden, NaN included, changes neither what is not nor any gradient.
-
-    - `features`, `heads`, `kv_heads`, `causal`, `rotary`, `cache`: as of `fnn.attention`.
-    - `hidden`: between the dense layers; None is 4 features.
-    - `rate`: of the dropout on what each half adds.
-    - `gated`: up(x) is multiplied by activation(gate(x)) (Shazeer, 2020); `jax.nn.silu` is usual.
-    - `norm`: builds the norms, as `fnn.rms_norm`.
-
-    Raises as `fnn.attention`, and ShapeError for x of other features.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.repeat(fnn.transformer_block(16, 4, causal=True, rotary=10_000.0), 6)
-    >>> params, _ = net.init(jax.random.key(0), (1, 7, 16))
-    >>> net(params, jnp.ones((2, 7, 16))).shape, params["up"]["kernel"].shape
-    ((2, 7, 16), (6, 16, 64))
-    """
-    features = checks.count("features", features)
-    hidden = 4 * features if hidden is None else checks.count("hidden", hidden)
-    for name, fn, wanted in (
-        ("activation", activation, "one array, as jax.nn.silu"),
-        ("norm", norm, "nothing that builds a layer, as fnn.rms_norm"),
-    ):
-        if isinstance(fn, Layer) or not callable(fn):
-            raise errors.OptionError(
-                f"{name} to be a function of {wanted}", errors.show(fn), "pass one"
-            )
-    options = {"kv_heads": kv_heads, "causal": causal, "rotary": rotary, "cache": cache}
-    layers = {
-        "norm1": norm(),
-        "attention": attention(features, heads, use_bias=use_bias, **options),
-        "norm2": norm(),
-        "up": dense(hidden, use_bias=use_bias, axes=("in", "hidden")),
-        "down": dense(features, use_bias=use_bias, axes=("hidden", "out")),
-        "drop": dropout(rate),
-    }
-    if gated:
-        layers["gate"] = dense(hidden, use_bias=use_bias, axes=("in", "hidden"))
-
-    def transformer_block(f, x, mask=None):  # [..., T, C]
-        checks.array(x, 2, "[..., T, C]")
-        if x.shape[-1] != features:
-            raise errors.ShapeError(f"last axis {features}", f"x {x.shape}", "project it first")
-        stray = None
-        if mask is not None and cache is None:
-            with errors.at("attention"):
-                x, stray = _apart(x, _seen(mask, x, x, heads, causal))
-        h = x + f.drop(f.attention(f.norm1(x), None, mask))
-        z = f.norm2(h)
-        z = activation(f.gate(z)) * f.up(z) if gated else activation(f.up(z))
-        y = h + f.drop(f.down(z))
-        return y if stray is None else _where(~stray, y, jnp.nan)
-
-    return compose(**layers)(transformer_block)
 
 
 def _check_memory(x: Any, memory: Any, causal: bool) -> None:
@@ -225,7 +144,7 @@ def _split(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def _seen(mask: Any, x: Any, source: Any, heads: int, causal: bool) -> Any:
+def seen_by(mask: Any, x: Any, source: Any, heads: int, causal: bool) -> Any:
     """Where t may look at s, [..., N or 1, T or 1, S or 1]; None for everywhere.
 
     `source` is what k and v are made of, or their number.
@@ -262,17 +181,17 @@ def _before(t: jax.Array, s: jax.Array, rank: int) -> jax.Array:
     return of_rank(s[None, :] <= t[:, None], rank)
 
 
-def _apart(x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+def without_hidden(x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x without the rows that nobody looks at and are not finite, and whether each looks itself.
 
     Such a row is NaN in the output. On its own way through the layers it would make NaN of the
     gradients of their params, wherever its output does not count, since 0 NaN is NaN.
     """
     hidden = ~jnp.any(seen, axis=(-3, -2)) & ~jnp.all(jnp.isfinite(x), axis=-1)  # [..., T]
-    return _where(~hidden, x, 0), hidden & jnp.any(seen, axis=(-3, -1))
+    return in_rows(~hidden, x, 0), hidden & jnp.any(seen, axis=(-3, -1))
 
 
-def _where(rows: jax.Array, x: jax.Array, other: Any) -> jax.Array:
+def in_rows(rows: jax.Array, x: jax.Array, other: Any) -> jax.Array:
     """x [..., T, C] in the rows [..., T], else a number."""
     return jnp.where(rows[..., None], x, jnp.asarray(other, x.dtype))
 

@@ -1,16 +1,10 @@
-"""Layers made of layers.
-
-`serial`, `parallel` and `residual` are a few lines over `compose`. The others run one layer in
-another way (many times, recomputed, in another dtype). They are not levels of their own: their
-params are named as that layer's are, so that wrapping or unwrapping it renames nothing.
-"""
+"""Layers made of layers by `compose`: in a row, side by side, around a shortcut."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,14 +12,8 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.compose import compose
-from fnn.core.declarations import Derived
 from fnn.core.inputs import REQUIRED, signature
-from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays
-from fnn.core.shapes import as_array, from_numpy
-from fnn.core.values import check_values
-from fnn.core.wrapping import same, same_carry, wrap
-
-__all__ = ["ensemble", "parallel", "remat", "repeat", "residual", "serial"]
+from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of
 
 
 @errors.builder
@@ -116,190 +104,16 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
         carry, y = f.layer(carry, x)
         return carry, add(f, y, x)
 
-    first = None if cell is None else partial(_of_layer, cell)
+    def first(params, x, **mode):
+        """The first carry of the cell, for an x of one step."""
+        assert cell is not None
+        return cell(params.get("layer", {}), x, **mode)
+
     body = step if cell else _with_inputs_of(children, residual_)
     residual_.__name__ = step.__name__ = "residual"
     net = compose(**children)(body)
     rebuild = Rebuild(lambda new: residual(**new), net.apply)
-    return replace(net, name="residual", carry=first, rebuild=rebuild)
-
-
-@errors.builder
-def repeat(layer: Layer | Callable, n: int) -> Layer:
-    """The layer n times in a row, as one scan: x_{i+1} = layer(params[i], x_i), y = x_n.
-
-    Params and state are the layer's with a leading axis [n]: every member has first values, a
-    dropout key and batch statistics of its own. The layer is traced and compiled once, so that
-    neither grows with n. Members keep their values when n changes. Inputs after the first, such
-    as a mask, go to every member. An optimizer that takes a leaf for one layer's is told of the
-    stack by `fnn.optim.stacked`.
-
-    - `layer`: gives back the shape and dtype of its first input.
-    - `n`: how many, at least 1.
-
-    Raises ShapeError or DtypeError if x comes back changed, ParamsError for params of another n.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = repeat(fnn.residual(fnn.serial(fnn.dense(4), jnp.tanh)), 12)
-    >>> params, _ = net.init(jax.random.key(0), (1, 4))
-    >>> params["layer"]["dense1"]["kernel"].shape, net(params, jnp.ones((2, 4))).shape
-    ((12, 4, 4), (2, 4))
-    """
-    layer, n = as_layer(layer), checks.count("n", n)
-
-    def check(x, y):
-        mend = "repeat a layer that keeps them, or project x first"
-        trees.alike("layer(x)", y, "x", x, mend)
-
-    def declare(layer, *xs):
-        with errors.within("repeat"):
-            if not xs:
-                checks.wrong_arity(1, float("inf"), 0)
-            declared, y = outline(layer, xs)
-            check(xs[0], y)
-        return _stacked(declared, n), y
-
-    def apply(layer, params, state, *xs, key, train):
-        with errors.within("repeat"):
-            if not xs:
-                checks.wrong_arity(1, float("inf"), 0)
-            check_trees(params, state, key, n)
-            x, *rest = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
-
-            def member(x, own):
-                i, params, state = own
-                y, after = run(params, state, x, *rest, key=fold(key, i), train=train)
-                check(x, y)
-                return y, after
-
-            def alone(params, state):
-                like_x = jax.tree.map(jnp.zeros_like, x)
-                layer.apply(params, state, like_x, *rest, key=key, train=train)
-
-            check_values(alone, params, state, axis=0)
-            y, after = jax.lax.scan(member, x, (jnp.arange(n), params, state))
-            return y, state if all(came_back) else after
-
-    return wrap(layer, apply, declare=declare, name="repeat")
-
-
-@errors.builder
-def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
-    """The layer n times side by side, by `vmap`: y[i] = layer(params[i], x).
-
-    Params and state are the layer's with a leading axis [n], and so is y: every member has first
-    values, a dropout key and batch statistics of its own. Members keep their values when n changes.
-    `fnn.optim.each_member` gives each an optimizer of its own.
-    [...] -> [n, ...].
-
-    - `n`: how many, at least 1.
-    - `in_axes`: None, and all members see the same inputs; 0, and member i sees x[i], as experts
-      do that have tokens of their own: [n, ...] -> [n, ...]. A tuple has one for each input, as of
-      `jax.vmap`.
-
-    Raises ParamsError for params of another n, ShapeError for a mapped input of another n.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = ensemble(fnn.dense(3), 5)
-    >>> params, _ = net.init(jax.random.key(0), (1, 4))
-    >>> params["kernel"].shape, net(params, jnp.ones((2, 4))).shape
-    ((5, 4, 3), (5, 2, 3))
-    >>> experts = ensemble(fnn.dense(3), 5, in_axes=0)
-    >>> experts(params, jnp.ones((5, 2, 4))).shape
-    (5, 2, 3)
-    """
-    layer, n = as_layer(layer), checks.count("n", n)
-    for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
-        if axis not in (None, 0) or isinstance(axis, bool):
-            raise errors.OptionError(
-                "in_axes of None or 0, or a tuple of these, one for each input",
-                errors.show(in_axes),
-                "move the members' axis of an input to the front",
-            )
-
-    def axes_of(xs):
-        axes = in_axes[: len(xs)] if isinstance(in_axes, tuple) else (in_axes,) * len(xs)
-        if len(axes) != len(xs):
-            checks.wrong_arity(0, len(axes), len(xs))
-        for axis, x in zip(axes, xs, strict=True):
-            for a in jax.tree.leaves(x) if axis == 0 else ():
-                if jnp.shape(a)[:1] != (n,):
-                    mend = "give each member an input of its own: [n, ...]"
-                    raise errors.ShapeError(f"inputs [{n}, ...]", errors.show(a), mend)
-        return axes
-
-    def declare(layer, *xs):
-        with errors.within("ensemble"):
-            one = [
-                x if axis is None else jax.tree.map(lambda a: a[0], x)
-                for axis, x in zip(axes_of(xs), xs, strict=True)
-            ]
-            declared, y = outline(layer, tuple(one))
-        return _stacked(declared, n), jax.tree.map(lambda a: jnp.stack([a] * n), y)
-
-    def apply(layer, params, state, *xs, key, train):
-        with errors.within("ensemble"):
-            check_trees(params, state, key, n)
-            xs = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
-
-            def member(i, params, state, *xs):
-                return run(params, state, *xs, key=fold(key, i), train=train)
-
-            axes = axes_of(xs)
-
-            def alone(params, state, *own):
-                of = iter(own)
-                whole = [x if axis is None else next(of) for axis, x in zip(axes, xs, strict=True)]
-                return member(0, params, state, *whole)
-
-            own = (x for axis, x in zip(axes, xs, strict=True) if axis == 0)
-            check_values(alone, params, state, *own, axis=0)
-            came_back.clear()
-            mapped = jax.vmap(member, (0, 0, 0, *axes))
-            y, after = mapped(jnp.arange(n), params, state, *xs)
-            return y, state if all(came_back) else after
-
-    return wrap(layer, apply, declare=declare, name="ensemble")
-
-
-@errors.builder
-def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) -> Layer:
-    """The same layer, whose insides are computed again in the backward pass instead of kept.
-
-    Memory falls to the layer's inputs, for one more forward pass (Chen et al., 2016). Values,
-    params and keys are those of the layer alone. Most useful inside `repeat`:
-    `repeat(remat(block), 24)` keeps one x per member.
-
-    - `policy`: which values are kept nevertheless, one of `jax.checkpoint_policies`; None keeps
-      none.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = remat(fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3)))
-    >>> params, _ = net.init(jax.random.key(0), (1, 4))
-    >>> sorted(params)
-    ['dense1', 'dense2']
-    """
-    layer = as_layer(layer)
-    if policy is not None:
-        checks.function("policy", policy, "a primitive, one of jax.checkpoint_policies")
-
-    def apply(layer, params, state, *xs, key, train):
-        with errors.within(layer.name):
-            check_trees(params, state, key)
-            xs = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
-
-            def again(params, state, xs, key):
-                return run(params, state, *xs, key=key, train=train)
-
-            check_values(lambda p, s, xs: again(p, s, xs, key), params, state, xs)
-            came_back.clear()
-            y, after = jax.checkpoint(again, policy=policy)(params, state, xs, key)
-            return y, state if all(came_back) else after
-
-    return wrap(layer, apply, declare=same, carry=layer.carry and same_carry)
+    return replace(net, name="residual", carry=cell and first, rebuild=rebuild)
 
 
 # --- what they share
@@ -333,68 +147,3 @@ def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
         ]
         body.__signature__ = inspect.Signature([own, *free, many])
     return body
-
-
-@dataclass(frozen=True)
-class _Each:
-    """`fn` of every member of a stack; hashable, so that one program draws it again and again."""
-
-    fn: Callable
-
-    def __call__(self, *values: Any) -> Any:
-        return jax.vmap(self.fn)(*values)
-
-
-def _stacked(specs: Any, n: int) -> Any:
-    """The declarations of n independent members."""
-
-    def stack(node):
-        if isinstance(node, Derived):
-            return replace(
-                node,
-                fn=_Each(node.fn),
-                specs=_stacked(node.specs, n),
-                inverse=node.inverse and _Each(node.inverse),
-                stack=(n, *node.stack),
-            )
-        return replace(node, stack=(n, *node.stack))
-
-    return jax.tree.map(stack, specs)
-
-
-def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
-    """Refuse here what a transform of JAX would: no arrays, or other stacks than of n."""
-    if key is not None:
-        checks.key(key)
-    wanted = "to be an array" if n is None else f"with first axis {n}, one entry per member"
-    for what, tree in (("params", params), ("state", state)):
-        for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            array = isinstance(from_numpy(value), jax.Array)
-            if array and (n is None or value.shape[:1] == (n,)):
-                continue
-            name = errors.path_of(path) or what
-            mend = f"take {what} from net.init of this network"
-            raise errors.ParamsError(f"{name} {wanted}", f"{name} {errors.show(value)}", mend)
-
-
-def noting(layer: Layer) -> tuple[Callable, list[bool]]:
-    """The layer's apply, and for each call of it whether the state came back as it was.
-
-    The transforms hand back copies, but a state that did not change is to be the very one given.
-    """
-    came_back: list[bool] = []
-
-    def run(params, state, *xs, **mode):
-        y, after = layer.apply(params, state, *xs, **mode)
-        came_back.append(same_arrays(state, after))
-        return y, after
-
-    return run, came_back
-
-
-def _of_layer(carry: Callable, params: Any, x: Any, **mode: Any) -> Any:
-    return carry(params.get("layer", {}), x, **mode)
-
-
-def fold(key: Any, i: Any) -> Any:
-    return None if key is None else jax.random.fold_in(key, i)

@@ -15,11 +15,11 @@ from fnn.core import checks, errors
 from fnn.core.layer import Layer
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array, struct
-from fnn.layers.combinators import fold
 from fnn.layers.frozen import held_in, joined
+from fnn.layers.lifted import fold
 from fnn.layers.recurrent.cells.cell import check_carry
 from fnn.layers.recurrent.cells.combinators import carry_of
-from fnn.layers.recurrent.rnn import time_of
+from fnn.layers.recurrent.time_axis import time_of
 
 
 class Generated(NamedTuple):

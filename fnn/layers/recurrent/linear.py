@@ -15,7 +15,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import as_dtype, of_rank
 from fnn.initializers import uniform, variance_scaling
 from fnn.layers.recurrent.cells.cell import check_carry
-from fnn.layers.recurrent.rnn import boundaries, check_time, time_of
+from fnn.layers.recurrent.time_axis import boundaries, check_time, time_of
 
 
 @errors.builder

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.declarations import Param
 from fnn.core.layer import Layer, outline
 from fnn.core.notes import add_notes, no_notes
 from fnn.core.scan import scan
-from fnn.core.shapes import as_array, struct
-from fnn.core.values import check_values
+from fnn.core.shapes import as_array
 from fnn.core.wrapping import wrap
-from fnn.initializers import zeros
-from fnn.layers.combinators import check_trees, fold, noting
 from fnn.layers.frozen import held_in, joined
+from fnn.layers.lifted import check_trees, fold, noting
 from fnn.layers.recurrent.cells.cell import check_carry, first_or
 from fnn.layers.recurrent.cells.combinators import carry_of
+from fnn.layers.recurrent.stateful import SEQUENCE, apart, kept_in_state, together
+from fnn.layers.recurrent.time_axis import boundaries, time_of
 
 
 @errors.builder
@@ -193,168 +190,5 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
     return wrap(cell, apply, declare=declare, name=name)
 
 
-class Time(NamedTuple):
-    """The axes of a sequence: those before time, the length, and an x of one step."""
-
-    lead: tuple[int, ...]
-    length: int
-    one: jax.ShapeDtypeStruct
-    mask: Any  # booleans [..., T], or None
-
-    def first(self, a: jax.Array) -> jax.Array:
-        """[..., T, C] -> [T, ..., C]."""
-        return jnp.moveaxis(a, len(self.lead), 0)
-
-    def back(self, a: jax.Array) -> jax.Array:
-        """[T, ..., C] -> [..., T, C]."""
-        return jnp.moveaxis(a, 0, len(self.lead))
-
-    def repeated(self, a: jax.Array) -> jax.Array:
-        """[..., C] -> [..., T, C]."""
-        return self.back(jnp.broadcast_to(a, (self.length, *a.shape)))
-
-    def check_values(self, step: Callable[[jax.Array], Any], x: jax.Array) -> None:
-        """Let `step(x)` refuse the integers of an x of one step, at all times that are real."""
-        if not jnp.issubdtype(x.dtype, jnp.integer):
-            return
-        if self.mask is not None:
-            mask = self.mask.reshape(self.mask.shape + (1,) * (x.ndim - self.mask.ndim))
-            x = jnp.where(mask, x, jnp.zeros_like(x))
-        check_values(step, x, axis=len(self.lead))
-
-    def where(self, chosen: jax.Array, new: Any, old: Any) -> Any:
-        """Trees of `new` where `chosen` [...] is True, `old` elsewhere."""
-
-        def pick(a, b):
-            if a.shape[: len(self.lead)] != self.lead:
-                raise errors.ShapeError(
-                    f"a cell whose arrays have the leading axes {self.lead} of x, to be masked",
-                    f"one with {errors.show(a)}",
-                    "give each of its arrays these axes",
-                )
-            return jnp.where(chosen.reshape(self.lead + (1,) * (a.ndim - len(self.lead))), a, b)
-
-        return jax.tree.map(pick, new, old)
-
-
-def check_time(
-    x: Any, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
-) -> tuple[tuple[int, ...], int]:
-    """The axes before time, and the length of x, that mask, resets and lengths fit."""
-    checks.rank(x, feature_axes + 1, f"[..., T, and {feature_axes} axes of one step]")
-    at = len(x.shape) - feature_axes - 1
-    lead, length = tuple(x.shape[:at]), x.shape[at]
-    for name, flags in ((called, mask), ("resets", resets)):
-        if flags is not None:
-            _check_input(name, flags, (*lead, length), jnp.bool_)
-    if lengths is not None:
-        _check_input("lengths", lengths, lead, jnp.integer)
-    return lead, length
-
-
-def time_of(
-    x: jax.Array, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
-) -> Time:
-    """The axes of x, checked, and which steps are real by the mask and the lengths."""
-    lead, length = check_time(x, mask, resets, lengths, feature_axes, called)
-    one = jax.ShapeDtypeStruct(lead + x.shape[len(lead) + 1 :], x.dtype)
-    if lengths is None:
-        return Time(lead, length, one, mask)
-    if not isinstance(lengths, jax.core.Tracer):
-        wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > length)]
-        if wrong.size:
-            mend = "count the steps of x that are real"
-            raise errors.InputError(f"lengths of 0 to {length}", f"{wrong[0]}", mend)
-    steps = jnp.arange(length, dtype=jnp.int32).reshape((1,) * len(lead) + (length,))
-    real = steps < lengths.astype(jnp.int32)[..., None]
-    return Time(lead, length, one, real if mask is None else real & mask)
-
-
-def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
-    if not jnp.issubdtype(value.dtype, kind):
-        wanted = f"{name} of {'booleans' if kind is jnp.bool_ else 'integers'}"
-        mend = f"compare, as {name} != 0" if kind is jnp.bool_ else "count the steps that are real"
-        if name != "resets" and kind is jnp.bool_ and jnp.issubdtype(value.dtype, jnp.integer):
-            mend = f"pass lengths as lengths=, and flags as {name}.astype(bool)"
-        raise errors.DtypeError(wanted, f"{name} {errors.show(value)}", mend)
-    if value.shape != shape:
-        mend = "pass one for each " + ("sequence of x" if name == "lengths" else "step of x")
-        raise errors.ShapeError(f"{name} {shape}", f"{name} {value.shape}", mend)
-
-
-def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
-    """Where the carry starts anew before a step [..., T]; None for nowhere."""
-    if resets is None:
-        return None
-    starts = resets if mask is None else resets & mask
-    if not reverse:
-        return starts
-    episode = jnp.cumsum(starts, axis=-1)
-    beyond = jnp.iinfo(episode.dtype).max
-    real = episode if mask is None else jnp.where(mask, episode, beyond)
-    least = jax.lax.cummin(real, axis=real.ndim - 1, reverse=True)
-    shift = ((0, 0),) * (real.ndim - 1) + ((0, 1),)
-    following = jnp.pad(least[..., 1:], shift, constant_values=beyond)  # of the next real step
-    crossed = (episode < following) & (following < beyond)
-    return crossed if mask is None else crossed & mask
-
-
 def _zeros(tree: Any) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
-
-
-# --- a carry in the state
-
-SEQUENCE = "sequence"  # where a stateful layer keeps it, beside the cell's own state
-
-
-def forget(state: Any) -> Any:
-    """The state of a network whose stateful layers start from their first carries again.
-
-    >>> import jax, jax.numpy as jnp, fnn
-    >>> net = fnn.serial(fnn.rnn(fnn.cells.gru(3), stateful=True))
-    >>> params, state = net.init(jax.random.key(0), (2, 5, 4))
-    >>> _, state = net.apply(params, state, jnp.ones((2, 5, 4)))
-    >>> print(state["rnn1"]["sequence"]["started"])
-    True
-    >>> print(forget(state)["rnn1"]["sequence"]["started"])
-    False
-    """
-    if not isinstance(state, Mapping):
-        return state
-    fresh = {name: forget(value) for name, value in state.items()}
-    if isinstance(kept := fresh.get(SEQUENCE), dict) and "started" in kept:
-        fresh[SEQUENCE] = {**kept, "started": jnp.zeros_like(kept["started"])}
-    return fresh
-
-
-def kept_in_state(carry: Any) -> dict[str, Param]:
-    """The declaration of a carry in the state, its arrays numbered."""
-    arrays = [Param(tuple(a.shape), zeros, a.dtype, "carry") for a in jax.tree.leaves(carry)]
-    return _numbered(Param((), zeros, jnp.bool_, "carry"), arrays)
-
-
-def apart(state: Any, first: Any) -> tuple[dict, Any]:
-    """The cell's own state, and the carry in the state: the first one, if there is none yet."""
-    arrays = [struct(a) for a in jax.tree.leaves(first)]
-    wanted = _numbered(jax.ShapeDtypeStruct((), jnp.bool_), arrays)
-    kept = state.get(SEQUENCE)
-    if jax.tree.map(struct, kept) != wanted:
-        raise errors.ParamsError(
-            f"state with {SEQUENCE} {errors.show(wanted)}",
-            "none" if kept is None else f"{SEQUENCE} {errors.show(kept)}",
-            "a stateful layer takes batches of one size: take the state from net.init for this one",
-        )
-    went = jax.tree.unflatten(jax.tree.structure(first), [kept[str(i)] for i in range(len(arrays))])
-    carry = jax.tree.map(partial(jnp.where, kept["started"]), went, first)
-    return {name: value for name, value in state.items() if name != SEQUENCE}, carry
-
-
-def together(state: dict, carry: Any) -> dict:
-    """The cell's own state with the carry in it, which takes no gradient back to this call."""
-    leaves = jax.lax.stop_gradient(jax.tree.leaves(carry))
-    return {**state, SEQUENCE: _numbered(jnp.ones((), bool), leaves)}
-
-
-def _numbered(started: Any, arrays: list[Any]) -> dict[str, Any]:
-    return {"started": started} | {str(i): a for i, a in enumerate(arrays)}

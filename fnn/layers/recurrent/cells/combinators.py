@@ -16,9 +16,10 @@ from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, Rebuild, as_layer, leaf, outline
 from fnn.core.shapes import struct
 from fnn.core.wrapping import same, same_carry, wrap
-from fnn.layers.combinators import fold, numbered
+from fnn.layers.combinators import numbered
 from fnn.layers.dropout import drop_where
 from fnn.layers.frozen import held_in, joined
+from fnn.layers.lifted import fold
 from fnn.layers.recurrent.cells.cell import check_carry, first_or, keep_mask
 
 
