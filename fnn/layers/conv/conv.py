@@ -10,9 +10,8 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
 from fnn.initializers import lecun_normal, zeros
-from fnn.layers.conv import windows
-from fnn.layers.conv.convolving import convolve
-from fnn.layers.conv.taps import How
+from fnn.layers.conv import backends, windows
+from fnn.layers.conv.convolution import Geometry
 
 
 @errors.builder
@@ -98,8 +97,9 @@ def over_images(
 
     def run(x):  # [B, H, W, C]
         x, pads = windows.pad(x, window)
-        how = How(window.strides, pads, window.dilation, groups, weight_grad=weight_grad)
-        return convolve(x, params["kernel"], how)
+        strides, dilation = window.strides, window.dilation
+        geometry = Geometry(strides, pads, dilation, groups, weight_grad=weight_grad)
+        return backends.convolve(x, params["kernel"], geometry)  # as convolution.convolve
 
     y = windows.over_images(run, x, len(window.size))
     return biased(y, params)

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, leaf
 from fnn.initializers import lecun_normal, variance_scaling, zeros
-from fnn.layers.conv import windows
+from fnn.layers.conv import backends, windows
 from fnn.layers.conv.conv import biased, kernel_and_bias
-from fnn.layers.conv.convolving import convolve
-from fnn.layers.conv.taps import How
+from fnn.layers.conv.convolution import Geometry
 
 
 @errors.builder
@@ -80,8 +79,8 @@ def conv_transpose(
         kernel = params["kernel"]
         if transpose_kernel:
             kernel = jnp.swapaxes(jnp.flip(kernel, range(n)), -1, -2)
-        how = How((1,) * n, pads, window.dilation, input_dilation=window.strides)
-        y = windows.over_images(lambda x: convolve(x, kernel, how), x, n)
+        geometry = Geometry((1,) * n, pads, window.dilation, input_dilation=window.strides)
+        y = windows.over_images(lambda x: backends.convolve(x, kernel, geometry), x, n)
         return biased(y, params), state
 
     return leaf("conv_transpose", specs, apply)

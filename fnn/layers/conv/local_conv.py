@@ -12,7 +12,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import windows
 from fnn.layers.conv.conv import biased
-from fnn.layers.conv.taps import How, patches_of
+from fnn.layers.conv.convolution import Geometry, patches_of
 
 
 @errors.builder
@@ -65,8 +65,8 @@ def local_conv(
 
         def run(x):  # [B, H, W, C]
             x, pads = windows.pad(x, window)
-            how = How(window.strides, pads, window.dilation)
-            patches = patches_of(x, window.size, how)  # [B, H', W', K, C]
+            geometry = Geometry(window.strides, pads, window.dilation)
+            patches = patches_of(x, window.size, geometry)  # [B, H', W', K, C]
             return jnp.einsum("b...kc,...kco->b...o", patches, kernel)
 
         y = windows.over_images(run, x, n)

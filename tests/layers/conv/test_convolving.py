@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn.layers.conv.transposes import with_transpose
+from fnn.layers.conv.derivatives import with_transpose
 from tests.support import assert_close
 
 # layer, shape of x, and JAX's own convolution of (x, kernel)

@@ -1,0 +1,83 @@
+"""The convolution of each channel alone, tap by tap.
+
+XLA's CPU compiler has no fast convolution in groups, but good loops over products (jaxlib 0.10). To
+be deleted when the row `depthwise_conv` of benchmarks/tasks/layers.py shows the peers, which call
+XLA's, as fast as fnn.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from fnn.core.dtypes import widened
+from fnn.layers.conv.convolution import Geometry, pad_spatial, taps_of
+from fnn.layers.conv.derivatives import differentiate
+
+MOST = 128  # taps that are written out
+
+
+def suits_taps(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+    """Whether `by_tap` computes this convolution, and is the faster on CPU."""
+    few = math.prod(kernel.shape[:-2]) <= MOST and geometry.weight_grad == "conv"
+    return few and 1 < geometry.groups == x.shape[-1] and geometry.input_dilation is None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def by_tap(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """x [B, *spatial, C] times the kernel [*size, 1, C m], tap by tap, summed in float32 or wider.
+
+    The products are added in turn: written out in one expression, XLA would compute them again
+    wherever the result is summed, as in batch norm. Linear in the kernel, where its transpose is a
+    sum for each tap.
+    """
+    spans, offsets = taps_of(kernel.shape[:-2], geometry)
+    dtype, (x, values) = x.dtype, _per_channel(x, kernel)
+    x = pad_spatial(x, [(*pad, 0) for pad in geometry.pads])
+    sizes = [n - span + 1 for n, span in zip(x.shape[1:-1], spans, strict=True)]
+
+    def under(at):
+        here = jax.lax.dynamic_slice(x, (0, *at, 0), (x.shape[0], *sizes, x.shape[-1]))
+        return _every(here, geometry.strides)
+
+    @jax.checkpoint  # or reverse mode would keep what lies under each tap
+    def add(y, tap):
+        at, value = tap
+        return y + under(at) * value, None
+
+    start = jnp.zeros_like(under(offsets[0]))
+    return jax.lax.scan(add, start, (jnp.asarray(offsets), values))[0].astype(dtype)
+
+
+def _spread(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """`by_tap`, linear in x: its transpose reads slices, and adds no padded ones."""
+    spans, offsets = taps_of(kernel.shape[:-2], geometry)
+    dtype, (x, values) = x.dtype, _per_channel(x, kernel)
+    products = (
+        pad_spatial(x * value, [(span - 1 - a, a, 0) for span, a in zip(spans, at, strict=True)])
+        for at, value in zip(offsets, values, strict=True)
+    )
+    everywhere = functools.reduce(operator.add, products)  # that the kernel touches x at all
+    pads = zip(geometry.pads, spans, strict=True)
+    y = pad_spatial(
+        everywhere, [(low - span + 1, high - span + 1, 0) for (low, high), span in pads]
+    )
+    return _every(y, geometry.strides).astype(dtype)
+
+
+differentiate(by_tap, _spread, by_tap)
+
+
+def _every(x: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+    """The first of every so many values along each spatial axis of [B, *spatial, C]."""
+    return jax.lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
+
+
+def _per_channel(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What each output channel sees [B, *spatial, C m], its kernel [K, 1, *ones, C m]; wide."""
+    values = kernel.reshape(-1, *(1,) * (x.ndim - 1), kernel.shape[-1])
+    return jnp.repeat(widened(x), kernel.shape[-1] // x.shape[-1], axis=-1), widened(values)

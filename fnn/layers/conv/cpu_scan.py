@@ -1,0 +1,103 @@
+"""A convolution in the order of axes that is fast inside a loop, in every derivative.
+
+XLA's CPU compiler has a fast convolution for one order of axes, that of `convolution.convolve`. It
+brings others into that order in the outermost program only, not in the body of a `scan`, where they
+take many times as long; and JAX transposes a convolution into another order. So in jaxlib 0.10.
+
+But any two of the image x, the kernel and the output y make the third, by a convolution linear in
+both, and its transpose in one of the two makes that one of the others. Here all three are in the
+fast order and derive from each other, so every derivative of any order is fast, in every mode.
+
+To be deleted when the row `floor` of benchmarks/tasks/scan.py, JAX's own gradient, takes the time
+of the row `fnn`; the rows `conv` of scan_layers.py would then show it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fnn.core.types import Shape
+from fnn.layers.conv.convolution import Geometry, by_patches, convolve
+from fnn.layers.conv.derivatives import differentiate, with_transpose
+
+
+class _Form(NamedTuple):
+    geometry: Geometry
+    image: Shape  # [B, *spatial, C]
+    kernel: Shape  # [*size, C / groups, O]
+
+
+def in_fast_order(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """`convolve`, all of whose derivatives are convolutions in its own order of axes."""
+    return _output(x, kernel, _Form(geometry, x.shape, kernel.shape))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _output(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    return convolve(x, kernel, form.geometry)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
+    turned = jnp.swapaxes(kernel, -1, -2)
+    forward = partial(convolve, kernel=turned, geometry=form.geometry, outputs_first=True)
+    return _transposed(forward, form.image, y)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
+    """In groups no convolution is fast: there it is a product with patches."""
+    patches = form.geometry.groups > 1 or form.geometry.weight_grad == "matmul"
+    forward = partial(by_patches if patches else _batch_last, x, geometry=form.geometry)
+    return _transposed(forward, form.kernel, y)
+
+
+def _transposed(linear: Callable[..., jax.Array], shape: Shape, y: jax.Array) -> jax.Array:
+    return jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, y.dtype))(y)[0]
+
+
+def _derive(third: Callable, first: Callable, second: Callable) -> None:
+    """c = third(a, b), a = first(b, c) and b = second(c, a) are each other's transposes."""
+
+    def in_a(da, b, form):
+        def run(da):
+            return third(da, b, form)
+
+        return with_transpose(run, lambda dc: first(b, dc, form), da)
+
+    def in_b(a, db, form):
+        def run(db):
+            return third(a, db, form)
+
+        return with_transpose(run, lambda dc: second(dc, a, form), db)
+
+    # what is linear is traced once for all convolutions of one form
+    differentiate(third, jax.jit(in_a, static_argnums=2), jax.jit(in_b, static_argnums=2))
+
+
+_derive(_output, _image, _kernel)
+_derive(_image, _kernel, _output)
+_derive(_kernel, _output, _image)
+
+
+def _batch_last(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """`convolve` without groups, in the order of axes that is transposed into the fast one."""
+    n = x.ndim - 2
+    first_last = (n + 1, 0, *range(1, n + 1))  # (B or O, C, *spatial) of C .. B and C .. O
+    y = jax.lax.conv_general_dilated(
+        jnp.swapaxes(x, 0, -1),  # [C, H, W, B]
+        jnp.moveaxis(kernel, -2, 0),  # [C, kh, kw, O]
+        geometry.strides,
+        geometry.pads,
+        lhs_dilation=geometry.input_dilation,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            first_last, first_last, (n, n + 1, *range(n))
+        ),
+    )
+    return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]
