@@ -1,4 +1,4 @@
-"""Recurrent layers by name, and both ways at once."""
+"""Recurrent layers by the name of their cell, and in both directions at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fnn.core.layer import Layer
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.cells.combinators import check_parts
-from fnn.layers.recurrent.rnn import How, along_time, rnn
+from fnn.layers.recurrent.rnn import RnnOptions, along_time, rnn
 
 
 @errors.builder
@@ -29,15 +29,15 @@ def bidirectional(
 ) -> Layer:
     """Two cells along time, one from the first step, one from the last, and their y's merged.
 
-    [..., T, C] -> [..., T, 2 H], called as `fnn.rnn`'s: `net(params, x, mask, carry, resets,
-    lengths)`. Held by the mask, the second cell starts at the last step that is real, so that each
-    sequence of a padded batch is read as if it were alone (Schuster & Paliwal, 1997).
+    [..., T, C] -> [..., T, 2 H], called like `fnn.rnn`: `net(params, x, mask, carry, resets,
+    lengths)`. Held by the mask, the second cell starts at the last real step, so each sequence of a
+    padded batch is read as if it were alone (Schuster & Paliwal, 1997).
 
     - `forward`, `backward`: cells; None is another one like `forward`.
     - `merge`: `"concat"` (last axis), `"sum"`, `"mean"`, `"mul"`, or a function of both y's.
-    - `return_sequence`, `return_carry`: as of `fnn.rnn`; each cell's y is the one at the end of its
-      way, and the carry is a dict of `forward` and `backward`.
-    - `options`: further ones of `fnn.rnn`.
+    - `return_sequence`, `return_carry`: as in `fnn.rnn`; a single y is that of each cell's final
+      step, and the carry is a dict of `forward` and `backward`.
+    - `options`: other options of `fnn.rnn`.
 
     Params: `forward`, `backward`, as the cells'. Raises as `fnn.rnn`.
 
@@ -95,16 +95,16 @@ def lstm(
 ) -> Layer:
     """Layers of `fnn.cells.lstm` along time: [..., T, C] -> [..., T, features].
 
-    Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
+    Called like `fnn.rnn`: `net(params, x, mask, carry, resets, lengths)`.
 
-    - `features`: of each layer (twice as many come out of a bidirectional one).
+    - `features`: of each layer (a bidirectional one gives twice as many).
     - `layers`: how many, each on the whole sequence of the one below.
     - `dropout`: the rate of the dropout between layers.
     - `bidirectional`: every layer is a `fnn.bidirectional`.
-    - `return_sequence`, `return_carry`: as of `fnn.rnn`, at the last layer.
+    - `return_sequence`, `return_carry`: as in `fnn.rnn`, for the last layer.
     - `options`: all others of `fnn.cells.lstm` and of `fnn.rnn`.
 
-    Params and carry are those of the cell; of more layers, a dict of theirs by `lstm1`, `lstm2` ...
+    Params and carry are those of the cell; with several layers, a dict by `lstm1`, `lstm2` ...
     Raises as `fnn.cells.lstm` and `fnn.rnn`.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -113,8 +113,8 @@ def lstm(
     >>> net(params, jnp.ones((2, 5, 4))).shape, sorted(params)
     ((2, 3), ['lstm1', 'lstm2'])
     """
-    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("lstm", cells.lstm, features, how, options)
+    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("lstm", cells.lstm, features, stack, options)
 
 
 @errors.builder
@@ -130,7 +130,7 @@ def gru(
 ) -> Layer:
     """Layers of `fnn.cells.gru` along time: [..., T, C] -> [..., T, features].
 
-    All is as of `fnn.lstm`, with `gru1`, `gru2` ... as names, and the options of `fnn.cells.gru`.
+    As `fnn.lstm`, with the names `gru1`, `gru2` ... and the options of `fnn.cells.gru`.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.gru(3)
@@ -138,8 +138,8 @@ def gru(
     >>> net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2])).shape
     (2, 5, 3)
     """
-    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("gru", cells.gru, features, how, options)
+    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("gru", cells.gru, features, stack, options)
 
 
 @errors.builder
@@ -155,7 +155,7 @@ def simple_rnn(
 ) -> Layer:
     """Layers of `fnn.cells.simple_rnn` along time: [..., T, C] -> [..., T, features].
 
-    All is as of `fnn.lstm`, with `simple_rnn1`, `simple_rnn2` ... as names, and the options of
+    As `fnn.lstm`, with the names `simple_rnn1`, `simple_rnn2` ... and the options of
     `fnn.cells.simple_rnn`.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -164,12 +164,12 @@ def simple_rnn(
     >>> net(params, jnp.ones((2, 5, 4))).shape
     (2, 5, 3)
     """
-    how = _How(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("simple_rnn", cells.simple_rnn, features, how, options)
+    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
+    return _layers("simple_rnn", cells.simple_rnn, features, stack, options)
 
 
-class _How(NamedTuple):
-    """What the named layers share."""
+class _Stack(NamedTuple):
+    """The options that all named layers share."""
 
     layers: int
     dropout: Any
@@ -181,22 +181,24 @@ class _How(NamedTuple):
 _OF_RNN = ("reverse", "stateful", "checkpoint_every", "truncate", "unroll")
 
 
-def _layers(name: str, build: Callable, features: int, how: _How, options: dict) -> Layer:
-    count = checks.count("layers", how.layers)
-    drop = dropout_layer(how.dropout)
+def _layers(name: str, build: Callable, features: int, stack: _Stack, options: dict) -> Layer:
+    count = checks.count("layers", stack.layers)
+    drop = dropout_layer(stack.dropout)
     along = {option: options.pop(option) for option in _OF_RNN if option in options}
-    if how.bidirectional and along.pop("reverse", False):
-        raise errors.OptionError("reverse=False of both ways", "reverse=True", "leave it out")
+    if stack.bidirectional and along.pop("reverse", False):
+        raise errors.OptionError(
+            "reverse=False in both directions", "reverse=True", "leave it out"
+        )
 
     def one(last: bool) -> Layer:
         cell = build(features, **options)
         outputs = {
-            "return_sequence": how.return_sequence or not last,
-            "return_carry": how.return_carry,
+            "return_sequence": stack.return_sequence or not last,
+            "return_carry": stack.return_carry,
         }
-        if how.bidirectional:
+        if stack.bidirectional:
             return replace(bidirectional(cell, **outputs, **along), name=name)
-        return along_time(name, cell, How(**outputs, **along))
+        return along_time(name, cell, RnnOptions(**outputs, **along))
 
     if count == 1:
         return one(last=True)
@@ -211,8 +213,8 @@ def _layers(name: str, build: Callable, features: int, how: _How, options: dict)
         for own in names:
             x = f.dropout(x) if own != names[0] else x
             x = getattr(f, own)(x, mask, starts[own], resets, lengths)
-            if how.return_carry:
+            if stack.return_carry:
                 x, ends[own] = x
-        return (x, ends) if how.return_carry else x
+        return (x, ends) if stack.return_carry else x
 
     return replace(layered, name=name)

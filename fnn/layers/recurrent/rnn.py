@@ -38,36 +38,36 @@ def rnn(
 ) -> Layer:
     """A cell along time: (carry_t, y_t) = cell(carry_{t-1}, x_t): [..., T, C] -> [..., T, H].
 
-    Called as `net(params, x, mask, carry, resets, lengths)`, of which all but x may be None or left
+    Called as `net(params, x, mask, carry, resets, lengths)`, where all but x may be None or left
     out:
 
-    - mask: booleans [..., T], True where a step is real. Where it is False the carry is held and
-      y is zero, and what x has there changes nothing, NaN included.
-    - carry: to start from; None is the cell's first one.
-    - resets: booleans [..., T], True where a new episode starts: no carry goes from the step
-      before it into it, or in reverse from it into the step before. Ignored where masked.
-    - lengths: integers [...], how many of the first steps are real; beside a mask, a step is real
-      where both say so. A length outside 0 to T is an error, or under `jit`, where it is not known,
-      taken as the nearest one.
+    - mask: booleans [..., T], True where a step is real. Where it is False the carry is held, y is
+      zero, and the value of x changes nothing, NaN included.
+    - carry: to start from; None is the cell's first carry.
+    - resets: booleans [..., T], True where a new episode starts: no carry passes from the step
+      before into it, or in reverse from it into the step before. Ignored where masked.
+    - lengths: integers [...], how many of the first steps are real; with a mask too, a step is real
+      where both say so. A length outside 0 to T is an error; under `jit`, where it is not known,
+      it is clipped.
 
     Options:
 
-    - `cell`: any layer with a carry; its key at step t is folded from t, its state goes along.
-    - `reverse`: from the last step to the first. Each y stays at the place of its x.
-    - `return_sequence`: False gives y of the last step that is not masked (the first, in reverse)
-      alone, [..., H], and zero where there is none.
-    - `return_carry`: gives (y, the carry at the end).
-    - `stateful`: the carry stands in the state, and a call starts where the one before it ended,
-      without gradient into it. It does so in evaluation mode too, so take the state from
+    - `cell`: any layer with a carry; its key at step t is folded from t, its state rides along.
+    - `reverse`: run from the last step to the first. Each y stays at the place of its x.
+    - `return_sequence`: False returns only the y of the last step that is not masked (the first, in
+      reverse), [..., H], and zero where there is none.
+    - `return_carry`: return (y, the carry at the end).
+    - `stateful`: the carry is kept in the state, and a call starts where the previous one ended,
+      without gradient into it. This holds in evaluation mode too, so take the state from
       `y, state = net.apply(params, state, x)`; `fnn.forget(state)` starts again. All batches have
       one size.
-    - `checkpoint_every`: k keeps one carry every k steps for the backward pass, which computes what
-      lies between again: memory grows as T / k + k instead of T (Chen et al., 2016).
-    - `truncate`: no gradient goes from the start of a chunk of k steps to the chunk before.
+    - `checkpoint_every`: k keeps one carry every k steps for the backward pass, which recomputes
+      the steps between: memory grows as T / k + k instead of T (Chen et al., 2016).
+    - `truncate`: k stops the gradient between chunks of k steps.
     - `feature_axes`: how many axes an x of one step has: 3 for images, 0 for words.
-    - `unroll`: as of `jax.lax.scan`.
+    - `unroll`: as in `jax.lax.scan`.
 
-    Params and state are named as the cell's. Raises OptionError for something that is no cell,
+    Params and state are named as the cell's. Raises OptionError for a layer without a carry,
     ShapeError and DtypeError for a mask, carry, resets or lengths that do not fit: nothing is
     broadcast.
 
@@ -78,7 +78,7 @@ def rnn(
     >>> y.shape, bool((y[1, 2:] == 0).all())
     ((2, 5, 3), True)
     """
-    how = How(
+    options = RnnOptions(
         reverse=reverse,
         return_sequence=return_sequence,
         return_carry=return_carry,
@@ -88,10 +88,10 @@ def rnn(
         feature_axes=feature_axes,
         unroll=unroll,
     )
-    return along_time("rnn", cell, how)
+    return along_time("rnn", cell, options)
 
 
-class How(NamedTuple):
+class RnnOptions(NamedTuple):
     """The options of `rnn`."""
 
     reverse: bool = False
@@ -104,26 +104,26 @@ class How(NamedTuple):
     unroll: int = 1
 
 
-def along_time(name: str, cell: Layer, how: How) -> Layer:
-    """`rnn`, under a name."""
+def along_time(name: str, cell: Layer, options: RnnOptions) -> Layer:
+    """`rnn`, under another name."""
     carry_of(cell)
-    checks.count("feature_axes", how.feature_axes, 0)
-    checks.count("unroll", how.unroll)
-    for option, value in (("checkpoint_every", how.checkpoint_every), ("truncate", how.truncate)):
-        if value is not None:
+    checks.count("feature_axes", options.feature_axes, 0)
+    checks.count("unroll", options.unroll)
+    for option in ("checkpoint_every", "truncate"):
+        if (value := getattr(options, option)) is not None:
             checks.count(option, value)
 
     def declare(cell, x, mask=None, carry=None, resets=None, lengths=None):
         with errors.within(name):
-            time = time_of(x, mask, resets, lengths, how.feature_axes)
+            time = time_of(x, mask, resets, lengths, options.feature_axes)
             (params, state), (kept, y) = outline(cell, (None, _zeros(time.one)))
-            if how.stateful:
+            if options.stateful:
                 state = {**state, SEQUENCE: kept_in_state(kept)}
             if carry is not None:
                 check_carry(carry, kept)
-            if how.return_sequence:
+            if options.return_sequence:
                 y = jax.tree.map(time.repeated, y)
-        return (params, state), (y, kept) if how.return_carry else y
+        return (params, state), (y, kept) if options.return_carry else y
 
     def apply(
         cell, params, state, x, mask=None, carry=None, resets=None, lengths=None, *, key, train
@@ -133,12 +133,12 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
             x, mask, carry, resets, lengths = jax.tree.map(
                 as_array, (x, mask, carry, resets, lengths)
             )
-            time = time_of(x, mask, resets, lengths, how.feature_axes)
+            time = time_of(x, mask, resets, lengths, options.feature_axes)
             whole = joined(params, held_in(state))
             first = first_or(None, carry_of(cell), whole, time.one, key, train)
             if carry is not None:
                 check_carry(carry, first)
-            if how.stateful:
+            if options.stateful:
                 state, going_on = apart(state, first)
                 carry = going_on if carry is None else carry
             run, came_back = noting(cell)
@@ -147,8 +147,9 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 (carry, state, last), (t, x, real, new) = loop, now
                 if new is not None:
                     carry = time.where(new, first, carry)
-                if how.truncate is not None:
-                    begins = (time.length - 1 - t if how.reverse else t) % how.truncate == 0
+                if options.truncate is not None:
+                    done = time.length - 1 - t if options.reverse else t
+                    begins = done % options.truncate == 0
                     cut = jax.lax.stop_gradient(carry)
                     carry = jax.tree.map(partial(jnp.where, begins), cut, carry)
                 if real is not None:
@@ -159,8 +160,8 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
                 check_carry(after, first)
                 if real is not None:
                     after = time.where(real, after, carry)
-                    y = time.where(real, y, _zeros(y) if how.return_sequence else last)
-                if how.return_sequence:
+                    y = time.where(real, y, _zeros(y) if options.return_sequence else last)
+                if options.return_sequence:
                     return (after, state, None), y
                 return (after, state, y), None
 
@@ -169,23 +170,23 @@ def along_time(name: str, cell: Layer, how: How) -> Layer:
             time.check_values(
                 lambda x: cell.apply(params, state, start, x, key=key, train=train), x
             )
-            if not how.return_sequence:
+            if not options.return_sequence:
                 one = partial(run, key=key, train=train)
                 last = _zeros(jax.eval_shape(one, params, state, start, time.one)[0][1])
-            new = boundaries(time.mask, resets, how.reverse)
+            new = boundaries(time.mask, resets, options.reverse)
             xs = jnp.arange(time.length), *jax.tree.map(time.first, (x, time.mask, new))
             (carry, after, last), ys = scan(
                 step,
                 (start, state, last),
                 xs,
-                checkpoint_every=how.checkpoint_every,
-                reverse=how.reverse,
-                unroll=how.unroll,
+                checkpoint_every=options.checkpoint_every,
+                reverse=options.reverse,
+                unroll=options.unroll,
             )
-            y = jax.tree.map(time.back, ys) if how.return_sequence else last
+            y = jax.tree.map(time.back, ys) if options.return_sequence else last
             state = state if all(came_back) else after
-            state = together(state, carry) if how.stateful else state
-        return (y, carry) if how.return_carry else y, state
+            state = together(state, carry) if options.stateful else state
+        return (y, carry) if options.return_carry else y, state
 
     return wrap(cell, apply, declare=declare, name=name)
 

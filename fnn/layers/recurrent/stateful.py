@@ -1,4 +1,4 @@
-"""A carry in the state, from one call to the next."""
+"""A carry kept in the state, from one call to the next."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fnn.initializers import zeros
 
 # --- a carry in the state
 
-SEQUENCE = "sequence"  # where a stateful layer keeps it, beside the cell's own state
+SEQUENCE = "sequence"  # its name in the state, beside the cell's own
 
 
 def forget(state: Any) -> Any:
-    """The state of a network whose stateful layers start from their first carries again.
+    """The state with which all stateful layers of a network start from their first carries again.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.serial(fnn.rnn(fnn.cells.gru(3), stateful=True))
@@ -41,13 +41,13 @@ def forget(state: Any) -> Any:
 
 
 def kept_in_state(carry: Any) -> dict[str, Param]:
-    """The declaration of a carry in the state, its arrays numbered."""
+    """The declaration of a carry kept in the state, its arrays numbered."""
     arrays = [Param(tuple(a.shape), zeros, a.dtype, "carry") for a in jax.tree.leaves(carry)]
     return _numbered(Param((), zeros, jnp.bool_, "carry"), arrays)
 
 
 def apart(state: Any, first: Any) -> tuple[dict, Any]:
-    """The cell's own state, and the carry in the state: the first one, if there is none yet."""
+    """The cell's own state, and the carry kept beside it: the first one, if there is none yet."""
     arrays = [struct(a) for a in jax.tree.leaves(first)]
     wanted = _numbered(jax.ShapeDtypeStruct((), jnp.bool_), arrays)
     kept = state.get(SEQUENCE)
@@ -57,13 +57,13 @@ def apart(state: Any, first: Any) -> tuple[dict, Any]:
             "none" if kept is None else f"{SEQUENCE} {errors.show(kept)}",
             "a stateful layer takes batches of one size: take the state from net.init for this one",
         )
-    went = jax.tree.unflatten(jax.tree.structure(first), [kept[str(i)] for i in range(len(arrays))])
-    carry = jax.tree.map(partial(jnp.where, kept["started"]), went, first)
+    old = jax.tree.unflatten(jax.tree.structure(first), [kept[str(i)] for i in range(len(arrays))])
+    carry = jax.tree.map(partial(jnp.where, kept["started"]), old, first)
     return {name: value for name, value in state.items() if name != SEQUENCE}, carry
 
 
 def together(state: dict, carry: Any) -> dict:
-    """The cell's own state with the carry in it, which takes no gradient back to this call."""
+    """The cell's own state with the carry in it, through which no gradient flows to this call."""
     leaves = jax.lax.stop_gradient(jax.tree.leaves(carry))
     return {**state, SEQUENCE: _numbered(jnp.ones((), bool), leaves)}
 

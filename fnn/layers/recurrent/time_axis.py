@@ -14,8 +14,8 @@ from fnn.core import checks, errors
 from fnn.core.values import check_values
 
 
-class Time(NamedTuple):
-    """The axes of a sequence: those before time, the length, and an x of one step."""
+class TimeAxis(NamedTuple):
+    """The axes before time, the length, an x of one step, and which steps are real."""
 
     lead: tuple[int, ...]
     length: int
@@ -35,7 +35,7 @@ class Time(NamedTuple):
         return self.back(jnp.broadcast_to(a, (self.length, *a.shape)))
 
     def check_values(self, step: Callable[[jax.Array], Any], x: jax.Array) -> None:
-        """Let `step(x)` refuse the integers of an x of one step, at all times that are real."""
+        """Let `step(x)`, for an x of one step, refuse integers, at all steps that are real."""
         if not jnp.issubdtype(x.dtype, jnp.integer):
             return
         if self.mask is not None:
@@ -44,7 +44,7 @@ class Time(NamedTuple):
         check_values(step, x, axis=len(self.lead))
 
     def where(self, chosen: jax.Array, new: Any, old: Any) -> Any:
-        """Trees of `new` where `chosen` [...] is True, `old` elsewhere."""
+        """The tree `new` where `chosen` [...] is True, `old` elsewhere."""
 
         def pick(a, b):
             if a.shape[: len(self.lead)] != self.lead:
@@ -61,7 +61,7 @@ class Time(NamedTuple):
 def check_time(
     x: Any, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
 ) -> tuple[tuple[int, ...], int]:
-    """The axes before time, and the length of x, that mask, resets and lengths fit."""
+    """The axes before time and the length of x, which mask, resets and lengths must fit."""
     checks.rank(x, feature_axes + 1, f"[..., T, and {feature_axes} axes of one step]")
     at = len(x.shape) - feature_axes - 1
     lead, length = tuple(x.shape[:at]), x.shape[at]
@@ -75,12 +75,12 @@ def check_time(
 
 def time_of(
     x: jax.Array, mask: Any, resets: Any, lengths: Any, feature_axes: int, called: str = "mask"
-) -> Time:
+) -> TimeAxis:
     """The axes of x, checked, and which steps are real by the mask and the lengths."""
     lead, length = check_time(x, mask, resets, lengths, feature_axes, called)
     one = jax.ShapeDtypeStruct(lead + x.shape[len(lead) + 1 :], x.dtype)
     if lengths is None:
-        return Time(lead, length, one, mask)
+        return TimeAxis(lead, length, one, mask)
     if not isinstance(lengths, jax.core.Tracer):
         wrong = np.asarray(lengths)[(np.asarray(lengths) < 0) | (np.asarray(lengths) > length)]
         if wrong.size:
@@ -88,7 +88,7 @@ def time_of(
             raise errors.InputError(f"lengths of 0 to {length}", f"{wrong[0]}", mend)
     steps = jnp.arange(length, dtype=jnp.int32).reshape((1,) * len(lead) + (length,))
     real = steps < lengths.astype(jnp.int32)[..., None]
-    return Time(lead, length, one, real if mask is None else real & mask)
+    return TimeAxis(lead, length, one, real if mask is None else real & mask)
 
 
 def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
@@ -104,7 +104,7 @@ def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
 
 
 def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
-    """Where the carry starts anew before a step [..., T]; None for nowhere."""
+    """The steps [..., T] before which the carry is reset; None for nowhere."""
     if resets is None:
         return None
     starts = resets if mask is None else resets & mask
