@@ -20,8 +20,8 @@ def prelu(init=0.25) -> Layer:
     - `init`: the first value of all slopes, 0.25 as in the paper; 0 starts as `jax.nn.relu`.
 
     At 0 the slope is alpha, as in the paper. Params: `alpha` [C], of x's dtype and of kind
-    "scale", so that it is not decayed (which would push it towards 0).
-    Raises OptionError for an init that is no number, ShapeError for another last axis.
+    "scale", so that weight decay does not push it towards 0.
+    Raises OptionError for an init that is not a number, ShapeError for another last axis.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.prelu()

@@ -1,4 +1,4 @@
-"""Attention, its cache for decoding, and the block that transformers repeat."""
+"""Attention, and its cache for decoding."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def attention(
     (None, or left out: from x), each by an affine map to `heads` vectors of D values; `out` joins
     the heads (Vaswani et al., 2017). The softmax is computed in float32 or wider.
 
-    - mask: booleans [..., T, S] or [..., heads, T, S], True where t may look at s, with all leading
-      axes of x. An axis of size 1 stands for all: [B, 1, S] or [B, 1, 1, S] says which keys are
-      real, [1, T, S] is one mask for all examples. [B, S] is refused, since it may be [T, S] too.
-      A t that may look at nothing gets zeros from every head. What is hidden from t changes nothing
-      of its y, NaN included; what is hidden from every t changes no gradient either. (A position
-      that is not real is hidden, and looks at nothing: `real[:, :, None] & real[:, None, :]`. If it
-      is only hidden, its own y is still computed: NaN, where its x is not finite.)
-    - `features`, `heads`: of the output, and how many attend side by side.
+    - mask: booleans [..., T, S] or [..., heads, T, S], True where t may attend to s, with all
+      leading axes of x. An axis of size 1 stands for all: [B, 1, S] or [B, 1, 1, S] marks the keys
+      that are real, [1, T, S] is one mask for all examples. [B, S] is refused, as it could also be
+      [T, S]. A t that may attend to nothing gets zeros from every head. A masked s does not change
+      the y of t, even if NaN; an s masked for every t does not change gradients either. (Mask
+      padding on both sides: `real[:, :, None] & real[:, None, :]`. If padding is only masked as s,
+      its own y is still computed: NaN, where its x is not finite.)
+    - `features`, `heads`: the size of the output, and the number of heads.
     - `kv_heads`: fewer heads for k and v, each shared by heads / kv_heads of q (grouped queries;
       Ainslie et al., 2023); 1 is multi-query. None is `heads`.
     - `head_dim`: D; None is features / heads.
-    - `causal`: t sees no s > t.
-    - `rotary`: the base of rotary positions, usually 10000.0: q and k are turned by angles
+    - `causal`: t attends to no s > t.
+    - `rotary`: the base of rotary positions, usually 10000.0: q and k are rotated by angles
       t base^(-2i/D), value i paired with value i + D/2 (Su et al., 2021). None adds no positions.
-    - `cache`: for decoding: k and v of up to so many positions stand in the state, and x
-      [..., T, C] holds the next T. Same params; needs causal; one call per chunk, which changes
+    - `cache`: for decoding: the state holds k and v of up to this many positions, and x
+      [..., T, C] the next T. Same params; needs causal; one call per chunk, which changes
       the state in evaluation mode too: `y, state = net.apply(params, state, x)`. Beyond the last
-      position it raises InputError, inside `repeat` too, or, under `jit`, gives NaN.
-    - `implementation`: `"xla"` or `"cudnn"` computes it by `jax.nn.dot_product_attention`; None
-      by the products above, which is faster on CPU.
+      position it raises InputError, also inside `repeat`, or, under `jit`, gives NaN.
+    - `implementation`: `"xla"` or `"cudnn"` calls `jax.nn.dot_product_attention`; None computes
+      the products above, which is faster on CPU.
 
     Params: `q`, `k`, `v`, `out`, each `kernel` and `bias`. Raises OptionError, ShapeError for
     inputs or a mask that do not fit, DtypeError for a mask that is not boolean.
@@ -145,9 +145,9 @@ def _split(x: jax.Array, heads: int) -> jax.Array:
 
 
 def seen_by(mask: Any, x: Any, source: Any, heads: int, causal: bool) -> Any:
-    """Where t may look at s, [..., N or 1, T or 1, S or 1]; None for everywhere.
+    """Where t may attend to s, [..., N or 1, T or 1, S or 1]; None for everywhere.
 
-    `source` is what k and v are made of, or their number.
+    `source` is the input of k and v, or their number.
     """
     *lead, t, _ = x.shape
     s = source if isinstance(source, int) else source.shape[-2]
@@ -161,9 +161,9 @@ def seen_by(mask: Any, x: Any, source: Any, heads: int, causal: bool) -> Any:
         one, each = (*lead, t, s), (*lead, heads, t, s)  # for all heads, for each
         full = {len(one): one, len(each): each}.get(mask.ndim, ())
         if not full or any(a not in (1, b) for a, b in zip(mask.shape, full, strict=True)):
-            mend = "True where t may look at s, with an axis of 1 for what is the same for all"
+            mend = "True where t may attend to s, with an axis of 1 for what is the same for all"
             if mask.ndim < len(one):
-                mend = "say what it is: of keys, mask[..., None, :]; one [T, S] for all, mask[None]"
+                mend = "for a mask of keys, mask[..., None, :]; for one [T, S] for all, mask[None]"
             raise errors.ShapeError(
                 f"mask [..., T, S], {one}, or [..., heads, T, S], {each}, each size or 1",
                 f"mask {mask.shape}",
@@ -182,22 +182,22 @@ def _before(t: jax.Array, s: jax.Array, rank: int) -> jax.Array:
 
 
 def without_hidden(x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x without the rows that nobody looks at and are not finite, and whether each looks itself.
+    """x without rows that are not finite and that no t attends to, and which of these attend.
 
-    Such a row is NaN in the output. On its own way through the layers it would make NaN of the
-    gradients of their params, wherever its output does not count, since 0 NaN is NaN.
+    Those are NaN in the output. Passed through the layers, such a row would turn the gradients of
+    their params to NaN even if its output does not count, since 0 NaN is NaN.
     """
     hidden = ~jnp.any(seen, axis=(-3, -2)) & ~jnp.all(jnp.isfinite(x), axis=-1)  # [..., T]
     return in_rows(~hidden, x, 0), hidden & jnp.any(seen, axis=(-3, -1))
 
 
 def in_rows(rows: jax.Array, x: jax.Array, other: Any) -> jax.Array:
-    """x [..., T, C] in the rows [..., T], else a number."""
+    """x [..., T, C] in the rows [..., T] that are True, else a number."""
     return jnp.where(rows[..., None], x, jnp.asarray(other, x.dtype))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation: Any) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where nothing is seen."""
+    """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where all s are masked."""
     *lead, t, n, d = q.shape
     if 0 in q.shape or 0 in k.shape:
         return jnp.zeros_like(q)
@@ -209,7 +209,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation:
         seen = jnp.broadcast_to(seen, (*lead, *heads)).reshape(batch, *heads)
         bad = ~jnp.all(jnp.isfinite(v), axis=(-2, -1))  # [B, S]: 0 NaN would be NaN for every t
         v = jnp.where(bad[..., None, None], jnp.zeros_like(v), v)
-    if implementation is None or q.dtype == jnp.float64:  # which jax.nn's computes in float32
+    if implementation is None or q.dtype == jnp.float64:  # jax.nn's would compute in float32
         y = _attend_by_hand(q, k, v, seen, bad)
     else:
         y = _attend_by_jax(q, k, v, seen, bad, implementation)
@@ -226,10 +226,10 @@ def _any_of(seen: jax.Array) -> jax.Array:
 def _attend_by_jax(q: Any, k: Any, v: Any, seen: Any, bad: Any, implementation: Any) -> jax.Array:
     mask = None
     if seen is not None:
-        bad = bad | ~jnp.all(jnp.isfinite(k), axis=(-2, -1))  # it may add what it masks with
+        bad = bad | ~jnp.all(jnp.isfinite(k), axis=(-2, -1))  # it may mask by adding
         k = jnp.where(bad[..., None, None], jnp.zeros_like(k), k)
         mask = jnp.broadcast_to(seen, (*seen.shape[:2], q.shape[1], k.shape[1]))
-    with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats by itself
+    with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats inside
         y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
     if seen is None:
         return y
@@ -237,7 +237,7 @@ def _attend_by_jax(q: Any, k: Any, v: Any, seen: Any, bad: Any, implementation: 
 
 
 def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, bad: Any) -> jax.Array:
-    """As products of matrices per head of k: the heads of q that share it are further rows."""
+    """As matrix products, one per head of k: the heads of q that share it are further rows."""
     dtype = wide(q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, N or K, T or S, D]
     batch, n, t, d = q.shape
@@ -254,7 +254,7 @@ def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, bad: An
 
 
 def _rotate(x: jax.Array, base: float, start: Any) -> jax.Array:
-    """Turn the pairs (i, i + D/2) of [..., T, N, D] by position, counted from `start`."""
+    """Rotate the pairs (i, i + D/2) of [..., T, N, D] by position, counted from `start`."""
     half, dtype = x.shape[-1] // 2, wide(x.dtype)
     positions = (jnp.arange(x.shape[-3], dtype=jnp.int32) + start).astype(dtype)
     speed = jnp.asarray(base, dtype) ** (-jnp.arange(half).astype(dtype) / half)
@@ -266,7 +266,7 @@ def _rotate(x: jax.Array, base: float, start: Any) -> jax.Array:
 
 
 def _cache(max_len: int, rotary: float | None) -> Layer:
-    """Keep k and v [..., T, K, D] after those kept already: (q, all k, all v, first position)."""
+    """Append k and v [..., T, K, D] to those in the state: (q, all k, all v, first position)."""
 
     def specs(q, k, v):
         if k.shape[-3] > max_len:

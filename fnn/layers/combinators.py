@@ -22,7 +22,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 
     The first layer takes all inputs, every other the one value of the layer before it. Layers are
     named by kind and number from 1 (conv1, conv2, dense1), or by keyword; a plain function is
-    named relu_1, and does not count.
+    named relu_1 and so on.
 
     Raises OptionError for two layers of one name.
 
@@ -50,7 +50,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """Fan-out: y = {name: layer(*xs)}, every layer on the same inputs.
 
-    Layers are named as in `serial`. What joins the branches is a function of the dict:
+    Layers are named as in `serial`. To join the branches, add a function of the dict:
     `serial(parallel(a=..., b=...), lambda y: y["a"] + y["b"])`.
 
     Raises OptionError for two layers of one name.
@@ -71,12 +71,12 @@ def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 
 @errors.builder
 def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) -> Layer:
-    """Add what comes in to what comes out: y = shortcut(x) + layer(x) (He et al., 2016).
+    """Add the input to the output: y = shortcut(x) + layer(x) (He et al., 2016).
 
-    - `shortcut`: None adds x itself; a layer that gives the shape of `layer`'s output, as
-      `fnn.conv(64, (1, 1), strides=2)`, where that is not x's.
+    - `shortcut`: None adds x itself; where the shapes differ, pass a layer that gives the shape of
+      `layer`'s output, such as `fnn.conv(64, (1, 1), strides=2)`.
 
-    Further inputs go to both. Of a recurrent cell it makes a cell: y = shortcut(x) + the cell's y.
+    Further inputs go to both. Around a recurrent cell it is a cell: y = shortcut(x) + the cell's y.
     Raises ShapeError, and DtypeError, if the two cannot be added: nothing is broadcast.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -120,7 +120,7 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
 
 
 def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
-    """Layers by name: kind and number for those that have none."""
+    """Layers by name; those without one are named by kind and number."""
     counts: dict[str, int] = {}
     children: dict[str, Layer | Callable] = {}
     for layer in layers:
@@ -135,7 +135,7 @@ def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
 
 
 def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:
-    """A body (f, *xs) whose inputs are named as those of its first layer, which counts them."""
+    """A body (f, *xs) whose inputs are named as those of its first layer, which checks them."""
     first = next(iter(children.values()), None)
     if first is not None:
         own, many = signature(body).parameters.values()

@@ -19,11 +19,11 @@ from fnn.layers.reparam import along_axis, other_axes, over_named
 def prune(layer: Layer, fraction, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Hold the smallest weights at zero: w = mask * w (magnitude pruning; Han et al., 2015).
 
-    Each weight becomes `{"value"}`; the mask is drawn up once, from the first params, and frozen:
-    it stands in the state, as `mask` beside the value (see `fnn.frozen`). To prune trained params,
+    Each weight becomes `{"value"}`; the mask is computed once, from the first params, and frozen:
+    it is kept in the state, as `mask` beside the value (see `fnn.frozen`). To prune trained params,
     `fnn.unmerge` them.
 
-    - `fraction`: of each array that is set to zero, the smallest in magnitude, in [0, 1].
+    - `fraction`: the part of each array that is set to zero, the smallest in magnitude, in [0, 1].
     - `names`: which params, by their own name.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -49,7 +49,7 @@ def prune(layer: Layer, fraction, names: tuple[str, ...] = ("kernel",)) -> Layer
 
 @errors.builder
 def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) -> Layer:
-    """Weights rounded to 2^bits - 1 levels, with the gradient of the unrounded ones.
+    """Round weights to 2^bits - 1 levels, with the gradient of the unrounded ones.
 
         s_o = max over the rest |w[..., o]| / (2^(bits-1) - 1),   w_q = s round(w / s)
 
@@ -66,7 +66,7 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     """
     bits = checks.count("bits", bits, least=2)
     if bits > 32:
-        raise errors.OptionError("bits of at most 32", f"{bits}", "float32 tells no more levels")
+        raise errors.OptionError("bits of at most 32", f"{bits}", "float32 has no more levels")
 
     def rounded(w, axis):
         if w.size == 0:

@@ -25,7 +25,7 @@ def dense(
     - `features`: the size of the output's last axis.
     - `use_bias`: False leaves the bias out, as before a norm that would remove it.
     - `kernel_init`, `bias_init`: initializers; variance 1 / C keeps the variance of x.
-    - `axes`: the logical names of the kernel's axes (see `fnn.Param`), as ("in", "hidden").
+    - `axes`: the logical names of the kernel's axes (see `fnn.Param`), such as ("in", "hidden").
 
     Params: `kernel` [C, features], `bias` [features]; both take x's dtype.
     Raises ShapeError for another last axis, DtypeError for another dtype.
@@ -68,8 +68,8 @@ def bilinear(
     - `kernel_init`, `bias_init`: initializers; variance 1 / (A B) keeps that of the products.
 
     Params: `kernel` [A, B, O], `bias` [O]; both take x1's dtype.
-    Raises ShapeError for another last axis, or for leading axes that are not the same in both
-    inputs (none is broadcast), DtypeError for another dtype.
+    Raises ShapeError for another last axis, or for leading axes that differ between the inputs
+    (none is broadcast), DtypeError for another dtype.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.bilinear(3)

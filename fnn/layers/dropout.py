@@ -14,10 +14,10 @@ from fnn.core.layer import Layer, leaf
 def dropout(rate) -> Layer:
     """In training, drop each value with probability `rate`: y = m x / (1 - rate).
 
-    The mask m is 0 or 1, 1 with probability 1 - rate, so the mean of y is x; in evaluation y = x
+    The mask m is 1 with probability 1 - rate, else 0, so the mean of y is x; in evaluation y = x
     (Srivastava et al., 2014). [...] -> [...].
 
-    - `rate`: the probability of dropping, in [0, 1]; a traced number is taken as it is.
+    - `rate`: the probability of dropping, in [0, 1]; a traced number is not checked.
 
     Raises OptionError for a rate outside [0, 1], RandomKeyError for training without a key.
 
@@ -35,11 +35,11 @@ def spatial_dropout(rate, spatial_axes: int) -> Layer:
     """In training, drop whole channels with probability `rate`: y = m x / (1 - rate).
 
     The mask m, 1 with probability 1 - rate, is one draw per channel of each example, the same at
-    all its positions: neighbouring values tell so much of each other that `dropout` of single ones
-    drops little (Tompson et al., 2015). In evaluation y = x. [..., H, W, C] -> [..., H, W, C].
+    all positions: neighbouring values are so alike that dropping single ones removes little
+    (Tompson et al., 2015). In evaluation y = x. [..., H, W, C] -> [..., H, W, C].
 
-    - `rate`: as of `dropout`.
-    - `spatial_axes`: how many axes are spatial, at least 1 (2 for images). It is asked for because
+    - `rate`: as in `dropout`.
+    - `spatial_axes`: how many axes are spatial, at least 1 (2 for images). It is needed because
       the number of leading axes is open.
 
     Raises as `dropout`, and ShapeError for an input with fewer axes.
@@ -64,7 +64,7 @@ def spatial_dropout(rate, spatial_axes: int) -> Layer:
 
 @errors.builder
 def drop_path(rate, feature_axes: int) -> Layer:
-    """Stochastic depth: in training, drop a whole example with probability `rate`.
+    """Stochastic depth: in training, drop whole examples with probability `rate`.
 
         y = m x / (1 - rate)
 
@@ -72,7 +72,7 @@ def drop_path(rate, feature_axes: int) -> Layer:
     branch, x + f.drop(branch(x)), it skips the branch for some examples (Huang et al., 2016,
     who scale in evaluation instead). In evaluation y = x. [..., H, W, C] -> [..., H, W, C].
 
-    - `rate`: as of `dropout`; in a deep network it usually grows from 0 with the depth.
+    - `rate`: as in `dropout`; in a deep network it usually grows with depth, from 0.
     - `feature_axes`: how many trailing axes one example has, 3 for images, 1 for vectors. It is
       needed because the number of leading axes is open.
 
@@ -96,14 +96,14 @@ def drop_path(rate, feature_axes: int) -> Layer:
 
 @errors.builder
 def alpha_dropout(rate) -> Layer:
-    """Dropout for `jax.nn.selu`: drops to its lower limit, and keeps mean 0 and variance 1.
+    """Dropout for `jax.nn.selu`: drops to its lower limit and keeps mean 0 and variance 1.
 
         y = a (m x + (1 - m) l) + b,   a = (q + l^2 q (1 - q))^(-1/2),   b = -a (1 - q) l
 
-    The mask m is 1 with probability q = 1 - rate, and l = -1.7580993 is where SELU goes to for
-    very negative inputs. In evaluation y = x (Klambauer et al., 2017). [...] -> [...].
+    The mask m is 1 with probability q = 1 - rate, and l = -1.7580993 is the limit of SELU for very
+    negative inputs. In evaluation y = x (Klambauer et al., 2017). [...] -> [...].
 
-    - `rate`: as of `dropout`. At 1, where a has no value, y is its limit 0.
+    - `rate`: as in `dropout`. At 1, where a is undefined, y is its limit 0.
 
     Raises as `dropout`.
 
@@ -133,8 +133,7 @@ def gaussian_noise(stddev) -> Layer:
     In evaluation y = x. Small noise acts as a penalty on the network's slope (Bishop, 1995).
     [...] -> [...].
 
-    - `stddev`: its standard deviation, in units of x, at least 0; a traced number is taken as it
-      is.
+    - `stddev`: its standard deviation, in units of x, at least 0; a traced number is not checked.
 
     Raises OptionError for a negative or infinite stddev, RandomKeyError for training without a
     key.
@@ -159,7 +158,7 @@ _SELU_LIMIT = -1.0507009873554805 * 1.6732632423543772  # minus its scale times 
 
 
 def _noise(name: str, least: int, layout: str, draw) -> Layer:
-    """`draw(key, x)` in training, x in evaluation; x has at least so many axes."""
+    """`draw(key, x)` in training, x in evaluation; x has at least `least` axes."""
 
     def specs(x):
         checks.array(x, least, layout)

@@ -1,4 +1,4 @@
-"""Learned arrays: rows looked up by integers, and arrays as they are."""
+"""Learned arrays: rows looked up by integers, and whole arrays."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ def embedding(
     - `features`: the size of a vector.
     - `embedding_init`: an initializer; variance 1 / features gives vectors of length about 1, and
       logits h @ embedding.T of the variance of h.
-    - `dtype`: of the vectors, since integers tell none.
+    - `dtype`: of the vectors, since integers do not imply one.
 
-    An integer outside the range, negative ones included, is an InputError where x is concrete, also
-    inside `rnn`, `ensemble` or `remat`. Where it is traced (under `jit`, `vmap`) no value can be
-    looked at, and the vector is NaN: the nearest legal one, which indexing in JAX gives, would hide
-    the mistake.
-    Gradients of vectors that are looked up many times are summed in float32 or wider.
+    An integer outside the range, or negative, is an InputError where x is concrete, also inside
+    `rnn`, `ensemble` or `remat`. Where x is traced (under `jit`, `vmap`) its values are unknown,
+    and the vector is NaN: the nearest legal one, which indexing in JAX gives, would hide the
+    mistake. Gradients of vectors that are looked up many times are summed in float32 or wider.
 
-    Params: `embedding` [num_embeddings, features]. Raises DtypeError for an x that is not integer.
+    Params: `embedding` [num_embeddings, features]. Raises DtypeError for an x of other dtype.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> @fnn.compose(embed=fnn.embedding(256, 16), hidden=fnn.dense(16))
@@ -77,7 +76,7 @@ def embedding(
 
 
 def _check_range(x: jax.Array, n: int) -> None:
-    """Refuse values outside 0 ... n - 1, as far as they are known here."""
+    """Refuse values outside 0 ... n - 1, where they are known."""
     if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable or x.size == 0:
         return
     values = np.asarray(x)
@@ -97,10 +96,10 @@ def parameter(
     """A layer without inputs whose output is a learned array: `f.pos()` -> [*shape].
 
     - `shape`: of the array; () is one number.
-    - `init`: an initializer; zeros, which start what is added as nothing.
-    - `dtype`: of the array, since there is no input to tell it.
-    - `kind`: what decay masks, summaries and shardings go by, as of `fnn.Param`. The default is a
-      kind of its own, which no mask for kernels takes.
+    - `init`: an initializer; zeros, so that adding the array changes nothing at first.
+    - `dtype`: of the array, since there is no input to imply one.
+    - `kind`: guides decay masks, summaries and shardings, as in `fnn.Param`. The default is a kind
+      of its own, which no mask for kernels includes.
 
     Params: `value` [*shape]. Raises OptionError.
 

@@ -1,4 +1,4 @@
-"""Params that do not learn: they stand in the state, where no gradient and no optimizer reaches."""
+"""Params that do not learn: the state holds them, out of reach of gradients and optimizers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from fnn.core.wrapping import wrap
 
 @errors.builder
 def frozen(layer: Layer | Callable, *patterns: str, kinds: tuple[str, ...] = ()) -> Layer:
-    """The layer with params that do not learn: they stand in the state, under "(frozen)".
+    """The layer with params that do not learn: the state holds them, under "(frozen)".
 
-    So they have no gradient, no moments and no update under any optimizer, fnn's or another, and
-    no cost of these; they come back bitwise as they were.
+    So they have no gradient, no moments and no update under any optimizer, fnn's or another's, and
+    cost none of these; they stay bitwise the same.
 
     - `patterns`: of the paths of params, in which `*` stands for anything, slashes included.
-    - `kinds`: the kinds of params (see `fnn.Param`), as `("embedding", "scale")`.
+    - `kinds`: the kinds of params (see `fnn.Param`), such as `("embedding", "scale")`.
 
-    With neither, all of the layer is frozen, and it runs in evaluation mode whatever the mode of
-    the network: no dropout, no change of batch statistics. Values at a key are those that the
-    params would have had. To freeze one layer of a network, build it frozen, or
-    `fnn.swap(net, {"body": fnn.frozen(body)})`. To put in trained params, and to get them all back:
-    `fnn.unmerge` and `fnn.merge`.
+    With neither, the whole layer is frozen, and runs in evaluation mode whatever the mode of the
+    network: no dropout, no change of batch statistics. First values are those of the layer alone.
+    To freeze one layer of a network, build it frozen, or `fnn.swap(net, {"body":
+    fnn.frozen(body)})`. `fnn.unmerge` puts in trained params, `fnn.merge` gives them all back.
 
     Raises OptionError for a pattern or a kind that no param has.
 
@@ -69,7 +68,7 @@ def hold(
     *,
     whole: bool = False,
 ) -> Layer:
-    """`frozen`, of the params for whose path and kind `chosen` is true; `whole`: of all."""
+    """`frozen`, for the params whose path and kind `chosen` accepts; `whole`: for all."""
 
     def declare(layer, *xs):
         (params, state), y = outline(layer, xs)
@@ -87,7 +86,7 @@ def hold(
         last = _last(state)
         if last is None and not (whole and is_empty(params)):
             raise errors.ParamsError(
-                f"state with {FROZEN}, where frozen params stand",
+                f"state with {FROZEN}, which holds the frozen params",
                 "params alone" if params else "none",
                 "take both from net.init, or give trained params to fnn.unmerge",
             )
@@ -98,7 +97,7 @@ def hold(
             y, after = layer.apply(together, own, *xs, **mode)
         except errors.ParamsError as error:
             if last is None:
-                error.mend = "frozen params stand in the state: take params and state from net.init"
+                error.mend = "the state holds frozen params: take params and state from net.init"
             raise
         if same_arrays(own, after):
             return y, state
@@ -109,7 +108,7 @@ def hold(
         try:
             return layer.carry(params, x, key=key, train=train)
         except KeyError as error:
-            mend = "run the cell by fnn.rnn, or give it a carry: frozen params stand in the state"
+            mend = "run the cell by fnn.rnn, or give it a carry: the state holds the frozen params"
             raise errors.ParamsError(
                 "the frozen params of a first carry", f"no {error}", mend
             ) from None
@@ -118,13 +117,13 @@ def hold(
 
 
 def _last(state: Any) -> str | None:
-    """The name of the frozen params that were set apart last."""
+    """The name of the params that were frozen last."""
     return max((name for name in state if is_under(FROZEN, name)), key=len, default=None)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Of what `fn` gives, the leaves at some paths; hashable."""
+    """`fn`, but only the leaves at some paths of its result; hashable."""
 
     fn: Callable
     paths: frozenset[str]
@@ -140,7 +139,7 @@ class Part:
 
 
 def _split(specs: Any, chosen: Callable[[str, str], bool], path: str = "") -> tuple[Any, Any]:
-    """Declarations, as (those not chosen, those chosen); nothing where there are none."""
+    """(The declarations not chosen, those chosen), without empty dicts."""
     if isinstance(specs, Mapping):
         parts = {
             name: _split(node, chosen, f"{path}/{name}" if path else name)
@@ -179,7 +178,7 @@ def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) 
 
 
 def joined(params: Any, held: Any) -> Any:
-    """The params of a layer, or their declarations: those that learn and those that are held."""
+    """All params of a layer, or their declarations: those that learn and those that are held."""
     if is_empty(held):
         return params
     if is_empty(params):
@@ -206,7 +205,7 @@ def joined(params: Any, held: Any) -> Any:
 
 
 def _unparted(fn: Any) -> Any:
-    """The function that a half, or a half of a half, was made of, of every member of a stack."""
+    """The function that a `Part`, or a `Part` of one, was made of, also within a stack's."""
     if isinstance(fn, Part):
         return _unparted(fn.fn)
     return replace(fn, fn=_unparted(fn.fn)) if hasattr(fn, "fn") else fn

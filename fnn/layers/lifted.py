@@ -25,16 +25,15 @@ from fnn.core.wrapping import same, same_carry, wrap
 def repeat(layer: Layer | Callable, n: int) -> Layer:
     """The layer n times in a row, as one scan: x_{i+1} = layer(params[i], x_i), y = x_n.
 
-    Params and state are the layer's with a leading axis [n]: every member has first values, a
-    dropout key and batch statistics of its own. The layer is traced and compiled once, so that
-    neither grows with n. Members keep their values when n changes. Inputs after the first, such
-    as a mask, go to every member. An optimizer that takes a leaf for one layer's is told of the
-    stack by `fnn.optim.stacked`.
+    Params and state are the layer's with a leading axis [n]: every member has its own first values,
+    dropout key and batch statistics. The layer is traced and compiled once, for any n. Members keep
+    their values when n changes. Inputs after the first, such as a mask, go to every member. For an
+    optimizer that treats a leaf as one layer's, `fnn.optim.stacked` marks the stack.
 
-    - `layer`: gives back the shape and dtype of its first input.
+    - `layer`: returns the shape and dtype of its first input.
     - `n`: how many, at least 1.
 
-    Raises ShapeError or DtypeError if x comes back changed, ParamsError for params of another n.
+    Raises ShapeError or DtypeError if these change, ParamsError for params of another n.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = repeat(fnn.residual(fnn.serial(fnn.dense(4), jnp.tanh)), 12)
@@ -85,15 +84,14 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
 def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
     """The layer n times side by side, by `vmap`: y[i] = layer(params[i], x).
 
-    Params and state are the layer's with a leading axis [n], and so is y: every member has first
-    values, a dropout key and batch statistics of its own. Members keep their values when n changes.
-    `fnn.optim.each_member` gives each an optimizer of its own.
+    Params, state and y are the layer's with a leading axis [n]: every member has its own first
+    values, dropout key and batch statistics. Members keep their values when n changes.
+    `fnn.optim.each_member` gives each its own optimizer.
     [...] -> [n, ...].
 
     - `n`: how many, at least 1.
-    - `in_axes`: None, and all members see the same inputs; 0, and member i sees x[i], as experts
-      do that have tokens of their own: [n, ...] -> [n, ...]. A tuple has one for each input, as of
-      `jax.vmap`.
+    - `in_axes`: None gives all members the same inputs; 0 gives member i x[i], like experts with
+      tokens of their own: [n, ...] -> [n, ...]. A tuple has one for each input, as in `jax.vmap`.
 
     Raises ParamsError for params of another n, ShapeError for a mapped input of another n.
 
@@ -163,14 +161,13 @@ def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
 
 @errors.builder
 def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) -> Layer:
-    """The same layer, whose insides are computed again in the backward pass instead of kept.
+    """The same layer, recomputed in the backward pass instead of kept from the forward pass.
 
     Memory falls to the layer's inputs, for one more forward pass (Chen et al., 2016). Values,
     params and keys are those of the layer alone. Most useful inside `repeat`:
     `repeat(remat(block), 24)` keeps one x per member.
 
-    - `policy`: which values are kept nevertheless, one of `jax.checkpoint_policies`; None keeps
-      none.
+    - `policy`: which values are still kept, one of `jax.checkpoint_policies`; None keeps none.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = remat(fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3)))
@@ -201,7 +198,7 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
 
 @dataclass(frozen=True)
 class _Each:
-    """`fn` of every member of a stack; hashable, so that one program draws it again and again."""
+    """`fn` for every member of a stack; hashable, so that programs which draw it are reused."""
 
     fn: Callable
 
@@ -227,7 +224,7 @@ def _stacked(specs: Any, n: int) -> Any:
 
 
 def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
-    """Refuse here what a transform of JAX would: no arrays, or other stacks than of n."""
+    """Refuse what the transform of JAX would: leaves that are no arrays, or stacks not of n."""
     if key is not None:
         checks.key(key)
     wanted = "to be an array" if n is None else f"with first axis {n}, one entry per member"
@@ -242,9 +239,9 @@ def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None
 
 
 def noting(layer: Layer) -> tuple[Callable, list[bool]]:
-    """The layer's apply, and for each call of it whether the state came back as it was.
+    """The layer's apply, and for each call of it whether the state came back unchanged.
 
-    The transforms hand back copies, but a state that did not change is to be the very one given.
+    The transforms return copies, but an unchanged state must be the very one that was given.
     """
     came_back: list[bool] = []
 

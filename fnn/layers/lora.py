@@ -26,11 +26,10 @@ from fnn.layers.reparam import (
 def lora(layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha=None) -> Layer:
     """Low-rank adaptation: w = w0 + (alpha / rank) a b, with w0 frozen (Hu et al., 2022).
 
-    Params become `{"a", "b"}`: `a` [everything else, rank] and `b` [rank, features] stand at the
-    paths of the adapted kernels. The layer's own params are frozen: they stand in the state, as
-    `base` (see `fnn.frozen`), so that there is no gradient, no moment and no update of them. At
-    first b is zero, so that the layer starts as base. To adapt trained params, `fnn.unmerge` them;
-    `fnn.merge` adds what was learnt to them.
+    Params become `{"a", "b"}`: `a` [everything else, rank] and `b` [rank, features], at the paths
+    of the adapted kernels. The layer's own params are frozen: the state holds them as `base` (see
+    `fnn.frozen`), without gradients, moments or updates. At first b is zero, so the layer starts as
+    base. To adapt trained params, `fnn.unmerge` them; `fnn.merge` adds the learned change to them.
 
     - `rank`: of the change.
     - `names`: which params are adapted, by their own name.

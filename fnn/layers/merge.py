@@ -1,4 +1,4 @@
-"""From the params of a reparametrized network to those of the plain one, and back."""
+"""The params of a reparametrized network as those of the plain one, and back."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from fnn.layers.frozen import held_in, joined
 
 @errors.named
 def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple[Any, Any]:
-    """Plain (params, state) of a network whose layers were given other params to learn.
+    """Plain (params, state) of a network whose layers are reparametrized or frozen.
 
     `lora`'s change is added to its base, `weight_norm` multiplied out, `spectral_norm` divided by,
-    `prune` masked and `quantize` rounded, as the network computes with them; what `frozen` and
-    `reparam` moved comes back. They fit the network built without these, with the same outputs.
+    `prune` masked and `quantize` rounded, as in the network; `frozen` params return to the params.
+    The result fits the network built without these, with the same outputs.
 
-    - `xs`: inputs as of `net.init`; shapes suffice.
+    - `xs`: inputs as in `net.init`; shapes suffice.
 
     Raises ParamsError for params that are not this network's, and for a reparametrization around
-    params that are frozen already, or around another, which cannot be told apart.
+    frozen or reparametrized params, which cannot be distinguished.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.lora(fnn.dense(3), 2)
@@ -50,15 +50,15 @@ def unmerge(
 ) -> tuple[Any, Any]:
     """(params, state) of a reparametrized or frozen network, from those of the plain one.
 
-    The way back from `merge`, and how training goes on from trained params: they become the base of
-    `lora`, the first values of `weight_norm`, what `frozen` holds.
+    The inverse of `merge`, and the way to start from trained params: they become the base of
+    `lora`, the first values of `weight_norm`, the params that `frozen` holds.
 
-    - `params`, `state`: of the network without `lora`, `frozen` and their like, of the same names.
-    - `xs`: inputs as of `net.init`; shapes suffice.
-    - `key`: for those that draw something of their own, as `lora` does.
+    - `params`, `state`: of the network without `lora`, `frozen` and the like, with the same names.
+    - `xs`: inputs as in `net.init`; shapes suffice.
+    - `key`: for those that draw values of their own, such as `lora`.
 
-    Raises ParamsError for params that are not those of the plain network, RandomKeyError for a key
-    that is missing.
+    Raises ParamsError for params that are not those of the plain network, RandomKeyError for a
+    missing key.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> plain, _ = fnn.dense(3).init(jax.random.key(0), (1, 4))
@@ -117,14 +117,14 @@ def _forth(node: Any, value: Any, key: Any, path: str = "") -> Any:
 
 
 def _only(like: Any, tree: Any) -> Any:
-    """Of a tree, what stands at the paths of another."""
+    """The part of a tree at the paths of another."""
     if isinstance(like, Mapping):
         return {name: _only(below, tree[name]) for name, below in like.items()}
     return tree
 
 
 def _with_held(like: Any, state: Any, whole: Any) -> Any:
-    """A state with the frozen params among `whole` in their places."""
+    """A state with the frozen ones of the params `whole` in their places."""
     if not isinstance(like, Mapping):
         return state
     out = {}

@@ -22,20 +22,20 @@ def batch_norm(
 ) -> Layer:
     """Normalize each channel over the batch, y = scale (x - mean) / sqrt(var + eps) + bias.
 
-    In training mean and var are the batch's own, over all axes but the last, and the running ones
-    in the state follow: running = momentum running + (1 - momentum) batch. In evaluation they are
-    the running ones. [..., C] -> [..., C] (Ioffe & Szegedy, 2015).
+    In training, mean and var are the batch's, over all axes but the last, and those in the state
+    follow: running = momentum running + (1 - momentum) batch. In evaluation they are the running
+    ones. [..., C] -> [..., C] (Ioffe & Szegedy, 2015).
 
     - `momentum`: the weight of the old running statistics, in [0, 1].
-    - `eps`: added to the variance; 1e-5 as in the field.
-    - `axis_name`: the name of a mapped axis (or a tuple of them), as of `jax.vmap(axis_name=)` or
+    - `eps`: added to the variance; 1e-5 is usual.
+    - `axis_name`: the name of a mapped axis (or a tuple of them), as in `jax.vmap(axis_name=)` or
       `shard_map`, over which the batch is also spread.
     - `use_scale`, `use_bias`: False leaves the parameter out.
 
     Statistics are computed and kept in float32 or wider, from values shifted by the first of them;
     the (biased) variance takes a second pass, around the mean. Both are right where the mean is
-    large against the deviation (Chan, Golub & LeVeque, 1983). An empty batch leaves them unchanged.
-    Squares end with the dtype: deviations of float32 above 1e19 have an infinite variance, y = 0.
+    much larger than the deviation (Chan, Golub & LeVeque, 1983). An empty batch leaves them
+    unchanged. A float32 deviation above 1e19 has an infinite variance, and y = 0.
 
     Params: `scale`, `bias` [C], of x's dtype. State: `mean`, `var` [C].
 
@@ -87,10 +87,10 @@ def layer_norm(*, eps=1e-5, use_scale: bool = True, use_bias: bool = True) -> La
     """Normalize the last axis, y = scale (x - mean) / sqrt(var + eps) + bias: [..., C] -> [..., C].
 
     Mean and (biased) variance are those of the C values at each position (Ba, Kiros & Hinton,
-    2016), so that examples do not depend on each other, and training is evaluation.
+    2016), so examples do not depend on each other, and training equals evaluation.
 
-    - `eps`: added to the variance; 1e-5 as in most libraries and published models (some take
-      1e-6). Values that are all the same give the bias, with finite gradients.
+    - `eps`: added to the variance; 1e-5 as in most libraries and published models (some use 1e-6).
+      Values that are all equal give the bias, with finite gradients.
     - `use_scale`, `use_bias`: False leaves the parameter out.
 
     Statistics are shifted and two-pass, in float32 or wider, as in `batch_norm`.
@@ -147,10 +147,10 @@ def group_norm(
     Mean and (biased) variance of an example are those of each group of C / groups neighbouring
     channels at all positions (Wu & He, 2018). [..., H, W, C] -> [..., H, W, C].
 
-    - `groups`: how many; 1 normalizes all channels together. It divides C.
-    - `spatial_axes`: how many axes are spatial, 2 for images. It is asked for because the number of
-      leading axes is open: guessed wrongly, it would mix examples.
-    - `eps`, `use_scale`, `use_bias`: as of `layer_norm`.
+    - `groups`: how many; divides C. 1 normalizes all channels together.
+    - `spatial_axes`: how many axes are spatial, 2 for images. It is needed because the number of
+      leading axes is open: a wrong guess would mix examples.
+    - `eps`, `use_scale`, `use_bias`: as in `layer_norm`.
 
     Statistics are shifted and two-pass, in float32 or wider, as in `batch_norm`.
 
@@ -196,8 +196,8 @@ def instance_norm(
 
     Mean and (biased) variance are those of one channel of one example (Ulyanov et al., 2016).
 
-    - `spatial_axes`: how many axes are spatial, at least 1; asked for as in `group_norm`.
-    - `eps`, `use_scale`, `use_bias`: as of `layer_norm`.
+    - `spatial_axes`: how many axes are spatial, at least 1; needed as in `group_norm`.
+    - `eps`, `use_scale`, `use_bias`: as in `layer_norm`.
 
     Statistics are shifted and two-pass, in float32 or wider, as in `batch_norm`.
 
@@ -243,7 +243,7 @@ def _norm(
     use_bias: bool,
     groups: int = 1,
 ) -> Layer:
-    """A layer without statistics of its own: `moments` gives x centred, the mean, the variance."""
+    """A norm without state: `moments(x)` gives x centred, the mean and the variance."""
 
     def specs(x):
         layout = f"[..., {spatial_axes} spatial axes, C]" if spatial_axes else "[..., C]"
@@ -273,10 +273,10 @@ def _scale_and_bias(x, use_scale: bool, use_bias: bool) -> dict[str, Param]:
 
 
 def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
-    """centred * factor * scale + bias; the last two first, unless they make one as large as x."""
+    """centred * factor * scale + bias, in the order that takes the fewest products."""
     if "scale" in params:
         scale = of_rank(params["scale"].astype(factor.dtype), centred.ndim)
-        if factor.shape[-1] == 1:
+        if factor.shape[-1] == 1:  # one for all channels: factor * scale would be as large as x
             centred, factor = centred * factor, scale
         else:
             factor = factor * scale
@@ -286,7 +286,7 @@ def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
 
 def _inverse_root(var: jax.Array, eps) -> jax.Array:
     total = var + jnp.asarray(eps, var.dtype)
-    none = total == 0  # of equal values with an eps of 0, which stay at the mean
+    none = total == 0  # equal values with an eps of 0, which stay at the mean
     return jnp.where(none, 0, jax.lax.rsqrt(jnp.where(none, 1, total)))
 
 
@@ -301,8 +301,8 @@ def _moments(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x less its mean, the mean, and the biased variance.
 
-    Less a `shift` near them, values are as small as their deviation, and averaged without the
-    rounding of a large mean. The results do not depend on it: neither do their derivatives.
+    Less a `shift` near them, values are as small as their deviation and are averaged without the
+    rounding of a large mean. Neither the results nor their derivatives depend on it.
     """
     shift = jax.lax.stop_gradient(shift)
     from_shift = x - shift

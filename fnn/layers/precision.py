@@ -1,4 +1,4 @@
-"""Mixed precision: a network computed in another dtype than its params are kept in."""
+"""Mixed precision: a network computed in another dtype than that of its params."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ def cast(
 
         y = layer(params as compute_dtype, x as compute_dtype) as output_dtype
 
-    - `compute_dtype`: of the computation, as `jnp.bfloat16`. Inputs of floating dtype and all
-      params, frozen ones too, are cast to it; integers and the rest of the state stay (statistics
-      are float32 or wider anyway).
-    - `output_dtype`: of y. None gives back the dtype that x came in (compute_dtype, if no input
-      is floating).
-    - `param_dtype`: what params are drawn and kept in, so that small updates are not rounded away.
+    - `compute_dtype`: of the computation, such as `jnp.bfloat16`. Floating inputs and all params,
+      frozen ones too, are cast to it; integers and the rest of the state are not (statistics are
+      float32 or wider anyway).
+    - `output_dtype`: of y. None is the dtype of x (compute_dtype, if no input is floating).
+    - `param_dtype`: params are drawn and kept in it, so that small updates are not rounded away.
 
     Gradients come back in `param_dtype`. Raises OptionError for a dtype that is not floating.
 
@@ -80,7 +79,7 @@ def _as_before(state: Any, held: Any, after: Any) -> Any:
 
 
 def _lowered(layer: Layer, dtype: Any) -> Layer:
-    """A layer without floating inputs, as an embedding, in the dtype its params are cast to."""
+    """A layer without floating inputs (an embedding), in the dtype its params are cast to."""
 
     def declare(*xs):
         declared, y = outline(layer, xs)

@@ -1,7 +1,6 @@
-"""Layers over other parameters: what is learned is not what the layer computes with.
+"""Reparametrized layers, which learn other params than they compute with.
 
-`reparam` says how to get from one to the other. Weight and spectral norm, LoRA, pruning and
-quantization are each a pair of functions given to it.
+Weight and spectral norm, LoRA, pruning and quantization are each a pair of functions for `reparam`.
 """
 
 from __future__ import annotations
@@ -28,13 +27,12 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
 
     - `encode(params)`, or `encode(params, key)` if it draws: from the layer's own first params to
       the new ones, a nested dict.
-    - `decode(params)`: back to what the layer computes with; it is part of the network, and
-      differentiated.
+    - `decode(params)`: back to the layer's params; it is part of the network, and differentiated.
 
-    The layer's params are drawn as they would be without `reparam`, then encoded. To start from
-    trained ones, `fnn.unmerge` them; `fnn.merge` is the way back. Wrap a layer, or a whole network;
-    inside `repeat`, every member is encoded by itself. Raises ParamsError for params that are not
-    what encode gives.
+    The layer's params are drawn as without `reparam`, then encoded. To start from trained ones,
+    `fnn.unmerge` them; `fnn.merge` is the inverse. Wrap a layer, or a whole network; inside
+    `repeat`, every member is encoded on its own. Raises ParamsError for params unlike those that
+    encode gives.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> double = reparam(fnn.dense(2), lambda p: {"half": p}, lambda p: p["half"])
@@ -51,7 +49,7 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
 def over_params(
     layer: Layer, functions: Callable, *, keyed: bool = False, axes: Any = None
 ) -> Layer:
-    """`reparam`, whose two functions may depend on what the layer's params are declared to be.
+    """`reparam` whose two functions depend on the declarations of the layer's params.
 
     `functions(declared)` gives `(encode, decode)`, for a tree of Param like the params.
     """
@@ -103,7 +101,7 @@ class Encoded:
 def over_named(
     layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable, axes: Any = None
 ) -> Layer:
-    """`reparam` that encodes and decodes what stands under one of the names.
+    """`reparam` of the params with one of these names.
 
     `encode(w, axis)` and `decode(p, axis)` get the axis of w that counts output features.
     """
@@ -137,7 +135,7 @@ def output_axes(specs: Any) -> dict[str, int]:
 
 
 def outputs_last(w: jax.Array, axis: int) -> jax.Array:
-    """The output features as last axis."""
+    """w with its output features as last axis."""
     return jnp.moveaxis(w, axis, -1)
 
 
@@ -146,7 +144,7 @@ def other_axes(w: jax.Array, axis: int) -> tuple[int, ...]:
 
 
 def along_axis(v: jax.Array, axis: int, ndim: int) -> jax.Array:
-    """[features] -> as many axes as the kernel has, to be multiplied with it."""
+    """[features] -> `ndim` axes, to be multiplied with a kernel."""
     return v.reshape(*(-1 if i == axis else 1 for i in range(ndim)))
 
 

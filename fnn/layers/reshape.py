@@ -1,4 +1,4 @@
-"""Layers that only move values."""
+"""Layers that only rearrange values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as sines and cosines: of time steps, and of positions."""
+"""Time steps and positions as sines and cosines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def sinusoidal(
 
     The positional encoding of Vaswani et al. (2017, section 3.5) where x are positions, and the
     time embedding of diffusion models (Ho, Jain & Abbeel, 2020) where x are time steps; two dense
-    layers usually follow. A time in [0, 1] is scaled first, as by 1000: periods go from 2 pi to
-    2 pi base. It has no params.
+    layers usually follow. Scale a time in [0, 1] first, by 1000 for example: periods go from 2 pi
+    to 2 pi base. It has no params.
 
     - `features`: how many, even.
     - `base`: the longest period, over 2 pi. The code of DDPM divides i by features / 2 - 1 = h - 1:
@@ -34,7 +34,7 @@ def sinusoidal(
     - `interleaved`: False puts all sines before all cosines.
     - `dtype`: of y where x are integers; otherwise it is x's. Angles are in float32 or wider.
 
-    Raises OptionError, and DtypeError for an x that is no number.
+    Raises OptionError, and DtypeError for an x that is not numeric.
 
     >>> import jax.numpy as jnp, fnn
     >>> steps = jnp.array([0, 10, 999])
@@ -65,10 +65,10 @@ def positional_encoding(*, base: Any = 10_000.0, interleaved: bool = True) -> La
     """Add to each position its sines and cosines: y_t = x_t + sinusoidal(t): [..., T, C] -> same.
 
     Positions count from 0 (Vaswani et al., 2017, section 3.5). Where they do not, as in decoding
-    step by step, add `fnn.sinusoidal(C)` of the positions; `fnn.attention(rotary=...)` turns
+    step by step, add `fnn.sinusoidal(C)` of the positions; `fnn.attention(rotary=...)` rotates
     queries and keys instead, and `fnn.parameter((T, C))` is learned. It has no params.
 
-    - `base`, `interleaved`: as of `fnn.sinusoidal`.
+    - `base`, `interleaved`: as in `fnn.sinusoidal`.
 
     Raises OptionError, and ShapeError for an odd C.
 

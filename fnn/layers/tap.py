@@ -1,4 +1,4 @@
-"""Layers of a network exchanged, and their outputs taken."""
+"""Layers of a network replaced, and their outputs recorded."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SEEN = "(seen)"  # no name that a layer can have
 
 @errors.named
 def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
-    """The network with other layers in the place of some.
+    """The network with some of its layers replaced.
 
     - `replacements`: layers or plain functions by path; a path may be a pattern, in which `*`
       stands for anything, slashes included.
 
-    Params of layers that stay keep their names. Raises OptionError for a path that no layer has.
+    The params of other layers keep their names. Raises OptionError for a path that no layer has.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
@@ -56,19 +56,19 @@ def swap(net: Layer, replacements: Mapping[str, Layer | Callable]) -> Layer:
 
 @errors.named
 def tap(net: Layer, *patterns: str) -> Layer:
-    """The network, whose output is a pair: its own, and what chosen layers gave.
+    """The network with a pair as its output: its own, and those of chosen layers.
 
         y, outputs = tap(net, "conv*")(params, *xs, state=state)
         (y, outputs), state = tap(net, "conv*").apply(params, state, *xs, key=key, train=True)
 
-    - `patterns`: paths of layers, in which `*` stands for anything, slashes included; all layers
-      if there is none.
+    - `patterns`: paths of layers, in which `*` stands for anything, slashes included; none means
+      all layers.
 
-    `outputs` is `{path: output}`, in the order of paths in the network; out of `repeat` and
-    `ensemble` with their axis first. Of a layer called twice it is the last output. It takes the
-    network's params and state, and is a layer like it: it can be jitted and differentiated, and
-    in training the new state comes back. Raises OptionError for a pattern that no layer has,
-    TransformError for a layer inside a transform that a body opens.
+    `outputs` is `{path: output}`, in the order of paths in the network; inside `repeat` and
+    `ensemble`, with their axis first. For a layer called twice it is the last output. The result
+    takes the network's params and state, and is a layer like it: it can be jitted and
+    differentiated, and in training it returns the new state. Raises OptionError for a pattern that
+    no layer has, TransformError for a layer inside a transform that a body opens.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
@@ -123,7 +123,7 @@ def _watched(layer: Layer) -> Layer:
     return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
 
 
-# --- trees with room for what is seen
+# --- trees with room for the recorded outputs
 
 
 def declared_like(arrays: Any) -> Any:
@@ -135,7 +135,7 @@ def without_seen(tree: Any) -> Any:
 
 
 def with_room(tree: Any, declared: Any, what: str) -> Any:
-    """A tree of params or state, with zeros where only what is seen is declared."""
+    """A tree of params or state, with zeros where recorded outputs are declared."""
     if not isinstance(declared, Mapping):
         return tree
     if not isinstance(tree, Mapping):

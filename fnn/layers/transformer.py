@@ -33,20 +33,20 @@ def transformer_block(
     norm: Callable[[], Layer] = layer_norm,
     use_bias: bool = True,
 ) -> Layer:
-    """Attention and two dense layers, each normalized first and added to what came in.
+    """Attention, then two dense layers, each with a norm first and a shortcut around.
 
         h = x + attention(norm1(x))
         y = h + down(activation(up(norm2(h))))
 
     [..., T, features] -> [..., T, features], called as `net(params, x, mask)` (Vaswani et al.,
-    2017, with the norms first as in Xiong et al., 2020), with a mask as of `fnn.attention`: what is
-    hidden, NaN included, changes neither what is not nor any gradient.
+    2017, with the norms first as in Xiong et al., 2020), with a mask as in `fnn.attention`: masked
+    positions, NaN included, change neither the others nor any gradient.
 
-    - `features`, `heads`, `kv_heads`, `causal`, `rotary`, `cache`: as of `fnn.attention`.
-    - `hidden`: between the dense layers; None is 4 features.
-    - `rate`: of the dropout on what each half adds.
+    - `features`, `heads`, `kv_heads`, `causal`, `rotary`, `cache`: as in `fnn.attention`.
+    - `hidden`: the size between the dense layers; None is 4 features.
+    - `rate`: of the dropout on each half before it is added.
     - `gated`: up(x) is multiplied by activation(gate(x)) (Shazeer, 2020); `jax.nn.silu` is usual.
-    - `norm`: builds the norms, as `fnn.rms_norm`.
+    - `norm`: builds the norms, such as `fnn.rms_norm`.
 
     Raises as `fnn.attention`, and ShapeError for x of other features.
 

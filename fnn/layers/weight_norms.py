@@ -15,11 +15,10 @@ from fnn.layers.reparam import along_axis, other_axes, outputs_last, over_named
 
 @errors.builder
 def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
-    """Length and direction of each weight vector apart: w = gain v / |v| (Salimans & Kingma, 2016).
+    """Learn length and direction of each weight vector: w = gain v / |v| (Salimans & Kingma, 2016).
 
-    A vector is what one output feature is computed from: all axes of a kernel but that of its
-    outputs, as `Param.axes` names it. At first gain = |w| and v = w, so that the layer starts as it
-    would without.
+    A vector holds the weights of one output feature: all axes of a kernel but that of its outputs,
+    by the names in `Param.axes`. At first gain = |w| and v = w, so the layer starts unchanged.
 
     - `names`: which params, by their own name; each becomes `{"gain", "direction"}`.
 
@@ -50,14 +49,13 @@ def spectral_norm(
 ) -> Layer:
     """Divide each kernel by its largest singular value: w / sigma(w) (Miyato et al., 2018).
 
-    The kernel is the matrix [everything else, features]. Sigma is found by power iteration, which
-    the gradient treats as constant vectors: d sigma = u^T dw v. It starts from a vector of fixed
-    normal draws: one of a simple form, such as ones, is orthogonal to the largest singular vector
-    of many a kernel that is simple as well (antisymmetric, centred, a Sobel filter), and then
-    never finds it.
+    The kernel is the matrix [everything else, features]. Sigma is found by power iteration, whose
+    vectors are constants to the gradient: d sigma = u^T dw v. It starts from a vector of fixed
+    normal draws: a simple one, such as ones, is orthogonal to the largest singular vector of many
+    simple kernels (antisymmetric, centred, a Sobel filter) and would never find it.
 
     - `names`: which params, by their own name; they keep their shape.
-    - `iterations`: of the power method. More are closer to sigma; the estimate is never above it.
+    - `iterations`: of the power method. The estimate comes closer to sigma from below.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = spectral_norm(fnn.dense(4, use_bias=False), iterations=100)
@@ -86,5 +84,5 @@ def spectral_norm(
 
 
 def _start(n: int) -> np.ndarray:
-    """Normal values, always the same: orthogonal to next to nothing."""
+    """Normal values, always the same: orthogonal to hardly any kernel's vector."""
     return np.random.default_rng(0).normal(size=n)

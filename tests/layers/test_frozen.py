@@ -169,7 +169,7 @@ def test_lora_goes_on_from_trained_params():
 def test_mistakes_are_named():
     net = fnn.serial(body=fnn.frozen(fnn.dense(4)), head=fnn.dense(2))
     params, state = net.init(key(0), (1, 4))
-    with pytest.raises(errors.ParamsError, match="body: .* frozen params stand in the state"):
+    with pytest.raises(errors.ParamsError, match="body: .* the state holds frozen params"):
         net(params, x_of(1, 4))
     with pytest.raises(errors.OptionError, match="frozen: .*patterns of params"):
         fnn.frozen(fnn.dense(3), "dense7/*").init(key(0), (1, 4))

@@ -28,7 +28,7 @@ def depthwise_conv(
     [..., H, W, C] -> [..., H', W', C m], for any number of spatial axes.
 
     - `multiplier`: m, the outputs per channel; those of one channel lie side by side.
-    - `strides`, `padding`, `dilation`: as of `conv`.
+    - `strides`, `padding`, `dilation`: as in `conv`.
 
     XLA has no fast convolution in groups on CPU, so there the products with the kernel's values are
     summed one after the other, if these are 128 or fewer; in float32 or wider.

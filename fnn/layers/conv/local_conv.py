@@ -32,7 +32,7 @@ def local_conv(
     y[p, o] = sum over k, c of x[p s + k d, c] kernel[p, k, c, o] + bias[p, o].
     [..., H, W, C] -> [..., H', W', features], for any number of spatial axes (LeCun, 1989).
 
-    - `strides`, `padding`, `dilation`: as of `conv`.
+    - `strides`, `padding`, `dilation`: as in `conv`.
     - `kernel_init`: draws each place's kernel by itself, so that its fans are those of `conv`.
 
     Params: `kernel` [H', W', *kernel_size, C, features], `bias` [H', W', features], of x's dtype;

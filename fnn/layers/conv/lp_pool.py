@@ -26,7 +26,7 @@ def lp_pool(
 ) -> Layer:
     """The p-norm of each window, y = (sum |x|^p)^(1/p): [..., H, W, C] -> [..., H', W', C].
 
-    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+    - `window`, `strides`, `padding`: as in `max_pool`, the padding with zeros.
     - `p`: the exponent, at least 1; a traced number is taken as it is. p = 1 sums, p = 2 is the
       root of the energy, and a large p comes near the maximum (Gulcehre et al., 2014).
 

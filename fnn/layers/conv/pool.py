@@ -54,7 +54,7 @@ def min_pool(
 ) -> Layer:
     """The smallest value in each window, -max(-x): [..., H, W, C] -> [..., H', W', C].
 
-    - `window`, `strides`, `padding`: as of `max_pool`, the padding with infinity.
+    - `window`, `strides`, `padding`: as in `max_pool`, the padding with infinity.
 
     The gradient goes to the first of equal minima, in row-major order. Raises as `max_pool`.
 
@@ -78,7 +78,7 @@ def avg_pool(
 ) -> Layer:
     """The mean of each window: [..., H, W, C] -> [..., H', W', C].
 
-    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+    - `window`, `strides`, `padding`: as in `max_pool`, the padding with zeros.
     - `count_include_pad`: True divides by the window's size at the border too; False, the
       default, by the number of values of x in the window.
 
@@ -103,7 +103,7 @@ def sum_pool(
 ) -> Layer:
     """The sum of each window: [..., H, W, C] -> [..., H', W', C].
 
-    - `window`, `strides`, `padding`: as of `max_pool`, the padding with zeros.
+    - `window`, `strides`, `padding`: as in `max_pool`, the padding with zeros.
 
     The sum is formed in float32 or wider. Raises as `max_pool`.
 

@@ -1,4 +1,4 @@
-"""Writing: a cell whose outputs are its next inputs."""
+"""Generation: a cell whose outputs are its next inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fnn.layers.recurrent.time_axis import time_of
 
 
 class Generated(NamedTuple):
-    """What `unroll_generate` gives: x with the rest filled in, all y, and the last carry."""
+    """The result of `unroll_generate`: x with the rest filled in, all y, and the last carry."""
 
     x: jax.Array
     y: Any
@@ -50,22 +50,22 @@ def unroll_generate(
         (carry_t, y_t) = cell(carry_{t-1}, x_t),  x_{t+1} ~ softmax(y_t / temperature)
 
     One scan over all steps, whether their input is given or not: under `jit` it compiles once for
-    prompts of any length, and a prompt is one with the text that it begins.
+    prompts of any length.
 
-    - `cell`: in evaluation mode, as `cells.serial(embed=..., rnn=cells.lstm(n), head=...)`, which
-      takes the params of the `serial` of the same names that was trained. Without `next_input`,
-      its y [..., V] are logits.
+    - `cell`: runs in evaluation mode; `cells.serial(embed=..., rnn=cells.lstm(n), head=...)` takes
+      the params of the trained `serial` of the same names. Without `next_input`, its y [..., V] are
+      logits.
     - `x`: the inputs [..., T]; where they are not given, any values will do.
-    - `given`: booleans [..., T], True where the input is given; all of them is teacher forcing. The
-      first must be, for there is nothing to draw it from; under `jit`, where that is not seen, it
-      is taken as given.
-    - `lengths`: integers [...], how many of the first are given, in the place of `given`.
-    - `key`: to draw from; not needed at temperature 0 or if `next_input` does not.
+    - `given`: booleans [..., T], True where the input is given; all True is teacher forcing. The
+      first must be True, as there is nothing to draw it from; under `jit`, where its value is
+      unknown, it counts as given.
+    - `lengths`: integers [...], how many of the first inputs are given; replaces `given`.
+    - `key`: to draw from; not needed at temperature 0 or if `next_input` ignores it.
     - `temperature`: at least 0; 0 takes the most likely.
-    - `top_k`: draws from the k most likely alone (Fan, Lewis & Dauphin, 2018).
-    - `next_input(key, y)`: the next x instead, as `lambda key, y: y` for a series of numbers;
-      it has the shape and dtype of one step of x.
-    - `carry`, `state`: to start from; None are the cell's first carry, and no state.
+    - `top_k`: draw only from the k most likely (Fan, Lewis & Dauphin, 2018).
+    - `next_input(key, y)`: gives the next x instead, such as `lambda key, y: y` for a series of
+      numbers; it has the shape and dtype of one step of x.
+    - `carry`, `state`: to start from; None is the cell's first carry, and no state.
 
     Returns `Generated(x, y, carry)`, y [..., T, V]. Raises as `fnn.rnn`, and RandomKeyError where a
     key is needed.
@@ -85,9 +85,8 @@ def unroll_generate(
     time = _time(x, given, lengths)
     known = time.length and not isinstance(time.mask, jax.core.Tracer)
     if known and not np.asarray(time.mask)[..., 0].all():
-        raise errors.InputError(
-            "the first input of each sequence to be given", "one that is not", "give it"
-        )
+        wanted = "the first input of each sequence to be given"
+        raise errors.InputError(wanted, "one that is not", "give it")
     if top_k is not None:
         checks.count("top_k", top_k)
     checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
@@ -126,7 +125,7 @@ def unroll_generate(
 
 
 def _time(x: Any, given: Any, lengths: Any) -> Any:
-    """The axes of x: `given` has as many before those of one step, `lengths` all of them but T."""
+    """The axes of x: `given` has all those before one step's, `lengths` the same without T."""
     if x is None:
         checks.not_an_array(x)
     if (given is None) == (lengths is None):
@@ -167,8 +166,8 @@ def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, 
         likely, numbers = (logits, None) if top_k is None else jax.lax.top_k(logits, top_k)
         heat = jnp.asarray(temperature, logits.dtype)
         likely = likely / jnp.where(heat > 0, heat, 1)
-        # In the default mode none is drawn that is e^16 times less likely than the first, though a
-        # vocabulary's rare words have a share together.
+        # The default mode never draws what is e^16 times less likely than the first, though
+        # together the rare words of a vocabulary have a share.
         drawn = jax.random.categorical(key, likely, mode="high")
         if numbers is not None:
             drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]

@@ -1,4 +1,4 @@
-"""A recurrence that is linear, and so can be computed for all times at once."""
+"""A linear recurrence, which can be computed for all times at once."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def lru(
         y_t = Re(h_t C) + x_t D,     lambda = exp(-exp(log_nu) + i exp(log_theta))
 
     Without a nonlinearity in time, h is computed by `jax.lax.associative_scan` in log2(T) steps
-    (Orvieto et al., 2023, equation 6). Between such layers stand dense layers, norms and
-    nonlinearities. Called as `fnn.rnn`'s: `net(params, x, mask, carry, resets, lengths)`.
+    (Orvieto et al., 2023, equation 6). Dense layers, norms and nonlinearities go between such
+    layers. Called like `fnn.rnn`: `net(params, x, mask, carry, resets, lengths)`.
 
-    - `features`: of y. `hidden`: N, how many numbers are remembered; None is `features`.
-    - `r_min`, `r_max`: |lambda| is drawn from between them, uniformly over the ring's area; nearer
-      to 1 remembers longer, for 1 / (1 - |lambda|) steps.
+    - `features`: of y. `hidden`: N, the size of h; None is `features`.
+    - `r_min`, `r_max`: |lambda| is drawn between them, uniformly over the ring's area; nearer to 1
+      remembers longer, for 1 / (1 - |lambda|) steps.
     - `max_phase`: the angle of lambda is drawn from 0 to it; small for very long sequences.
-    - `reverse`, `return_sequence`, `return_carry`: as of `fnn.rnn`; the carry is (Re h, Im h).
+    - `reverse`, `return_sequence`, `return_carry`: as in `fnn.rnn`; the carry is (Re h, Im h).
 
     It is computed in float32 or wider. Params: `rates` (`log_nu`, `log_theta`, `log_gamma` [N]),
     `b_re`, `b_im` [C, N], `c_re`, `c_im` [N, features], `d` [C, features], of x's dtype.
@@ -65,7 +65,7 @@ def lru(
     checks.number("max_phase", max_phase, 0.0, math.inf, open_high=True)
 
     def rates(drawn):
-        """The logarithms of equation 8, of uniform draws: the ring's area, and the angle."""
+        """The logarithms of equation 8, from uniform draws of the ring's area and the angle."""
         radius, angle = drawn
         square = r_min**2 + radius * (r_max**2 - r_min**2)
         nu = -jnp.log(jnp.maximum(square, jnp.finfo(angle.dtype).tiny)) / 2
@@ -129,7 +129,7 @@ def lru(
         return h[end], h
 
     def last(y, time):
-        """y [T, ..., F] of the last step that is real, or the first in reverse: [..., F]."""
+        """The y of [T, ..., F] at the last real step, or at the first in reverse: [..., F]."""
         if time.length == 0:
             return jnp.zeros(y.shape[1:], y.dtype)
         if time.mask is None:
@@ -146,6 +146,6 @@ _RATES = ("log_nu", "log_theta", "log_gamma")
 
 
 def _then(first: tuple, second: tuple) -> tuple:
-    """h -> a h + b, twice: the map of both steps."""
+    """h -> a h + b, twice: the map of both steps together."""
     (a1, b1), (a2, b2) = first, second
     return a1 * a2, a2 * b1 + b2

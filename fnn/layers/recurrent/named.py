@@ -186,9 +186,7 @@ def _layers(name: str, build: Callable, features: int, stack: _Stack, options: d
     drop = dropout_layer(stack.dropout)
     along = {option: options.pop(option) for option in _OF_RNN if option in options}
     if stack.bidirectional and along.pop("reverse", False):
-        raise errors.OptionError(
-            "reverse=False in both directions", "reverse=True", "leave it out"
-        )
+        raise errors.OptionError("reverse=False in both directions", "reverse=True", "leave it out")
 
     def one(last: bool) -> Layer:
         cell = build(features, **options)

@@ -1,13 +1,13 @@
 """Recurrent cells: one step of a recurrent network, (carry, x) -> (carry, y).
 
-A cell is a layer whose apply is a step of `jax.lax.scan`. `carry` is what it remembers; None stands
-for the first one, so that a cell is initialized by `cell.init(key, None, x)`, with x of one step.
-`fnn.rnn` runs a cell along time.
+A cell is a layer whose apply is a step of `jax.lax.scan`. `carry` is its memory; None stands for
+the first one, so a cell is initialized by `cell.init(key, None, x)`, with x of one step. `fnn.rnn`
+runs a cell along time.
 
-All cells here multiply x by `kernel` and what they remember by `recurrent_kernel`, with the gates
-side by side in the last axis. What happens to the products is elementwise, and done in float32 or
-wider. For the LSTM and the GRU its derivative is written by hand: the scan then keeps one factor
-for each product, and no more, for the way back, and what it keeps decides how long that takes.
+All cells here multiply x by `kernel` and h by `recurrent_kernel`, with the gates side by side in
+the last axis. The rest is elementwise, in float32 or wider. For the LSTM and the GRU its derivative
+is written by hand: the scan then keeps just one factor per product for the backward pass, whose
+time is that of reading what was kept.
 """
 
 from __future__ import annotations
@@ -29,11 +29,8 @@ from fnn.layers.dropout import drop_where
 sigmoid = jax.nn.sigmoid
 
 
-# --- what they share
-
-
 class Inits:
-    """How a cell's weights are drawn, checked once."""
+    """The initializers of a cell's weights, checked once."""
 
     def __init__(self, use_bias: bool, kernel_init: Any, recurrent_init: Any, bias_init: Any):
         checks.initializer("kernel_init", kernel_init)
@@ -43,7 +40,7 @@ class Inits:
         self.bias = bias_init if use_bias else None
 
     def declare(self, x: Any, gates: int, features: int, size: int) -> dict[str, Any]:
-        """`kernel`, `recurrent_kernel` and `bias` of so many gates, for an h of `size` values."""
+        """`kernel`, `recurrent_kernel` and `bias` for this many gates and an h of `size` values."""
         checks.array(x, 1, "[..., C]")
         n, dtype, axes = gates * features, x.dtype, ("hidden", "gates")
         blocks = Param((size, features), self.recurrent, dtype, "kernel", axes, (gates,))
@@ -73,9 +70,9 @@ def cell_of(
     recurrent_dropout: Any,
     learned_carry: bool,
 ) -> Layer:
-    """The cell of `step(params, x, h, old) -> new`, all of whose carry is [..., size] arrays.
+    """The cell of `step(params, x, h, old) -> new`, whose carry is made of [..., size] arrays.
 
-    - `sizes`: of the arrays of the carry, by name; the last is h. One alone is the carry itself.
+    - `sizes`: of the arrays of the carry, by name; the last is h. A single one is the carry itself.
     - `declare(x)`: its params.
     - `old`, `new`: the carry by name; `h` is old["h"] under the mask of recurrent dropout.
     """
@@ -131,7 +128,7 @@ def _packed(kept: Mapping[str, Any]) -> Any:
 
 
 def first_or(carry: Any, first: Callable, params: Any, x: Any, key: Any, train: bool) -> Any:
-    """The carry, or where it is None the first one, drawn from a key of its own."""
+    """The carry; where it is None, the first one, drawn from a key of its own."""
     if carry is not None:
         return carry
     own = None if key is None else jax.random.fold_in(key, zlib.crc32(b"carry"))
@@ -139,7 +136,7 @@ def first_or(carry: Any, first: Callable, params: Any, x: Any, key: Any, train: 
 
 
 def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
-    """Where x is kept for a whole sequence: everywhere but in training."""
+    """Where x is kept for a whole sequence; everywhere in evaluation."""
     if not train:
         return jnp.ones(x.shape, bool)
     checks.need_key(key)
@@ -147,6 +144,6 @@ def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
 
 
 def check_carry(carry: Any, wanted: Any) -> None:
-    """A carry like the first one, in structure, shapes and dtypes."""
+    """Refuse a carry that is not like the first one, in structure, shapes and dtypes."""
     mend = "take the carry that came out for inputs like x, or None for the first one"
     trees.alike("carry", carry, "the first one for this x", wanted, mend)

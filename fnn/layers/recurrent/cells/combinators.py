@@ -1,4 +1,4 @@
-"""Cells made of cells and layers, and noise that is drawn once for a whole sequence."""
+"""Cells made of cells and layers, and noise drawn once for a whole sequence."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fnn.layers.recurrent.cells.cell import check_carry, first_or, keep_mask
 
 @errors.builder
 def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
-    """Cells and layers, one after the other within a step: the cell that `serial` would be.
+    """Cells and layers one after the other within a step: `fnn.serial` as a cell.
 
     x goes through all of them; cells keep their own carry, and the carry of the stack is a dict of
     theirs by name. Any layer may stand between cells: `serial(fnn.cells.lstm(64), fnn.dropout(0.2),
-    fnn.cells.lstm(64))` drops other values of what goes up in every step.
+    fnn.cells.lstm(64))` draws a new dropout mask in every step.
 
-    Layers are named as in `fnn.serial`, so that `fnn.serial(embed=a, rnn=fnn.rnn(cell), head=b)`,
-    which learns on whole sequences, and this of `embed=a, rnn=cell, head=b`, which writes step by
+    Layers are named as in `fnn.serial`, so `fnn.serial(embed=a, rnn=fnn.rnn(cell), head=b)`, which
+    learns on whole sequences, and `serial(embed=a, rnn=cell, head=b)`, which generates step by
     step, take the same params.
 
     Raises OptionError for two layers of one name, InputError for a carry of other cells.
@@ -76,7 +76,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
 
 
 def _after(layer: Layer, x: Any, cell: bool) -> Any:
-    """Shape and dtype of what a layer, or a cell, makes of x."""
+    """Shape and dtype of the y of a layer, or of a cell, for x."""
     if cell:
         return jax.eval_shape(lambda x: outline(layer, (None, x))[1][1], x)
     return jax.eval_shape(lambda x: outline(layer, (x,))[1], x)
@@ -87,7 +87,7 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
     """A layer (carry, x) -> (carry, y) as a cell, with its first carry.
 
     - `layer`: built by `compose`, `leaf`, or a plain function of (carry, x).
-    - `carry(x)`: the first carry, for an x of one step, of which only shape and dtype matter.
+    - `carry(x)`: the first carry for an x of one step, of which only shape and dtype matter.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> cumsum = as_cell(lambda total, x: (total + x, total + x), jnp.zeros_like)
@@ -101,32 +101,32 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
         """The first carry for an x of one step."""
         return carry(x)
 
-    def begun(xs):
+    def with_carry(xs):
         with errors.within(layer.name):
             kept, x = carry_and_x(xs)
         return carry(x) if kept is None else kept, x
 
     def apply(layer, params, state, *xs, key, train):
-        return layer.apply(params, state, *begun(xs), key=key, train=train)
+        return layer.apply(params, state, *with_carry(xs), key=key, train=train)
 
     def declare(layer, *xs):
-        return outline(layer, begun(xs))
+        return outline(layer, with_carry(xs))
 
     return wrap(layer, apply, declare=declare, carry=lambda layer, *args, **mode: first(*args))
 
 
 @errors.builder
 def zoneout(cell: Layer, rate: Any) -> Layer:
-    """A cell that forgets to change: each value of the carry stays with probability `rate`.
+    """A cell each value of whose carry stays as it was with probability `rate`.
 
         training:    carry' = where(m, carry, cell's carry'),   m is 1 with probability rate
         evaluation:  carry' = rate carry + (1 - rate) cell's carry'
 
-    Unlike dropout it lets what is remembered, and its gradient, through (Krueger et al., 2017).
-    y is what became of the carry's array that the cell gave as its y: h, in the cells of fnn.
+    Unlike dropout it lets the memory, and its gradient, through (Krueger et al., 2017). y is the
+    new value of the carry's array that the cell gives as its y: h, in the cells of fnn.
 
-    - `rate`: in [0, 1], for all arrays of the carry; or one for each, in the carry's structure:
-      (0.5, 0.05) for c and h of an LSTM, as in the paper.
+    - `rate`: in [0, 1], for all arrays of the carry; or one for each, in the carry's structure,
+      such as (0.5, 0.05) for c and h of an LSTM, as in the paper.
 
     Raises OptionError for a rate outside [0, 1] or a cell whose y is not in its carry,
     RandomKeyError for training without a key.
@@ -191,7 +191,7 @@ def _stay(old: Any, new: Any, rate: Any, key: Any, train: bool) -> Any:
 
 @errors.builder
 def variational_dropout(rate: Any) -> Layer:
-    """Dropout by one mask for a whole sequence: a cell that drops the same values in every step.
+    """Dropout with one mask for a whole sequence: a cell that drops the same values in every step.
 
         y_t = m x_t / (1 - rate)
 
@@ -247,7 +247,7 @@ def carry_and_x(xs: tuple) -> tuple:
 
 
 def check_parts(carry: Any, parts: Any) -> None:
-    """A carry that is a dict of just these."""
+    """Refuse a carry that is not a dict of exactly these parts."""
     if not isinstance(carry, Mapping) or set(carry) != set(parts):
         raise errors.InputError(
             f"carry to be a dict of {errors.names(parts)}",

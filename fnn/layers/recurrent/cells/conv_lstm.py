@@ -29,7 +29,7 @@ def conv_lstm(
 ) -> Layer:
     """An LSTM cell over images: its products are convolutions (Shi et al., 2015).
 
-        i, f, g, o = input(x) + hidden(h), and from there as `fnn.cells.lstm`
+        i, f, g, o = input(x) + hidden(h), then as in `fnn.cells.lstm`
 
     [..., H, W, C] -> [..., H, W, features], with carry (c, h), both [..., H, W, features], zero at
     first; any number of spatial axes. It has no peepholes. `fnn.rnn(cell, feature_axes=3)` runs it
@@ -37,8 +37,8 @@ def conv_lstm(
 
     - `features`: the channels of c and h.
     - `kernel_size`: of both convolutions, which pad to keep the size.
-    - `weight_grad`: as of `fnn.conv`.
-    - the others: as of `fnn.cells.lstm`.
+    - `weight_grad`: as in `fnn.conv`.
+    - the others: as in `fnn.cells.lstm`.
 
     Params: `input` (`kernel` [*kernel_size, C, 4 features], `bias`), `hidden` (`kernel`
     [*kernel_size, features, 4 features]). Raises as `fnn.conv`, and for a carry that does not fit.

@@ -1,4 +1,4 @@
-"""Gated recurrent cells, of two gates and of one."""
+"""Gated recurrent cells, with two gates and with one."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def gru(
     [..., C] -> [..., features], with carry h [..., features], zero at first.
 
     - `features`: H, the size of h.
-    - `reset_after`: r is multiplied after the product with h, as above and in cuDNN, so that there
-      is one product of h; False multiplies before it, (r h) recurrent_kernel_n, as in the paper.
-    - the others: as of `fnn.cells.simple_rnn`.
+    - `reset_after`: r multiplies after the product with h, as above and in cuDNN, so that there is
+      one product of h; False multiplies before it, (r h) recurrent_kernel_n, as in the paper.
+    - the others: as in `fnn.cells.simple_rnn`.
 
     Params: `kernel` [C, 3 H], `recurrent_kernel` [H, 3 H], `bias` [3 H], the gates in the order
     r, z, n, and with reset_after `recurrent_bias` [H]; of x's dtype.
@@ -90,7 +90,7 @@ def mgu(
     recurrent_dropout: Any = None,
     learned_carry: bool = False,
 ) -> Layer:
-    """A step of minimal gated units: a GRU with one gate (Zhou et al., 2016).
+    """A step of minimal gated units, a GRU with one gate (Zhou et al., 2016).
 
         f = sigmoid(x kernel_f + h recurrent_kernel_f + bias_f)
         n = tanh(x kernel_n + (f h) recurrent_kernel_n + bias_n)
@@ -99,7 +99,7 @@ def mgu(
     [..., C] -> [..., features], with carry h [..., features], zero at first.
 
     - `features`: H, the size of h.
-    - the others: as of `fnn.cells.simple_rnn`.
+    - the others: as in `fnn.cells.simple_rnn`.
 
     Params: `kernel` [C, 2 H], `recurrent_kernel` [H, 2 H], `bias` [2 H], the gates in the order
     f, n; of x's dtype. Raises as `fnn.cells.simple_rnn`.
@@ -129,7 +129,7 @@ def mgu(
 
 @jax.custom_jvp
 def gru_step(a: jax.Array, q: jax.Array, h: jax.Array) -> jax.Array:
-    """h' of the products a of x and q of h, [..., 3 H] with their biases, and of h [..., H]."""
+    """h' from the products a with x and q with h, [..., 3 H] with their biases, and h [..., H]."""
     (ar, az, an), (qr, qz, qn) = jnp.split(a, 3, axis=-1), jnp.split(q, 3, axis=-1)
     return _between(sigmoid(az + qz), jnp.tanh(an + sigmoid(ar + qr) * qn), h)
 

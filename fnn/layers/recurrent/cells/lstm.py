@@ -20,8 +20,8 @@ from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of, sigmoid
 def open_forget_gate(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """The first bias of an LSTM: 1 for the gate f, the second quarter, and 0 elsewhere.
 
-    What is remembered then fades slowly at first (Gers, Schmidhuber & Cummins, 2000; Jozefowicz,
-    Zaremba & Sutskever, 2015).
+    Memory then fades slowly at first (Gers, Schmidhuber & Cummins, 2000; Jozefowicz, Zaremba &
+    Sutskever, 2015).
 
     >>> print(open_forget_gate(None, (4,)))
     [0. 1. 0. 0.]
@@ -53,15 +53,15 @@ def lstm(
     [..., C] -> [..., features], with carry (c, h), both [..., features], zero at first.
 
     - `features`: H, the size of c and h.
-    - `peepholes`: i and f see c, and o sees c', each by a weight per unit, `peephole` [3, H],
+    - `peepholes`: i and f see c, and o sees c', each through a weight per unit, `peephole` [3, H],
       zero at first (Gers, Schraudolph & Schmidhuber, 2002).
     - `projection`: h' is multiplied by a matrix `projection` [H, P] (Sak, Senior & Beaufays,
-      2014). h and y are [..., P] then.
-    - `layer_norm`: both products are normalized over their last axis, and c' where h' is made of
-      it (Ba, Kiros & Hinton, 2016, equations 20 to 22), with scales `input_scale`,
-      `recurrent_scale` [4 H], `cell_scale` [H] and a shift `cell_bias` [H].
-    - `bias_init`: 1 for f keeps what is remembered at first; `zeros` does not.
-    - the others: as of `fnn.cells.simple_rnn`; a learned first carry is `first_c` and `first_h`.
+      2014); h and y are then [..., P].
+    - `layer_norm`: normalizes both products over their last axis, and c' on its way to h' (Ba,
+      Kiros & Hinton, 2016, equations 20 to 22), with scales `input_scale`, `recurrent_scale` [4 H],
+      `cell_scale` [H] and a shift `cell_bias` [H].
+    - `bias_init`: 1 for f keeps the memory at first; `zeros` does not.
+    - the others: as in `fnn.cells.simple_rnn`; a learned first carry is `first_c` and `first_h`.
 
     Params: `kernel` [C, 4 H], `recurrent_kernel` [H, 4 H], `bias` [4 H], of x's dtype; the gates in
     the order i, f, g, o. Raises as `fnn.cells.simple_rnn`.
@@ -127,7 +127,7 @@ def lstm(
 
 @jax.custom_jvp
 def lstm_step(z: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(c', h') of the gates z [..., 4 H] before their activations, and of c [..., H]."""
+    """(c', h') from the gates z [..., 4 H] before their activations, and c [..., H]."""
     i, f, g, o = jnp.split(z, 4, axis=-1)
     c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
     return c, sigmoid(o) * jnp.tanh(c)

@@ -35,10 +35,9 @@ def simple_rnn(
       & Hinton, 2015).
     - `kernel_init`, `recurrent_init`, `bias_init`: initializers; a recurrent kernel is drawn gate
       by gate, orthogonal so that h neither grows nor fades at first.
-    - `recurrent_dropout`: in training, the probability to drop each value of h where it meets
+    - `recurrent_dropout`: in training, the probability of dropping each value of h where it meets
       `recurrent_kernel`, by one mask for the whole sequence (Gal & Ghahramani, 2016). The mask is
-      drawn with the first carry, and the carry is {"carry": h, "mask": mask} then. None drops
-      nothing.
+      drawn with the first carry, which is then {"carry": h, "mask": mask}. None drops nothing.
     - `learned_carry`: the first carry is a parameter, `first_h` [H].
 
     Params: `kernel` [C, H], `recurrent_kernel` [H, H], `bias` [H], of x's dtype.
