@@ -30,18 +30,18 @@ def conv(
 ) -> Layer:
     """Convolution, y[p, o] = sum over k, c of x[p s + k d, c] kernel[k, c, o] + bias[o].
 
-    [..., H, W, C] -> [..., H', W', features], and likewise for any number of spatial axes, which
-    is the length of `kernel_size`. (As everywhere in the field: the kernel is not flipped.)
+    [..., H, W, C] -> [..., H', W', features], for any number of spatial axes, which is the length
+    of `kernel_size`. (As usual in the field, the kernel is not flipped.)
 
     - `strides`, `dilation`: s and d, the steps in the input between outputs and between the
       kernel's taps; one for all spatial axes, or one each.
     - `padding`: `"SAME"` (H' = ceil(H / s)), `"VALID"` (none), `"CAUSAL"` (SAME's, all before the
       first value, so that no output sees a later input), `"CIRCULAR"` or `"REFLECT"` (SAME's, with
       the image's own values), an int, or one (low, high) pair per spatial axis.
-    - `groups`: channels in and out are split into so many groups that do not see each other.
-    - `weight_grad`: how the derivative by the kernel is computed. `"conv"` is a convolution, in
-      every mode as fast inside a `jax.lax.scan` as outside. `"matmul"` gathers the patches and
-      forms one matrix product, on CPU most often slower.
+    - `groups`: channels in and out are split into this many groups, convolved independently.
+    - `weight_grad`: how the derivative by the kernel is computed. `"conv"` is a convolution, as
+      fast inside a `jax.lax.scan` as outside, in every mode. `"matmul"` gathers the patches and
+      forms one matrix product, which is usually slower on CPU.
 
     Params: `kernel` [*kernel_size, C / groups, features], `bias` [features], of x's dtype.
     Raises OptionError, and ShapeError for an input that is too small or has other channels.
@@ -82,7 +82,7 @@ def conv(
 def kernel_and_bias(
     size: tuple[int, ...], cin: int, features: int, dtype: Any, kernel_init: Any, bias_init: Any
 ) -> dict[str, Param]:
-    """What a convolution declares; no bias where `bias_init` is None."""
+    """The params of a convolution; no bias where `bias_init` is None."""
     axes = (*windows.names(len(size)), "in", "out")
     kernel = Param((*size, cin, features), kernel_init, dtype, "kernel", axes)
     if bias_init is None:

@@ -29,24 +29,24 @@ def conv_transpose(
 ) -> Layer:
     """Transposed convolution: x[p] is spread over y[p s + k d - low] for each tap k of the kernel.
 
-    [..., H, W, C] -> [..., H', W', features], for any number of spatial axes. It undoes the shapes
+    [..., H, W, C] -> [..., H', W', features], for any number of spatial axes. Its shapes are those
     of a convolution from y's image to x's (Dumoulin & Visin, 2016, chapter 4), whose options it
-    takes; with r = (k - 1) d + 1 the reach of a kernel of k taps:
+    takes; with r = (k - 1) d + 1, the reach of a kernel of k taps:
 
     - `strides`, `dilation`: s and d, one for all spatial axes, or one each.
     - `padding`: that convolution's. `"SAME"` gives H' = H s, `"VALID"` (H - 1) s + max(r, s); an
-      int or (low, high) pairs give (H - 1) s + r - low - high, as in PyTorch: what is padded
-      there is cut off here. (`jax.lax.conv_transpose` takes r - 1 - low in its pairs.)
-    - `transpose_kernel`: which way the kernel is stored. False: `kernel` [*kernel_size, C,
-      features] slides as in `conv` over x with s - 1 zeros between its values, y = sum kernel[k]
-      x[...], as in `jax.lax.conv_transpose`. True: `kernel` [*kernel_size, features, C] is the
-      other convolution's, x[p] kernel[k] is added to y[p s + k d - low], as in PyTorch and Keras.
-    - `kernel_init`: seen by an initializer are the stored axes. None is variance 1 / (C times the
-      taps) in both ways: `lecun_normal()`, or with `transpose_kernel` the same over axis -1,
+      int or (low, high) pairs give (H - 1) s + r - low - high, as in PyTorch: the convolution's
+      padding is cut off here. (`jax.lax.conv_transpose` takes r - 1 - low in its pairs.)
+    - `transpose_kernel`: the layout of the kernel. False: `kernel` [*kernel_size, C, features]
+      slides as in `conv` over x with s - 1 zeros between its values, y = sum kernel[k] x[...], as
+      in `jax.lax.conv_transpose`. True: `kernel` [*kernel_size, features, C] is the other
+      convolution's, x[p] kernel[k] is added to y[p s + k d - low], as in PyTorch and Keras.
+    - `kernel_init`: sees the stored axes. None has variance 1 / (C times the taps) in both layouts:
+      `lecun_normal()`, or with `transpose_kernel` the same over axis -1,
       `variance_scaling(in_axis=-1, out_axis=-2)`.
 
     Params: `kernel`, and `bias` [features], of x's dtype.
-    Raises OptionError, and ShapeError for an input of other channels or an output without values.
+    Raises OptionError, and ShapeError for an input of other channels or an empty output.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.conv_transpose(8, (3, 3), strides=2)
@@ -87,10 +87,10 @@ def conv_transpose(
 
 
 def _pads(window: windows.Window) -> tuple[tuple[int, int], ...]:
-    """Zeros around the spread input, per axis: r - 1 all around gives the uncut output.
+    """Zeros around the spread input, per axis: r - 1 on both sides gives the uncut output.
 
-    For the named paddings the output may reach beyond that: its length is asked for, H s say, and
-    where no value of x comes to lie it is zero.
+    For the named paddings the output may reach beyond that, where it is zero: its length is fixed,
+    such as H s.
     """
     pads = []
     for axis, (span, stride) in enumerate(zip(window.spans, window.strides, strict=True)):
@@ -107,7 +107,7 @@ def _pads(window: windows.Window) -> tuple[tuple[int, int], ...]:
 
 
 def _check_sizes(shape: tuple, window: windows.Window, pads: tuple) -> None:
-    """Every spatial axis holds a value, before and after."""
+    """Refuse an input or an output with an empty spatial axis."""
     n = len(pads)
     axes = zip(shape[-n - 1 : -1], window.strides, window.spans, pads, strict=True)
     for size, stride, span, (low, high) in axes:
@@ -121,7 +121,7 @@ def _check_sizes(shape: tuple, window: windows.Window, pads: tuple) -> None:
 
 
 def _swapped(kernel):
-    """The declaration of the kernel as the other convolution stores it."""
+    """The declaration of the kernel in the other convolution's layout."""
     shape, axes = kernel.shape, kernel.axes
     shape = (*shape[:-2], shape[-1], shape[-2])
     axes = axes and (*axes[:-2], axes[-1], axes[-2])

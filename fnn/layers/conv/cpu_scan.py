@@ -76,7 +76,7 @@ def _derive(third: Callable, first: Callable, second: Callable) -> None:
 
         return with_transpose(run, lambda dc: second(dc, a, form), db)
 
-    # what is linear is traced once for all convolutions of one form
+    # under jit, the linear maps are traced once for all convolutions of one form
     differentiate(third, jax.jit(in_a, static_argnums=2), jax.jit(in_b, static_argnums=2))
 
 

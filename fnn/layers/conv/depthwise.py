@@ -1,4 +1,4 @@
-"""Convolutions of each channel by itself, and followed by a mix of the channels."""
+"""Convolutions of each channel alone, and followed by a mix of the channels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def depthwise_conv(
     y[p, c m + j] = sum over k of x[p s + k d, c] kernel[k, 0, c m + j] + bias[c m + j].
     [..., H, W, C] -> [..., H', W', C m], for any number of spatial axes.
 
-    - `multiplier`: m, the outputs per channel; those of one channel lie side by side.
+    - `multiplier`: m, the outputs per channel; those of one channel are neighbours.
     - `strides`, `padding`, `dilation`: as in `conv`.
 
-    XLA has no fast convolution in groups on CPU, so there the products with the kernel's values are
-    summed one after the other, if these are 128 or fewer; in float32 or wider.
+    On CPU, where XLA has no fast convolution in groups, a kernel of 128 taps or fewer is applied
+    tap by tap, summed in float32 or wider.
 
     Params: `kernel` [*kernel_size, 1, C m], `bias` [C m], of x's dtype. Raises as `conv`.
 
@@ -74,9 +74,9 @@ def separable_conv(
 ) -> Layer:
     """A depthwise convolution, then a pointwise one: space is mixed first, channels second.
 
-    [..., H, W, C] -> [..., H', W', features], for any number of spatial axes. With K taps that is
-    C m (K + features) multiplications at each place, where `conv` makes C K features (Chollet,
-    2017). Nothing lies between the two, so the first has no bias.
+    [..., H, W, C] -> [..., H', W', features], for any number of spatial axes. With K taps it takes
+    C m (K + features) multiplications per pixel, and `conv` C K features (Chollet, 2017). As
+    nothing lies between the two, the first has no bias.
 
     - `multiplier`, `strides`, `padding`, `dilation`: of the depthwise convolution.
     - `use_bias`, `bias_init`: of the pointwise one; `kernel_init`: of both.
@@ -90,7 +90,7 @@ def separable_conv(
     >>> jax.tree.map(jnp.shape, params["depthwise"]), params["pointwise"]["kernel"].shape
     ({'kernel': (3, 3, 1, 4)}, (1, 1, 4, 16))
     """
-    features = checks.count("features", features)  # here, so that mistakes are said of this layer
+    features = checks.count("features", features)  # here, so that errors name this layer
     multiplier = checks.count("multiplier", multiplier)
     size = windows.window("kernel_size", kernel_size, strides, padding, dilation).size
     checks.initializer("kernel_init", kernel_init)

@@ -1,4 +1,4 @@
-"""Pools whose windows follow from the size of the image."""
+"""Pools whose windows depend on the size of the image."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def global_max_pool(spatial_axes: int) -> Layer:
 
 @errors.builder
 def adaptive_avg_pool(output_size: tuple[int, ...]) -> Layer:
-    """Means over as many bins as asked for: [..., H, W, C] -> [..., *output_size, C].
+    """Means over a given number of bins: [..., H, W, C] -> [..., *output_size, C].
 
-    Of an axis of n pixels cut into m bins, bin i holds the pixels from floor(i n / m) to
-    ceil((i + 1) n / m), the last one not included, as in PyTorch. So bins overlap by a pixel where
-    m does not divide n, and repeat pixels where m > n.
+    Along an axis of n pixels, bin i of m holds the pixels from floor(i n / m) to
+    ceil((i + 1) n / m), exclusive, as in PyTorch. So bins overlap by a pixel where m does not
+    divide n, and repeat pixels where m > n.
 
-    - `output_size`: m along each spatial axis; its length says how many there are.
+    - `output_size`: m along each spatial axis; its length is the number of spatial axes.
 
     The sums are formed in float32 or wider. Raises ShapeError for an image without pixels.
 
@@ -104,7 +104,7 @@ def _check_image(x: Any, n: int) -> None:
 
 
 def _bin_means(x: jax.Array, axis: int, bins: int) -> jax.Array:
-    """Slices, since with a matrix of weights one infinity would make NaN of every bin."""
+    """By slices: with a matrix of weights, one infinity would turn every bin to NaN."""
     size = x.shape[axis]
     ends = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
     means = [jnp.mean(jax.lax.slice_in_dim(x, *e, axis=axis), axis, keepdims=True) for e in ends]

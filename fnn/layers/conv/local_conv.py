@@ -1,4 +1,4 @@
-"""Convolutions whose kernel is not shared between places."""
+"""Convolutions whose kernel is not shared between positions."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def local_conv(
     kernel_init=lecun_normal(),
     bias_init=zeros,
 ) -> Layer:
-    """Convolution with a kernel of its own at each output: the k of `conv`, unshared over p.
+    """Convolution with a kernel of its own at each output: `conv`, unshared over p.
 
     y[p, o] = sum over k, c of x[p s + k d, c] kernel[p, k, c, o] + bias[p, o].
     [..., H, W, C] -> [..., H', W', features], for any number of spatial axes (LeCun, 1989).
 
     - `strides`, `padding`, `dilation`: as in `conv`.
-    - `kernel_init`: draws each place's kernel by itself, so that its fans are those of `conv`.
+    - `kernel_init`: draws the kernel of each position, so its fans are those of `conv`.
 
     Params: `kernel` [H', W', *kernel_size, C, features], `bias` [H', W', features], of x's dtype;
-    so H and W are fixed by `init`. Raises as `conv`, and ParamsError for another H or W.
+    so `init` fixes H and W. Raises as `conv`, and ParamsError for another H or W.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = fnn.local_conv(3, (3, 3), strides=2)

@@ -27,12 +27,12 @@ def lp_pool(
     """The p-norm of each window, y = (sum |x|^p)^(1/p): [..., H, W, C] -> [..., H', W', C].
 
     - `window`, `strides`, `padding`: as in `max_pool`, the padding with zeros.
-    - `p`: the exponent, at least 1; a traced number is taken as it is. p = 1 sums, p = 2 is the
-      root of the energy, and a large p comes near the maximum (Gulcehre et al., 2014).
+    - `p`: the exponent, at least 1; a traced number is not checked. p = 1 sums, p = 2 is the
+      root of the energy, and a large p approaches the maximum (Gulcehre et al., 2014).
 
-    Values are divided by the window's largest before they are raised, so that no power overflows;
-    all of it in float32 or wider. The gradient of a window of zeros, where the norm has a kink, is
-    zero. Raises OptionError, and otherwise as `max_pool`.
+    Values are divided by the window's largest first, so that no power overflows, in float32 or
+    wider. The gradient of a window of zeros, where the norm has a kink, is zero. Raises
+    OptionError, and otherwise as `max_pool`.
 
     >>> import jax.numpy as jnp, fnn
     >>> x = jnp.array([3.0, -4.0, 0.0, 0.0])[:, None]
@@ -78,10 +78,10 @@ def _norm(x: jax.Array, p: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _power(x: jax.Array, p: jax.Array) -> jax.Array:
-    """|x|^p; at zero 1 for p = 0, and 0 for p < 0, where it is asked for as a derivative.
+    """|x|^p; at zero it is 1 for p = 0, and 0 for p < 0, which occurs in derivatives.
 
     Its derivatives are powers again, so they are exact to any order at the zeros that a rectifier
-    leaves, where the product of `abs` and `**` has a wrong second one.
+    leaves, where `abs(x) ** p` has a wrong second derivative.
     """
     zero = x == 0
     return jnp.where(zero, (p == 0).astype(x.dtype), jnp.where(zero, 1, jnp.abs(x)) ** p)

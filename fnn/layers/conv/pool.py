@@ -30,11 +30,8 @@ def max_pool(
     - `strides`: the step between windows; None is the window's size, so that they do not overlap.
     - `padding`: `"VALID"`, `"SAME"`, an int or (low, high) pairs, with minus infinity.
 
-    The gradient goes to the first of equal maxima, in row-major order. Where windows do not
-    overlap it is a sum of masked slices, which on CPU is several times faster than the
-    select-and-scatter that XLA makes of `reduce_window`; forward mode works in both.
-    Raises OptionError, also for a padding in which a window could lie wholly, and ShapeError for
-    an input that is too small.
+    The gradient goes to the first of equal maxima, in row-major order. Raises OptionError, also for
+    a padding that could fill a whole window, and ShapeError for an input that is too small.
 
     >>> import jax.numpy as jnp, fnn
     >>> x = jnp.arange(16.0).reshape(4, 4, 1)
@@ -131,7 +128,7 @@ def _pool(name: str, pool: Any, win: windows.Window) -> Layer:
 
 
 def pool_window(window: Any, strides: Any, padding: Any) -> windows.Window:
-    """The options of a pool, in which every window sees a value of x."""
+    """The options of a pool, where every window must hold a value of x."""
     strides = window if strides is None else strides
     win = windows.window("window", window, strides, padding, 1, ("SAME", "VALID"))
     if not isinstance(win.padding, str):

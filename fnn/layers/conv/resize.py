@@ -21,13 +21,12 @@ def upsample(
     Pixels are areas: output j is centred at (j + 1/2) / s - 1/2 in units of input pixels, as with
     half-pixel centres in TensorFlow and `align_corners=False` in PyTorch.
 
-    - `scale`: s along each spatial axis, whose number its length says; or one int for all of
-      `spatial_axes` axes.
+    - `scale`: s along each spatial axis, as a tuple; or one int for all `spatial_axes` of them.
     - `method`: `"nearest"` repeats each value, `"linear"` weighs the two nearest by distance,
       `"cubic"` the four nearest by Keys' kernel (1981, a = -1/2), one axis after the other. Beyond
       the border the outermost value is repeated.
-    - `spatial_axes`: how many axes are spatial, 2 for images; asked for beside one int, because the
-      number of leading axes is open.
+    - `spatial_axes`: how many axes are spatial, 2 for images; needed beside one int, as the number
+      of leading axes is open.
 
     Sums are formed in float32 or wider. Raises OptionError, and ShapeError for an empty axis.
 
@@ -81,10 +80,10 @@ _METHODS: dict[str, tuple[int, Callable[[float], float]]] = {  # reach in pixels
 
 
 def _stretch(x: jax.Array, axis: int, scale: int, reach: int, weight: Callable) -> jax.Array:
-    """One axis. The weights repeat with each input pixel, so there are `scale` sets of them.
+    """Along one axis. The weights repeat with each input pixel, so there are `scale` sets of them.
 
-    Only values within reach are summed: a product with a matrix of weights would make NaN of every
-    output in a row with one infinity.
+    Only values within reach are summed: in a product with a matrix of weights, one infinity would
+    turn every output in its row to NaN.
     """
     phases = []
     for phase in range(scale):
@@ -116,9 +115,9 @@ def _neighbours(x: jax.Array, axis: int, k: int) -> jax.Array:
 def pixel_shuffle(r: int) -> Layer:
     """Turn channels into pixels: [..., H, W, C r^2] -> [..., H r, W r, C].
 
-    y[h r + i, w r + j, c] = x[h, w, (c r + i) r + j]. The channels that become one patch lie side
-    by side, as in PyTorch; in the paper (Shi et al., 2016, equation 4) and in TensorFlow's
-    `depth_to_space` they lie C apart.
+    y[h r + i, w r + j, c] = x[h, w, (c r + i) r + j]. The channels of one patch are neighbours, as
+    in PyTorch; in the paper (Shi et al., 2016, equation 4) and in TensorFlow's `depth_to_space`
+    they are C apart.
 
     - `r`: the factor by which both spatial axes grow.
 

@@ -1,4 +1,4 @@
-"""What convolutions and pools share: windows that slide over the spatial axes of [..., H, W, C]."""
+"""Windows that slide over the spatial axes of [..., H, W, C], for convolutions and pools."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Window(NamedTuple):
 
     @property
     def spans(self) -> tuple[int, ...]:
-        """How far the window reaches along each axis."""
+        """The length that the window covers along each axis."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True))
 
     def pads(self, spatial: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -52,7 +52,7 @@ class Window(NamedTuple):
         return tuple(pads)
 
     def outputs(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """How many places the window takes along each spatial axis of these sizes."""
+        """How many positions the window takes along each spatial axis of these sizes."""
         axes = zip(spatial, self.pads(spatial), self.spans, self.strides, strict=True)
         return tuple((n + low + high - span) // s + 1 for n, (low, high), span, s in axes)
 
@@ -60,7 +60,7 @@ class Window(NamedTuple):
 def window(
     name: str, size: Any, strides: Any, padding: Any, dilation: Any = 1, modes=MODES
 ) -> Window:
-    """The options of a layer as a Window, or an OptionError that names the wrong one."""
+    """The options of a layer as a Window, or an OptionError that names a wrong one."""
     size = checks.counts(name, size)
     strides = checks.counts("strides", strides, len(size))
     dilation = checks.counts("dilation", dilation, len(size))
@@ -81,12 +81,12 @@ def window(
 
 
 def check_input(x: Any, window: Window) -> None:
-    """An input of enough axes, on which the window fits."""
+    """Refuse an input with too few axes, or too small for the window."""
     n = len(window.size)
     checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
     spatial = x.shape[-n - 1 : -1]
     for size, span, (low, high) in zip(spatial, window.spans, window.pads(spatial), strict=True):
-        known = isinstance(size, int)  # a symbolic size fits or not when it is known
+        known = isinstance(size, int)  # a symbolic size cannot be checked yet
         if known and size + low + high < span:
             raise errors.ShapeError(
                 f"spatial axes of at least {span - low - high} (the window reaches over {span})",
@@ -113,7 +113,7 @@ def over_images(fn: Callable[[jax.Array], jax.Array], x: jax.Array, n: int) -> j
 
 
 def pad(x: jax.Array, window: Window) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
-    """Pad [B, H, W, C] where padding takes the image's own values; return what zeros remain."""
+    """Pad [B, H, W, C] for "CIRCULAR" and "REFLECT"; return the pads that are left for zeros."""
     pads = window.pads(x.shape[1:-1])
     mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}.get(str(window.padding))
     if mode is None:
