@@ -191,12 +191,14 @@ def without_hidden(x: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]
     return in_rows(~hidden, x, 0), hidden & jnp.any(seen, axis=(-3, -1))
 
 
-def in_rows(rows: jax.Array, x: jax.Array, other: Any) -> jax.Array:
+def in_rows(rows: jax.Array, x: jax.Array, other: float) -> jax.Array:
     """x [..., T, C] in the rows [..., T] that are True, else a number."""
     return jnp.where(rows[..., None], x, jnp.asarray(other, x.dtype))
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, implementation: Any) -> jax.Array:
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None, implementation: str | None
+) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where all s are masked."""
     *lead, t, n, d = q.shape
     if 0 in q.shape or 0 in k.shape:
@@ -253,7 +255,7 @@ def _attend_by_hand(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any, bad: An
     return jnp.swapaxes(y.reshape(batch, n, t, d), 1, 2)
 
 
-def _rotate(x: jax.Array, base: float, start: Any) -> jax.Array:
+def _rotate(x: jax.Array, base: float, start: int | jax.Array) -> jax.Array:
     """Rotate the pairs (i, i + D/2) of [..., T, N, D] by position, counted from `start`."""
     half, dtype = x.shape[-1] // 2, wide(x.dtype)
     positions = (jnp.arange(x.shape[-3], dtype=jnp.int32) + start).astype(dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -11,12 +9,13 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer
 from fnn.core.lengths import divide
+from fnn.core.types import Scalar
 from fnn.layers.frozen import hold
 from fnn.layers.reparam import along_axis, other_axes, over_named
 
 
 @errors.builder
-def prune(layer: Layer, fraction, names: tuple[str, ...] = ("kernel",)) -> Layer:
+def prune(layer: Layer, fraction: Scalar, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Hold the smallest weights at zero: w = mask * w (magnitude pruning; Han et al., 2015).
 
     Each weight becomes `{"value"}`; the mask is computed once, from the first params, and frozen:
@@ -86,5 +85,5 @@ def _straight_through(w: jax.Array, near: jax.Array) -> jax.Array:
 
 
 @_straight_through.defjvp
-def _straight_through_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _straight_through_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return primals[1], tangents[0]

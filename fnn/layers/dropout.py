@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.types import Scalar
 
 
 @errors.builder
-def dropout(rate) -> Layer:
+def dropout(rate: Scalar) -> Layer:
     """In training, drop each value with probability `rate`: y = m x / (1 - rate).
 
     The mask m is 1 with probability 1 - rate, else 0, so the mean of y is x; in evaluation y = x
@@ -31,7 +32,7 @@ def dropout(rate) -> Layer:
 
 
 @errors.builder
-def spatial_dropout(rate, spatial_axes: int) -> Layer:
+def spatial_dropout(rate: Scalar, spatial_axes: int) -> Layer:
     """In training, drop whole channels with probability `rate`: y = m x / (1 - rate).
 
     The mask m, 1 with probability 1 - rate, is one draw per channel of each example, the same at
@@ -63,7 +64,7 @@ def spatial_dropout(rate, spatial_axes: int) -> Layer:
 
 
 @errors.builder
-def drop_path(rate, feature_axes: int) -> Layer:
+def drop_path(rate: Scalar, feature_axes: int) -> Layer:
     """Stochastic depth: in training, drop whole examples with probability `rate`.
 
         y = m x / (1 - rate)
@@ -95,7 +96,7 @@ def drop_path(rate, feature_axes: int) -> Layer:
 
 
 @errors.builder
-def alpha_dropout(rate) -> Layer:
+def alpha_dropout(rate: Scalar) -> Layer:
     """Dropout for `jax.nn.selu`: drops to its lower limit and keeps mean 0 and variance 1.
 
         y = a (m x + (1 - m) l) + b,   a = (q + l^2 q (1 - q))^(-1/2),   b = -a (1 - q) l
@@ -127,7 +128,7 @@ def alpha_dropout(rate) -> Layer:
 
 
 @errors.builder
-def gaussian_noise(stddev) -> Layer:
+def gaussian_noise(stddev: Scalar) -> Layer:
     """In training, add noise: y = x + stddev z, with z ~ N(0, 1) drawn for each value.
 
     In evaluation y = x. Small noise acts as a penalty on the network's slope (Bishop, 1995).
@@ -173,12 +174,12 @@ def _noise(name: str, least: int, layout: str, draw) -> Layer:
     return leaf(name, specs, apply)
 
 
-def _drop(key, x: jax.Array, rate, shape: tuple[int, ...]) -> jax.Array:
+def _drop(key, x: jax.Array, rate: Scalar, shape: tuple[int, ...]) -> jax.Array:
     """x / (1 - rate) under a mask of a shape that broadcasts to x's."""
     return drop_where(_mask(key, _keep(rate, x), shape), x, rate)
 
 
-def drop_where(mask: jax.Array, x: jax.Array, rate) -> jax.Array:
+def drop_where(mask: jax.Array, x: jax.Array, rate: Scalar) -> jax.Array:
     """x / (1 - rate) where the mask is True, 0 elsewhere."""
     keep = _keep(rate, x)
     scale = jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0)
@@ -186,7 +187,7 @@ def drop_where(mask: jax.Array, x: jax.Array, rate) -> jax.Array:
     return jnp.where(mask, scaled, jnp.zeros_like(x))
 
 
-def _keep(rate, x: jax.Array) -> jax.Array:
+def _keep(rate: Scalar, x: jax.Array) -> jax.Array:
     return 1 - jnp.asarray(rate).astype(wide(x.dtype))
 
 

@@ -11,6 +11,7 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.types import Dtype
 from fnn.initializers import variance_scaling, zeros
 
 
@@ -20,7 +21,7 @@ def embedding(
     features: int,
     *,
     embedding_init=variance_scaling(1.0, "fan_out", "normal"),
-    dtype=jnp.float32,
+    dtype: Dtype = jnp.float32,
 ) -> Layer:
     """One learned vector per integer, y = embedding[x]: [...] integers -> [..., features].
 
@@ -91,7 +92,7 @@ def _check_range(x: jax.Array, n: int) -> None:
 
 @errors.builder
 def parameter(
-    shape: tuple[int, ...], init=zeros, *, dtype=jnp.float32, kind: str = "value"
+    shape: tuple[int, ...], init=zeros, *, dtype: Dtype = jnp.float32, kind: str = "value"
 ) -> Layer:
     """A layer without inputs whose output is a learned array: `f.pos()` -> [*shape].
 

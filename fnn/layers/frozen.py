@@ -13,6 +13,7 @@ from fnn.core import errors, trees
 from fnn.core.declarations import Derived, declared
 from fnn.core.layer import Layer, as_layer, outline, same_arrays
 from fnn.core.reserved import FROZEN, is_empty, is_under
+from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 
 
@@ -116,7 +117,7 @@ def hold(
     return wrap(layer, apply, declare=declare, carry=layer.carry and carry)
 
 
-def _last(state: Any) -> str | None:
+def _last(state: Tree) -> str | None:
     """The name of the params that were frozen last."""
     return max((name for name in state if is_under(FROZEN, name)), key=len, default=None)
 
@@ -128,7 +129,7 @@ class Part:
     fn: Callable
     paths: frozenset[str]
 
-    def __call__(self, *values: Any) -> Any:
+    def __call__(self, *values: Any) -> Tree:
         def keep(tree, path=""):
             if not isinstance(tree, Mapping):
                 return tree if path in self.paths else None
@@ -138,7 +139,7 @@ class Part:
         return keep(self.fn(*values))
 
 
-def _split(specs: Any, chosen: Callable[[str, str], bool], path: str = "") -> tuple[Any, Any]:
+def _split(specs: Tree, chosen: Callable[[str, str], bool], path: str = "") -> tuple[Tree, Tree]:
     """(The declarations not chosen, those chosen), without empty dicts."""
     if isinstance(specs, Mapping):
         parts = {
@@ -161,7 +162,7 @@ def _split(specs: Any, chosen: Callable[[str, str], bool], path: str = "") -> tu
     return halves[0], halves[1]
 
 
-def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+def _check_found(specs: Tree, patterns: tuple[str, ...], kinds: tuple[str, ...]) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(specs)[0]
     paths = {errors.path_of(keys): param.kind for keys, param in leaves}
     for pattern in patterns:
@@ -177,7 +178,7 @@ def _check_found(specs: Any, patterns: tuple[str, ...], kinds: tuple[str, ...]) 
             raise errors.OptionError(f"kinds of params, among {known}", kind, "see fnn.Param")
 
 
-def joined(params: Any, held: Any) -> Any:
+def joined(params: Tree, held: Tree) -> Tree:
     """All params of a layer, or their declarations: those that learn and those that are held."""
     if is_empty(held):
         return params
@@ -211,9 +212,9 @@ def _unparted(fn: Any) -> Any:
     return replace(fn, fn=_unparted(fn.fn)) if hasattr(fn, "fn") else fn
 
 
-def held_in(state: Any) -> Any:
+def held_in(state: Tree) -> Tree:
     """All frozen params of a state, or their declarations, at their paths as params."""
-    found: Any = {}
+    found: Tree = {}
     for name, below in state.items() if isinstance(state, Mapping) else ():
         part = below if is_under(FROZEN, name) else held_in(below)
         if not is_empty(part):

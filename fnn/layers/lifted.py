@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived
 from fnn.core.layer import Layer, as_layer, outline, same_arrays
 from fnn.core.shapes import as_array, from_numpy
+from fnn.core.types import Key, Tree
 from fnn.core.values import check_values
 from fnn.core.wrapping import same, same_carry, wrap
 
@@ -81,7 +81,9 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
 
 
 @errors.builder
-def ensemble(layer: Layer | Callable, n: int, *, in_axes: Any = None) -> Layer:
+def ensemble(
+    layer: Layer | Callable, n: int, *, in_axes: int | tuple[int | None, ...] | None = None
+) -> Layer:
     """The layer n times side by side, by `vmap`: y[i] = layer(params[i], x).
 
     Params, state and y are the layer's with a leading axis [n]: every member has its own first
@@ -202,11 +204,11 @@ class _Each:
 
     fn: Callable
 
-    def __call__(self, *values: Any) -> Any:
+    def __call__(self, *values: Tree) -> Tree:
         return jax.vmap(self.fn)(*values)
 
 
-def _stacked(specs: Any, n: int) -> Any:
+def _stacked(specs: Tree, n: int) -> Tree:
     """The declarations of n independent members."""
 
     def stack(node):
@@ -223,7 +225,7 @@ def _stacked(specs: Any, n: int) -> Any:
     return jax.tree.map(stack, specs)
 
 
-def check_trees(params: Any, state: Any, key: Any, n: int | None = None) -> None:
+def check_trees(params: Tree, state: Tree, key: Key | None, n: int | None = None) -> None:
     """Refuse what the transform of JAX would: leaves that are no arrays, or stacks not of n."""
     if key is not None:
         checks.key(key)
@@ -253,5 +255,5 @@ def noting(layer: Layer) -> tuple[Callable, list[bool]]:
     return run, came_back
 
 
-def fold(key: Any, i: Any) -> Any:
+def fold(key: Key | None, i: int | jax.Array) -> Key | None:
     return None if key is None else jax.random.fold_in(key, i)

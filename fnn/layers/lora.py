@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, as_layer
+from fnn.core.types import Scalar
 from fnn.initializers import normal
 from fnn.layers.frozen import hold
 from fnn.layers.reparam import (
@@ -23,7 +24,9 @@ from fnn.layers.reparam import (
 
 
 @errors.builder
-def lora(layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha=None) -> Layer:
+def lora(
+    layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha: Scalar | None = None
+) -> Layer:
     """Low-rank adaptation: w = w0 + (alpha / rank) a b, with w0 frozen (Hu et al., 2022).
 
     Params become `{"a", "b"}`: `a` [everything else, rank] and `b` [rank, features], at the paths

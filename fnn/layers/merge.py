@@ -12,11 +12,12 @@ from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, arrays_of
 from fnn.core.layer import Layer
 from fnn.core.reserved import FROZEN, is_under, without
+from fnn.core.types import Key, Tree
 from fnn.layers.frozen import held_in, joined
 
 
 @errors.named
-def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple[Any, Any]:
+def merge(net: Layer, params: Tree, state: Tree, *xs: Any, **inputs: Any) -> tuple[Tree, Tree]:
     """Plain (params, state) of a network whose layers are reparametrized or frozen.
 
     `lora`'s change is added to its base, `weight_norm` multiplied out, `spectral_norm` divided by,
@@ -46,8 +47,8 @@ def merge(net: Layer, params: Any, state: Any, *xs: Any, **inputs: Any) -> tuple
 
 @errors.named
 def unmerge(
-    net: Layer, params: Any, state: Any, *xs: Any, key: Any = None, **inputs: Any
-) -> tuple[Any, Any]:
+    net: Layer, params: Tree, state: Tree, *xs: Any, key: Key | None = None, **inputs: Any
+) -> tuple[Tree, Tree]:
     """(params, state) of a reparametrized or frozen network, from those of the plain one.
 
     The inverse of `merge`, and the way to start from trained params: they become the base of
@@ -79,12 +80,12 @@ def unmerge(
     return learnt, _with_held(arrays_of(specs[1]), state, whole)
 
 
-def _whole(specs: tuple[Any, Any]) -> Any:
+def _whole(specs: tuple[Tree, Tree]) -> Tree:
     """The declarations of all params, frozen ones too."""
     return joined(specs[0], held_in(specs[1]))
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Tree) -> Tree:
     """The declarations of the plain params."""
     if isinstance(node, Mapping):
         return {name: _plain(below) for name, below in node.items()}
@@ -93,7 +94,7 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _back(node: Any, value: Any) -> Any:
+def _back(node: Tree, value: Tree) -> Tree:
     if isinstance(node, Mapping):
         return {name: _back(below, value[name]) for name, below in node.items()}
     if isinstance(node, Derived) and node.inverse is not None:
@@ -101,7 +102,7 @@ def _back(node: Any, value: Any) -> Any:
     return value
 
 
-def _forth(node: Any, value: Any, key: Any, path: str = "") -> Any:
+def _forth(node: Tree, value: Tree, key: Any, path: str = "") -> Tree:
     if isinstance(node, Mapping):
         return {
             name: _forth(below, value[name], key, f"{path}/{name}") for name, below in node.items()
@@ -116,14 +117,14 @@ def _forth(node: Any, value: Any, key: Any, path: str = "") -> Any:
     return fn(values, jax.random.split(own, node.stack) if node.stack else own)
 
 
-def _only(like: Any, tree: Any) -> Any:
+def _only(like: Tree, tree: Tree) -> Tree:
     """The part of a tree at the paths of another."""
     if isinstance(like, Mapping):
         return {name: _only(below, tree[name]) for name, below in like.items()}
     return tree
 
 
-def _with_held(like: Any, state: Any, whole: Any) -> Any:
+def _with_held(like: Tree, state: Tree, whole: Tree) -> Tree:
     """A state with the frozen ones of the params `whole` in their places."""
     if not isinstance(like, Mapping):
         return state

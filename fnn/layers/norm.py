@@ -13,12 +13,18 @@ from fnn.core.declarations import Param
 from fnn.core.dtypes import wide, widened
 from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import of_rank
+from fnn.core.types import Scalar
 from fnn.initializers import ones, zeros
 
 
 @errors.builder
 def batch_norm(
-    *, momentum=0.9, eps=1e-5, axis_name=None, use_scale: bool = True, use_bias: bool = True
+    *,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-5,
+    axis_name=None,
+    use_scale: bool = True,
+    use_bias: bool = True,
 ) -> Layer:
     """Normalize each channel over the batch, y = scale (x - mean) / sqrt(var + eps) + bias.
 
@@ -83,7 +89,7 @@ def batch_norm(
 
 
 @errors.builder
-def layer_norm(*, eps=1e-5, use_scale: bool = True, use_bias: bool = True) -> Layer:
+def layer_norm(*, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = True) -> Layer:
     """Normalize the last axis, y = scale (x - mean) / sqrt(var + eps) + bias: [..., C] -> [..., C].
 
     Mean and (biased) variance are those of the C values at each position (Ba, Kiros & Hinton,
@@ -113,7 +119,7 @@ def layer_norm(*, eps=1e-5, use_scale: bool = True, use_bias: bool = True) -> La
 
 
 @errors.builder
-def rms_norm(*, eps=1e-6, use_scale: bool = True) -> Layer:
+def rms_norm(*, eps: Scalar = 1e-6, use_scale: bool = True) -> Layer:
     """Divide by the root mean square, y = scale x / sqrt(mean(x^2) + eps): [..., C] -> [..., C].
 
     A layer norm without its centring, over the last axis (Zhang & Sennrich, 2019).
@@ -140,7 +146,12 @@ def rms_norm(*, eps=1e-6, use_scale: bool = True) -> Layer:
 
 @errors.builder
 def group_norm(
-    groups: int, spatial_axes: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
+    groups: int,
+    spatial_axes: int,
+    *,
+    eps: Scalar = 1e-5,
+    use_scale: bool = True,
+    use_bias: bool = True,
 ) -> Layer:
     """Normalize groups of channels over space, y = scale (x - mean) / sqrt(var + eps) + bias.
 
@@ -188,7 +199,7 @@ def group_norm(
 
 @errors.builder
 def instance_norm(
-    spatial_axes: int, *, eps=1e-5, use_scale: bool = True, use_bias: bool = True
+    spatial_axes: int, *, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = True
 ) -> Layer:
     """Normalize each channel of each example over space: [..., H, W, C] -> [..., H, W, C].
 
@@ -225,7 +236,7 @@ def instance_norm(
 # --- what they share
 
 
-def standardize(x: jax.Array, eps=1e-5) -> jax.Array:
+def standardize(x: jax.Array, eps: Scalar = 1e-5) -> jax.Array:
     """(x - mean) / sqrt(var + eps) over the last axis, with statistics in float32 or wider."""
     values = widened(x)
     centred, _, var = _moments(
@@ -238,7 +249,7 @@ def _norm(
     name: str,
     spatial_axes: int,
     moments: Callable[[jax.Array], tuple[Any, Any, Any]],
-    eps: Any,
+    eps: Scalar,
     use_scale: bool,
     use_bias: bool,
     groups: int = 1,
@@ -284,7 +295,7 @@ def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
     return y + of_rank(params["bias"].astype(y.dtype), y.ndim) if "bias" in params else y
 
 
-def _inverse_root(var: jax.Array, eps) -> jax.Array:
+def _inverse_root(var: jax.Array, eps: Scalar) -> jax.Array:
     total = var + jnp.asarray(eps, var.dtype)
     none = total == 0  # equal values with an eps of 0, which stay at the mean
     return jnp.where(none, 0, jax.lax.rsqrt(jnp.where(none, 1, total)))

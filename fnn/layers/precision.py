@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +14,17 @@ from fnn.core.dtypes import is_floating
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.core.reserved import FROZEN, map_under
 from fnn.core.shapes import as_array, as_dtype
+from fnn.core.types import Dtype, Tree
 from fnn.core.wrapping import same_carry, wrap
 
 
 @errors.builder
 def cast(
     layer: Layer | Callable,
-    compute_dtype: Any,
+    compute_dtype: Dtype,
     *,
-    output_dtype: Any = None,
-    param_dtype=jnp.float32,
+    output_dtype: Dtype = None,
+    param_dtype: Dtype = jnp.float32,
 ) -> Layer:
     """Mixed precision: params kept in one dtype, the layer computed in another.
 
@@ -71,14 +71,14 @@ def cast(
     return wrap(layer, apply, declare=declare, carry=layer.carry and same_carry)
 
 
-def _as_before(state: Any, held: Any, after: Any) -> Any:
+def _as_before(state: Tree, held: Tree, after: Tree) -> Tree:
     """The state `after` a call, with the frozen params as they were before they were cast."""
     if same_arrays(held, after):
         return state
     return map_under(FROZEN, lambda new, old: old, after, state)
 
 
-def _lowered(layer: Layer, dtype: Any) -> Layer:
+def _lowered(layer: Layer, dtype: Dtype) -> Layer:
     """A layer without floating inputs (an embedding), in the dtype its params are cast to."""
 
     def declare(*xs):
@@ -90,7 +90,7 @@ def _lowered(layer: Layer, dtype: Any) -> Layer:
     return layer if layer.children else replace(layer, specs=traced(declare, inputs_of(layer)))
 
 
-def _declared_in(specs: Any, dtype: Any) -> Any:
+def _declared_in(specs: Tree, dtype: Dtype) -> Tree:
     """The declarations with every floating dtype replaced."""
 
     def declared(node):

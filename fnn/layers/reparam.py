@@ -18,6 +18,7 @@ from fnn.core.declarations import Derived, arrays_of, declared, output_axis
 from fnn.core.inputs import arity, signature
 from fnn.core.layer import Layer, as_layer, outline
 from fnn.core.shapes import from_numpy, struct
+from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 
 
@@ -47,7 +48,7 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
 
 
 def over_params(
-    layer: Layer, functions: Callable, *, keyed: bool = False, axes: Any = None
+    layer: Layer, functions: Callable, *, keyed: bool = False, axes: dict | None = None
 ) -> Layer:
     """`reparam` whose two functions depend on the declarations of the layer's params.
 
@@ -91,7 +92,7 @@ class Encoded:
 
     encode: Callable
 
-    def __call__(self, *values: Any) -> Any:
+    def __call__(self, *values: Any) -> Tree:
         params = self.encode(*values)
         if not isinstance(params, Mapping):
             raise errors.ParamsError("encode to return a dict", errors.show(params), "name them")
@@ -99,7 +100,11 @@ class Encoded:
 
 
 def over_named(
-    layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable, axes: Any = None
+    layer: Layer,
+    names: tuple[str, ...],
+    encode: Callable,
+    decode: Callable,
+    axes: dict | None = None,
 ) -> Layer:
     """`reparam` of the params with one of these names.
 
@@ -128,7 +133,7 @@ def over_named(
     return over_params(as_layer(layer), functions, axes=axes)
 
 
-def output_axes(specs: Any) -> dict[str, int]:
+def output_axes(specs: Tree) -> dict[str, int]:
     """The axis of each param that counts its output features, by path."""
     leaves = jax.tree_util.tree_flatten_with_path(specs)[0]
     return {f"/{errors.path_of(keys)}": output_axis(param) for keys, param in leaves}
@@ -156,7 +161,7 @@ def check_param_names(names: Any) -> None:
         )
 
 
-def check_chosen(params: Any, names: tuple[str, ...]) -> None:
+def check_chosen(params: Tree, names: tuple[str, ...]) -> None:
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     own = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in paths]
     if not set(own) & set(names):

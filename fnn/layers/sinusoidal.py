@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,12 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import of_rank
+from fnn.core.types import Dtype, Scalar
 
 
 @errors.builder
 def sinusoidal(
-    features: int, *, base: Any = 10_000.0, interleaved: bool = True, dtype=jnp.float32
+    features: int, *, base: Scalar = 10_000.0, interleaved: bool = True, dtype: Dtype = jnp.float32
 ) -> Layer:
     """A number as sines and cosines of many periods: [...] -> [..., features].
 
@@ -61,7 +61,7 @@ def sinusoidal(
 
 
 @errors.builder
-def positional_encoding(*, base: Any = 10_000.0, interleaved: bool = True) -> Layer:
+def positional_encoding(*, base: Scalar = 10_000.0, interleaved: bool = True) -> Layer:
     """Add to each position its sines and cosines: y_t = x_t + sinusoidal(t): [..., T, C] -> same.
 
     Positions count from 0 (Vaswani et al., 2017, section 3.5). Where they do not, as in decoding
@@ -94,7 +94,7 @@ def positional_encoding(*, base: Any = 10_000.0, interleaved: bool = True) -> La
     return leaf("positional_encoding", specs, apply)
 
 
-def _waves(x: jax.Array, features: int, base: Any, interleaved: bool) -> jax.Array:
+def _waves(x: jax.Array, features: int, base: Scalar, interleaved: bool) -> jax.Array:
     """[...] -> [..., features]."""
     i = jnp.arange(features // 2).astype(x.dtype)
     speeds = jnp.asarray(base, x.dtype) ** (-2 * i / features)
@@ -111,5 +111,5 @@ def _even(name: str, size: int) -> int:
     return size
 
 
-def _check_base(base: Any) -> None:
+def _check_base(base: Scalar) -> None:
     checks.number("base", base, 0.0, math.inf, open_high=True)

@@ -16,6 +16,7 @@ from fnn.core.declarations import Param, zeros_of
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.core.reserved import without
 from fnn.core.shapes import from_numpy
+from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 from fnn.initializers import zeros
 
@@ -126,15 +127,15 @@ def _watched(layer: Layer) -> Layer:
 # --- trees with room for the recorded outputs
 
 
-def declared_like(arrays: Any) -> Any:
+def declared_like(arrays: Tree) -> Tree:
     return jax.tree.map(lambda a: Param(a.shape, zeros, a.dtype), arrays)
 
 
-def without_seen(tree: Any) -> Any:
+def without_seen(tree: Tree) -> Tree:
     return {name: value for name, value in tree.items() if name != SEEN}
 
 
-def with_room(tree: Any, declared: Any, what: str) -> Any:
+def with_room(tree: Tree, declared: Tree, what: str) -> Tree:
     """A tree of params or state, with zeros where recorded outputs are declared."""
     if not isinstance(declared, Mapping):
         return tree
@@ -152,7 +153,7 @@ def with_room(tree: Any, declared: Any, what: str) -> Any:
     return {**tree, **room}
 
 
-def _collect(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _collect(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if name == SEEN:
             yield path, value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.types import Dtype, Tree
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import backends, windows
 from fnn.layers.conv.convolution import Geometry
@@ -80,7 +81,12 @@ def conv(
 
 
 def kernel_and_bias(
-    size: tuple[int, ...], cin: int, features: int, dtype: Any, kernel_init: Any, bias_init: Any
+    size: tuple[int, ...],
+    cin: int,
+    features: int,
+    dtype: Dtype,
+    kernel_init: Callable,
+    bias_init: Callable | None,
 ) -> dict[str, Param]:
     """The params of a convolution; no bias where `bias_init` is None."""
     axes = (*windows.names(len(size)), "in", "out")
@@ -91,7 +97,7 @@ def kernel_and_bias(
 
 
 def over_images(
-    params: Any, x: jax.Array, window: windows.Window, groups: int, weight_grad: str = "conv"
+    params: Tree, x: jax.Array, window: windows.Window, groups: int, weight_grad: str = "conv"
 ) -> jax.Array:
     """Every image convolved with the kernel, and the bias added where there is one."""
 
@@ -105,7 +111,7 @@ def over_images(
     return biased(y, params)
 
 
-def biased(y: jax.Array, params: Any) -> jax.Array:
+def biased(y: jax.Array, params: Tree) -> jax.Array:
     """y plus the bias of its last axes, where there is one."""
     if "bias" not in params:
         return y

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +87,7 @@ def _power(x: jax.Array, p: jax.Array) -> jax.Array:
 
 
 @_power.defjvp
-def _power_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _power_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, p), (dx, dp) = primals, tangents
     y = _power(x, p)
     log = jnp.log(jnp.where(x == 0, 1, jnp.abs(x)))
@@ -102,7 +101,7 @@ def _signed_power(x: jax.Array, p: jax.Array) -> jax.Array:
 
 
 @_signed_power.defjvp
-def _signed_power_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _signed_power_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, p), (dx, dp) = primals, tangents
     y = _signed_power(x, p)
     log = jnp.log(jnp.where(x == 0, 1, jnp.abs(x)))

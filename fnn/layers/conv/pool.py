@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -113,7 +114,7 @@ def sum_pool(
     return _pool("sum_pool", _sum_pool, pool_window(window, strides, padding))
 
 
-def _pool(name: str, pool: Any, win: windows.Window) -> Layer:
+def _pool(name: str, pool: Callable, win: windows.Window) -> Layer:
     """The layer of `pool`, a function of [B, H, W, C] and the window."""
 
     def specs(x):
@@ -142,7 +143,7 @@ def pool_window(window: Any, strides: Any, padding: Any) -> windows.Window:
     return win
 
 
-def _reduce(x: jax.Array, init: Any, op: Any, win: windows.Window) -> jax.Array:
+def _reduce(x: jax.Array, init: np.ndarray, op: Callable, win: windows.Window) -> jax.Array:
     pads = ((0, 0), *win.pads(x.shape[1:-1]), (0, 0))
     return jax.lax.reduce_window(x, init, op, (1, *win.size, 1), (1, *win.strides, 1), pads)
 

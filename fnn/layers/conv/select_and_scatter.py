@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +65,7 @@ def _largest(taps: list[jax.Array], inside: list[jax.Array] | None) -> jax.Array
 
 
 @_largest.defjvp
-def _largest_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _largest_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """The tangent of the first largest tap: linear, and its transpose is masks and sums.
 
     The order of comparisons is that of select-and-scatter: a tap stays chosen while it is >= the

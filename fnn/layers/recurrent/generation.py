@@ -15,35 +15,36 @@ from fnn.core import checks, errors
 from fnn.core.layer import Layer
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array, struct
+from fnn.core.types import Dtype, Key, Scalar, Tree
 from fnn.layers.frozen import held_in, joined
 from fnn.layers.lifted import fold
 from fnn.layers.recurrent.cells.cell import check_carry
 from fnn.layers.recurrent.cells.combinators import carry_of
-from fnn.layers.recurrent.time_axis import time_of
+from fnn.layers.recurrent.time_axis import TimeAxis, time_of
 
 
 class Generated(NamedTuple):
     """The result of `unroll_generate`: x with the rest filled in, all y, and the last carry."""
 
     x: jax.Array
-    y: Any
-    carry: Any
+    y: Tree
+    carry: Tree
 
 
 @errors.named
 def unroll_generate(
     cell: Layer,
-    params: Any,
+    params: Tree,
     x: Any,
     given: Any = None,
     *,
     lengths: Any = None,
-    key: Any = None,
-    temperature: Any = 1.0,
+    key: Key | None = None,
+    temperature: Scalar = 1.0,
     top_k: int | None = None,
     next_input: Callable[[Any, Any], Any] | None = None,
-    carry: Any = None,
-    state: Any = None,
+    carry: Tree = None,
+    state: Tree = None,
 ) -> Generated:
     """Run a cell along time on its own outputs, wherever no input is given.
 
@@ -124,7 +125,7 @@ def unroll_generate(
     return Generated(x, y, carry)
 
 
-def _time(x: Any, given: Any, lengths: Any) -> Any:
+def _time(x: Any, given: Any, lengths: Any) -> TimeAxis:
     """The axes of x: `given` has all those before one step's, `lengths` the same without T."""
     if x is None:
         checks.not_an_array(x)
@@ -153,7 +154,9 @@ def _check_stateless(cell: Layer, x: jax.ShapeDtypeStruct) -> None:
         )
 
 
-def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, Any], Any]:
+def _sampler(
+    temperature: Scalar, top_k: int | None, dtype: Dtype
+) -> Callable[[Any, jax.Array], jax.Array]:
     """(key, logits [..., V]) -> the number of one of them [...]."""
 
     def draw(key, logits):
@@ -176,7 +179,7 @@ def _sampler(temperature: Any, top_k: int | None, dtype: Any) -> Callable[[Any, 
     return draw
 
 
-def _most_likely(dtype: Any) -> Callable[[Any, Any], Any]:
+def _most_likely(dtype: Dtype) -> Callable[[Any, jax.Array], jax.Array]:
     return lambda key, logits: jnp.argmax(logits, axis=-1).astype(dtype)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors, trees
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
+from fnn.core.types import Scalar
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.cells.combinators import check_parts
@@ -87,7 +88,7 @@ def lstm(
     features: int,
     *,
     layers: int = 1,
-    dropout: Any = 0.0,
+    dropout: Scalar = 0.0,
     bidirectional: bool = False,
     return_sequence: bool = True,
     return_carry: bool = False,
@@ -122,7 +123,7 @@ def gru(
     features: int,
     *,
     layers: int = 1,
-    dropout: Any = 0.0,
+    dropout: Scalar = 0.0,
     bidirectional: bool = False,
     return_sequence: bool = True,
     return_carry: bool = False,
@@ -147,7 +148,7 @@ def simple_rnn(
     features: int,
     *,
     layers: int = 1,
-    dropout: Any = 0.0,
+    dropout: Scalar = 0.0,
     bidirectional: bool = False,
     return_sequence: bool = True,
     return_carry: bool = False,
@@ -172,7 +173,7 @@ class _Stack(NamedTuple):
     """The options that all named layers share."""
 
     layers: int
-    dropout: Any
+    dropout: Scalar
     bidirectional: bool
     return_sequence: bool
     return_carry: bool

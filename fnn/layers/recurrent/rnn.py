@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
@@ -14,6 +14,7 @@ from fnn.core.layer import Layer, outline
 from fnn.core.notes import add_notes, no_notes
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array
+from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 from fnn.layers.frozen import held_in, joined
 from fnn.layers.lifted import check_trees, fold, noting
@@ -191,5 +192,5 @@ def along_time(name: str, cell: Layer, options: RnnOptions) -> Layer:
     return wrap(cell, apply, declare=declare, name=name)
 
 
-def _zeros(tree: Any) -> Any:
+def _zeros(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)

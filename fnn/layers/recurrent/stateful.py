@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from fnn.core import errors
 from fnn.core.declarations import Param
 from fnn.core.shapes import struct
+from fnn.core.types import Tree
 from fnn.initializers import zeros
 
 # --- a carry in the state
@@ -20,7 +21,7 @@ from fnn.initializers import zeros
 SEQUENCE = "sequence"  # its name in the state, beside the cell's own
 
 
-def forget(state: Any) -> Any:
+def forget(state: Tree) -> Tree:
     """The state with which all stateful layers of a network start from their first carries again.
 
     >>> import jax, jax.numpy as jnp, fnn
@@ -40,13 +41,13 @@ def forget(state: Any) -> Any:
     return fresh
 
 
-def kept_in_state(carry: Any) -> dict[str, Param]:
+def kept_in_state(carry: Tree) -> dict[str, Param]:
     """The declaration of a carry kept in the state, its arrays numbered."""
     arrays = [Param(tuple(a.shape), zeros, a.dtype, "carry") for a in jax.tree.leaves(carry)]
     return _numbered(Param((), zeros, jnp.bool_, "carry"), arrays)
 
 
-def apart(state: Any, first: Any) -> tuple[dict, Any]:
+def apart(state: Tree, first: Tree) -> tuple[dict, Tree]:
     """The cell's own state, and the carry kept beside it: the first one, if there is none yet."""
     arrays = [struct(a) for a in jax.tree.leaves(first)]
     wanted = _numbered(jax.ShapeDtypeStruct((), jnp.bool_), arrays)
@@ -62,7 +63,7 @@ def apart(state: Any, first: Any) -> tuple[dict, Any]:
     return {name: value for name, value in state.items() if name != SEQUENCE}, carry
 
 
-def together(state: dict, carry: Any) -> dict:
+def together(state: dict, carry: Tree) -> dict:
     """The cell's own state with the carry in it, through which no gradient flows to this call."""
     leaves = jax.lax.stop_gradient(jax.tree.leaves(carry))
     return {**state, SEQUENCE: _numbered(jnp.ones((), bool), leaves)}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.types import Dtype, Shape, Tree
 from fnn.core.values import check_values
 
 
@@ -43,7 +44,7 @@ class TimeAxis(NamedTuple):
             x = jnp.where(mask, x, jnp.zeros_like(x))
         check_values(step, x, axis=len(self.lead))
 
-    def where(self, chosen: jax.Array, new: Any, old: Any) -> Any:
+    def where(self, chosen: jax.Array, new: Tree, old: Tree) -> Tree:
         """The tree `new` where `chosen` [...] is True, `old` elsewhere."""
 
         def pick(a, b):
@@ -91,7 +92,7 @@ def time_of(
     return TimeAxis(lead, length, one, real if mask is None else real & mask)
 
 
-def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
+def _check_input(name: str, value: Any, shape: Shape, kind: Dtype) -> None:
     if not jnp.issubdtype(value.dtype, kind):
         wanted = f"{name} of {'booleans' if kind is jnp.bool_ else 'integers'}"
         mend = f"compare, as {name} != 0" if kind is jnp.bool_ else "count the steps that are real"
@@ -103,7 +104,7 @@ def _check_input(name: str, value: Any, shape: tuple, kind: Any) -> None:
         raise errors.ShapeError(f"{name} {shape}", f"{name} {value.shape}", mend)
 
 
-def boundaries(mask: Any, resets: Any, reverse: bool) -> Any:
+def boundaries(mask: jax.Array | None, resets: jax.Array | None, reverse: bool) -> jax.Array | None:
     """The steps [..., T] before which the carry is reset; None for nowhere."""
     if resets is None:
         return None

@@ -23,6 +23,7 @@ from fnn.core import checks, trees
 from fnn.core.declarations import Derived, Param
 from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import of_rank
+from fnn.core.types import Key, Scalar, Tree
 from fnn.initializers import zeros
 from fnn.layers.dropout import drop_where
 
@@ -32,7 +33,9 @@ sigmoid = jax.nn.sigmoid
 class Inits:
     """The initializers of a cell's weights, checked once."""
 
-    def __init__(self, use_bias: bool, kernel_init: Any, recurrent_init: Any, bias_init: Any):
+    def __init__(
+        self, use_bias: bool, kernel_init: Callable, recurrent_init: Callable, bias_init: Callable
+    ):
         checks.initializer("kernel_init", kernel_init)
         checks.initializer("recurrent_init", recurrent_init)
         checks.initializer("bias_init", bias_init)
@@ -58,7 +61,7 @@ def _side_by_side(blocks: jax.Array) -> jax.Array:
     return jnp.concatenate(list(blocks), axis=-1)
 
 
-def bias_of(params: Mapping, x: jax.Array) -> Any:
+def bias_of(params: Mapping, x: jax.Array) -> jax.Array | int:
     return of_rank(params["bias"], x.ndim) if "bias" in params else 0
 
 
@@ -67,7 +70,7 @@ def cell_of(
     sizes: Mapping[str, int],
     declare: Callable[[Any], dict],
     step: Callable[..., dict],
-    recurrent_dropout: Any,
+    recurrent_dropout: Scalar | None,
     learned_carry: bool,
 ) -> Layer:
     """The cell of `step(params, x, h, old) -> new`, whose carry is made of [..., size] arrays.
@@ -122,12 +125,14 @@ def cell_of(
     return leaf(name, specs, apply, first)
 
 
-def _packed(kept: Mapping[str, Any]) -> Any:
+def _packed(kept: Mapping[str, Any]) -> Tree:
     """The carry of arrays by name."""
     return tuple(kept.values()) if len(kept) > 1 else kept["h"]
 
 
-def first_or(carry: Any, first: Callable, params: Any, x: Any, key: Any, train: bool) -> Any:
+def first_or(
+    carry: Tree, first: Callable, params: Tree, x: Any, key: Key | None, train: bool
+) -> Tree:
     """The carry; where it is None, the first one, drawn from a key of its own."""
     if carry is not None:
         return carry
@@ -135,7 +140,7 @@ def first_or(carry: Any, first: Callable, params: Any, x: Any, key: Any, train: 
     return first(params, x, key=own, train=train)
 
 
-def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
+def keep_mask(x: Any, rate: Scalar, key: Any, train: bool) -> jax.Array:
     """Where x is kept for a whole sequence; everywhere in evaluation."""
     if not train:
         return jnp.ones(x.shape, bool)
@@ -143,7 +148,7 @@ def keep_mask(x: Any, rate: Any, key: Any, train: bool) -> jax.Array:
     return jax.random.bernoulli(key, 1 - jnp.asarray(rate, jnp.float32), x.shape)
 
 
-def check_carry(carry: Any, wanted: Any) -> None:
+def check_carry(carry: Tree, wanted: Tree) -> None:
     """Refuse a carry that is not like the first one, in structure, shapes and dtypes."""
     mend = "take the carry that came out for inputs like x, or None for the first one"
     trees.alike("carry", carry, "the first one for this x", wanted, mend)

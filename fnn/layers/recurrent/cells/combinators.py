@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from fnn.core.compose import compose
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, Rebuild, as_layer, leaf, outline
 from fnn.core.shapes import struct
+from fnn.core.types import Scalar, Tree
 from fnn.core.wrapping import same, same_carry, wrap
 from fnn.layers.combinators import numbered
 from fnn.layers.dropout import drop_where
@@ -116,7 +117,7 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
 
 
 @errors.builder
-def zoneout(cell: Layer, rate: Any) -> Layer:
+def zoneout(cell: Layer, rate: Tree) -> Layer:
     """A cell each value of whose carry stays as it was with probability `rate`.
 
         training:    carry' = where(m, carry, cell's carry'),   m is 1 with probability rate
@@ -167,7 +168,7 @@ def zoneout(cell: Layer, rate: Any) -> Layer:
     return wrap(cell, apply, declare=same, carry=same_carry)
 
 
-def _rates(rate: Any, carry: Any) -> list[Any]:
+def _rates(rate: Tree, carry: Tree) -> list[Any]:
     """One rate for each array of the carry."""
     if jax.tree.structure(rate) == jax.tree.structure(0):
         return [rate] * len(jax.tree.leaves(carry))
@@ -180,7 +181,7 @@ def _rates(rate: Any, carry: Any) -> list[Any]:
     return jax.tree.leaves(rate)
 
 
-def _stay(old: Any, new: Any, rate: Any, key: Any, train: bool) -> Any:
+def _stay(old: Any, new: Any, rate: Scalar, key: Any, train: bool) -> Any:
     if not is_floating(new):
         return new
     rate = jnp.asarray(rate, wide(new.dtype))
@@ -190,7 +191,7 @@ def _stay(old: Any, new: Any, rate: Any, key: Any, train: bool) -> Any:
 
 
 @errors.builder
-def variational_dropout(rate: Any) -> Layer:
+def variational_dropout(rate: Scalar) -> Layer:
     """Dropout with one mask for a whole sequence: a cell that drops the same values in every step.
 
         y_t = m x_t / (1 - rate)
@@ -246,7 +247,7 @@ def carry_and_x(xs: tuple) -> tuple:
     return xs
 
 
-def check_parts(carry: Any, parts: Any) -> None:
+def check_parts(carry: Tree, parts: Iterable[str]) -> None:
     """Refuse a carry that is not a dict of exactly these parts."""
     if not isinstance(carry, Mapping) or set(carry) != set(parts):
         raise errors.InputError(

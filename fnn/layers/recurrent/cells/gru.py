@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +10,7 @@ from fnn.core.declarations import Param
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
 from fnn.core.shapes import of_rank
+from fnn.core.types import Scalar
 from fnn.initializers import lecun_normal, orthogonal, zeros
 from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of, sigmoid
 
@@ -25,7 +24,7 @@ def gru(
     kernel_init=lecun_normal(),
     recurrent_init=orthogonal(),
     bias_init=zeros,
-    recurrent_dropout: Any = None,
+    recurrent_dropout: Scalar | None = None,
     learned_carry: bool = False,
 ) -> Layer:
     """A step of gated recurrent units (Cho et al., 2014).
@@ -87,7 +86,7 @@ def mgu(
     kernel_init=lecun_normal(),
     recurrent_init=orthogonal(),
     bias_init=zeros,
-    recurrent_dropout: Any = None,
+    recurrent_dropout: Scalar | None = None,
     learned_carry: bool = False,
 ) -> Layer:
     """A step of minimal gated units, a GRU with one gate (Zhou et al., 2016).

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,12 +10,15 @@ from fnn.core.declarations import Param
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
 from fnn.core.shapes import of_rank
+from fnn.core.types import Dtype, Key, Scalar
 from fnn.initializers import lecun_normal, ones, orthogonal, zeros
 from fnn.layers.norm import standardize
 from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of, sigmoid
 
 
-def open_forget_gate(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def open_forget_gate(
+    key: Key | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32
+) -> jax.Array:
     """The first bias of an LSTM: 1 for the gate f, the second quarter, and 0 elsewhere.
 
     Memory then fades slowly at first (Gers, Schmidhuber & Cummins, 2000; Jozefowicz, Zaremba &
@@ -41,7 +42,7 @@ def lstm(
     kernel_init=lecun_normal(),
     recurrent_init=orthogonal(),
     bias_init=open_forget_gate,
-    recurrent_dropout: Any = None,
+    recurrent_dropout: Scalar | None = None,
     learned_carry: bool = False,
 ) -> Layer:
     """A step of long short-term memory (Hochreiter & Schmidhuber, 1997; Gers et al., 2000).

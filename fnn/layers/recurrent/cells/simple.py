@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
+from fnn.core.types import Scalar
 from fnn.initializers import lecun_normal, orthogonal, zeros
 from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of
 
@@ -23,7 +23,7 @@ def simple_rnn(
     kernel_init=lecun_normal(),
     recurrent_init=orthogonal(),
     bias_init=zeros,
-    recurrent_dropout: Any = None,
+    recurrent_dropout: Scalar | None = None,
     learned_carry: bool = False,
 ) -> Layer:
     """A simple recurrent step, h' = activation(x kernel + h recurrent_kernel + bias), y = h'.
