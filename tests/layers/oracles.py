@@ -1,18 +1,13 @@
-"""What the layers, losses and optimizers should compute, in float64 NumPy loops.
+"""What layers of one position should compute, in float64 NumPy loops.
 
 Nothing here imports jax or fnn. Each function is its equation written as a loop over output
 positions, and each backward is that loop's adjoint written by hand: where the forward adds
 `a * b` to y, the backward adds `dy * b` to da. Slow and plain on purpose.
-
-Layout: x is [..., *spatial, C], a convolution kernel is [*kernel_size, C / groups, features].
 """
 
-from itertools import product
-from math import ceil, prod
+from math import prod, sqrt
 
 import numpy as np
-
-# --- dense -----------------------------------------------------------------------------------
 
 
 def dense(x, kernel, bias=None):
@@ -39,176 +34,6 @@ def dense_backward(x, kernel, dy):
 def _sum_leading(dy):
     """[..., C] -> [C]."""
     return dy.reshape(prod(dy.shape[:-1]), dy.shape[-1]).sum(0)
-
-
-# --- windows: which input element does output o see through kernel tap k? ----------------------
-
-
-def per_axis(value, rank):
-    """An int means the same for every spatial axis."""
-    return (value,) * rank if np.ndim(value) == 0 else tuple(value)
-
-
-def pad_amounts(padding, axis, n, k, s, d=1):
-    """(low, high) padding of one spatial axis of length n, kernel k, stride s, dilation d."""
-    if padding == "VALID":
-        return 0, 0
-    if padding == "CAUSAL":
-        return (k - 1) * d, 0
-    if padding in ("SAME", "CIRCULAR", "REFLECT"):
-        total = max((ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        return total // 2, total - total // 2
-    if isinstance(padding, int):
-        return padding, padding
-    return tuple(padding[axis])
-
-
-def sources(n, k, s, d, low, high, mode="zeros"):
-    """[out][tap] -> input index seen there, or None where it is padding."""
-    out = max((n + low + high - ((k - 1) * d + 1)) // s + 1, 0)
-    return [[_source(o * s + tap * d - low, n, mode) for tap in range(k)] for o in range(out)]
-
-
-def _source(i, n, mode):
-    if mode == "CIRCULAR":
-        return i % n
-    if mode == "REFLECT":  # ... 2 1 | 0 1 2 ... n-1 | n-2 n-3 ...
-        period = max(2 * (n - 1), 1)
-        return min(i % period, -i % period)
-    return i if 0 <= i < n else None
-
-
-def _taps(spatial, kernel_size, strides, padding, dilation=1):
-    """(output spatial shape, [(output position, kernel tap, input position or None)])."""
-    rank = len(spatial)
-    strides, dilation = per_axis(strides, rank), per_axis(dilation, rank)
-    axes = []
-    for a in range(rank):
-        n, k, s, d = spatial[a], kernel_size[a], strides[a], dilation[a]
-        axes.append(sources(n, k, s, d, *pad_amounts(padding, a, n, k, s, d), padding))
-    out = tuple(len(axis) for axis in axes)
-    table = []
-    for o in product(*map(range, out)):
-        for tap in product(*map(range, kernel_size)):  # row-major order within the window
-            i = tuple(axes[a][o[a]][tap[a]] for a in range(rank))
-            table.append((o, tap, None if None in i else i))
-    return out, table
-
-
-def _as_batch(x, rank):
-    """[..., *spatial, C] -> ([B, *spatial, C], leading shape)."""
-    lead = x.shape[: x.ndim - rank - 1]
-    return np.float64(x).reshape(prod(lead), *x.shape[len(lead) :]), lead
-
-
-# --- convolution -----------------------------------------------------------------------------
-
-
-def conv(x, kernel, bias=None, *, strides=1, padding="SAME", dilation=1, groups=1):
-    """y[o] = sum over taps k of x[o*stride + k*dilation - low] @ kernel[k] (+ bias), by group."""
-    kernel = np.float64(kernel)
-    size, cin, features = kernel.shape[:-2], kernel.shape[-2], kernel.shape[-1]
-    x, lead = _as_batch(x, len(size))
-    out, table = _taps(x.shape[1:-1], size, strides, padding, dilation)
-    y = np.zeros((len(x), *out, features))
-    for o, tap, i in table:
-        if i is None:
-            continue
-        for f in range(features):
-            first = f // (features // groups) * cin  # first input channel of f's group
-            for c in range(cin):
-                y[:, *o, f] += x[:, *i, first + c] * kernel[*tap, c, f]
-    y = y if bias is None else y + np.float64(bias)
-    return y.reshape(*lead, *y.shape[1:])
-
-
-def conv_backward(x, kernel, dy, *, strides=1, padding="SAME", dilation=1, groups=1):
-    """Adjoint of `conv`: (dx, dkernel, dbias)."""
-    kernel, shape = np.float64(kernel), np.shape(x)
-    size, cin, features = kernel.shape[:-2], kernel.shape[-2], kernel.shape[-1]
-    x, _ = _as_batch(x, len(size))
-    dy, _ = _as_batch(dy, len(size))
-    dx, dkernel = np.zeros(x.shape), np.zeros(kernel.shape)
-    for o, tap, i in _taps(x.shape[1:-1], size, strides, padding, dilation)[1]:
-        if i is None:
-            continue
-        for f in range(features):
-            first = f // (features // groups) * cin
-            for c in range(cin):
-                dx[:, *i, first + c] += dy[:, *o, f] * kernel[*tap, c, f]
-                dkernel[*tap, c, f] += np.sum(dy[:, *o, f] * x[:, *i, first + c])
-    return dx.reshape(shape), dkernel, _sum_leading(dy)
-
-
-# --- pooling ---------------------------------------------------------------------------------
-
-
-def max_pool(x, window, *, strides=None, padding="VALID"):
-    """(y, winner): y the largest element of each window, winner its flat index in x or -1.
-
-    The winner is found by one walk through the window in row-major order that gives up the
-    present winner unless `winner >= candidate`. So the first of equal maxima wins, and a NaN,
-    which is never `>=`, yields to what follows it and takes over from what came before. Whatever
-    wins, a NaN in the window makes y NaN. Padding is -inf and never wins.
-    """
-    x, lead = _as_batch(x, len(window))
-    out, table = _taps(x.shape[1:-1], window, window if strides is None else strides, padding)
-    y = np.full((len(x), *out, x.shape[-1]), -np.inf)
-    winner = np.full(y.shape, -1)
-    index = np.arange(x.size).reshape(x.shape)
-    for o, _, i in table:
-        if i is None:
-            continue
-        for b in range(len(x)):
-            for c in range(x.shape[-1]):
-                at, candidate = (b, *o, c), (b, *i, c)
-                present = winner[at]
-                if present < 0 or not x.flat[present] >= x[candidate]:
-                    winner[at] = index[candidate]
-                y[at] = np.maximum(y[at], x[candidate])  # keeps NaN
-    shape = (*lead, *y.shape[1:])
-    return y.reshape(shape), winner.reshape(shape)
-
-
-def max_pool_backward(x, dy, window, **options):
-    """dx: each window's gradient goes to its winner alone."""
-    _, winner = max_pool(x, window, **options)
-    dx = np.zeros(np.size(x))
-    for at, i in np.ndenumerate(winner):
-        if i >= 0:
-            dx[i] += dy[at]
-    return dx.reshape(np.shape(x))
-
-
-def avg_pool(x, window, *, strides=None, padding="VALID", count_include_pad=False):
-    """y[o] = (sum of the window's elements) / (how many there are, padding counted if asked)."""
-    x, lead = _as_batch(x, len(window))
-    out, table = _taps(x.shape[1:-1], window, window if strides is None else strides, padding)
-    y, count = np.zeros((len(x), *out, x.shape[-1])), np.zeros((*out, 1))
-    for o, _, i in table:
-        count[o] += 1 if i is not None or count_include_pad else 0
-        if i is not None:
-            y[:, *o] += x[:, *i]
-    y = y / count
-    return y.reshape(*lead, *y.shape[1:])
-
-
-def avg_pool_backward(x, dy, window, *, strides=None, padding="VALID", count_include_pad=False):
-    """Adjoint of `avg_pool`."""
-    shape = np.shape(x)
-    x, _ = _as_batch(x, len(window))
-    dy, _ = _as_batch(dy, len(window))
-    out, table = _taps(x.shape[1:-1], window, window if strides is None else strides, padding)
-    count, dx = np.zeros((*out, 1)), np.zeros(x.shape)
-    for o, _, i in table:
-        count[o] += 1 if i is not None or count_include_pad else 0
-    for o, _, i in table:
-        if i is not None:
-            dx[:, *i] += dy[:, *o] / count[o]
-    return dx.reshape(shape)
-
-
-# --- batch norm ------------------------------------------------------------------------------
 
 
 def batch_norm_eval(x, scale, bias, mean, var, *, eps=1e-5):
@@ -253,3 +78,159 @@ def batch_norm_train_backward(x, scale, dy, *, eps=1e-5):
     dmean = (-dh / r).sum(0) + dvar * (-2 * (x - mean) / n).sum(0)
     dx = dh / r + dvar * 2 * (x - mean) / n + dmean / n
     return dx.reshape(shape), dscale, dbias
+
+
+def _standardized(values, eps):
+    """(v - mean) / sqrt(var + eps) of one set of values, in two passes."""
+    values = [float(v) for v in values]
+    mean = sum(values) / len(values)
+    var = sum((v - mean) ** 2 for v in values) / len(values)
+    return [(v - mean) / sqrt(var + eps) for v in values]
+
+
+def _scaled(y, scale, bias):
+    for at in np.ndindex(y.shape):
+        y[at] = y[at] * float(scale[at[-1]]) + float(bias[at[-1]])
+    return y
+
+
+def layer_norm(x, scale, bias, eps):
+    """Ba, Kiros & Hinton 2016, equation 3: each row [C] by its own mean and variance."""
+    x = np.float64(x)
+    y = np.zeros(x.shape)
+    for at in np.ndindex(x.shape[:-1]):
+        y[at] = _standardized(x[at], eps)
+    return _scaled(y, scale, bias)
+
+
+def rms_norm(x, scale, eps):
+    """Zhang & Sennrich 2019, equation 4, with eps: each row [C] by its root mean square."""
+    x = np.float64(x)
+    y = np.zeros(x.shape)
+    for at in np.ndindex(x.shape[:-1]):
+        root = sqrt(sum(float(v) ** 2 for v in x[at]) / x.shape[-1] + eps)
+        for c, v in enumerate(x[at]):
+            y[(*at, c)] = float(v) / root * float(scale[c])
+    return y
+
+
+def group_norm(x, groups, spatial_axes, scale, bias, eps):
+    """Wu & He 2018, equation 7: S_i holds the pixels of one example whose channels share a group.
+
+    One group a channel is the instance norm (Ulyanov et al. 2016).
+    """
+    x = np.float64(x)
+    n_lead = x.ndim - spatial_axes - 1
+    members: dict = {}
+    for at in np.ndindex(x.shape):
+        group = at[-1] // (x.shape[-1] // groups)
+        members.setdefault((at[:n_lead], group), []).append(at)
+    y = np.zeros(x.shape)
+    for places in members.values():
+        for at, v in zip(places, _standardized([x[p] for p in places], eps), strict=True):
+            y[at] = v
+    return _scaled(y, scale, bias)
+
+
+def group_norm_backward(x, groups, spatial_axes, scale, dy, eps):
+    """Adjoint of `group_norm` by x: dx = (dh - mean(dh) - h mean(dh h)) / sqrt(var + eps).
+
+    Means are over a group of n values, h is the standardized x and dh = dy scale. From
+    h = (x - m) / r: dh/dx = (I - 1 1' / n) / r - h dr/dx / r, and dr/dx = h / n.
+    """
+    x, dh = np.float64(x), np.float64(dy) * np.float64(scale)
+    width, dx = x.shape[-1] // groups, np.zeros(x.shape)
+    for lead in np.ndindex(x.shape[: x.ndim - spatial_axes - 1]):
+        for first in range(0, x.shape[-1], width):
+            at = (*lead, ..., slice(first, first + width))
+            r = np.sqrt(x[at].var() + eps)
+            h = (x[at] - x[at].mean()) / r
+            dx[at] = (dh[at] - dh[at].mean() - h * (dh[at] * h).mean()) / r
+    return dx
+
+
+def prelu(x, alpha):
+    """He et al. 2015, equation 1: f(y_i) = y_i if y_i > 0, else a_i y_i."""
+    y = np.float64(x).copy()
+    for at in np.ndindex(y.shape):
+        y[at] = y[at] if y[at] > 0 else float(alpha[at[-1]]) * y[at]
+    return y
+
+
+def bilinear(x1, x2, kernel, bias):
+    """y_o = sum over a, b of x1_a kernel_abo x2_b, plus bias_o."""
+    x1, x2, kernel = np.float64(x1), np.float64(x2), np.float64(kernel)
+    y = np.zeros((*x1.shape[:-1], kernel.shape[-1]))
+    for at in np.ndindex(y.shape):
+        *row, o = at
+        y[at] = bias[o]
+        for a, b in np.ndindex(kernel.shape[:2]):
+            y[at] += x1[(*row, a)] * kernel[a, b, o] * x2[(*row, b)]
+    return y
+
+
+def embedding(x, table):
+    """y[i] = table[x[i]]."""
+    y = np.zeros((*x.shape, table.shape[1]))
+    for at in np.ndindex(x.shape):
+        y[at] = table[int(x[at])]
+    return y
+
+
+def embedding_backward(x, table, dy):
+    """dtable[x[i]] += dy[i]."""
+    dtable = np.zeros(table.shape)
+    for at in np.ndindex(x.shape):
+        dtable[int(x[at])] += np.float64(dy[at])
+    return dtable
+
+
+def alpha_dropout(x, kept, rate):
+    """Klambauer et al. 2017, "new dropout technique": a (x d + alpha' (1 - d)) + b.
+
+    Here q is the probability of keeping, alpha' = -lambda alpha, and (a, b) are the affine map
+    that gives back mean 0 and variance 1.
+    """
+    q, limit = 1 - rate, -1.0507009873554804934193349852946 * 1.6732632423543772848170429916717
+    a = (q + limit**2 * q * (1 - q)) ** -0.5
+    b = -a * (1 - q) * limit
+    y = np.zeros(np.shape(x))
+    for at in np.ndindex(y.shape):
+        y[at] = a * (float(x[at]) if kept[at] else limit) + b
+    return y
+
+
+def attention(params, x, memory, heads, kv_heads, causal, rotary, mask):
+    """[T, C] and [S, C'] -> [T, features], one query, head and position at a time."""
+    p = {n: {k: np.float64(a) for k, a in own.items()} for n, own in params.items()}
+    x, memory = np.float64(x), np.float64(memory)
+    q, k, v = (
+        a @ p[n]["kernel"] + p[n]["bias"] for n, a in zip("qkv", (x, memory, memory), strict=True)
+    )
+    size = q.shape[-1] // heads
+    q = q.reshape(len(x), heads, size)
+    k, v = (a.reshape(len(memory), kv_heads, size) for a in (k, v))
+    y = np.zeros((len(x), heads, size))
+    for t in range(len(x)):
+        for n in range(heads):
+            own = n * kv_heads // heads
+            scores = {}
+            for s in range(len(memory)):
+                if (causal and s > t) or not mask[n, t, s]:
+                    continue
+                a, b = q[t, n], k[s, own]
+                if rotary:
+                    a, b = rotated(a, t, rotary), rotated(b, s, rotary)
+                scores[s] = np.exp(a @ b / np.sqrt(size))
+            for s, score in scores.items():
+                y[t, n] += score / sum(scores.values()) * v[s, own]
+    return y.reshape(len(x), -1) @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def rotated(a, position, base):
+    """As complex numbers: value i + D/2 is the imaginary part of value i."""
+    half = len(a) // 2
+    turned = (a[:half] + 1j * a[half:]) * np.exp(
+        1j * position * base ** (-2 * np.arange(half) / len(a))
+    )
+    return np.concatenate([turned.real, turned.imag])

@@ -1,4 +1,4 @@
-"""Attention against loops over positions in float64, its cache, masks and mistakes."""
+"""Attention against the loop: masks, memory, positions and the cache."""
 
 import jax
 import jax.numpy as jnp
@@ -9,53 +9,8 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn import errors
-
-
-def loop(params, x, memory, heads, kv_heads, causal, rotary, mask):
-    """[T, C] and [S, C'] -> [T, features], one query, head and position at a time."""
-    p = jax.tree.map(np.float64, params)
-    x, memory = np.float64(x), np.float64(memory)
-    q, k, v = (
-        a @ p[n]["kernel"] + p[n]["bias"] for n, a in zip("qkv", (x, memory, memory), strict=True)
-    )
-    size = q.shape[-1] // heads
-    q = q.reshape(len(x), heads, size)
-    k, v = (a.reshape(len(memory), kv_heads, size) for a in (k, v))
-    y = np.zeros((len(x), heads, size))
-    for t in range(len(x)):
-        for n in range(heads):
-            own = n * kv_heads // heads
-            scores = {}
-            for s in range(len(memory)):
-                if (causal and s > t) or not mask[n, t, s]:
-                    continue
-                a, b = q[t, n], k[s, own]
-                if rotary:
-                    a, b = rotated(a, t, rotary), rotated(b, s, rotary)
-                scores[s] = np.exp(a @ b / np.sqrt(size))
-            for s, score in scores.items():
-                y[t, n] += score / sum(scores.values()) * v[s, own]
-    return y.reshape(len(x), -1) @ p["out"]["kernel"] + p["out"]["bias"]
-
-
-def rotated(a, position, base):
-    """As complex numbers: value i + D/2 is the imaginary part of value i."""
-    half = len(a) // 2
-    turned = (a[:half] + 1j * a[half:]) * np.exp(
-        1j * position * base ** (-2 * np.arange(half) / len(a))
-    )
-    return np.concatenate([turned.real, turned.imag])
-
-
-def biased(params, seed):
-    """Params whose biases are not zero."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        treedef,
-        [a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)],
-    )
-
+from tests.layers import oracles
+from tests.layers.support import biased
 
 MASKS = {  # the shape of a mask for [2, 3, C] and so many heads
     "one for all": lambda heads: (1, 3, 3),
@@ -87,7 +42,7 @@ def test_attention_is_the_loop(heads, causal, rotary, masked, seed):
     if masked is not None:
         full = full & (mask if mask.ndim == 4 else mask[:, None])
     for i in range(2):
-        wanted = loop(params, x[i], x[i], heads, kv_heads, causal, rotary, full[i])
+        wanted = oracles.attention(params, x[i], x[i], heads, kv_heads, causal, rotary, full[i])
         np.testing.assert_allclose(y[i], wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -99,7 +54,9 @@ def test_attention_to_a_memory_and_any_leading_axes(lead):
     params = biased(net.init(jax.random.key(0), x, memory)[0], 0)
     y = net(params, x, memory)
     for i in np.ndindex(lead):
-        wanted = loop(params, x[i], memory[i], 2, 2, False, None, np.ones((2, 4, 3), bool))
+        wanted = oracles.attention(
+            params, x[i], memory[i], 2, 2, False, None, np.ones((2, 4, 3), bool)
+        )
         np.testing.assert_allclose(y[i], wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -118,6 +75,8 @@ def test_what_may_look_at_nothing_gets_zeros_and_finite_gradients():
 
 
 REAL = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]], bool)  # [B, T]
+
+
 HIDING = {
     "keys": REAL[:, None, :],
     "keys of all heads": REAL[:, None, None, :],
@@ -254,46 +213,6 @@ def test_a_full_cache_raises_or_gives_nan():
     assert np.isfinite(net.apply(params, state, x[:, :1])[0]).all()
     with pytest.raises(errors.InputError, match="got 4 after 0"):
         net.init(jax.random.key(0), (1, 4, 4))
-
-
-# --- the block
-
-
-def test_block_is_its_equations():
-    net = fnn.transformer_block(4, 2, hidden=6, gated=True, activation=jax.nn.silu)
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
-    params = biased(net.init(jax.random.key(0), x)[0], 1)
-
-    def norm(p, x):
-        centred = x - x.mean(-1, keepdims=True)
-        deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        return centred / deviation * p["scale"] + p["bias"]
-
-    def affine(name, x):
-        return x @ params[name]["kernel"] + params[name]["bias"]
-
-    h = np.stack(
-        [
-            row + loop(params["attention"], z, z, 2, 2, False, None, np.ones((2, 3, 3), bool))
-            for row, z in zip(np.float64(x), norm(params["norm1"], np.float64(x)), strict=True)
-        ]
-    )
-    z = norm(params["norm2"], h)
-    gate = affine("gate", z)
-    wanted = h + affine("down", gate / (1 + np.exp(-gate)) * affine("up", z))
-    np.testing.assert_allclose(net(params, x), wanted, rtol=1e-3, atol=1e-3)
-
-
-def test_block_drops_each_half_by_its_own_mask():
-    net = fnn.transformer_block(4, 2, rate=0.5)
-    params, _ = net.init(jax.random.key(0), (2, 3, 4))
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
-    first, _ = net.apply(params, {}, x, key=jax.random.key(2), train=True)
-    again, _ = net.apply(params, {}, x, key=jax.random.key(2), train=True)
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, net(params, x))
-    with pytest.raises(errors.RandomKeyError, match="drop"):
-        net.apply(params, {}, x, train=True)
 
 
 # --- mistakes

@@ -1,4 +1,4 @@
-"""Params that do not learn, and the way between reparametrized and plain params."""
+"""Params that do not learn."""
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,7 @@ import pytest
 import fnn
 from fnn import errors, optim
 from fnn.losses import squared_error
-
-key = jax.random.key
-
-
-def x_of(*shape, seed=1):
-    return jax.random.normal(key(seed), shape)
-
-
-def body():
-    return fnn.serial(fnn.dense(4), fnn.batch_norm(), jnp.tanh, fnn.dropout(0.5))
-
-
-def leaves_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
+from tests.layers.support import assert_trees_equal, inner, key, normal
 
 FREEZES = {
     "lora": lambda: fnn.lora(fnn.dense(4), 2),
@@ -35,6 +21,7 @@ FREEZES = {
     "repeat": lambda: fnn.repeat(fnn.lora(fnn.dense(4), 2), 3),
     "cast": lambda: fnn.cast(fnn.lora(fnn.dense(4), 2), jnp.bfloat16),
 }
+
 
 # What moves a param that has no gradient: decay, noise, averages, and foreign transforms.
 MOVERS = {
@@ -51,7 +38,7 @@ def trained(net, tx, steps=3, **options):
     step = fnn.train.step(loss, tx, **options)
     after = ts
     for i in range(steps):
-        after, _ = step(after, {"x": x_of(3, 4, seed=i), "y": jnp.ones((3, 4))})
+        after, _ = step(after, {"x": normal(3, 4, seed=i), "y": jnp.ones((3, 4))})
     return ts, after
 
 
@@ -61,7 +48,7 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_no_update(how):
         tx = MOVERS[mover]()
         ts, after = trained(FREEZES[how](), tx)
         assert jax.tree.leaves(ts.state)
-        leaves_equal(after.state, ts.state)
+        assert_trees_equal(after.state, ts.state)
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), ts.params, after.params)
         assert any(jax.tree.leaves(moved)), mover
         shapes = {a.shape for a in jax.tree.leaves(ts.opt_state)} - {()}
@@ -73,7 +60,7 @@ def test_differential_privacy_does_not_move_what_is_frozen():
         return optim.per_example_clip(fn, 1.0, 2.0, **how)
 
     ts, after = trained(fnn.prune(fnn.dense(4), 0.5), optim.sgd(0.1), grad=grad)
-    leaves_equal(after.state, ts.state)
+    assert_trees_equal(after.state, ts.state)
     net = fnn.prune(fnn.dense(4), 0.5)
     kernel = fnn.merge(net, after.params, after.state, (1, 4))[0]["kernel"]
     assert (kernel == 0).sum() == 8
@@ -82,11 +69,11 @@ def test_differential_privacy_does_not_move_what_is_frozen():
 def test_first_values_are_those_of_the_layer_alone():
     plain, _ = fnn.serial(fnn.dense(4), fnn.dense(3)).init(key(0), (1, 4))
     _, state = fnn.frozen(fnn.serial(fnn.dense(4), fnn.dense(3))).init(key(0), (1, 4))
-    leaves_equal(state["(frozen)"], plain)
+    assert_trees_equal(state["(frozen)"], plain)
     net = fnn.lora(fnn.serial(fnn.dense(4), fnn.dense(3)), 2)
-    leaves_equal(net.init(key(0), (1, 4))[1]["(frozen)"]["base"], plain)
+    assert_trees_equal(net.init(key(0), (1, 4))[1]["(frozen)"]["base"], plain)
     jitted = jax.jit(lambda k: net.init(k, (1, 4)))(key(0))
-    leaves_equal(jitted, net.init(key(0), (1, 4)))
+    assert_trees_equal(jitted, net.init(key(0), (1, 4)))
     params, state = fnn.prune(fnn.dense(4), 0.5).init(key(0), (1, 4))
     kept = np.asarray(state["(frozen)"]["kernel"]["mask"])
     value = np.abs(np.asarray(params["kernel"]["value"]))
@@ -94,83 +81,38 @@ def test_first_values_are_those_of_the_layer_alone():
 
 
 def test_a_frozen_layer_runs_in_evaluation_mode():
-    net = fnn.serial(body=fnn.frozen(body()), head=fnn.dense(2))
+    net = fnn.serial(body=fnn.frozen(inner()), head=fnn.dense(2))
     params, state = net.init(key(0), (6, 4))
-    x = x_of(6, 4)
+    x = normal(6, 4)
     y, after = net.apply(params, state, x, key=key(1), train=True)
     np.testing.assert_array_equal(y, net(params, x, state=state))
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (state, after)), strict=True))
-    free = fnn.serial(body=fnn.frozen(body(), "dense1/*"), head=fnn.dense(2))
+    free = fnn.serial(body=fnn.frozen(inner(), "dense1/*"), head=fnn.dense(2))
     params, state = free.init(key(0), (6, 4))
     _, after = free.apply(params, state, x, key=key(1), train=True)
-    leaves_equal(after["body"]["(frozen)"], state["body"]["(frozen)"])
+    assert_trees_equal(after["body"]["(frozen)"], state["body"]["(frozen)"])
     assert (after["body"]["batch_norm1"]["mean"] != 0).any()
 
 
 def test_map_swap_and_tap_keep_what_is_frozen():
-    net = fnn.serial(body=fnn.frozen(body()), head=fnn.dense(2))
+    net = fnn.serial(body=fnn.frozen(inner()), head=fnn.dense(2))
     swapped = fnn.swap(net, {"body/tanh_1": jnp.sin})
     params, state = swapped.init(key(0), (6, 4))
     assert set(params) == {"head"}
     (_, seen), after = fnn.tap(swapped, "body/dense1").apply(
-        params, state, x_of(6, 4), key=key(1), train=True
+        params, state, normal(6, 4), key=key(1), train=True
     )
-    leaves_equal(after, state)
+    assert_trees_equal(after, state)
     assert seen["body/dense1"].shape == (6, 4)
     found = fnn.analysis.summary(swapped, (6, 4))
     assert found.frozen == 4 * 4 + 4 + 8 and found.params == found.frozen + 10
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda net: fnn.lora(net, 2, alpha=3.0),
-        fnn.weight_norm,
-        lambda net: fnn.spectral_norm(net, iterations=3),
-        lambda net: fnn.quantize(net, 4),
-        lambda net: fnn.prune(net, 0.5),
-        fnn.frozen,
-        lambda net: fnn.frozen(fnn.weight_norm(net), "*/gain"),
-        lambda net: fnn.cast(fnn.lora(net, 2), jnp.float32),
-        lambda net: fnn.repeat(fnn.lora(net, 2), 3),
-        lambda net: fnn.ensemble(fnn.weight_norm(net), 3),
-    ],
-)
-def test_merge_gives_the_plain_networks_params_and_unmerge_takes_them(wrap):
-    plain = fnn.serial(fnn.dense(4), fnn.batch_norm(), fnn.dense(4, use_bias=False))
-    net, like = wrap(plain), plain
-    if net.name in ("repeat", "ensemble"):
-        like = {"repeat": fnn.repeat, "ensemble": fnn.ensemble}[net.name](plain, 3)
-    x = x_of(5, 4)
-    params, state = net.init(key(0), x)
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key(2), p.shape), params)
-    merged, own = fnn.merge(net, params, state, x)
-    jax.tree.map(lambda a, b: None, merged, like.init(key(0), x)[0])  # of one structure
-    wanted = net(params, x, state=state)
-    np.testing.assert_allclose(like(merged, x, state=own), wanted, rtol=2e-5, atol=2e-6)
-    again = fnn.unmerge(net, merged, own, x, key=key(5))
-    jax.tree.map(lambda a, b: None, again, (params, state))
-    if wrap is fnn.weight_norm or wrap is fnn.frozen:  # which lose nothing
-        np.testing.assert_allclose(net(again[0], x, state=again[1]), wanted, rtol=2e-5, atol=2e-6)
-
-
-def test_lora_goes_on_from_trained_params():
-    plain = fnn.serial(fnn.dense(4), jnp.tanh, fnn.dense(3))
-    theirs, _ = plain.init(key(7), (1, 4))
-    net = fnn.lora(plain, 2)
-    params, state = fnn.unmerge(net, theirs, {}, (1, 4), key=key(1))
-    tx = optim.adamw(0.1)
-    ts = fnn.train.init(net, tx, key(0), (1, 4), params=params, state=state)
-    np.testing.assert_array_equal(
-        net(ts.params, x_of(2, 4), state=ts.state), plain(theirs, x_of(2, 4))
-    )
 
 
 def test_mistakes_are_named():
     net = fnn.serial(body=fnn.frozen(fnn.dense(4)), head=fnn.dense(2))
     params, state = net.init(key(0), (1, 4))
     with pytest.raises(errors.ParamsError, match="body: .* the state holds frozen params"):
-        net(params, x_of(1, 4))
+        net(params, normal(1, 4))
     with pytest.raises(errors.OptionError, match="frozen: .*patterns of params"):
         fnn.frozen(fnn.dense(3), "dense7/*").init(key(0), (1, 4))
     with pytest.raises(errors.OptionError, match="frozen: .*kinds of params"):
@@ -203,7 +145,7 @@ def test_frozen_and_adapted_cells_keep_their_carries():
     plain = fnn.rnn(fnn.cells.lstm(3, learned_carry=True))
     params, _ = plain.init(key(3), (2, 5, 4))
     params = jax.tree.map(lambda p: p + 0.3, params)  # so that the carry counts
-    x = x_of(2, 5, 4)
+    x = normal(2, 5, 4)
     for cell in (fnn.frozen(fnn.cells.lstm(3, learned_carry=True)),
                  fnn.lora(fnn.cells.lstm(3, learned_carry=True), 2)):  # fmt: skip
         net = fnn.rnn(cell)
@@ -226,20 +168,4 @@ def test_frozen_params_are_not_taken_from_params():
     for net in (fnn.frozen(fnn.dense(4)), fnn.serial(body=fnn.frozen(fnn.dense(4)))):
         given = params if not net.children else {"body": params}
         with pytest.raises(errors.ParamsError, match="fnn.unmerge"):
-            net(given, x_of(2, 4))
-
-
-def test_halves_of_halves_are_merged_and_what_cannot_be_is_said():
-    for wrap in (lambda net: net, lambda net: fnn.repeat(net, 2)):
-        net, plain = wrap(fnn.frozen(fnn.lora(fnn.dense(4), 2), "a/*")), wrap(fnn.dense(4))
-        params, state = net.init(key(0), (2, 4))
-        params = jax.tree.map(lambda p: p + 0.1, params)
-        merged, own = fnn.merge(net, params, state, (2, 4))
-        x = x_of(2, 4)
-        np.testing.assert_allclose(plain(merged, x), net(params, x, state=state), rtol=1e-5)
-    for net in (
-        fnn.lora(fnn.frozen(fnn.dense(4), "bias"), 2),
-        fnn.lora(fnn.lora(fnn.dense(4), 2), 2),
-    ):
-        with pytest.raises(errors.ParamsError, match="merge: .*freeze the reparametrized layer"):
-            fnn.merge(net, *net.init(key(0), (2, 4)), (2, 4))
+            net(given, normal(2, 4))

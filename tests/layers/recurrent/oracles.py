@@ -8,7 +8,7 @@ projection, norms) is told by the names in p.
 
 import numpy as np
 
-from tests.layers.oracles import conv
+from tests.layers.conv.oracles import conv
 
 # --- of one row ------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
-"""Recurrent cells and what is made of them, against loops in float64, PyTorch and flax."""
+"""Recurrent cells against loops in float64, one row a cell: run one by `-k lstm_cell`."""
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,12 +10,25 @@ import pytest
 
 import fnn
 from tests.layers.recurrent import oracles
+from tests.layers.recurrent.support import (
+    ROW,
+    B,
+    C,
+    H,
+    T,
+    at,
+    cast,
+    close,
+    drawn,
+    first_of,
+    key,
+    normal,
+    same,
+    spread,
+    wide,
+)
 
-B, T, C, H = 2, 4, 2, 3
 IMAGE = np.zeros((2, 3, 2))
-
-
-ROW = np.zeros(H)
 
 
 class Row(NamedTuple):
@@ -62,6 +74,8 @@ CELLS = {
         (ROW, ROW),
     ),
 }  # fmt: skip
+
+
 PLAIN = {  # what has the option recurrent_dropout: builder, oracle, the carry as zeros
     "rnn_cell": (fnn.cells.simple_rnn, oracles.rnn_cell, ROW),
     "lstm_cell": (fnn.cells.lstm, oracles.lstm_cell, (ROW, ROW)),
@@ -73,58 +87,6 @@ PLAIN = {  # what has the option recurrent_dropout: builder, oracle, the carry a
     ),
     "mgu_cell": (fnn.cells.mgu, oracles.mgu_cell, ROW),
 }
-CUMSUM = fnn.cells.as_cell(lambda c, x: (c + x, c + x), jnp.zeros_like)
-
-
-def wide(dtype):
-    return jax.enable_x64(True) if dtype == "float64" else nullcontext()
-
-
-def key(i=0):
-    return jax.random.key(i)
-
-
-def normal(*shape, seed=1):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def spread(params, seed=0):
-    """Params none of which stands at its first value, as NumPy arrays in float64."""
-    draw = np.random.default_rng(seed).normal
-    return jax.tree.map(lambda a: np.float64(a) + 0.4 * draw(size=a.shape), params)
-
-
-def cast(tree, dtype):
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
-
-
-def drawn(carry, lead=(), seed=5):
-    """A carry like the zeros given, with leading axes."""
-    draw = np.random.default_rng(seed).normal
-
-    return jax.tree.map(lambda zero: draw(size=(*lead, *zero.shape)), carry)
-
-
-def first_of(p, zero):
-    """The first carry by its definition: zeros, or the learned one."""
-    if "first_h" not in p:
-        return zero
-    return (p["first_c"], p["first_h"]) if isinstance(zero, tuple) else p["first_h"]
-
-
-def close(a, b, dtype="float32"):
-    tol = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}[dtype]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.float64(a), b, rtol=tol, atol=tol), a, b
-    )
-
-
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def at(tree, i):
-    return jax.tree.map(lambda a: a[i], tree)
 
 
 def oracle_run(row, p, x, **per_example):
@@ -223,9 +185,6 @@ def test_a_narrow_dtype_in_is_the_same_out(name, dtype):
     close(out, (y, carry), dtype)
 
 
-# --- first values ----------------------------------------------------------------------------
-
-
 def test_the_first_params():
     lstm, _ = fnn.cells.lstm(16).init(key(), None, (1, 4))
     assert jax.tree.map(jnp.shape, lstm) == {
@@ -279,9 +238,6 @@ def test_the_first_carry_of_a_cell():
     )
 
 
-# --- dropout of carries --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", PLAIN)
 def test_recurrent_dropout_is_one_mask_where_h_meets_the_recurrent_kernel(name):
     build, step, zero = PLAIN[name]
@@ -317,148 +273,3 @@ def test_masks_of_recurrent_dropout_are_drawn_with_the_first_carry():
     same(outs[0], outs[1])  # a step's own key does not matter
     same(outs[0], outs[2])
     assert np.array(cell.carry(params, x)["mask"]).all()  # evaluation keeps all
-
-
-def test_variational_dropout_drops_the_same_values_at_every_step():
-    net, x = fnn.rnn(fnn.cells.variational_dropout(0.25)), jnp.ones((200, 3, 40))
-    params, state = net.init(key(), x)
-    assert params == {} and state == {}
-    y, _ = net.apply({}, {}, x, key=key(1), train=True)
-    kept = np.array(y[:, 0] != 0)
-    np.testing.assert_allclose(y[kept[:, None].repeat(3, 1)], 4 / 3, rtol=1e-6)
-    assert (np.array(y != 0) == kept[:, None]).all()
-    np.testing.assert_allclose(kept.mean(), 0.75, atol=0.025)
-    other, _ = net.apply({}, {}, x, key=key(2), train=True)
-    assert 0.3 < ((other[:, 0] != 0) != kept).mean() < 0.45
-    np.testing.assert_array_equal(net({}, x), x)
-
-
-def test_zoneout_in_training_keeps_old_values_of_the_carry():
-    cell, x = fnn.cells.zoneout(fnn.cells.lstm(40), (0.5, 0.05)), jnp.asarray(normal(100, C))
-    params, _ = cell.init(key(), None, x)
-    same(params, fnn.cells.lstm(40).init(key(), None, x)[0])
-    old = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), drawn((np.zeros(40),) * 2, (100,)))
-    new, _ = fnn.cells.lstm(40)(params, old, x)
-    carry, y = cell.apply(params, {}, old, x, key=key(1), train=True)[0]
-    kept = []
-    for before, after, now, rate in zip(old, new, carry, (0.5, 0.05), strict=True):
-        kept.append(np.array(now == before))
-        np.testing.assert_allclose(np.where(kept[-1], after, now), after, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(kept[-1].mean(), rate, atol=0.04)
-    same(y, carry[1])
-    np.testing.assert_allclose((kept[0] & kept[1]).mean(), 0.025, atol=0.02)  # independent
-    again = cell.apply(params, {}, old, x, key=key(2), train=True)[0][0]
-    assert (np.array(again[0] == old[0]) != kept[0]).mean() > 0.4
-    for rate, wanted in ((0.0, new), (1.0, old)):
-        out = fnn.cells.zoneout(fnn.cells.lstm(40), rate).apply(
-            params, {}, old, x, key=key(), train=True
-        )
-        close(out[0][0], wanted)
-
-
-def test_zoneout_draws_anew_at_every_step():
-    """A carry that is the number of the step tells which steps were zoned out."""
-
-    def count(c, x):
-        c = c + 1
-        return c, c
-
-    cell = fnn.cells.zoneout(fnn.cells.as_cell(count, jnp.zeros_like), 0.5)
-    y, _ = fnn.rnn(cell).apply({}, {}, jnp.ones((300, 8, 1)), key=key(), train=True)
-    stayed = np.diff(np.array(y[..., 0]), axis=1, prepend=0) == 0  # [300, T]
-    np.testing.assert_allclose(stayed.mean(0), 0.5, atol=0.15)
-    together = np.corrcoef(stayed.T)
-    assert abs(together[~np.eye(8, dtype=bool)]).max() < 0.25
-
-
-# --- cells of cells ------------------------------------------------------------------------
-
-
-def test_a_stack_has_the_params_and_values_of_serial():
-    E, cell, D = fnn.embedding(7, C), fnn.cells.gru(H), fnn.dense(5)
-    serial = fnn.serial(embed=E, rnn=fnn.rnn(cell), head=D)
-    stacked = fnn.rnn(
-        fnn.cells.serial(embed=E, rnn=cell, head=D), feature_axes=0, return_carry=True
-    )
-    x = np.random.default_rng(0).integers(0, 7, (B, T))
-    params, _ = serial.init(key(), x)
-    same(stacked.init(key(), x)[0], params)
-    y, carry = jax.jit(stacked)(params, x)
-    close(y, serial(params, x))
-    assert list(carry) == ["rnn"] and carry["rnn"].shape == (B, H)
-
-
-def test_a_stack_names_its_layers_as_serial_and_runs_them_in_order():
-    cell = fnn.cells.serial(
-        fnn.cells.lstm(H), fnn.dense(H), jnp.sin, fnn.residual(fnn.cells.gru(H))
-    )
-    x = normal(B, T, C)
-    params, _ = cell.init(key(), None, x[:, 0])
-    names = ["lstm_cell1", "dense1", "residual1"]
-    assert sorted(params) == sorted(names)
-    p = spread(params)
-    net = fnn.rnn(cell, return_carry=True)
-    y, end = jax.jit(net)(cast(p, "float32"), x)
-    assert sorted(end) == ["lstm_cell1", "residual1"]
-    for i in range(B):
-        zero = np.zeros(H)
-        h, _, c1 = oracles.unroll(
-            oracles.lstm_cell, p["lstm_cell1"], x[i], (zero, zero), shape=(H,)
-        )
-        h = np.sin(h @ p["dense1"]["kernel"] + p["dense1"]["bias"])
-        inner, _, c2 = oracles.unroll(
-            oracles.gru_cell, p["residual1"]["layer"], h, zero, shape=(H,)
-        )
-        close((y[i], at(end, i)), (h + inner, {"lstm_cell1": c1, "residual1": c2}))
-
-
-def test_dropout_in_a_stack_differs_from_step_to_step():
-    net = fnn.rnn(fnn.cells.serial(fnn.dropout(0.5), CUMSUM))
-    x = jnp.ones((60, 6, 20))
-    y, _ = net.apply({}, {}, x, key=key(), train=True)
-    kept = np.diff(np.array(y), axis=1, prepend=0) != 0
-    np.testing.assert_allclose(kept.mean(), 0.5, atol=0.03)
-    together = np.corrcoef(kept.transpose(1, 0, 2).reshape(6, -1))
-    assert abs(together[~np.eye(6, dtype=bool)]).max() < 0.2
-    np.testing.assert_allclose(net({}, x), np.cumsum(x, 1), rtol=1e-6)
-
-
-def test_any_function_of_carry_and_x_is_a_cell():
-    x = normal(B, T, C)
-    np.testing.assert_allclose(fnn.rnn(CUMSUM)({}, x), np.cumsum(x, 1), rtol=1e-5, atol=1e-6)
-
-    @fnn.compose(update=fnn.dense(H), read=fnn.dense(2))
-    def body(f, h, x):
-        h = jnp.tanh(f.update(jnp.concatenate([h, x], -1)))
-        return h, f.read(h)
-
-    cell = fnn.cells.as_cell(body, lambda x: jnp.zeros((*x.shape[:-1], H), x.dtype))
-    net = fnn.rnn(cell, return_carry=True)
-    p = spread(net.init(key(), x)[0])
-    y, end = net(cast(p, "float32"), x)
-
-    def step(p, h, x):
-        h = np.tanh(np.r_[h, x] @ p["update"]["kernel"] + p["update"]["bias"])
-        return h, h @ p["read"]["kernel"] + p["read"]["bias"]
-
-    for i in range(B):
-        wanted, _, h = oracles.unroll(step, p, x[i], np.zeros(H), shape=(2,))
-        close((y[i], end[i]), (wanted, h))
-
-
-def test_a_cell_in_compose_makes_a_cell():
-    """`f.cell.carry` and `f.cell(carry, x)` inside a body that opens its own loop."""
-
-    @fnn.compose(cell=fnn.cells.gru(H))
-    def twice(f, x):  # [..., C]
-        carry, _ = f.cell(None, x)
-        return f.cell(carry, x)[1]
-
-    x = normal(B, C)
-    p = spread(twice.init(key(), x)[0])
-    y = twice(cast(p, "float32"), x)
-    for i in range(B):
-        wanted, *_ = oracles.unroll(
-            oracles.gru_cell, p["cell"], np.stack([x[i]] * 2), np.zeros(H), shape=(H,)
-        )
-        close(y[i], wanted[-1])

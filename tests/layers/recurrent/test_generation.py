@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fnn
 from fnn import errors
 from tests.layers.recurrent import oracles
-from tests.layers.recurrent.test_cells import at, cast, close, key, normal, same, spread
+from tests.layers.recurrent.support import at, cast, close, key, normal, same, spread
 from tests.support import assert_teaches, same_under_jit
 
 V, E, H, T = 5, 2, 3, 6  # vocabulary, embedding, features, steps

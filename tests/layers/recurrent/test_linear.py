@@ -7,8 +7,7 @@ import pytest
 
 import fnn
 from tests.layers.recurrent import oracles
-from tests.layers.recurrent.test_cells import C, H, close, key, normal, spread
-from tests.layers.recurrent.test_rnn import Case, N, loops
+from tests.layers.recurrent.support import C, Case, H, N, close, key, loops, normal, spread
 
 
 def test_lru_gradients_are_differences_of_the_loop():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fnn
-from tests.layers.recurrent.test_cells import B, C, H, T, cast, close, key, normal, spread
+from tests.layers.recurrent.support import B, C, H, T, cast, close, key, normal, spread
 
 BUILD = {"LSTM": fnn.lstm, "GRU": fnn.gru, "RNN": fnn.simple_rnn}
 

@@ -1,7 +1,6 @@
-"""Layers over sequences, against float64 loops: masks, lengths, resets, directions, state."""
+"""Layers over sequences against float64 loops: directions, chunks, carries and derivatives."""
 
 from functools import cache, partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,72 +11,22 @@ from hypothesis import strategies as st
 
 import fnn
 from tests.layers.recurrent import oracles
-from tests.layers.recurrent.test_cells import (
-    ROW,
+from tests.layers.recurrent.support import (
+    KINDS,
     C,
     H,
     at,
+    cases,
     cast,
     close,
-    drawn,
     key,
+    loops,
     normal,
+    on_device,
     same,
     spread,
     wide,
 )
-
-N = np.zeros(4)
-LEADS = [(), (1,), (3,), (2, 3), (0,)]
-KINDS = {  # name: layer over a sequence, oracle, the carry of one example as zeros
-    "lstm": (fnn.lstm, oracles.lstm_cell, (ROW, ROW)),
-    "gru": (fnn.gru, oracles.gru_cell, ROW),
-    "simple_rnn": (fnn.simple_rnn, oracles.rnn_cell, ROW),
-    "lru": (lambda features, **options: fnn.lru(features, 4, **options), oracles.lru_cell, (N, N)),
-}
-
-
-class Case(NamedTuple):
-    x: np.ndarray
-    mask: np.ndarray | None  # bool [..., T]
-    carry: tuple | np.ndarray | None
-    resets: np.ndarray | None
-    steps: np.ndarray  # which are real, as bool [..., T]
-    lengths: np.ndarray | None = None  # [...]
-
-
-@st.composite
-def cases(draw, zero=ROW):
-    lead, steps = draw(st.sampled_from(LEADS)), draw(st.sampled_from([0, 1, 2, 5]))
-    masked = draw(st.sampled_from(["no", "mask", "lengths", "mask and lengths"]))
-    random = np.random.default_rng(draw(st.integers(0, 2**16)))
-    x = random.normal(size=(*lead, steps, C))
-    mask, lengths, full = None, None, np.ones((*lead, steps), bool)
-    if "mask" in masked:
-        mask = full = random.random((*lead, steps)) < 0.6
-    if "lengths" in masked:
-        lengths = np.asarray(random.integers(0, steps + 1, lead))
-        full = full & (np.arange(steps) < lengths[..., None])
-    carry = drawn(zero, lead, seed=int(random.integers(99))) if draw(st.booleans()) else None
-    resets = random.random((*lead, steps)) < 0.4 if draw(st.booleans()) else None
-    return Case(x, mask, carry, resets, full, lengths)
-
-
-def loops(step, p, case, zero, reverse=False):
-    """(y, the last y, the carry) of each example."""
-
-    def one(i):
-        resets = None if case.resets is None else case.resets[i]
-        carry = None if case.carry is None else at(case.carry, i)
-        options = dict(mask=case.steps[i], carry=carry, resets=resets, reverse=reverse)
-        return oracles.unroll(step, p, case.x[i], zero, shape=(H,), **options)
-
-    return oracles.each(case.x.shape[:-2], one)
-
-
-def on_device(case, dtype):
-    mask, resets, lengths = jax.tree.map(jnp.asarray, (case.mask, case.resets, case.lengths))
-    return jnp.asarray(case.x, dtype), mask, cast(case.carry, dtype), resets, lengths
 
 
 @pytest.mark.parametrize("kinds", [["lstm", "gru", "simple_rnn"], ["lru"]], ids=["rnn", "lru"])
@@ -97,98 +46,6 @@ def test_a_layer_over_a_sequence_is_the_loop(kinds, data, reverse, dtype):
         close((y, last, carry), loops(step, p, case, zero, reverse), dtype)
 
 
-# --- both ways -----------------------------------------------------------------------------
-
-MERGES = {
-    "concat": lambda f, b: np.concatenate([f, b], -1),
-    "sum": np.add,
-    "mean": lambda f, b: (f + b) / 2,
-    "mul": np.multiply,
-    "custom": lambda f, b: f - 2 * b,
-}
-
-
-def assert_both_loops(case, merge, sequence=True):
-    net = fnn.bidirectional(
-        fnn.cells.gru(H), fnn.cells.mgu(H), MERGES[merge] if merge == "custom" else merge,
-        return_carry=True, return_sequence=sequence,
-    )  # fmt: skip
-    p = spread(net.init(key(), (5, C))[0])
-    assert sorted(p) == ["backward", "forward"]
-    x, mask, carry, *rest = on_device(case, "float32")
-    if carry is not None:
-        carry = {"forward": carry, "backward": 2 * carry}
-    y, end = jax.jit(net)(cast(p, "float32"), x, mask, carry, *rest)
-    features = 2 * H if merge == "concat" else H
-    assert y.shape == (*case.x.shape[: -1 if sequence else -2], features)
-    if 0 in case.x.shape[:-2]:
-        return
-    double = case if case.carry is None else case._replace(carry=2 * case.carry)
-    f = loops(oracles.gru_cell, p["forward"], case, ROW)
-    b = loops(oracles.mgu_cell, p["backward"], double, ROW, reverse=True)
-    wanted = MERGES[merge](f[not sequence], b[not sequence])
-    close((y, end), (wanted, {"forward": f[2], "backward": b[2]}))
-
-
-@given(case=cases(), sequence=st.booleans())
-def test_bidirectional_is_the_two_loops(case, sequence):
-    assert_both_loops(case, "concat", sequence)
-
-
-@pytest.mark.parametrize("merge", MERGES)
-def test_directions_are_merged(merge):
-    full = np.ones((2, 3), bool)
-    assert_both_loops(Case(normal(2, 3, C), None, None, None, full), merge)
-
-
-PADDED = {both: fnn.gru(H, layers=2, bidirectional=both, return_carry=True) for both in (0, 1)}
-RUN_PADDED = {both: jax.jit(net) for both, net in PADDED.items()}
-
-
-@given(both=st.sampled_from([0, 1]), lengths=st.tuples(*[st.sampled_from([0, 1, 3, 5])] * 3))
-def test_padded_sequences_are_the_sequences_alone(both, lengths):
-    """Lengths, and what is right of them, give what each sequence gives by itself."""
-    params = cast(spread(PADDED[both].init(key(), (5, C))[0]), "float32")
-    x, run = normal(3, 5, C, seed=sum(lengths)), RUN_PADDED[both]
-    y, carry = run(params, x, None, None, None, jnp.array(lengths))
-    for i, n in enumerate(lengths):
-        close((y[i, :n], at(carry, i)), run(params, x[i, :n]))
-        assert not y[i, n:].any()
-
-
-def test_resets_are_the_episodes_alone():
-    """An episode's outputs depend on nothing outside of it, in both directions."""
-    net = fnn.bidirectional(fnn.cells.lstm(H), fnn.cells.gru(H))
-    params = cast(spread(net.init(key(), (5, C))[0]), "float32")
-    x = normal(7, C)
-    resets = np.array([0, 0, 1, 0, 0, 1, 0], bool)
-    whole = net(params, x, None, None, resets)
-    alone = [net(params, x[a:b]) for a, b in ((0, 2), (2, 5), (5, 7))]
-    close(whole, np.concatenate(alone))
-
-
-@pytest.mark.parametrize("kind", ["gru", "lru"])
-def test_padding_crosses_no_boundary(kind):
-    """In reverse, what is left of the first real step does not see the boundary before that."""
-    net = KINDS[kind][0](H, reverse=True, return_carry=True)
-    params = cast(spread(net.init(key(), (5, C))[0]), "float32")
-    x, resets = normal(3, C), np.array([False, True, False])
-    padded = net(params, x, np.array([False, True, True]), None, resets)
-    alone = net(params, x[1:], None, None, resets[1:])
-    close((padded[0][1:], padded[1]), alone)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_resets_bring_back_a_learned_carry(reverse):
-    net = fnn.gru(H, learned_carry=True, reverse=reverse, return_carry=True)
-    p = spread(net.init(key(), (5, C))[0])
-    x, resets = normal(2, 5, C), np.array([[0, 0, 1, 0, 1], [1, 0, 0, 1, 0]], bool)
-    case = Case(np.float64(x), None, np.ones((2, H)), resets, np.ones((2, 5), bool))
-    out = jax.jit(net)(cast(p, "float32"), x, None, jnp.ones((2, H)), resets)
-    wanted, _, carry = loops(oracles.gru_cell, p, case, p["first_h"], reverse)
-    close(out, (wanted, carry))
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_run_in_chunks_is_the_whole_run(reverse):
     """In reverse the later chunk comes first, and a boundary on the cut is the caller's."""
@@ -201,90 +58,6 @@ def test_a_run_in_chunks_is_the_whole_run(reverse):
     for cut in cuts:
         ys[cut.start], carry = run(params, x[cut], None, carry, resets[cut])
     close((np.concatenate([ys[0], ys[3]]), carry), (whole, end))
-
-
-def test_the_layers_of_a_deep_one_follow_each_other():
-    deep = fnn.lstm(H, layers=3, return_carry=True)
-    x = normal(2, 4, C)
-    params = cast(spread(deep.init(key(), x)[0]), "float32")
-    assert sorted(params) == ["lstm1", "lstm2", "lstm3"]
-    deep = jax.jit(deep)
-    y, carry = deep(params, x)
-    h, single = x, jax.jit(fnn.lstm(H, return_carry=True))
-    for name in params:
-        h, own = single(params[name], h)
-        close(carry[name], own)
-    close(y, h)
-    short = fnn.lstm(H, layers=3, return_sequence=False)
-    close(short(params, x), y[:, -1])
-    begin = jax.tree.map(lambda a: a + 1, carry)
-    _, h = deep(params, x, None, begin)[0], x
-    for name in params:
-        h, _ = single(params[name], h, None, begin[name])
-    close(deep(params, x, None, begin)[0], h)
-
-
-def test_dropout_between_layers_is_after_all_but_the_last():
-    net = fnn.gru(H, layers=2, dropout=1.0)
-    x = normal(2, 4, C)
-    params = cast(spread(net.init(key(), x)[0]), "float32")
-    y, _ = net.apply(params, {}, x, key=key(), train=True)
-    close(y, fnn.gru(H)(params["gru2"], jnp.zeros((2, 4, H))))
-    close(net(params, x), fnn.gru(H, layers=2)(params, x))
-    one = fnn.gru(H, dropout=1.0)
-    y, _ = one.apply(params["gru1"], {}, x, key=key(), train=True)
-    close(y, fnn.gru(H)(params["gru1"], x))
-
-
-# --- padding -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "kind, reverse",
-    [("lstm", False), ("gru", True), ("simple_rnn", False), ("lru", False), ("lru", True)],
-)
-def test_padding_changes_neither_outputs_nor_gradients(kind, reverse):
-    build, _, _ = KINDS[kind]
-    x, w = normal(3, 5, C), normal(3, 5, H, seed=2)
-    mask = np.array([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]], bool)
-    net = build(H, reverse=reverse, return_carry=True)
-    params = cast(spread(net.init(key(), x)[0]), "float32")
-
-    @jax.jit
-    def run(params, x):
-        def loss(params, x):
-            y, carry = net(params, x, mask)
-            leaves = [jnp.sum(a**2) for a in jax.tree.leaves(carry)]
-            return jnp.sum(w * y) + sum(leaves), (y, carry)
-
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
-
-    clean = run(params, np.where(mask[..., None], x, 0))
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(clean))
-    assert not np.any(clean[0][1][0][~mask]) and not np.any(clean[1][1][~mask])
-    for rubbish in (np.nan, np.inf, -np.inf, 1e30):
-        same(run(params, np.where(mask[..., None], x, np.float32(rubbish))), clean)
-    short = jax.jit(
-        jax.grad(
-            lambda params, x, w: (
-                jnp.sum(w * net(params, x)[0])
-                + sum(jnp.sum(a**2) for a in jax.tree.leaves(net(params, x)[1]))
-            ),
-            (0, 1),
-        )
-    )
-    parts = [short(params, x[i, mask[i]], w[i, mask[i]]) for i in range(2)]
-    close(clean[1][0], jax.tree.map(lambda a, b: np.float64(a + b), parts[0][0], parts[1][0]))
-    for i in range(2):
-        close(clean[1][1][i, mask[i]], parts[i][1])
-
-
-def test_resets_where_the_mask_is_false_are_ignored():
-    net = fnn.gru(H, return_carry=True)
-    params = cast(spread(net.init(key(), (5, C))[0]), "float32")
-    x, mask = normal(4, C), np.array([True, False, True, True])
-    hidden = np.array([False, True, False, False])
-    same(net(params, x, mask, None, hidden), net(params, x, mask))
 
 
 @pytest.mark.parametrize("kind", ["gru", "lru"])
@@ -346,9 +119,6 @@ def test_forward_over_reverse_and_the_hessian_of_a_tiny_one(kind):
             second = oracles.slope(lambda v, i=i: oracles.slope(wanted, v, eye[i]), flat, eye[j])
             np.testing.assert_allclose(hessian[i, j], second, atol=1e-7)
             np.testing.assert_allclose(hessian[j, i], second, atol=1e-7)
-
-
-# --- how the loop is run -----------------------------------------------------------------------
 
 
 def both_ways(net, params, x, *rest):
@@ -435,58 +205,6 @@ def test_going_on_from_a_carry_is_the_whole_run_bitwise(kind):
     second, last = run(params, x[:, 4:], None, carry)
     np.testing.assert_array_equal(jnp.concatenate([first, second], 1), whole)
     same(last, end)
-
-
-def test_a_stateful_layer_starts_where_the_last_call_ended():
-    plain = fnn.lstm(H, return_carry=True)
-    net = fnn.lstm(H, stateful=True)
-    x = normal(2, 6, C)
-    params, state = net.init(key(), x)
-    for train in (False, True):
-        run = jax.jit(partial(net.apply, key=key(), train=train))
-        y1, after = run(params, state, x[:, :3])
-        y2, last = run(params, after, x[:, 3:])
-        close(jnp.concatenate([y1, y2], 1), plain(params, x)[0])
-        again, _ = run(params, fnn.forget(last), x[:, :3])
-        close(again, y1)
-
-    def loss(params, first):
-        _, state1 = net.apply(params, state, first)
-        y, _ = net.apply(params, state1, x[:, 3:])
-        return jnp.sum(y**2)
-
-    np.testing.assert_array_equal(jax.grad(loss, 1)(params, x[:, :3]), 0)
-    y, carry = plain(params, x[:, :3])
-    alone = jax.grad(lambda p: jnp.sum(plain(p, x[:, 3:], None, carry)[0] ** 2))(params)
-    close(jax.grad(loss)(params, x[:, :3]), alone)
-
-
-def test_forget_reaches_every_layer_and_a_learned_carry_comes_back():
-    cell = fnn.cells.gru(H, learned_carry=True)
-    net = fnn.serial(fnn.rnn(cell, stateful=True), fnn.batch_norm(), fnn.gru(2, stateful=True))
-    x = normal(2, 3, C)
-    params, state = net.init(key(), x)
-    params["rnn1"]["first_h"] = jnp.array([0.5, -0.5, 0.1])
-    run = jax.jit(net.apply)
-    y, after = run(params, state, x)
-    moved, _ = run(params, after, x)
-    assert abs(moved - y).max() > 1e-3
-    fresh = fnn.forget(after)
-    close(run(params, fresh, x)[0], y)
-    assert jax.tree.structure(fresh) == jax.tree.structure(after)
-    same(fresh["batch_norm1"], after["batch_norm1"])
-    grads = jax.jit(jax.grad(lambda p, s: jnp.sum(net.apply(p, s, x)[0] ** 2)))
-    assert np.any(grads(params, state)["rnn1"]["first_h"])
-    assert not np.any(grads(params, after)["rnn1"]["first_h"])
-
-
-def test_state_that_is_given_a_carry_takes_it():
-    net = fnn.gru(H, stateful=True)
-    x, begin = normal(2, 3, C), normal(2, H)
-    params, state = net.init(key(), x)
-    _, after = net.apply(params, state, x)
-    y, _ = net.apply(params, after, x, None, begin)
-    close(y, fnn.gru(H)(params, x, None, begin))
 
 
 def test_state_of_a_cell_rides_in_the_scan():

@@ -8,7 +8,7 @@ import pytest
 import fnn
 from fnn import errors
 from fnn.testing import mutations
-from tests.layers.recurrent.test_cells import C, H, key
+from tests.layers.recurrent.support import C, H, key
 from tests.support import assert_teaches, same_under_jit
 
 # --- cells -----------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn.layers.conv.derivatives import with_transpose
 from tests.support import assert_close
 
 # layer, shape of x, and JAX's own convolution of (x, kernel)
@@ -27,6 +26,8 @@ def own(strides, padding, dimensions, **options):
 
 
 PAIRS = ((1, 2), (0, 1))
+
+
 CASES = {
     "plain": (fnn.conv(3, (3, 2)), (2, 4, 5, 2), own((1, 1), "SAME", TWO)),
     "strided and dilated": (
@@ -183,62 +184,6 @@ def test_derivatives_keep_the_dtype(dtype):
         assert a.dtype == b.dtype == dtype
         error = np.abs(np.float64(a) - np.float64(b)).max() / np.abs(np.float64(b)).max()
         assert error < 4 * float(jnp.finfo(dtype).eps)
-
-
-def test_a_function_is_transposed_as_it_is_told():
-    """Twice its transpose shows which of the two each mode runs; derivatives pass through both."""
-    with jax.enable_x64(True):
-        a, v = np.random.default_rng(3).normal(size=(3, 2)), jnp.arange(1.0, 3.0)
-
-        def apply(a, v):
-            return with_transpose(lambda v: jnp.sin(a) @ v, lambda y: 2 * jnp.sin(a).T @ y, v)
-
-        y, pull = jax.vjp(partial(apply, a), v)
-        assert_close(y, np.sin(a) @ v, dtype="float64")
-        assert_close(jax.jvp(partial(apply, a), (v,), (v,))[1], np.sin(a) @ v, dtype="float64")
-        assert_close(pull(y)[0], 2 * np.sin(a).T @ y, dtype="float64")
-        assert_close(jax.vjp(pull, y)[1]((v,))[0], np.sin(a) @ v, dtype="float64")
-        # by what is given: y' dA v forward, and the derivative of 2 A'
-        way = jnp.cos(a)
-        assert_close(
-            jax.jvp(lambda a: apply(a, v), (a,), (way,))[1], (np.cos(a) * way) @ v, dtype="float64"
-        )
-
-        def pulled(a):
-            return jax.vjp(partial(apply, a), v)[1](jnp.ones(3))[0]
-
-        assert_close(
-            jax.jvp(pulled, (a,), (way,))[1], 2 * (np.cos(a) * way).T @ np.ones(3), dtype="float64"
-        )
-        many = jax.vmap(apply, (None, 1), 1)(a, jnp.stack([v, -v], 1))
-        assert_close(many, np.stack([y, -y], 1), dtype="float64")
-
-
-SPATIAL = [
-    fnn.conv(2, (3, 3), groups=2),
-    fnn.conv_transpose(2, (3, 3), strides=2),
-    fnn.separable_conv(2, (3, 3)),
-    fnn.local_conv(2, (3, 3)),
-    fnn.max_pool((2, 2), padding=1),
-    fnn.avg_pool((3, 3), strides=1, padding="SAME"),
-    fnn.lp_pool((2, 2), 3),
-    fnn.global_max_pool(2),
-    fnn.adaptive_avg_pool((2, 2)),
-    fnn.upsample((2, 2), "cubic"),
-]
-
-
-@pytest.mark.parametrize("layer", SPATIAL, ids=lambda layer: layer.name)
-def test_no_rank_is_promoted(layer):
-    x = jax.ShapeDtypeStruct((2, 5, 5, 2), jnp.float32)
-    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), x)[0])
-
-    def loss(params, x):
-        return jnp.sum(layer(params, x) ** 2)
-
-    with jax.numpy_rank_promotion("raise"):
-        gradients = jax.grad(loss, (0, 1))
-        jax.eval_shape(lambda *a: jax.jvp(gradients, a, a), params, x)
 
 
 def test_flops_of_a_gradient_are_those_of_three_convolutions():

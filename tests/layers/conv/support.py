@@ -1,0 +1,94 @@
+"""Cases of windows, and checks against the oracles, for the tests of convolutions and pools."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.layers.conv import oracles
+from tests.layers.support import assert_trees_close, leading, rounded, run_and_pull, wide
+from tests.support import assert_close
+
+FLOATS = ("float64", "float32", "bfloat16", "float16")
+
+
+@st.composite
+def pool_cases(draw):
+    """(window, options, x shape): every window sees at least one element that is no padding."""
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+    window = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    strides = draw(st.none() | st.integers(1, 3) | st.tuples(*[st.integers(1, 3)] * rank))
+    pairs = st.tuples(*[st.tuples(*[st.integers(0, w - 1)] * 2) for w in window]).map(list)
+    padding = draw(st.sampled_from(["SAME", "VALID"]) | st.integers(0, min(window) - 1) | pairs)
+    spatial = []
+    for axis in range(rank):
+        least = window[axis]
+        if not isinstance(padding, str):
+            least = max(1, least - sum(oracles.pad_amounts(padding, axis, 1, 1, 1)))
+        elif padding == "SAME":
+            least = 1
+        spatial.append(draw(st.integers(least, least + (1 if rank == 3 else 4))))
+    options = dict(strides=strides, padding=padding)
+    return window, options, (*draw(leading), *spatial, draw(st.integers(1, 2)))
+
+
+def special_values(shape, values, seed=0):
+    return np.random.default_rng(seed).choice(np.float32(values), size=shape)
+
+
+def assert_bilinear(layer, x, params, dtype, out, terms):
+    """y, dx, dkernel and dbias are those of the terms; the kernel is the one declared."""
+    declared, _ = layer.specs(x.shape)
+    arrays = {k: spec.stack + spec.shape for k, spec in declared.items()}
+    assert arrays == {k: v.shape for k, v in params.items()}
+    with wide(dtype):
+        (params, x), (exact, exact_x) = rounded((params, x), dtype)
+        want = oracles.bilinear(exact_x, exact["kernel"], exact.get("bias"), out, terms)
+        dy, exact_dy = rounded(np.random.default_rng(7).normal(size=want.shape), dtype)
+        y, dparams, dx = run_and_pull(layer, params, x, dy)
+        assert_close(y, want, dtype=dtype)
+        want_dx, dkernel = oracles.bilinear_backward(exact_x, exact["kernel"], exact_dy, out, terms)
+        want = {"kernel": dkernel}
+        if "bias" in params:
+            want["bias"] = oracles.bias_backward(exact_dy, params["bias"].shape)
+        assert_close(dx, want_dx, dtype=dtype)
+        assert_trees_close(dparams, want, dtype)
+
+
+SMALL = dict(bias=False, dtype="float32", seed=0)
+
+
+TINY = [  # on these and their like XLA would abort, or on their gradients
+    (1, (4, 2), dict(strides=(1, 2), dilation=1, padding=((0, 0), (1, 1))), (2, 3, 1)),
+    (1, (3, 4), dict(strides=(1, 2), dilation=1, padding=((0, 0), (3, 3))), (2, 3, 1)),
+    (1, (4, 6), dict(strides=(1, 3), dilation=(1, 2), padding=((0, 0), (10, 10))), (2, 5, 1)),
+]
+
+
+@st.composite
+def sliding_cases(draw):
+    """(kernel_size, options, x shape), with at least one output."""
+    rank = draw(st.sampled_from([1, 2]))
+    size = draw(st.tuples(*[st.integers(1, 3)] * rank))
+    strides, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    padding = draw(
+        st.sampled_from(["SAME", "VALID", "CAUSAL", "CIRCULAR", "REFLECT"]) | st.integers(0, 1)
+    )
+    reach = [(k - 1) * dilation + 1 for k in size]
+    spatial = [draw(st.integers(r, r + 2)) for r in reach]
+    options = dict(strides=strides, dilation=dilation, padding=padding)
+    return size, options, (*draw(leading), *spatial, draw(st.integers(1, 3)))
+
+
+def assert_unary(layer, x, dtype, want, backward=None):
+    """y is the oracle's, and so is dx; without a backward, y is linear and dx its adjoint."""
+    with wide(dtype):
+        x, exact = rounded(x, dtype)
+        y_want = want(exact)
+        dy, exact_dy = rounded(np.random.default_rng(7).normal(size=y_want.shape), dtype)
+        y, _, dx = run_and_pull(layer, {}, x, dy)
+        assert_close(y, y_want, dtype=dtype)
+        if backward is not None:
+            assert_close(dx, backward(exact, exact_dy), dtype=dtype)
+        elif x.size:
+            basis = np.eye(x.size).reshape(x.size, *x.shape)
+            columns = np.array([want(e) for e in basis])  # [size of x, *y's shape]
+            assert_close(dx, np.tensordot(columns, exact_dy, exact_dy.ndim).reshape(x.shape))
