@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,11 @@ class Geometry(NamedTuple):
     weight_grad: str = "conv"
 
 
-def convolve(
-    x: jax.Array, kernel: jax.Array, geometry: Geometry, *, outputs_first: bool = False
-) -> jax.Array:
-    """[B, *spatial, C] with a kernel [*size, C / groups, O], or [*size, O, C]: [B, *spatial, O]."""
-    n = x.ndim - 2
-    channels_last = (0, n + 1, *range(1, n + 1))
-    last = (n, n + 1) if outputs_first else (n + 1, n)
+def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, axes: Any = None) -> jax.Array:
+    """x [B, *spatial, C] and a kernel [*size, C / groups, O] -> [B, *spatial, O]: the textbook's.
+
+    `axes`: another order of them, as in `jax.lax.conv_general_dilated`.
+    """
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -38,10 +36,15 @@ def convolve(
         lhs_dilation=geometry.input_dilation,
         rhs_dilation=geometry.dilation,
         feature_group_count=geometry.groups,
-        dimension_numbers=jax.lax.ConvDimensionNumbers(
-            channels_last, (*last, *range(n)), channels_last
-        ),
+        dimension_numbers=axes or channels_last(x.ndim - 2),
     )
+
+
+def channels_last(n: int, outputs_first: bool = False) -> jax.lax.ConvDimensionNumbers:
+    """The order [B, *spatial, C], [*size, C, O] (or [*size, O, C]), [B, *spatial, O]."""
+    image = (0, n + 1, *range(1, n + 1))
+    last = (n, n + 1) if outputs_first else (n + 1, n)
+    return jax.lax.ConvDimensionNumbers(image, (*last, *range(n)), image)
 
 
 def by_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:

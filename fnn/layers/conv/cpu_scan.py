@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core.types import Shape
-from fnn.layers.conv.convolution import Geometry, by_patches, convolve
+from fnn.layers.conv.convolution import Geometry, by_patches, channels_last, convolve
 from fnn.layers.conv.derivatives import differentiate, with_transpose
 
 
@@ -45,7 +45,8 @@ def _output(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
     turned = jnp.swapaxes(kernel, -1, -2)
-    forward = partial(convolve, kernel=turned, geometry=form.geometry, outputs_first=True)
+    axes = channels_last(kernel.ndim - 2, outputs_first=True)
+    forward = partial(convolve, kernel=turned, geometry=form.geometry, axes=axes)
     return _transposed(forward, form.image, y)
 
 
@@ -89,15 +90,7 @@ def _batch_last(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Arra
     """`convolve` without groups, in the order of axes that is transposed into the fast one."""
     n = x.ndim - 2
     first_last = (n + 1, 0, *range(1, n + 1))  # (B or O, C, *spatial) of C .. B and C .. O
-    y = jax.lax.conv_general_dilated(
-        jnp.swapaxes(x, 0, -1),  # [C, H, W, B]
-        jnp.moveaxis(kernel, -2, 0),  # [C, kh, kw, O]
-        geometry.strides,
-        geometry.pads,
-        lhs_dilation=geometry.input_dilation,
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=jax.lax.ConvDimensionNumbers(
-            first_last, first_last, (n, n + 1, *range(n))
-        ),
-    )
+    axes = jax.lax.ConvDimensionNumbers(first_last, first_last, (n, n + 1, *range(n)))
+    x = jnp.swapaxes(x, 0, -1)  # [C, H, W, B]
+    y = convolve(x, jnp.moveaxis(kernel, -2, 0), geometry, axes)  # with [C, kh, kw, O]
     return jnp.moveaxis(y, -2, 0)  # [H', W', B, O] to [B, H', W', O]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -114,8 +114,8 @@ def lstm(
     >>> net(params, jnp.ones((2, 5, 4))).shape, sorted(params)
     ((2, 3), ['lstm1', 'lstm2'])
     """
-    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("lstm", cells.lstm, features, stack, options)
+    shared = layers, dropout, bidirectional, return_sequence, return_carry
+    return _layers("lstm", cells.lstm, features, *shared, options)
 
 
 @errors.builder
@@ -139,8 +139,8 @@ def gru(
     >>> net(params, jnp.ones((2, 5, 4)), lengths=jnp.array([5, 2])).shape
     (2, 5, 3)
     """
-    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("gru", cells.gru, features, stack, options)
+    shared = layers, dropout, bidirectional, return_sequence, return_carry
+    return _layers("gru", cells.gru, features, *shared, options)
 
 
 @errors.builder
@@ -165,37 +165,35 @@ def simple_rnn(
     >>> net(params, jnp.ones((2, 5, 4))).shape
     (2, 5, 3)
     """
-    stack = _Stack(layers, dropout, bidirectional, return_sequence, return_carry)
-    return _layers("simple_rnn", cells.simple_rnn, features, stack, options)
-
-
-class _Stack(NamedTuple):
-    """The options that all named layers share."""
-
-    layers: int
-    dropout: Scalar
-    bidirectional: bool
-    return_sequence: bool
-    return_carry: bool
+    shared = layers, dropout, bidirectional, return_sequence, return_carry
+    return _layers("simple_rnn", cells.simple_rnn, features, *shared, options)
 
 
 _OF_RNN = ("reverse", "stateful", "checkpoint_every", "truncate", "unroll")
 
 
-def _layers(name: str, build: Callable, features: int, stack: _Stack, options: dict) -> Layer:
-    count = checks.count("layers", stack.layers)
-    drop = dropout_layer(stack.dropout)
+def _layers(
+    name: str,
+    build: Callable,
+    features: int,
+    layers: int,
+    dropout: Scalar,
+    both: bool,
+    return_sequence: bool,
+    return_carry: bool,
+    options: dict,
+) -> Layer:
+    count = checks.count("layers", layers)
+    drop = dropout_layer(dropout)
     along = {option: options.pop(option) for option in _OF_RNN if option in options}
-    if stack.bidirectional and along.pop("reverse", False):
-        raise errors.OptionError("reverse=False in both directions", "reverse=True", "leave it out")
+    if both and along.pop("reverse", False):
+        raise errors.OptionError("reverse=False with bidirectional", "reverse=True", "leave it out")
 
     def one(last: bool) -> Layer:
         cell = build(features, **options)
-        outputs = {
-            "return_sequence": stack.return_sequence or not last,
-            "return_carry": stack.return_carry,
-        }
-        if stack.bidirectional:
+        sequence = return_sequence or not last
+        outputs = {"return_sequence": sequence, "return_carry": return_carry}
+        if both:
             return replace(bidirectional(cell, **outputs, **along), name=name)
         return along_time(name, cell, RnnOptions(**outputs, **along))
 
@@ -212,8 +210,8 @@ def _layers(name: str, build: Callable, features: int, stack: _Stack, options: d
         for own in names:
             x = f.dropout(x) if own != names[0] else x
             x = getattr(f, own)(x, mask, starts[own], resets, lengths)
-            if stack.return_carry:
+            if return_carry:
                 x, ends[own] = x
-        return (x, ends) if stack.return_carry else x
+        return (x, ends) if return_carry else x
 
     return replace(layered, name=name)
