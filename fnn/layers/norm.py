@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -112,10 +113,7 @@ def layer_norm(*, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = T
     """
     checks.number("eps", eps, 0.0, float("inf"))
 
-    def moments(x):
-        return _moments(x, _first(x, (-1,)), lambda v: jnp.mean(v, axis=-1, keepdims=True))
-
-    return _norm("layer_norm", 0, moments, eps, use_scale, use_bias)
+    return _norm("layer_norm", 0, _moments_over((-1,)), eps, use_scale, use_bias)
 
 
 @errors.builder
@@ -225,11 +223,7 @@ def instance_norm(
     spatial_axes = checks.count("spatial_axes", spatial_axes)
     checks.number("eps", eps, 0.0, float("inf"))
 
-    spatial = tuple(range(-1 - spatial_axes, -1))
-
-    def moments(x):
-        return _moments(x, _first(x, spatial), lambda v: jnp.mean(v, axis=spatial, keepdims=True))
-
+    moments = _moments_over(tuple(range(-1 - spatial_axes, -1)))
     return _norm("instance_norm", spatial_axes, moments, eps, use_scale, use_bias)
 
 
@@ -239,9 +233,7 @@ def instance_norm(
 def standardize(x: jax.Array, eps: Scalar = 1e-5) -> jax.Array:
     """(x - mean) / sqrt(var + eps) over the last axis, with statistics in float32 or wider."""
     values = widened(x)
-    centred, _, var = _moments(
-        values, _first(values, (-1,)), lambda v: jnp.mean(v, axis=-1, keepdims=True)
-    )
+    centred, _, var = _moments_over((-1,))(values)
     return (centred * _inverse_root(var, eps)).astype(x.dtype)
 
 
@@ -305,6 +297,11 @@ def _first(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The first value along `axes`, which stay with size 1."""
     over = [axis % x.ndim for axis in axes]
     return x[tuple(slice(0, 1) if axis in over else slice(None) for axis in range(x.ndim))]
+
+
+def _moments_over(axes: tuple[int, ...]) -> Callable[[jax.Array], tuple]:
+    """x -> (x centred, mean, variance), over these axes."""
+    return lambda x: _moments(x, _first(x, axes), partial(jnp.mean, axis=axes, keepdims=True))
 
 
 def _moments(

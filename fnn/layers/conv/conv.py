@@ -13,6 +13,7 @@ from fnn.core.types import Dtype, Tree
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import backends, windows
 from fnn.layers.conv.convolution import Geometry
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -21,7 +22,7 @@ def conv(
     kernel_size: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] = 1,
-    padding: windows.Padding = "SAME",
+    padding: Padding = "SAME",
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
     use_bias: bool = True,

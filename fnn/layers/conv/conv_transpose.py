@@ -12,6 +12,7 @@ from fnn.initializers import lecun_normal, variance_scaling, zeros
 from fnn.layers.conv import backends, windows
 from fnn.layers.conv.conv import biased, kernel_and_bias
 from fnn.layers.conv.convolution import Geometry
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -20,7 +21,7 @@ def conv_transpose(
     kernel_size: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] = 1,
-    padding: windows.Padding = "SAME",
+    padding: Padding = "SAME",
     dilation: int | tuple[int, ...] = 1,
     transpose_kernel: bool = False,
     use_bias: bool = True,

@@ -8,6 +8,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import windows
 from fnn.layers.conv.conv import conv, kernel_and_bias, over_images
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -16,7 +17,7 @@ def depthwise_conv(
     *,
     multiplier: int = 1,
     strides: int | tuple[int, ...] = 1,
-    padding: windows.Padding = "SAME",
+    padding: Padding = "SAME",
     dilation: int | tuple[int, ...] = 1,
     use_bias: bool = True,
     kernel_init=lecun_normal(),
@@ -66,7 +67,7 @@ def separable_conv(
     *,
     multiplier: int = 1,
     strides: int | tuple[int, ...] = 1,
-    padding: windows.Padding = "SAME",
+    padding: Padding = "SAME",
     dilation: int | tuple[int, ...] = 1,
     use_bias: bool = True,
     kernel_init=lecun_normal(),

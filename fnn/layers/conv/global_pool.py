@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.layers.conv import windows
 
 
 @errors.builder
@@ -27,7 +27,7 @@ def global_avg_pool(spatial_axes: int) -> Layer:
     n = checks.count("spatial_axes", spatial_axes)
 
     def specs(x):
-        _check_image(x, n)
+        windows.check_image(x, n)
         return {}, {}
 
     def apply(params, state, x, *, key, train):
@@ -52,7 +52,7 @@ def global_max_pool(spatial_axes: int) -> Layer:
     n = checks.count("spatial_axes", spatial_axes)
 
     def specs(x):
-        _check_image(x, n)
+        windows.check_image(x, n)
         return {}, {}
 
     def apply(params, state, x, *, key, train):
@@ -85,7 +85,7 @@ def adaptive_avg_pool(output_size: tuple[int, ...]) -> Layer:
     n = len(output_size)
 
     def specs(x):
-        _check_image(x, n)
+        windows.check_image(x, n)
         return {}, {}
 
     def apply(params, state, x, *, key, train):
@@ -95,12 +95,6 @@ def adaptive_avg_pool(output_size: tuple[int, ...]) -> Layer:
         return y.astype(x.dtype), state
 
     return leaf("adaptive_avg_pool", specs, apply)
-
-
-def _check_image(x: Any, n: int) -> None:
-    checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
-    if 0 in x.shape[-n - 1 : -1]:
-        raise errors.ShapeError("spatial axes of at least 1", f"x {x.shape}", "use a larger input")
 
 
 def _bin_means(x: jax.Array, axis: int, bins: int) -> jax.Array:

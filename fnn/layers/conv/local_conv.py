@@ -13,6 +13,7 @@ from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import windows
 from fnn.layers.conv.conv import biased
 from fnn.layers.conv.convolution import Geometry, patches_of
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -21,7 +22,7 @@ def local_conv(
     kernel_size: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] = 1,
-    padding: windows.Padding = "SAME",
+    padding: Padding = "SAME",
     dilation: int | tuple[int, ...] = 1,
     use_bias: bool = True,
     kernel_init=lecun_normal(),

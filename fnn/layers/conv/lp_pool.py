@@ -13,6 +13,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.lengths import divide
 from fnn.layers.conv import windows
 from fnn.layers.conv.pool import pool_window
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -21,7 +22,7 @@ def lp_pool(
     p,
     *,
     strides: int | tuple[int, ...] | None = None,
-    padding: windows.Padding = "VALID",
+    padding: Padding = "VALID",
 ) -> Layer:
     """The p-norm of each window, y = (sum |x|^p)^(1/p): [..., H, W, C] -> [..., H', W', C].
 

@@ -16,6 +16,7 @@ from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
 from fnn.layers.conv import windows
 from fnn.layers.conv.select_and_scatter import max_of_slices
+from fnn.layers.conv.windows import Padding
 
 
 @errors.builder
@@ -23,7 +24,7 @@ def max_pool(
     window: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] | None = None,
-    padding: windows.Padding = "VALID",
+    padding: Padding = "VALID",
 ) -> Layer:
     """The largest value in each window: [..., H, W, C] -> [..., H', W', C].
 
@@ -48,7 +49,7 @@ def min_pool(
     window: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] | None = None,
-    padding: windows.Padding = "VALID",
+    padding: Padding = "VALID",
 ) -> Layer:
     """The smallest value in each window, -max(-x): [..., H, W, C] -> [..., H', W', C].
 
@@ -71,7 +72,7 @@ def avg_pool(
     window: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] | None = None,
-    padding: windows.Padding = "VALID",
+    padding: Padding = "VALID",
     count_include_pad: bool = False,
 ) -> Layer:
     """The mean of each window: [..., H, W, C] -> [..., H', W', C].
@@ -97,7 +98,7 @@ def sum_pool(
     window: tuple[int, ...],
     *,
     strides: int | tuple[int, ...] | None = None,
-    padding: windows.Padding = "VALID",
+    padding: Padding = "VALID",
 ) -> Layer:
     """The sum of each window: [..., H, W, C] -> [..., H', W', C].
 

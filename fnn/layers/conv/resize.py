@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.layers.conv import windows
 
 
 @errors.builder
@@ -48,11 +49,7 @@ def upsample(
     n = len(scale)
 
     def specs(x):
-        checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
-        if 0 in x.shape[-n - 1 : -1]:
-            raise errors.ShapeError(
-                "spatial axes of at least 1", f"x {x.shape}", "use a larger input"
-            )
+        windows.check_image(x, n)
         return {}, {}
 
     def apply(params, state, x, *, key, train):

@@ -105,6 +105,13 @@ def check_input(x: Any, window: Window) -> None:
             )
 
 
+def check_image(x: Any, n: int) -> None:
+    """Refuse an input with too few axes, or without pixels."""
+    checks.array(x, n + 1, f"[..., {n} spatial axes, C]")
+    if 0 in x.shape[-n - 1 : -1]:
+        raise errors.ShapeError("spatial axes of at least 1", f"x {x.shape}", "use a larger input")
+
+
 def over_images(fn: Callable[[jax.Array], jax.Array], x: jax.Array, n: int) -> jax.Array:
     """Apply `fn` to [B, *spatial, C] with `n` spatial axes, whatever the leading axes."""
     lead = x.shape[: x.ndim - n - 1]
