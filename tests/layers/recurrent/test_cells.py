@@ -1,6 +1,6 @@
 """Recurrent cells against loops in float64, one row a cell: run one by `-k lstm_cell`."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +100,10 @@ def oracle_run(row, p, x, **per_example):
     return oracles.each(x.shape[:1], one)
 
 
-def case(row, seed=0):
+@cache
+def case(name, seed=0):
     """(net, params, x, mask) in float64."""
+    row = CELLS[name]
     x = np.random.default_rng(seed).normal(size=(B, T, *row.x))
     params, _ = row.cell.init(key(), None, (B, *row.x))
     mask = np.array([[True, True, False, True], [False, True, True, False]])
@@ -113,16 +115,19 @@ def case(row, seed=0):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_cell_is_the_loop(name, dtype):
     row = CELLS[name]
-    net, p, x, mask = case(row)
+    net, p, x, mask = case(name)
     carry = drawn(row.carry, (B,))
+
+    @jax.jit
+    def all_of_it(params, carry, xs):
+        given, begun = (row.cell(params, c, xs[:, 0]) for c in (carry, None))
+        return given, begun, net(params, xs, mask)
+
     with wide(dtype):
         params, xs, own = cast(p, dtype), jnp.asarray(x, dtype), cast(carry, dtype)
-        new, y = jax.jit(row.cell)(params, own, xs[:, 0])
-        begun, y_first = jax.jit(row.cell)(params, None, xs[:, 0])
-        run = jax.jit(net)(params, xs, mask)
-        assert {a.dtype for a in jax.tree.leaves((new, y, begun, y_first, run))} == {
-            jnp.dtype(dtype)
-        }
+        out = all_of_it(params, own, xs)
+        assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype(dtype)}
+    (new, y), (begun, y_first), run = out
     first = first_of(p, row.carry)
     for i in range(B):
         close((at(new, i), y[i]), row.step(p, at(carry, i), x[i, 0]), dtype)
@@ -135,7 +140,7 @@ def test_a_cell_is_the_loop(name, dtype):
 def test_gradients_of_a_cell_are_differences_of_the_loop(name):
     """By params, x and carry, one array at a time, along a direction; jvp gives their sum."""
     row = CELLS[name]
-    net, p, x, mask = case(row, 1)
+    net, p, x, mask = case(name, 1)
     draw = np.random.default_rng(2).normal
     given = "first_h" not in p  # where the first carry is learned, it gets the gradient instead
     inputs = {"p": p, "x": x, "carry": drawn(row.carry, (B,))} if given else {"p": p, "x": x}
@@ -175,7 +180,7 @@ def test_gradients_of_a_cell_are_differences_of_the_loop(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_narrow_dtype_in_is_the_same_out(name, dtype):
     row = CELLS[name]
-    net, p, x, mask = case(row)
+    net, p, x, mask = case(name)
     params, xs = cast(p, dtype), jnp.asarray(x, dtype)
     assert {a.dtype for a in jax.tree.leaves(row.cell.init(key(), None, xs[:, 0])[0])} == {xs.dtype}
     out = jax.jit(net)(params, xs, mask)

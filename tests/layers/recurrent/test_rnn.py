@@ -65,11 +65,16 @@ def test_vmap_over_examples_and_params_is_the_batch(kind):
     x, mask, resets = normal(3, 5, C), *(np.random.default_rng(0).random((2, 3, 5)) < 0.6)
     net = KINDS[kind][0](H)
     params = cast(spread(net.init(key(), x)[0]), "float32")
-    rows = jax.jit(jax.vmap(lambda x, m, r: net(params, x, m, None, r)))(x, mask, resets)
-    whole = jax.jit(net)(params, x, mask, None, resets)
-    close(rows, whole)
     two = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), params)
-    many = jax.jit(jax.vmap(net, (0, None, None, None, None)))(two, x, mask, None, resets)
+
+    @jax.jit
+    def all_of_it(x, mask, resets):
+        rows = jax.vmap(lambda x, m, r: net(params, x, m, None, r))(x, mask, resets)
+        many = jax.vmap(net, (0, None, None, None, None))(two, x, mask, None, resets)
+        return rows, many, net(params, x, mask, None, resets)
+
+    rows, many, whole = all_of_it(x, mask, resets)
+    close(rows, whole)
     close(many[0], whole)
 
 
