@@ -61,7 +61,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
                 checks.wrong_arity(1, float("inf"), 0)
             check_trees(params, state, key, n)
             x, *rest = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
+            run, unchanged = noting(layer)
 
             def member(x, own):
                 i, params, state = own
@@ -75,7 +75,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
 
             check_values(alone, params, state, axis=0)
             y, after = jax.lax.scan(member, x, (jnp.arange(n), params, state))
-            return y, state if all(came_back) else after
+            return y, state if all(unchanged) else after
 
     return wrap(layer, apply, declare=declare, name="repeat")
 
@@ -139,7 +139,7 @@ def ensemble(
         with errors.within("ensemble"):
             check_trees(params, state, key, n)
             xs = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
+            run, unchanged = noting(layer)
 
             def member(i, params, state, *xs):
                 return run(params, state, *xs, key=fold(key, i), train=train)
@@ -153,10 +153,10 @@ def ensemble(
 
             own = (x for axis, x in zip(axes, xs, strict=True) if axis == 0)
             check_values(alone, params, state, *own, axis=0)
-            came_back.clear()
+            unchanged.clear()
             mapped = jax.vmap(member, (0, 0, 0, *axes))
             y, after = mapped(jnp.arange(n), params, state, *xs)
-            return y, state if all(came_back) else after
+            return y, state if all(unchanged) else after
 
     return wrap(layer, apply, declare=declare, name="ensemble")
 
@@ -185,15 +185,15 @@ def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) ->
         with errors.within(layer.name):
             check_trees(params, state, key)
             xs = jax.tree.map(as_array, xs)
-            run, came_back = noting(layer)
+            run, unchanged = noting(layer)
 
             def again(params, state, xs, key):
                 return run(params, state, *xs, key=key, train=train)
 
             check_values(lambda p, s, xs: again(p, s, xs, key), params, state, xs)
-            came_back.clear()
+            unchanged.clear()
             y, after = jax.checkpoint(again, policy=policy)(params, state, xs, key)
-            return y, state if all(came_back) else after
+            return y, state if all(unchanged) else after
 
     return wrap(layer, apply, declare=same, carry=layer.carry and same_carry)
 
@@ -245,14 +245,14 @@ def noting(layer: Layer) -> tuple[Callable, list[bool]]:
 
     The transforms return copies, but an unchanged state must be the very one that was given.
     """
-    came_back: list[bool] = []
+    unchanged: list[bool] = []
 
     def run(params, state, *xs, **mode):
         y, after = layer.apply(params, state, *xs, **mode)
-        came_back.append(same_arrays(state, after))
+        unchanged.append(same_arrays(state, after))
         return y, after
 
-    return run, came_back
+    return run, unchanged
 
 
 def fold(key: Key | None, i: int | jax.Array) -> Key | None:

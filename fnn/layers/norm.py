@@ -20,12 +20,7 @@ from fnn.initializers import ones, zeros
 
 @errors.builder
 def batch_norm(
-    *,
-    momentum: Scalar = 0.9,
-    eps: Scalar = 1e-5,
-    axis_name=None,
-    use_scale: bool = True,
-    use_bias: bool = True,
+    *, momentum: Scalar = 0.9, eps: Scalar = 1e-5, axis_name=None, use_scale=True, use_bias=True
 ) -> Layer:
     """Normalize each channel over the batch, y = scale (x - mean) / sqrt(var + eps) + bias.
 
@@ -144,12 +139,7 @@ def rms_norm(*, eps: Scalar = 1e-6, use_scale: bool = True) -> Layer:
 
 @errors.builder
 def group_norm(
-    groups: int,
-    spatial_axes: int,
-    *,
-    eps: Scalar = 1e-5,
-    use_scale: bool = True,
-    use_bias: bool = True,
+    groups: int, spatial_axes: int, *, eps: Scalar = 1e-5, use_scale=True, use_bias=True
 ) -> Layer:
     """Normalize groups of channels over space, y = scale (x - mean) / sqrt(var + eps) + bias.
 

@@ -100,11 +100,7 @@ class Encoded:
 
 
 def over_named(
-    layer: Layer,
-    names: tuple[str, ...],
-    encode: Callable,
-    decode: Callable,
-    axes: dict | None = None,
+    layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable, axes: Any = None
 ) -> Layer:
     """`reparam` of the params with one of these names.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
-from fnn.core.types import Dtype, Tree
+from fnn.core.types import Dtype, Shape, Tree
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import backends, windows
 from fnn.layers.conv.convolution import Geometry
@@ -82,12 +82,7 @@ def conv(
 
 
 def kernel_and_bias(
-    size: tuple[int, ...],
-    cin: int,
-    features: int,
-    dtype: Dtype,
-    kernel_init: Callable,
-    bias_init: Callable | None,
+    size: Shape, cin: int, features: int, dtype: Dtype, kernel_init: Any, bias_init: Any
 ) -> dict[str, Param]:
     """The params of a convolution; no bias where `bias_init` is None."""
     axes = (*windows.names(len(size)), "in", "out")

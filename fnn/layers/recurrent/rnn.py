@@ -142,7 +142,7 @@ def along_time(name: str, cell: Layer, options: RnnOptions) -> Layer:
             if options.stateful:
                 state, going_on = apart(state, first)
                 carry = going_on if carry is None else carry
-            run, came_back = noting(cell)
+            run, unchanged = noting(cell)
 
             def step(loop, now):
                 (carry, state, last), (t, x, real, new) = loop, now
@@ -185,7 +185,7 @@ def along_time(name: str, cell: Layer, options: RnnOptions) -> Layer:
                 unroll=options.unroll,
             )
             y = jax.tree.map(time.back, ys) if options.return_sequence else last
-            state = state if all(came_back) else after
+            state = state if all(unchanged) else after
             state = together(state, carry) if options.stateful else state
         return (y, carry) if options.return_carry else y, state
 
