@@ -1,5 +1,7 @@
 """Attention against the loop: masks, memory, positions and the cache."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,7 @@ def test_attention_to_a_memory_and_any_leading_axes(lead):
     x, memory = np.random.default_rng(0).normal(size=(2, *lead, 4, 5)).astype(np.float32)
     memory = memory[..., :3, :]
     params = biased(net.init(jax.random.key(0), x, memory)[0], 0)
-    y = net(params, x, memory)
+    y = jax.jit(net)(params, x, memory)
     for i in np.ndindex(lead):
         wanted = oracles.attention(
             params, x[i], memory[i], 2, 2, False, None, np.ones((2, 4, 3), bool)
@@ -66,10 +68,19 @@ def test_what_may_look_at_nothing_gets_zeros_and_finite_gradients():
     params, _ = net.init(jax.random.key(0), x)
     params["out"]["bias"] = jnp.arange(4.0)
     mask = jnp.ones((3, 3), bool).at[1].set(False)
-    np.testing.assert_array_equal(net(params, x, None, mask[None])[:, 1], [[0, 1, 2, 3]] * 2)
-    grads = jax.grad(lambda p, x: net(p, x, None, mask[None]).sum(), (0, 1))(params, x)
+
+    @jax.jit
+    def run(params, x):
+        def loss(params, x):
+            y = net(params, x, None, mask[None])
+            return y.sum(), y
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    (_, y), grads = run(params, x)
+    np.testing.assert_array_equal(y[:, 1], [[0, 1, 2, 3]] * 2)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-    empty = net(params, x, x[:, :0])
+    empty = jax.jit(net)(params, x, x[:, :0])
     np.testing.assert_array_equal(empty, np.broadcast_to(np.arange(4.0), (2, 3, 4)))
     assert net(params, x[:0]).shape == (0, 3, 4) and net(params, x[:, :0]).shape == (2, 0, 4)
 
@@ -138,8 +149,8 @@ def test_a_position_changes_only_those_that_may_look_at_it():
     ):
         params, _ = net.init(jax.random.key(0), x)
         good = np.setdiff1d(np.arange(6), bad)
-        y = net(params, x, mask=mask)
-        wanted = net(params, x.at[0, 2].set(1.0), mask=mask)
+        run = jax.jit(partial(net, mask=mask))
+        y, wanted = run(params, x), run(params, x.at[0, 2].set(1.0))
         assert np.isnan(y[0, bad]).all(), "what looks at it is NaN"
         np.testing.assert_array_equal(y[0, good], wanted[0, good])
 
@@ -148,11 +159,11 @@ def test_a_query_that_is_not_finite_is_not_hidden_by_a_mask_of_keys():
     """A position that reads others though nobody reads it is real: its NaN is not swallowed."""
     net, x = fnn.attention(4, 2), jnp.ones((1, 3, 4))
     params, _ = net.init(jax.random.key(0), x)
-    keys = jnp.array([[[True, True, False]]])
-    y = net(params, x.at[0, 2, 0].set(jnp.nan), None, keys)
+    keys, run = jnp.array([[[True, True, False]]]), jax.jit(net)
+    y = run(params, x.at[0, 2, 0].set(jnp.nan), None, keys)
     assert np.isnan(y[0, 2]).all() and np.isfinite(y[0, :2]).all()
     np.testing.assert_allclose(
-        net(params, 2 * x, None, keys)[0, 2], net(params, 2 * x[:, :2])[0, 0]
+        run(params, 2 * x, None, keys)[0, 2], run(params, 2 * x[:, :2])[0, 0]
     )
 
 
@@ -170,10 +181,11 @@ def test_attention_is_pytorchs():
     x = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
     causal = np.tril(np.ones((5, 5), bool))
     wanted, _ = theirs(*[torch.from_numpy(x)] * 3, attn_mask=torch.from_numpy(~causal))
-    got = fnn.attention(8, 2, causal=True)(params, x)
+    got = jax.jit(fnn.attention(8, 2, causal=True))(params, x)
     np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got, net(params, x, None, causal[None]), rtol=1e-5, atol=1e-6)
-    by_jax = fnn.attention(8, 2, causal=True, implementation="xla")(params, x)
+    masked = jax.jit(net)(params, x, None, causal[None])
+    np.testing.assert_allclose(got, masked, rtol=1e-5, atol=1e-6)
+    by_jax = jax.jit(fnn.attention(8, 2, causal=True, implementation="xla"))(params, x)
     np.testing.assert_allclose(by_jax, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 

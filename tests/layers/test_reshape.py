@@ -38,7 +38,7 @@ def test_a_shape_that_does_not_fit_is_refused():
     for shape in ((-1, -1), (-1, 0), (2.5,), (-2,), 3, None, "text", (True,), (jnp.ones(2),)):
         with pytest.raises(errors.OptionError, match="^reshape: expected .*shape"):
             fnn.reshape(shape)
-    with pytest.raises(errors.OptionError, match="n to be"):
+    with pytest.raises(errors.OptionError, match="feature_axes to be"):
         fnn.reshape((3,), 0)
     for shape, n, x in (((5,), 1, (2, 4)), ((3, -1), 1, (2, 4)), ((4,), 3, (2, 4)), ((), 1, (4,))):
         with pytest.raises(errors.ShapeError, match="^reshape: "):

@@ -27,12 +27,12 @@ def loop(x, features, base, interleaved):
 def test_sinusoidal_is_the_loop(interleaved, features, base):
     net = fnn.sinusoidal(features, base=base, interleaved=interleaved)
     for x in (np.array([[0, 1, 7], [99, 500, -3]]), np.float32(2.5), np.linspace(0, 9, 4)):
-        y = net({}, jnp.asarray(x))
+        y = jax.jit(net)({}, jnp.asarray(x))
         assert y.dtype == jnp.float32
         np.testing.assert_allclose(y, loop(x, features, base, interleaved), atol=1e-4)
     with jax.enable_x64(True):
         late = np.array([1e6, -1e6])
-        y = net({}, jnp.asarray(late))
+        y = jax.jit(net)({}, jnp.asarray(late))
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(y, loop(late, features, base, interleaved), atol=1e-8)
 
@@ -52,7 +52,7 @@ def test_time_embeddings_are_those_of_ddpm():
 def test_positional_encoding_adds_them():
     x = np.random.default_rng(0).normal(size=(2, 1, 5, 4)).astype(np.float32)
     wanted = x + loop(np.arange(5), 4, 10_000.0, True)
-    net = fnn.positional_encoding()
+    net = jax.jit(fnn.positional_encoding())
     np.testing.assert_allclose(net({}, x), wanted, atol=1e-5)
     np.testing.assert_allclose(net({}, x[0, 0]), wanted[0, 0], atol=1e-5)
     late = x[0, 0, 3:] + fnn.sinusoidal(4)({}, jnp.arange(3, 5))

@@ -15,13 +15,14 @@ def test_weight_norm():
     params, _ = net.init(key(), (1, 6, 2))
     x = normal(2, 6, 2)
     plain, _ = fnn.conv(5, (3,), padding="VALID").init(key(), (1, 6, 2))
+    run = jax.jit(net)
     np.testing.assert_allclose(
-        net(params, x), fnn.conv(5, (3,), padding="VALID")(plain, x), rtol=1e-4, atol=1e-5
+        run(params, x), fnn.conv(5, (3,), padding="VALID")(plain, x), rtol=1e-4, atol=1e-5
     )
     longer = {**params, "kernel": {**params["kernel"], "direction": 7 * plain["kernel"]}}
-    np.testing.assert_allclose(net(longer, x), net(params, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(longer, x), run(params, x), rtol=1e-4, atol=1e-5)
     zero = jax.tree.map(jnp.zeros_like, params)
-    for leaf in jax.tree.leaves(jax.grad(lambda p: net(p, x).sum())(zero)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(lambda p: net(p, x).sum()))(zero)):
         assert np.isfinite(leaf).all()
     with pytest.raises(errors.OptionError, match="params called scale"):
         fnn.weight_norm(fnn.dense(2), ("scale",)).init(key(), (1, 2))
@@ -32,7 +33,7 @@ def test_spectral_norm_is_numpys():
     params, _ = net.init(key(), (1, 4))
     matrix = np.asarray(params["kernel"], np.float64)
     wanted = matrix / np.linalg.svd(matrix)[1][0]
-    np.testing.assert_allclose(net(params, jnp.eye(4)), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(net)(params, jnp.eye(4)), wanted, rtol=1e-4, atol=1e-5)
     zero = jax.tree.map(jnp.zeros_like, params)
     assert np.isfinite(jax.grad(lambda p: net(p, jnp.eye(4)).sum())(zero)["kernel"]).all()
 
