@@ -86,7 +86,7 @@ JOINED = {
     ),
     "group_norm between": (
         fnn.serial(
-            fnn.conv(4, (1, 1)), fnn.group_norm(2, n_spatial=2), fnn.flatten(3), fnn.dense(2)
+            fnn.conv(4, (1, 1)), fnn.group_norm(2, spatial_axes=2), fnn.flatten(3), fnn.dense(2)
         ),
         (1, 2, 2, 1),
         chw(2, 2, 4),

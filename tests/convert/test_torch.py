@@ -220,7 +220,7 @@ def test_a_network_of_torch_itself():
         jax.nn.relu,
         fnn.max_pool((2, 2)),
         fnn.conv(8, (3, 3), padding=1, groups=4),
-        fnn.group_norm(2, n_spatial=2),
+        fnn.group_norm(2, spatial_axes=2),
         fnn.prelu(),
         fnn.conv_transpose(4, (3, 3), strides=2, padding=0),
         fnn.flatten(3),
