@@ -67,7 +67,7 @@ def fnn(case: Case, donate: bool = False, flatten: bool = False) -> Call:
     import fnn
 
     tx = fnn.optim.adam(RATE, B1, B2, EPS)
-    tx = fnn.optim.flatten(tx) if flatten else tx
+    tx = fnn.optim.as_vector(tx) if flatten else tx
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
@@ -82,7 +82,7 @@ def fnn_donated(case: Case) -> Call:
 
 
 def fnn_flatten(case: Case) -> Call:
-    """the same by fnn.optim.flatten: the moments in one vector each, donated"""
+    """the same by fnn.optim.as_vector: the moments in one vector each, donated"""
     return fnn(case, donate=True, flatten=True)
 
 

@@ -24,6 +24,7 @@ from fnn.optim.adam_variants import (
     scale_by_yogi,
     yogi,
 )
+from fnn.optim.as_vector import as_vector
 from fnn.optim.averaging import average_params, averaged_params, ema, lookahead
 from fnn.optim.clip import (
     adaptive_grad_clip,
@@ -44,12 +45,11 @@ from fnn.optim.factored import (
     scale_by_sm3,
     sm3,
 )
-from fnn.optim.flatten import flatten
 from fnn.optim.gradients import accumulate, per_example_clip, sam
 from fnn.optim.layerwise import layerwise_decay
 from fnn.optim.lbfgs import lbfgs, scale_by_lbfgs, scale_by_wolfe_linesearch
 from fnn.optim.loss_scaling import LossScale, adjust_loss_scale, loss_scale, scale_loss
-from fnn.optim.masking import freeze, masked, of_kind, partition
+from fnn.optim.masking import masked, of_kind, partition, set_to_zero
 from fnn.optim.muon import muon, orthogonalize, scale_by_muon, scale_by_shape
 from fnn.optim.optimistic import (
     optimistic_adam,
@@ -134,6 +134,7 @@ __all__ = [
     "all_finite",
     "amsgrad",
     "apply_updates",
+    "as_vector",
     "average_params",
     "averaged_params",
     "centralize",
@@ -144,8 +145,6 @@ __all__ = [
     "constraints",
     "each_member",
     "ema",
-    "flatten",
-    "freeze",
     "fromage",
     "global_norm",
     "lamb",
@@ -216,6 +215,7 @@ __all__ = [
     "schedule_free_eval_params",
     "schedule_free_sgd",
     "schedules",
+    "set_to_zero",
     "sgd",
     "shampoo",
     "sign_sgd",

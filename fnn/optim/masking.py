@@ -148,11 +148,11 @@ def partition(transforms: Mapping[Any, Transform], labels: Any = None) -> Transf
 
 
 @errors.builder
-def freeze(mask: Any) -> Transform:
+def set_to_zero(mask: Any) -> Transform:
     """Updates of exactly zero at the leaves of a mask, whatever came: NaN and decay too.
 
     At the end of a chain it holds those params. The transforms before it keep their state for
-    them; to spare that, `partition({"train": adam(1e-3), "freeze": freeze(True)}, labels)`.
+    them; to spare that, `partition({"train": adam(1e-3), "still": set_to_zero(True)}, labels)`.
 
     - `mask`: bools like the params, a function of them, or patterns of paths; see `masked`.
 
@@ -160,7 +160,7 @@ def freeze(mask: Any) -> Transform:
 
     >>> import jax.numpy as jnp
     >>> from fnn.optim import chain, sgd
-    >>> tx = chain(sgd(0.1), freeze("body/*"))
+    >>> tx = chain(sgd(0.1), set_to_zero("body/*"))
     >>> g = {"body": {"kernel": jnp.ones(1)}, "head": {"kernel": jnp.ones(1)}}
     >>> updates, _ = tx.update(g, tx.init(g))
     >>> print(updates["body"]["kernel"], updates["head"]["kernel"])

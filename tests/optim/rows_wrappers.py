@@ -122,11 +122,11 @@ ROWS = {
             {"kernel": optax.adam(**options), "rest": optax.sgd(options["learning_rate"])}, by_axes
         ),
     ),
-    "freeze": Row(
+    "set_to_zero": Row(
         build=lambda weight_decay, **options: fnn.optim.chain(
             fnn.optim.sgd(**options),
             fnn.optim.add_decayed_weights(weight_decay),
-            fnn.optim.freeze(kernels),
+            fnn.optim.set_to_zero(kernels),
         ),
         oracle=kernels_first(
             nothing,

@@ -77,7 +77,7 @@ GIVEN = {  # what has no default, or needs one that is the same
     "sophia": None,  # needs an estimate of the Hessian, each library its own
     "reduce_on_plateau": None,  # of losses, not of gradients
 }
-WRAPPERS = {"apply_updates", "chain", "flatten", "freeze", "lookahead", "masked", "named_chain",
+WRAPPERS = {"apply_updates", "chain", "lookahead", "masked", "named_chain", "set_to_zero",
             "partition", "sam", "schedule_free", "schedule_free_eval_params", "stateless",
             "lbfgs"}  # fmt: skip
 STEPPED = [name for name in SHARED if name not in WRAPPERS and GIVEN.get(name, ()) is not None]

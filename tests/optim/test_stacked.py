@@ -24,7 +24,12 @@ BUILDS = {k: partial(row.build, **row.usual) for k, row in ROWS.items() if "nois
 BUILDS["muon of banks of filters"] = partial(optim.muon, 0.1, matrices=("*kernel", "*turned"))
 MINDS = {name for name, row in ROWS.items() if row.checks.get("splits") is False}
 MINDS |= {"muon of banks of filters"}
-MINDS |= {"masked", "partition", "freeze", "add_decayed_weights of kernels"}  # by numbers of axes
+MINDS |= {
+    "masked",
+    "partition",
+    "set_to_zero",
+    "add_decayed_weights of kernels",
+}  # by numbers of axes
 WHOLE_TREE = "global_norm", "prodigy", "polyak", "named_chain", "lbfgs"
 GLOBAL = {name for name in BUILDS if any(method in name for method in WHOLE_TREE)}
 QUICK = {

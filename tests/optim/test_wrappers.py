@@ -85,7 +85,7 @@ def _masked_empty(mask):
 
 @pytest.mark.parametrize("mask", [1, 0.5, {"a": 1}, {"a": jnp.array(True)}, ("a", 1)])
 def test_what_is_no_mask(mask):
-    for build in (fnn.optim.freeze, partial(fnn.optim.masked, fnn.optim.sgd(0.1))):
+    for build in (fnn.optim.set_to_zero, partial(fnn.optim.masked, fnn.optim.sgd(0.1))):
         with pytest.raises(errors.OptionError, match="a mask"):
             build(mask)
 
@@ -150,7 +150,7 @@ def test_partition_gives_each_leaf_to_its_label():
     transforms = {
         "conv": fnn.optim.sgd(1.0),
         "scale": fnn.optim.adam(0.1),
-        "still": fnn.optim.freeze(True),
+        "still": fnn.optim.set_to_zero(True),
         "nobody": fnn.optim.adam(1.0),
     }
     tx = fnn.optim.partition(transforms, labels)
@@ -185,7 +185,7 @@ def test_frozen_means_unchanged():
     params = {"body": jnp.asarray([1.0, -0.0, jnp.inf]), "head": jnp.ones(3)}
     grads = {"body": jnp.asarray([jnp.nan, 1.0, jnp.inf]), "head": jnp.ones(3)}
     tx = fnn.optim.chain(
-        fnn.optim.add_decayed_weights(0.1), fnn.optim.adam(0.1), fnn.optim.freeze("body")
+        fnn.optim.add_decayed_weights(0.1), fnn.optim.adam(0.1), fnn.optim.set_to_zero("body")
     )
     updates, after, _ = steps_of(tx, [grads] * 3, params)
     assert all((u["body"] == 0).all() for u in updates)
@@ -792,7 +792,7 @@ WRONG = {
         lambda: o.add_decayed_weights(0.1).update(jnp.ones(2), ()),
         errors.ParamsError,
     ),
-    "no such path": (lambda: o.freeze("a*").init({"b": jnp.ones(2)}), errors.ParamsError),
+    "no such path": (lambda: o.set_to_zero("a*").init({"b": jnp.ones(2)}), errors.ParamsError),
 }
 
 

@@ -17,7 +17,7 @@ from fnn.optim.transform import (
 
 
 @errors.builder
-def flatten(tx: Transform) -> Transform:
+def as_vector(tx: Transform) -> Transform:
     """The same transform, over all leaves of one dtype joined to a vector.
 
     Handing an array to a compiled program and taking one back costs microseconds, which is most of
@@ -31,7 +31,7 @@ def flatten(tx: Transform) -> Transform:
     for what is no transform, ParamsError and DtypeError as `tx`.
 
     >>> import fnn
-    >>> tx = flatten(fnn.optim.adam(1e-3))
+    >>> tx = as_vector(fnn.optim.adam(1e-3))
     >>> params = {"a": jnp.ones((2, 2)), "b": jnp.ones(3)}
     >>> [leaf.shape for leaf in jax.tree.leaves(tx.init(params))]
     [(), (7,), (7,)]
