@@ -11,15 +11,11 @@ from fnn.optim.adam import (
     scale_by_adamax,
     scale_by_amsgrad,
 )
-from fnn.optim.adam_variants import (
+from fnn.optim.adam_nesterov import adan, nadam, nadamw, scale_by_adan, scale_by_nadam
+from fnn.optim.adam_second_moment import (
     adabelief,
-    adan,
-    nadam,
-    nadamw,
     radam,
-    scale_by_adan,
     scale_by_belief,
-    scale_by_nadam,
     scale_by_radam,
     scale_by_yogi,
     yogi,
