@@ -1,10 +1,13 @@
-"""Gradient descent and Adam as float64 loops."""
+"""What the oracles share: float64 arithmetic without jax or fnn.
 
-from math import sqrt
+1 - b^t is rounded once, from rational arithmetic, so nothing is lost for b near 1.
+"""
+
+from fractions import Fraction
+from functools import cache
+from math import fsum, sqrt
 
 import numpy as np
-
-# --- optimizers: gradients of one scalar parameter, step by step -> its updates ------------------
 
 
 def rate_at(learning_rate, count):
@@ -12,34 +15,42 @@ def rate_at(learning_rate, count):
     return learning_rate(count) if callable(learning_rate) else learning_rate
 
 
-def sgd(grads, learning_rate, momentum=None, nesterov=False):
-    """t <- momentum t + g; step along g, t, or (Nesterov, Sutskever et al. 2013) g + momentum t."""
-    trace, updates = 0.0, []
-    for count, g in enumerate(grads):
-        direction = g = float(g)
-        if momentum is not None:
-            trace = momentum * trace + g
-            direction = g + momentum * trace if nesterov else trace
-        updates.append(-rate_at(learning_rate, count) * direction)
-    return updates
+@cache
+def weight(b, t):
+    """1 - b^t, the sum of the weights (1 - b) b^i of t values."""
+    return float(1 - Fraction(b) ** t)
 
 
-def adam(grads, learning_rate, b1=0.9, b2=0.999, eps=1e-8):
-    """Kingma & Ba 2015, algorithm 1."""
-    m = v = 0.0
-    updates = []
-    for t, g in enumerate(map(float, grads), start=1):
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g * g
-        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
-        updates.append(-rate_at(learning_rate, t - 1) * m_hat / (sqrt(v_hat) + eps))
-    return updates
+def sign(x):
+    """-1, 0 or 1; of a complex number, where it points."""
+    if isinstance(x, complex):
+        return x / abs(x) if x else x
+    return float(x > 0) - float(x < 0)
 
 
-def elementwise(rule, grads, *args, **options):
-    """Apply a scalar rule to every element: grads [steps, ...] -> updates [steps, ...]."""
-    grads = np.float64(grads)
-    out = np.zeros(grads.shape)
-    for at in np.ndindex(grads.shape[1:]):
-        out[(slice(None), *at)] = rule(grads[(slice(None), *at)], *args, **options)
-    return out
+def ratio(a, b):
+    """a / b; 0 / 0, where nothing was measured yet, is 0."""
+    return a / b if b else 0.0
+
+
+def length(x):
+    return sqrt(fsum(abs(v) ** 2 for v in np.ravel(x).tolist()))
+
+
+def along(u, learning_rate):
+    """What is added to the params: u itself, or the step down it."""
+    return u if learning_rate is None else -learning_rate * u
+
+
+def descend(rule):
+    """The optimizer of a rule: with a learning rate and decoupled weight decay."""
+
+    def optimizer(gs, p, learning_rate, weight_decay=0.0, **options):
+        updates = []
+        for u in rule(gs, p, **options):
+            rate = rate_at(learning_rate, len(updates))
+            updates.append(-rate * (u + weight_decay * p))
+            p += updates[-1]
+        return updates
+
+    return optimizer

@@ -1,11 +1,54 @@
-"""The table of all optimizers."""
+"""The table of all optimizers, of which each module has its rows."""
 
-from tests.optim import rows_adaptive, rows_curvature, rows_first, rows_scaled, rows_wrappers
+from tests.optim import (
+    rows_adam,
+    rows_adam_nesterov,
+    rows_adam_second_moment,
+    rows_averaging,
+    rows_clip,
+    rows_constraints,
+    rows_decay,
+    rows_factored,
+    rows_lbfgs,
+    rows_masking,
+    rows_muon,
+    rows_optimistic,
+    rows_polyak,
+    rows_prodigy,
+    rows_rms,
+    rows_safety,
+    rows_schedule_free,
+    rows_sgd,
+    rows_sign,
+    rows_soap,
+    rows_sophia,
+    rows_transform,
+    rows_trust,
+)
 
-ROWS = {
-    **rows_first.ROWS,
-    **rows_adaptive.ROWS,
-    **rows_scaled.ROWS,
-    **rows_curvature.ROWS,
-    **rows_wrappers.ROWS,
-}
+MODULES = (
+    rows_sgd,
+    rows_adam,
+    rows_adam_nesterov,
+    rows_adam_second_moment,
+    rows_sign,
+    rows_optimistic,
+    rows_rms,
+    rows_factored,
+    rows_trust,
+    rows_polyak,
+    rows_muon,
+    rows_schedule_free,
+    rows_lbfgs,
+    rows_prodigy,
+    rows_soap,
+    rows_sophia,
+    rows_decay,
+    rows_masking,
+    rows_transform,
+    rows_clip,
+    rows_averaging,
+    rows_safety,
+    rows_constraints,
+)
+ROWS = {name: row for module in MODULES for name, row in module.ROWS.items()}

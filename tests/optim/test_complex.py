@@ -1,4 +1,4 @@
-"""Complex params: each optimizer against its formula in complex128, or refused by name."""
+"""Complex params under every optimizer."""
 
 import os
 
@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose
 
 import fnn
 from fnn import optim
-from tests.optim import oracles_adaptive as adaptive
 from tests.optim.rows import assert_updates, draw, oracle_updates, run
 from tests.optim.table import ROWS
 
@@ -32,7 +31,11 @@ OTHERWISE = (
     "adaptive_grad_clip",
     "centralize",
 )
+
+
 SAMPLE = ("adamw", "radam", "yogi", "lion", "lamb", "fromage", "adadelta", "clip_by_global_norm")
+
+
 takers = [name for name, row in ROWS.items() if row.complex and not name.startswith(OTHERWISE)]
 
 
@@ -54,20 +57,6 @@ def test_50_complex_steps_are_the_formula(name):
         got = jax.device_get(jax.jit(lambda g, p: run(row.build(**row.usual), g, p))(*given))
     assert all(u.dtype == np.complex128 for u in got.values())
     assert_updates(got, want, max(row.tolerance, 1e-11), "leaf")
-
-
-@pytest.mark.parametrize("centered", [False, True])
-def test_complex_rmsprop(centered):
-    rng = np.random.default_rng(0)
-    grads = rng.normal(size=(20, 3)) + 1j * rng.normal(size=(20, 3))
-    n, m, want = np.zeros(3), np.zeros(3), []
-    for g in grads:
-        n, m = 0.9 * n + 0.1 * np.abs(g) ** 2, 0.9 * m + 0.1 * g
-        want.append(-0.1 * g / np.sqrt(n - centered * np.abs(m) ** 2 + 1e-8))
-    with jax.enable_x64(True):
-        g = jnp.asarray(grads)
-        got = run(optim.rmsprop(0.1, centered=centered), {"w": g}, {"w": g[0]})["w"]
-    assert_allclose(got, want, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.complex])
@@ -126,29 +115,6 @@ def test_complex_params_learn():
         assert_allclose(ts.params, target, atol=1e-2)
 
 
-def test_lbfgs_of_complex_params_is_that_of_their_parts():
-    def f(z):
-        return jnp.sum(jnp.abs(jnp.asarray([[1, -2], [3j, 4]]) @ z) ** 1.5)
-
-    def steps(f, x, number):
-        tx, seen = optim.lbfgs(), []
-        opt_state = tx.init(x)
-        for _ in range(number):
-            value, g = jax.value_and_grad(f)(x)
-            g = jnp.conj(g)
-            u, opt_state = tx.update(g, opt_state, x, value=value, grad=g, value_fn=f)
-            x = optim.apply_updates(x, u)
-            seen.append(x)
-        return jnp.stack(seen)
-
-    with jax.enable_x64(True):
-        z = jnp.asarray([1 - 1j, 1j])
-        got = steps(f, z, 5)
-        want = steps(lambda x: f(jax.lax.complex(x[0], x[1])), jnp.stack([z.real, z.imag]), 5)
-    want = np.asarray(want)
-    assert_allclose(got, want[:, 0] + 1j * want[:, 1], rtol=1e-6)
-
-
 def test_optax_agrees_on_complex_params():
     rng = np.random.default_rng(0)
     grads = {"w": rng.normal(size=(20, 3)) + 1j * rng.normal(size=(20, 3))}
@@ -159,58 +125,3 @@ def test_optax_agrees_on_complex_params():
             options = {} if name != "novograd" else {"eps": 1e-6}
             got, want = (run(getattr(o, name)(0.1, **options), g, p)["w"] for o in (optim, optax))
             assert_allclose(got, want, rtol=1e-7, err_msg=name)  # adafactor: float32 decay
-
-
-# --- a first moment in another dtype
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw", "amsgrad", "lion"])
-def test_mu_dtype(name):
-    """The moment is rounded between updates, and nothing else is."""
-    tx, g = getattr(optim, name)(0.1, mu_dtype=jnp.bfloat16), jnp.asarray([1.0, -0.3])
-    plain = getattr(optim, name)(0.1)
-    state, wide = tx.init(g), plain.init(g)
-    for _ in range(3):
-        updates, state = tx.update(g, state, g)
-        want, wide = plain.update(g, wide, g)
-        assert state[0].mu.dtype == jnp.bfloat16
-        assert updates.dtype == jnp.float32
-    assert_allclose(updates, want, rtol=1e-2)
-
-
-def test_adam_with_a_rounded_moment_is_the_loop():
-    rng = np.random.default_rng(0)
-    grads = np.float32(rng.normal(size=(30, 4)))
-    m, v, want = np.zeros(4), np.zeros(4), []
-    for t, g in enumerate(np.float64(grads), start=1):
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        want.append(-0.1 * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
-        m = np.float64(jnp.asarray(m, jnp.float32).astype(jnp.bfloat16))
-    got = run(optim.adam(0.1, mu_dtype="bfloat16"), {"w": jnp.asarray(grads)}, {"w": jnp.zeros(4)})
-    assert_allclose(got["w"], want, rtol=1e-2, atol=1e-4)
-
-
-def test_accumulators_in_bfloat16():
-    for tx in (
-        optim.trace(0.9, accumulator_dtype=jnp.bfloat16),
-        optim.ema(0.9, accumulator_dtype=jnp.bfloat16),
-    ):
-        g = jnp.asarray([1.0, -0.3])
-        updates, state = tx.update(g, tx.init(g))
-        assert updates.dtype == jnp.float32
-        assert jax.tree.leaves(state)[-1].dtype == jnp.bfloat16
-    for name in ("sgd", "signum"):
-        keyword = {"momentum": 0.9} if name == "sgd" else {}
-        tx = getattr(optim, name)(0.1, accumulator_dtype=jnp.bfloat16, **keyword)
-        assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tx.init(jnp.ones(2))))
-
-
-def test_a_moment_of_the_other_kind_is_refused():
-    with pytest.raises(fnn.FnnError, match="a real mu_dtype"):
-        optim.adam(0.1, mu_dtype=jnp.complex64).init(jnp.ones(2))
-    with pytest.raises(fnn.FnnError, match="a complex mu_dtype"):
-        optim.adam(0.1, mu_dtype=jnp.bfloat16).init(jnp.ones(2, jnp.complex64))
-
-
-def test_the_oracle_of_sign_turns_with_its_argument():
-    assert adaptive.sign(3j) == 1j

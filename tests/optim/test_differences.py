@@ -18,6 +18,8 @@ from fnn import optim
 from tests.optim.rows import run
 
 TEXT = (pathlib.Path(fnn.__file__).parent / "optim/DIFFERENCES.md").read_text()
+
+
 STEPS = 60
 
 
@@ -59,8 +61,6 @@ def test_every_argument_that_differs_is_in_the_table(name):
     assert set().union(*listed) == differ
 
 
-# --- the steps
-
 GIVEN = {  # what has no default, or needs one that is the same
     "add_decayed_weights": dict(weight_decay=0.1),
     "adaptive_grad_clip": dict(clipping=0.01),
@@ -77,10 +77,16 @@ GIVEN = {  # what has no default, or needs one that is the same
     "sophia": None,  # needs an estimate of the Hessian, each library its own
     "reduce_on_plateau": None,  # of losses, not of gradients
 }
+
+
 WRAPPERS = {"apply_updates", "chain", "lookahead", "masked", "named_chain", "set_to_zero",
             "partition", "sam", "schedule_free", "schedule_free_eval_params", "stateless",
             "lbfgs"}  # fmt: skip
+
+
 STEPPED = [name for name in SHARED if name not in WRAPPERS and GIVEN.get(name, ()) is not None]
+
+
 SAMPLE = ("adan", "novograd", "optimistic_adam", "adamw", "fromage")
 
 
@@ -115,20 +121,3 @@ def test_60_steps_agree_or_are_in_the_table(name):
         np.allclose(got[k], want[k], rtol=1e-7, atol=1e-9 * np.abs(want[k]).max()) for k in got
     )
     assert agree != any(name in words(row[0]) for row in table("Steps"))
-
-
-def test_polyaks_step_is_scaled_and_not_cut():
-    """f = |x|^2 / 2: gamma is 1 / 2, and scaling 0.5 makes half of it; optax's gamma is then 2."""
-    x = jnp.asarray([3.0, 4.0])
-
-    def step(library, x, **options):
-        tx = library.polyak_sgd(**options)
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(x, tx.init(x), x, value=jnp.sum(x**2) / 2)[0]
-
-    options = dict(scaling=0.5, max_learning_rate=10.0)
-    np.testing.assert_allclose(step(optim, x, **options), -x / 4)
-    np.testing.assert_allclose(step(optax, x, **options), -x)
-    tiny = jnp.asarray([3e-10, 4e-10])
-    np.testing.assert_allclose(step(optim, tiny), -tiny / 2, rtol=1e-6)
-    assert (step(optax, tiny) == 0).all()

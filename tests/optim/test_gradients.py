@@ -1,4 +1,4 @@
-"""Wrappers of value_and_grad against float64 formulas of a linear model, and inside a step."""
+"""Accumulation, SAM, per-example clipping and loss scaling as wrappers of a loss."""
 
 from functools import partial
 
@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fnn
 from fnn import errors
 from fnn.optim import accumulate, adjust_loss_scale, loss_scale, per_example_clip, sam, scale_loss
-from tests.optim import oracles_wrappers as oracles
+from tests.optim import oracles_gradients
 
 B, C = 12, 3
+
+
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -33,19 +35,29 @@ def problem(seed):
 
 
 WRAPPED = {
-    "accumulate": (partial(accumulate, k=4), lambda w, x, y: oracles.least_squares(w, x, y)),
-    "all in one part": (partial(accumulate, k=1), lambda w, x, y: oracles.least_squares(w, x, y)),
-    "sam": (partial(sam, rho=0.5), partial(oracles.sam, rho=0.5)),
+    "accumulate": (
+        partial(accumulate, k=4),
+        lambda w, x, y: oracles_gradients.least_squares(w, x, y),
+    ),
+    "all in one part": (
+        partial(accumulate, k=1),
+        lambda w, x, y: oracles_gradients.least_squares(w, x, y),
+    ),
+    "sam": (partial(sam, rho=0.5), partial(oracles_gradients.sam, rho=0.5)),
     "scale_loss": (
         partial(scale_loss, scale=2.0**10),
-        lambda w, x, y: oracles.least_squares(w, x, y),
+        lambda w, x, y: oracles_gradients.least_squares(w, x, y),
     ),
     "per_example_clip": (
         partial(per_example_clip, max_norm=0.7),
-        partial(oracles.per_example_clip, max_norm=0.7),
+        partial(oracles_gradients.per_example_clip, max_norm=0.7),
     ),
 }
+
+
 COMPILED = {name: jax.jit(build(loss)) for name, (build, _) in WRAPPED.items()}
+
+
 every_wrapper = pytest.mark.parametrize("name", WRAPPED)
 
 
@@ -109,9 +121,6 @@ def test_vmap_and_second_derivatives(name):
         forward = jax.jit(lambda w: jax.jvp(length, (w,), (w + 1,))[1])(at)
         reverse = jnp.vdot(jax.jit(jax.grad(length))(at), at + 1)
         np.testing.assert_allclose(forward, reverse, rtol=1e-4, atol=1e-6)
-
-
-# --- one by one ----------------------------------------------------------------------------------
 
 
 def test_parts_add_up_in_float32():
@@ -199,87 +208,6 @@ def test_no_example_weighs_more_than_the_rest_allow():
         assert jnp.linalg.norm(after - before) * B <= 0.6 + 1e-4
 
 
-# --- loss scaling --------------------------------------------------------------------------------
-
-
-def test_scaling_saves_gradients_from_underflow():
-    """3.7e-9 is zero in float16, whose smallest number is 6e-8."""
-    tiny, w = jnp.float16(2**-14), jnp.ones(1, jnp.float16)
-
-    def small(w):
-        return tiny * (tiny * w).sum()
-
-    assert jax.grad(small)(w) == 0
-    value, g = jax.jit(scale_loss(small, 2.0**15))(w)
-    assert value == small(w)
-    np.testing.assert_array_equal(g, np.float32(2.0**-28))
-
-
-@given(
-    finite=st.lists(st.booleans(), max_size=20),
-    period=st.integers(1, 4),
-    factor=st.sampled_from([2.0, 4.0]),
-    start=st.sampled_from([1.0, 8.0, 1024.0]),
-)
-@example(finite=[True] * 5 + [False, True, False, True], period=2, factor=2.0, start=8.0)
-def test_the_scale_follows_the_gradients(finite, period, factor, start):
-    want = oracles.loss_scale(start, finite, period, factor)
-    state, got = loss_scale(start), []
-    for ok in finite:
-        grads = {"a": jnp.ones(2), "b": jnp.asarray(1.0 if ok else jnp.inf)}
-        state = ADJUST(state, grads, jnp.int32(period), jnp.float32(factor))
-        got.append(float(state.scale))
-    assert got == want
-
-
-ADJUST = jax.jit(lambda s, g, period, factor: adjust_loss_scale(s, g, period=period, factor=factor))
-
-
-def test_the_scale_is_torchs():
-    torch = pytest.importorskip("torch")
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
-    w = torch.zeros(1, requires_grad=True)
-    optimizer, state = torch.optim.SGD([w], 0.1), loss_scale(64)
-    for ok in (True, True, True, False, True, False, True, True):
-        scaler.scale((w * (1.0 if ok else float("inf"))).sum()).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        state = adjust_loss_scale(state, jnp.asarray(1.0 if ok else jnp.nan), period=2)
-        assert scaler.get_scale() == state.scale
-
-
-def test_the_scale_stays_finite():
-    state = loss_scale(2.0**127)
-    state = adjust_loss_scale(state, jnp.ones(1), period=1)
-    assert state.scale == 2.0**127
-
-
-def test_training_in_float16_finds_its_scale():
-    """From a scale that overflows: steps are skipped until it fits, then the loss falls."""
-    tx = fnn.optim.skip_nonfinite(fnn.optim.sgd(0.5))
-    x, y = jnp.ones((4, 2), jnp.float16), jnp.ones(4, jnp.float16)
-
-    def half(w, x, y):
-        return loss(w.astype(jnp.float16), x, y)
-
-    @jax.jit
-    def step(w, opt_state, scaling):
-        value, g = scale_loss(half, scaling.scale)(w, x, y)
-        updates, opt_state = tx.update(g, opt_state, w)
-        return w + updates, opt_state, adjust_loss_scale(scaling, g), value
-
-    w = jnp.zeros(2)
-    opt_state, scaling = tx.init(w), loss_scale(2.0**18)
-    for _ in range(20):
-        w, opt_state, scaling, value = step(w, opt_state, scaling)
-    assert opt_state.total_notfinite == 3 and scaling.scale == 2.0**15
-    assert value < 1e-3
-
-
-# --- inside a training step ----------------------------------------------------------------------
-
-
 def network():
     return fnn.serial(fnn.dense(4), fnn.batch_norm(), jnp.tanh, fnn.dropout(0.5), fnn.dense(1))
 
@@ -331,8 +259,6 @@ def test_a_step_in_parts_is_the_step():
     for a, b in zip(*(jax.tree.leaves(s[0].params) for s in (whole, parts)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
-
-# --- wrong options -------------------------------------------------------------------------------
 
 WRONG = {
     "no function": lambda: accumulate(3, k=2),

@@ -1,4 +1,4 @@
-"""Optimizers against scalar float64 loops and optax, in every dtype, as values and as tracers."""
+"""The protocol, chains, schedules and dtypes, through gradient descent and Adam."""
 
 from contextlib import nullcontext
 from functools import cache, partial
@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 
 import fnn
-from tests.optim import oracles as optim_oracles
+from fnn import errors, optim
+from tests.optim import rows_adam, rows_sgd
+from tests.optim.support import f32, same, steps_of
 from tests.support import assert_close
 
 STEPS = 50
+
+
 seeds = st.integers(0, 2**32 - 1)
-RULES = {  # name: (fnn builder of the numeric options, oracle of the same)
-    "sgd": (fnn.optim.sgd, optim_oracles.sgd),
-    "momentum": (fnn.optim.sgd, optim_oracles.sgd),
-    "nesterov": (partial(fnn.optim.sgd, nesterov=True), partial(optim_oracles.sgd, nesterov=True)),
-    "adam": (fnn.optim.adam, optim_oracles.adam),
-}
-OPTIONS = {
-    "sgd": dict(learning_rate=0.1),
-    "momentum": dict(learning_rate=0.1, momentum=0.9),
-    "nesterov": dict(learning_rate=0.1, momentum=0.9),
-    "adam": dict(learning_rate=0.1, b1=0.9, b2=0.999, eps=1e-8),
-}
+
+
+ROWS = rows_sgd.ROWS | rows_adam.ROWS
+RULES = {name: ROWS[name] for name in ("sgd", "momentum", "nesterov", "adam")}
+OPTIONS = {name: row.usual for name, row in RULES.items()}
+
+
 every_rule = pytest.mark.parametrize("name", RULES)
 
 
@@ -50,7 +50,15 @@ def updates_over(tx, grads, params=None):
 @cache
 def compiled(name):
     """One program a rule and dtype: the options are tracers."""
-    return jax.jit(lambda options, grads: updates_over(RULES[name][0](**options), grads))
+    return jax.jit(lambda options, grads: updates_over(RULES[name].build(**options), grads))
+
+
+def by_loop(name, grads, **options):
+    """All updates for grads [steps, ...], by the row's float64 oracle."""
+    grads = np.float64(grads)
+    params = {"w": np.zeros(grads.shape[1:])}
+    updates = RULES[name].oracle([{"w": g} for g in grads], params, **options)
+    return np.stack([u["w"] for u in updates])
 
 
 def draw_grads(rng, low, high):
@@ -95,9 +103,7 @@ def test_50_steps_in_float32(name, learning_rate, beta1, beta2, eps, seed):
     """Squares fit float32 up to 1e18, and where they underflow eps = 1e-8 rules anyway."""
     options = jax.tree.map(jnp.float32, options_of(name, learning_rate, beta1, beta2, eps))
     grads = np.float32(draw_grads(np.random.default_rng(seed), -30, 17))
-    want = optim_oracles.elementwise(
-        RULES[name][1], grads, **{k: float(v) for k, v in options.items()}
-    )
+    want = by_loop(name, grads, **{k: float(v) for k, v in options.items()})
     got = compiled(name)(options, jnp.asarray(grads))
     assert got.dtype == "float32"
     # Adam's 1 - b2^t has 1/1000 at t = 1, and so a thousand times its rounding
@@ -111,7 +117,7 @@ def test_denormal_and_huge_gradients_stay_finite(name, dtype):
     tiny, huge = (1e-310, 1e300) if dtype == "float64" else (1e-40, 1e37)
     with wide(dtype):
         grads = jnp.asarray([[tiny, -tiny, huge, -huge]] * 5, dtype)
-        updates = np.asarray(updates_over(RULES[name][0](**OPTIONS[name]), grads))
+        updates = np.asarray(updates_over(RULES[name].build(**OPTIONS[name]), grads))
     assert np.isfinite(updates).all()
     assert (np.abs(updates[:, :2]) <= tiny * 1e9).all()
     assert (updates[:, 2] <= 0).all()
@@ -123,7 +129,7 @@ def test_denormal_and_huge_gradients_stay_finite(name, dtype):
 def test_moments_are_float32_and_updates_of_the_parameters_dtype(name, dtype):
     """Each transform of a chain may round what it hands on, and the learning rate: four half units
     in the last place. Moments of that dtype would be off by far more after 50 steps."""
-    tx = RULES[name][0](**OPTIONS[name])
+    tx = RULES[name].build(**OPTIONS[name])
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, 8)), dtype)
     opt_state = tx.init(jnp.zeros(8, dtype))
     _, after = tx.update(grads[0], opt_state, jnp.zeros(8, dtype))
@@ -131,12 +137,9 @@ def test_moments_are_float32_and_updates_of_the_parameters_dtype(name, dtype):
         assert leaf.dtype in (jnp.float32, jnp.int32)
     got = updates_over(tx, grads)
     assert got.dtype == dtype
-    want = optim_oracles.elementwise(RULES[name][1], np.float64(grads), **OPTIONS[name])
+    want = by_loop(name, grads, **OPTIONS[name])
     unit = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]  # relative, of the last place's half
     assert (np.abs(np.float64(got) - want) <= 4 * unit * np.abs(want)).all()
-
-
-# --- hyperparameters as tracers, and their gradients --------------------------------------------
 
 
 @every_rule
@@ -145,10 +148,10 @@ def test_vmap_over_learning_rates_is_one_run_each(name, dtype):
     rates = jnp.asarray([0.0, 0.01, 0.1, 1.0], "float32")
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), dtype)
     rest = {k: v for k, v in OPTIONS[name].items() if k != "learning_rate"}
-    got = jax.vmap(lambda rate: updates_over(RULES[name][0](rate, **rest), grads))(rates)
+    got = jax.vmap(lambda rate: updates_over(RULES[name].build(rate, **rest), grads))(rates)
     assert got.dtype == dtype
     for lane, rate in enumerate(rates):
-        want = optim_oracles.elementwise(RULES[name][1], np.float64(grads), float(rate), **rest)
+        want = by_loop(name, grads, learning_rate=float(rate), **rest)
         assert_close(got[lane], want, tolerance=1e-4 if dtype == "float32" else 1e-2)
 
 
@@ -167,10 +170,10 @@ def test_meta_gradients_are_numeric(name):
     options = numeric_options(name)
 
     def oracle(**options):
-        return np.sum(c * optim_oracles.elementwise(RULES[name][1], grads, **options))
+        return np.sum(c * by_loop(name, grads, **options))
 
     with jax.enable_x64(True):
-        got = jax.jit(jax.grad(lambda o: jnp.sum(c * updates_over(RULES[name][0](**o), grads))))(
+        got = jax.jit(jax.grad(lambda o: jnp.sum(c * updates_over(RULES[name].build(**o), grads))))(
             jax.tree.map(jnp.float64, options)
         )
     for key, value in options.items():
@@ -188,7 +191,7 @@ def test_meta_gradients_through_zero_gradients_are_finite(name, dtype):
         options = jax.tree.map(lambda v: jnp.asarray(v, dtype), OPTIONS[name])
 
         def total(options, grads):
-            return jnp.sum(updates_over(RULES[name][0](**options), grads) ** 2)
+            return jnp.sum(updates_over(RULES[name].build(**options), grads) ** 2)
 
         for tree in (
             jax.jit(jax.grad(total, (0, 1)))(options, grads),
@@ -209,7 +212,7 @@ def test_meta_gradients_through_training_are_numeric(name):
 
     @jax.jit
     def final(options):
-        tx = RULES[name][0](**options)
+        tx = RULES[name].build(**options)
         params = jnp.asarray(start)
         opt_state = tx.init(params)
         for _ in range(5):
@@ -226,9 +229,6 @@ def test_meta_gradients_through_training_are_numeric(name):
             np.testing.assert_allclose(got[key], (up - down) / (2 * h), rtol=1e-4, err_msg=key)
 
 
-# --- schedules -------------------------------------------------------------------------------
-
-
 def schedule(count):
     """The first update is made at count 0, with the full rate."""
     return 0.1 / jnp.asarray(count + 1, "float32")
@@ -238,7 +238,7 @@ def schedule(count):
 @pytest.mark.parametrize("mode", ["loop", "scan"])
 def test_schedule_starts_at_count_0(name, mode):
     options = dict(OPTIONS[name], learning_rate=schedule)
-    tx = RULES[name][0](**options)
+    tx = RULES[name].build(**options)
     grads = np.float32(np.random.default_rng(0).normal(size=(6, 3)))
     if mode == "scan":
         got = updates_over(tx, jnp.asarray(grads))
@@ -247,18 +247,15 @@ def test_schedule_starts_at_count_0(name, mode):
         for g in grads:
             updates, opt_state = tx.update(jnp.asarray(g), opt_state)  # params is optional
             got.append(updates)
-    want = optim_oracles.elementwise(RULES[name][1], grads, **options)
+    want = by_loop(name, grads, **options)
     assert_close(np.asarray(got), want, dtype="float32", tolerance=1e-4)
 
 
 def test_schedule_keeps_the_updates_dtype():
     grads = jnp.ones((3, 2), "bfloat16")
     for name in RULES:
-        tx = RULES[name][0](**dict(OPTIONS[name], learning_rate=schedule))
+        tx = RULES[name].build(**dict(OPTIONS[name], learning_rate=schedule))
         assert updates_over(tx, grads).dtype == "bfloat16"
-
-
-# --- the protocol ----------------------------------------------------------------------------
 
 
 def test_apply_updates_adds_and_keeps_the_dtype():
@@ -292,11 +289,11 @@ def test_either_chain_takes_either_transform(name, outer):
     """
     optax = pytest.importorskip("optax")
     chain = optax.chain if outer == "optax" else fnn.optim.chain
-    tx = chain(optax.clip_by_global_norm(1.0), RULES[name][0](**OPTIONS[name]), optax.scale(2.0))
+    tx = chain(optax.clip_by_global_norm(1.0), RULES[name].build(**OPTIONS[name]), optax.scale(2.0))
     grads = np.random.default_rng(0).normal(size=(6, 3))
     clipped = grads / np.maximum(np.linalg.norm(grads, axis=1, keepdims=True), 1)
     got = jax.jit(partial(updates_over, tx))(jnp.asarray(grads, "float32"))
-    want = 2 * optim_oracles.elementwise(RULES[name][1], clipped, **OPTIONS[name])
+    want = 2 * by_loop(name, clipped, **OPTIONS[name])
     assert_close(got, want, dtype="float32", tolerance=1e-4)
     updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3), value=jnp.float32(0))
     assert updates.shape == (3,)
@@ -318,9 +315,6 @@ def test_chain_hands_extra_arguments_on():
     assert steps[-1] > -1
 
 
-# --- the oracles themselves --------------------------------------------------------------------
-
-
 def test_what_optimizers_refuse():
     adam = fnn.optim.adam(0.1)
     with pytest.raises(fnn.FnnError, match="floating dtypes"):
@@ -336,6 +330,52 @@ def test_what_optimizers_refuse():
         vector.update(jnp.ones(2), vector.init(jnp.ones(2)))
 
 
-def test_small_rates_of_large_float16_gradients():
-    update, _ = fnn.optim.sgd(1e-8).update(jnp.full(2, 1e4, jnp.float16), ())
-    np.testing.assert_allclose(np.asarray(update, np.float32), -1e-4, rtol=1e-2)
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw", "amsgrad", "lion"])
+def test_mu_dtype(name):
+    """The moment is rounded between updates, and nothing else is."""
+    tx, g = getattr(optim, name)(0.1, mu_dtype=jnp.bfloat16), jnp.asarray([1.0, -0.3])
+    plain = getattr(optim, name)(0.1)
+    state, wide = tx.init(g), plain.init(g)
+    for _ in range(3):
+        updates, state = tx.update(g, state, g)
+        want, wide = plain.update(g, wide, g)
+        assert state[0].mu.dtype == jnp.bfloat16
+        assert updates.dtype == jnp.float32
+    assert_allclose(updates, want, rtol=1e-2)
+
+
+def test_accumulators_in_bfloat16():
+    for tx in (
+        optim.trace(0.9, accumulator_dtype=jnp.bfloat16),
+        optim.ema(0.9, accumulator_dtype=jnp.bfloat16),
+    ):
+        g = jnp.asarray([1.0, -0.3])
+        updates, state = tx.update(g, tx.init(g))
+        assert updates.dtype == jnp.float32
+        assert jax.tree.leaves(state)[-1].dtype == jnp.bfloat16
+    for name in ("sgd", "signum"):
+        keyword = {"momentum": 0.9} if name == "sgd" else {}
+        tx = getattr(optim, name)(0.1, accumulator_dtype=jnp.bfloat16, **keyword)
+        assert any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(tx.init(jnp.ones(2))))
+
+
+def test_a_moment_of_the_other_kind_is_refused():
+    with pytest.raises(fnn.FnnError, match="a real mu_dtype"):
+        optim.adam(0.1, mu_dtype=jnp.complex64).init(jnp.ones(2))
+    with pytest.raises(fnn.FnnError, match="a complex mu_dtype"):
+        optim.adam(0.1, mu_dtype=jnp.bfloat16).init(jnp.ones(2, jnp.complex64))
+
+
+def test_named_chain_keeps_states_by_name():
+    grads = {"w": f32(3)}
+    named = fnn.optim.named_chain(z=fnn.optim.trace(0.9), a=fnn.optim.sgd(0.1))
+    plain = fnn.optim.chain(fnn.optim.trace(0.9), fnn.optim.sgd(0.1))
+    opt_state = named.init(grads)
+    assert set(opt_state) == {"a", "z"}
+    same(opt_state["z"], plain.init(grads)[0])
+    same(steps_of(named, [grads] * 3, grads)[0], steps_of(plain, [grads] * 3, grads)[0])
+    for wrong in ((), {"z": ()}, plain.init(grads)):
+        with pytest.raises(errors.ParamsError, match="states of z, a"):
+            named.update(grads, wrong)
+    with pytest.raises(errors.OptionError, match="a transform"):
+        fnn.optim.named_chain(a=fnn.optim.sgd)

@@ -1,0 +1,26 @@
+"""Weight decay."""
+
+import jax.numpy as jnp
+import pytest
+
+import fnn
+from fnn import errors
+
+o, sgd = fnn.optim, fnn.optim.sgd(0.1)
+
+
+WRONG = {
+    "decay below zero": (lambda: o.add_decayed_weights(-1.0), errors.OptionError),
+    "decay no number": (lambda: o.add_decayed_weights("a"), errors.OptionError),
+    "no params to decay": (
+        lambda: o.add_decayed_weights(0.1).update(jnp.ones(2), ()),
+        errors.ParamsError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_refused(name):
+    call, kind = WRONG[name]
+    with pytest.raises(kind):
+        call()

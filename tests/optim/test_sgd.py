@@ -1,0 +1,11 @@
+"""Gradient descent in narrow dtypes."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import fnn
+
+
+def test_small_rates_of_large_float16_gradients():
+    update, _ = fnn.optim.sgd(1e-8).update(jnp.full(2, 1e4, jnp.float16), ())
+    np.testing.assert_allclose(np.asarray(update, np.float32), -1e-4, rtol=1e-2)
