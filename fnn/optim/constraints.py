@@ -1,9 +1,8 @@
-"""Params held to a constraint: after each update they are the nearest that satisfy it."""
+"""Projections: after each update, params are the nearest ones that satisfy a constraint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.core
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import as_length, length_over, shortened
+from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
-from fnn.optim.members import check_told
+from fnn.optim.members import refuse_undeclared
 from fnn.optim.transform import Transform, each_leaf, need_params
 
 
@@ -21,13 +21,12 @@ from fnn.optim.transform import Transform, each_leaf, need_params
 def project(onto: Callable) -> Transform:
     """Updates that lead to the nearest feasible params: u = onto(p + u) - p.
 
-    The last of a chain; `masked` restricts it to some leaves. p + u is feasible up to the rounding
-    of that sum, and exactly where onto(p + u) is zero, so `non_negative` leaves nothing below zero.
+    Put it last in a chain; `masked` restricts it to some leaves. p + u is feasible up to rounding,
+    and exactly where onto(p + u) is zero, so `non_negative` leaves nothing below zero.
 
     - `onto`: a function of one leaf: `non_negative`, `box`, `l2_ball`, `simplex` or your own.
 
-    `update` raises ParamsError without params, and DtypeError for complex ones where onto needs an
-    order: all but `l2_ball`.
+    `update` raises DtypeError for complex params where onto needs an order: all but `l2_ball`.
 
     >>> from fnn.optim import apply_updates, chain, sgd
     >>> tx = chain(sgd(1.0), project(box(0.0, 1.0)))
@@ -41,7 +40,7 @@ def project(onto: Callable) -> Transform:
 
     def update(grads, opt_state, params=None, **extra):
         need_params(params)
-        check_told(grads, project, whole, False)
+        refuse_undeclared(grads, project, whole, False)
         (updates,) = each_leaf(lambda p, u: (onto(p + u) - p,), grads, params)
         return updates, opt_state
 
@@ -59,10 +58,10 @@ def non_negative(x: jax.Array) -> jax.Array:
 
 
 @errors.builder
-def box(lower: Any, upper: Any) -> Callable[[jax.Array], jax.Array]:
+def box(lower: Scalar, upper: Scalar) -> Callable[[jax.Array], jax.Array]:
     """The nearest point of the box [lower, upper].
 
-    - `lower`, `upper`: numbers, the same for all values; infinite for no bound.
+    - `lower`, `upper`: numbers, the same for all values; infinite means no bound.
 
     Raises OptionError for lower above upper.
 
@@ -74,24 +73,26 @@ def box(lower: Any, upper: Any) -> Callable[[jax.Array], jax.Array]:
     known = not any(isinstance(bound, jax.core.Tracer) for bound in (lower, upper))
     if known and float(lower) > float(upper):
         raise errors.OptionError(
-            f"lower at most upper={float(upper)}", f"lower={float(lower)}", "exchange them"
+            f"lower at most upper={float(upper)}", f"lower={float(lower)}", "swap them"
         )
 
     def onto(x):
         checks.real("x", x)
         return jnp.clip(x, as_dtype(lower, x.dtype), as_dtype(upper, x.dtype))
 
-    vars(onto)["_each_value"] = True  # so that stacks don't matter
+    vars(onto)["_each_value"] = True  # treats values one by one, so stacks do not matter
     return onto
 
 
 @errors.builder
-def l2_ball(radius: Any, axis: Any = None) -> Callable[[jax.Array], jax.Array]:
+def l2_ball(
+    radius: Scalar, axis: int | tuple[int, ...] | None = None
+) -> Callable[[jax.Array], jax.Array]:
     """The nearest point of norm radius or less: x min(1, radius / |x|).
 
     - `radius`: at least 0.
-    - `axis`: what the norm is over, an int or a tuple; None for the whole array. 0 bounds each
-      column of a dense kernel, all that one output is computed from (a max-norm constraint).
+    - `axis`: the axes of the norm, an int or a tuple; None for the whole array. 0 bounds each
+      column of a dense kernel, the weights of one output (a max-norm constraint).
 
     >>> print(l2_ball(1.0)(jnp.array([3.0, 4.0])))
     [0.6 0.8]
@@ -106,15 +107,14 @@ def l2_ball(radius: Any, axis: Any = None) -> Callable[[jax.Array], jax.Array]:
 
 
 @errors.builder
-def simplex(total: Any = 1.0) -> Callable[[jax.Array], jax.Array]:
+def simplex(total: Scalar = 1.0) -> Callable[[jax.Array], jax.Array]:
     """The nearest point without values below zero whose last axis sums to total.
 
         y_i = max(x_i - theta, 0), with theta such that sum(y) = total
 
     - `total`: at least 0; 1, the default, gives probabilities.
 
-    A scalar is one value that is to be total. Held, Wolfe & Crowder (1974); Duchi et al. (2008),
-    figure 1.
+    A scalar becomes total. Held, Wolfe & Crowder (1974); Duchi et al. (2008), figure 1.
 
     >>> print(simplex()(jnp.array([1.0, 0.5, -1.0])))
     [0.75 0.25 0.  ]
@@ -127,12 +127,12 @@ def simplex(total: Any = 1.0) -> Callable[[jax.Array], jax.Array]:
             return x
         rows = jnp.atleast_1d(x)
         top = jax.lax.stop_gradient(jnp.max(rows, -1, keepdims=True))
-        rows = rows - top  # the point is the same, and sums of huge values would be all rounding
+        rows = rows - top  # the result is the same; sums of huge values would be mostly rounding
         falling = -jnp.sort(-rows, -1)
         count = jnp.arange(1, rows.shape[-1] + 1).astype(x.dtype)
         count = jnp.broadcast_to(count, falling.shape)
         thetas = (jnp.cumsum(falling, -1) - as_dtype(total, x.dtype)) / count
-        largest = jnp.sum(falling > thetas, -1, keepdims=True) - 1  # of the values above zero
+        largest = jnp.sum(falling > thetas, -1, keepdims=True) - 1  # the last value above zero
         theta = jnp.take_along_axis(thetas, jnp.maximum(largest, 0), -1)
         return jnp.maximum(rows - theta, 0).reshape(x.shape)
 

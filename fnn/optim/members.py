@@ -1,7 +1,7 @@
-"""Leaves that are stacks of a network's leaves, and what a rule of one leaf does with them.
+"""Leaves that are stacks of a network's leaves, and how rules of one leaf see them.
 
-A `Stack` is a node in the trees that a transform sees: masks, chains and norms of whole trees meet
-the array within, with all its axes, and rules of one leaf each member of it alone.
+A `Stack` is a node in the trees that a transform sees: masks, chains and norms of whole trees see
+its array with all axes, and a rule of one leaf sees each member alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors
+from fnn.core.types import Tree
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,16 @@ class Stack:
     """A leaf whose first axes are members, or whose outputs were not last.
 
     - `value`: the array; in an optimizer's state, any tree of what its rule keeps for a leaf.
-    - `depth`: how many axes of members come first, of each array in `value`.
-    - `order`: None, or which axes of the param as it is stored the axes of `value` were.
-    - `told`: False while it is tried whether a transform minds that nobody told it: `value` is
-      the param as it is stored.
+    - `depth`: how many axes of members come first, in each array of `value`.
+    - `order`: None, or for each axis of `value` its place in the stored param.
+    - `undeclared`: True only while `check_stacks` tests a transform that is not `stacked`: then
+      `value` is the param as stored.
     """
 
-    value: Any
+    value: Tree
     depth: int
     order: tuple[int, ...] | None = None
-    told: bool = True
+    undeclared: bool = False
 
 
 def _of_value(aux: tuple, children: Any) -> Stack:
@@ -41,23 +42,23 @@ def _of_value(aux: tuple, children: Any) -> Stack:
 
 jax.tree_util.register_pytree_with_keys(
     Stack,
-    lambda s: (((errors.Unnamed(), s.value),), (s.depth, s.order, s.told)),
+    lambda s: (((errors.Unnamed(), s.value),), (s.depth, s.order, s.undeclared)),
     _of_value,
-    lambda s: ((s.value,), (s.depth, s.order, s.told)),
+    lambda s: ((s.value,), (s.depth, s.order, s.undeclared)),
 )
 
 
-class UntoldError(errors.ParamsError):
-    """A rule that minds stacks was given one as if it were a leaf of one layer."""
+class UndeclaredStackError(errors.ParamsError):
+    """A rule that needs `stacked` got a stack as if it were the leaf of one layer."""
 
 
 def is_stack(node: Any) -> bool:
-    """Whether it stands for one leaf; where a mask has taken the leaf out, nothing does."""
+    """Whether it is a stack that a mask has not emptied."""
     return isinstance(node, Stack) and node.value is not None
 
 
 def each_member(fn: Callable, leaf: Any, *others: Any) -> tuple:
-    """The tuple `fn(leaf, *others)`; of a stack, member by member, as stacks like it."""
+    """The tuple `fn(leaf, *others)`; for a stack, member by member, as stacks like it."""
     if not isinstance(leaf, Stack):
         return fn(leaf, *others)
     for _ in range(leaf.depth):
@@ -66,30 +67,30 @@ def each_member(fn: Callable, leaf: Any, *others: Any) -> tuple:
     return tuple(replace(leaf, value=value) for value in values)
 
 
-def map_members(fn: Callable, tree: Any) -> Any:
+def map_members(fn: Callable, tree: Tree) -> Tree:
     """`fn` at every leaf of a tree, or at each member of it."""
     return jax.tree.map(
         lambda leaf: each_member(lambda a: (fn(a),), leaf)[0], tree, is_leaf=is_stack
     )
 
 
-def plain(tree: Any) -> Any:
-    """The tree without stacks, its arrays as the params are stored."""
+def plain(tree: Tree) -> Tree:
+    """The tree without stacks, its arrays laid out as the stored params."""
 
     def stored(node):
         if not isinstance(node, Stack):
             return node
-        if node.value is None or node.order is None or not node.told:
+        if node.value is None or node.order is None or node.undeclared:
             return node.value
         return jnp.transpose(node.value, tuple(int(i) for i in np.argsort(node.order)))
 
     return jax.tree.map(stored, tree, is_leaf=lambda node: isinstance(node, Stack))
 
 
-def by_member(what: str, fn: Callable, params: Any) -> Any:
-    """`fn(params)`, a mask or labels, of params that have one member in the place of each stack.
+def by_member(what: str, fn: Callable, params: Tree) -> Tree:
+    """`fn(params)`, a mask or labels, for params with one member instead of each stack.
 
-    Raises UntoldError if it is another for the stacks themselves, and nobody told of them.
+    Raises UndeclaredStackError if undeclared stacks themselves would give another result.
     """
 
     def first(node):
@@ -97,35 +98,40 @@ def by_member(what: str, fn: Callable, params: Any) -> Any:
 
     seen = fn(jax.tree.map(first, params, is_leaf=is_stack))
     nodes = jax.tree.leaves(params, is_leaf=is_stack)
-    if any(isinstance(node, Stack) and not node.told for node in nodes):
+    if any(isinstance(node, Stack) and node.undeclared for node in nodes):
         pairs = [jax.tree_util.tree_leaves_with_path(tree) for tree in (seen, fn(plain(params)))]
         for (path, alone), (_, whole) in zip(*pairs, strict=False):
             if alone != whole:
-                raise _untold(path, _STACK, f"{what}, other for all than for one ({alone})")
+                raise _undeclared(
+                    path,
+                    _STACK,
+                    f"{what}, for one member {alone}, for all {whole}",
+                )
     return seen
 
 
-def check_told(tree: Any, rule: Callable, whole: bool, outputs: bool) -> None:
-    """Refuse stacks that nobody told of, for a rule that minds them.
+def refuse_undeclared(tree: Tree, rule: Callable, whole: bool, outputs: bool) -> None:
+    """Refuse undeclared stacks for a rule whose result depends on them.
 
-    - `whole`: the rule goes by a leaf's axes or by numbers of all of it.
-    - `outputs`: it takes the last axis for the output's.
+    - `whole`: the rule depends on a leaf's axes or on numbers of all of it.
+    - `outputs`: it takes the last axis as the outputs'.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_stack):
-        if isinstance(leaf, Stack) and not leaf.told:
+        if isinstance(leaf, Stack) and leaf.undeclared:
             name = getattr(rule, "__qualname__", "the transform").split(".<locals>")[0]
             if whole and leaf.depth:
-                raise _untold(path, _STACK, f"{name}, which takes a leaf for one layer's")
+                raise _undeclared(path, _STACK, f"{name}, which treats a leaf as one layer")
             if outputs and leaf.order:
-                raise _untold(path, "where its outputs are", f"{name}, which takes them for last")
+                raise _undeclared(path, _TURNED, f"{name}, which takes the last axis as outputs")
 
 
-_STACK = "of the layers stacked here"
+_STACK = "layers are stacked here"
+_TURNED = "the outputs are not the last axis here"
 
 
-def _untold(path: Any, of: str, by: str) -> UntoldError:
-    error = UntoldError(
-        f"an optimizer that is told {of}",
+def _undeclared(path: Any, why: str, by: str) -> UndeclaredStackError:
+    error = UndeclaredStackError(
+        f"a stacked optimizer, since {why}",
         by,
         "wrap it, as fnn.optim.stacked(tx, net.specs(x)[0]), or, where each member is a network "
         "of its own (an ensemble), as fnn.optim.each_member(tx)",

@@ -1,4 +1,4 @@
-"""Optimizers of layers that are stacked in one array, as `repeat` and `ensemble` stack them."""
+"""Optimizers of layers stacked in one array, as `repeat` and `ensemble` stack them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 
 from fnn.core import errors, trees
 from fnn.core.declarations import Param, arrays_of, declared
-from fnn.optim.members import Stack, UntoldError, is_stack, plain
+from fnn.core.types import Tree
+from fnn.optim.members import Stack, UndeclaredStackError, is_stack, plain
 from fnn.optim.transform import Transform, check_transform, taking_extra
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What is known of a param as it is stored.
+    """The layout of a stored param.
 
     - `shape`: all of it; its first axes are `stack`, those of members.
-    - `order`: its axes with the outputs last, where they are not.
+    - `order`: its axes with the outputs last, if they are not.
     """
 
     shape: tuple[int, ...]
@@ -31,30 +32,29 @@ class _Layout:
 
 
 @errors.builder
-def stacked(tx: Transform, specs: Any) -> Transform:
-    """The optimizer, told which leaves are stacks: every member is updated as its layer alone.
+def stacked(tx: Transform, specs: Tree) -> Transform:
+    """The optimizer for params with stacks: every member is updated as its layer would be alone.
 
         specs = net.specs(x)[0]
         tx = stacked(muon(0.02), specs)
 
-    `repeat` keeps layers of one kind in one array [n, ...]. Rules that take a leaf for a layer's
+    `repeat` keeps layers of one kind in one array [n, ...]. Rules that treat a leaf as a layer
     (Muon's matrices, LAMB's and LARS's norms, factored moments, clipping by units or blocks ...)
-    see each member by itself, mapped by `vmap`, so that the program does not grow with n. What is
-    of the tree as a whole stays so: a global norm, a count, Prodigy's distance.
+    see each member by itself, under `vmap`, so the program does not grow with n. What belongs to
+    the whole tree is unchanged: a global norm, a count, Prodigy's distance.
 
-    The declarations also tell where a kernel's outputs are: those of
-    `conv_transpose(transpose_kernel=True)` are turned last for `tx`, and updates turned back.
+    The declarations also say which axis is the outputs': `tx` sees that of
+    `conv_transpose(transpose_kernel=True)` as the last one, and updates are turned back.
 
-    - `tx`: the whole optimizer, of rules by `leafwise` and `stateless`, as all of fnn's are; masks
-      by path, or by a function, which sees a member of each stack. A transform that goes through
-      the leaves in another way (another library's) sees whole stacks.
+    - `tx`: the whole optimizer, made with `leafwise` and `stateless`, as all of fnn's are; masks by
+      path, or by a function, which sees one member of each stack. A transform that traverses the
+      leaves in another way (another library's) sees whole stacks.
     - `specs`: the first of `net.specs(x)`; `net` may be part of a larger tree, as in
       `{"net": net.specs(x)[0], "scale": fnn.Param((), ...)}`.
 
-    The state holds stacks as nodes of its own; its leaves are plain arrays, like the updates. Of
-    the extra arguments, trees like the gradients reach `tx` as those do, and `value_fn` as the same
-    function of the params as they are stored. Raises ParamsError for params that are not as
-    declared, InputError for other specs.
+    The state has stacks as nodes; its leaves are plain arrays, like the updates. Among the extra
+    arguments, trees like the gradients are treated like these, and `value_fn` stays a function of
+    the stored params. Raises ParamsError for params that are not as declared.
 
     >>> import fnn
     >>> net = fnn.repeat(fnn.dense(2), 3)
@@ -68,12 +68,12 @@ def stacked(tx: Transform, specs: Any) -> Transform:
     layouts = _layouts(specs)
     tx_update = taking_extra(tx.update)
 
-    def told(what, tree):
+    def with_stacks(what, tree):
         """The tree with its stacks as nodes."""
 
         def one(path, layout, leaf):
             leaf = plain(leaf)
-            if leaf is None:  # a mask took it out
+            if leaf is None:  # masked out
                 return None
             if jnp.shape(leaf) != layout.shape:
                 raise errors.ParamsError(
@@ -97,16 +97,16 @@ def stacked(tx: Transform, specs: Any) -> Transform:
             ) from None
 
     def init(params):
-        return tx.init(told("params", params))
+        return tx.init(with_stacks("params", params))
 
     def update(grads, opt_state, params=None, **extra):
         for name, value in extra.items():
             if name == "value_fn" and value is not None:
                 extra[name] = lambda inside, value_fn=value: value_fn(_like(inside, grads))
             elif name != "value" and trees.is_alike(value, grads, any_dtype=True):
-                extra[name] = told(name, value)
-        inside = None if params is None else told("params", params)
-        updates, opt_state = tx_update(told("grads", grads), opt_state, inside, **extra)
+                extra[name] = with_stacks(name, value)
+        inside = None if params is None else with_stacks("params", params)
+        updates, opt_state = tx_update(with_stacks("grads", grads), opt_state, inside, **extra)
         return _like(updates, grads), opt_state
 
     return Transform(init, update)
@@ -114,21 +114,21 @@ def stacked(tx: Transform, specs: Any) -> Transform:
 
 @errors.builder
 def each_member(tx: Transform) -> Transform:
-    """The optimizer of every member of an ensemble by itself: the whole of it, by `vmap`.
+    """The optimizer applied to each member of an ensemble separately, by `vmap`.
 
     Params are those of one network with a leading axis of members on every leaf, as `ensemble`
-    makes them. Each member has a state of its own with the same axis: its own global norm, its own
-    count, its own skipped steps. So it learns as it would alone, whatever `tx` is.
+    makes them. Each member has its own state: its own global norm, count and skipped steps. So it
+    learns as it would alone, whatever `tx` is.
 
-    - `tx`: an optimizer of one member. If that has stacks in it, `stacked` tells it of them:
+    - `tx`: an optimizer of one member. If a member has stacks, wrap it:
       `each_member(stacked(tx, member.specs(x)[0]))`.
 
-    Of the extra arguments, trees like the gradients are mapped over as these are; `value` and all
-    else is shared. `value_fn` becomes, for member i, the same function of all params with those of
-    the others as they are: of a sum over members, as `fnn.ensembles.each` gives, its gradient is
-    that of member i alone. Each call of it computes the whole ensemble, so a method that calls it
-    (a line search, Sophia's estimate) does so n times as often. Members draw the same random
-    numbers, those which each would draw alone.
+    Among the extra arguments, trees like the gradients are mapped over like these; everything else
+    is shared. `value_fn` becomes, for member i, the same function with the other members' params
+    fixed: if it is a sum over members, as `fnn.ensembles.each` gives, its gradient is that of
+    member i alone. Each call computes the whole ensemble, so a method that calls it (a line search,
+    Sophia's estimate) costs n times as much. Members draw the same random numbers, those that each
+    would draw alone.
 
     Raises ParamsError for leaves without one common leading axis.
 
@@ -175,18 +175,18 @@ def each_member(tx: Transform) -> Transform:
     return Transform(init, update)
 
 
-def check_stacks(tx: Transform, specs: Any) -> None:
-    """Refuse an optimizer that minds the stacks among these params, and was not told of them.
+def check_stacks(tx: Transform, specs: Tree) -> None:
+    """Refuse an optimizer that needs `stacked` for these params and is not wrapped in it.
 
-    It is tried abstractly, on params that are marked; what else may be wrong with it is said where
-    it happens. Raises UntoldError.
+    It is traced abstractly on marked params; its other mistakes are raised where they happen.
+    Raises UndeclaredStackError.
     """
     layouts = _layouts(specs)
     if not any(layout.marks() for layout in jax.tree.leaves(layouts)):
         return
 
     def marked(layout, leaf):
-        stack = Stack(leaf, len(layout.stack), layout.order, told=False)
+        stack = Stack(leaf, len(layout.stack), layout.order, undeclared=True)
         return stack if layout.marks() else leaf
 
     params = jax.tree.map(marked, layouts, arrays_of(specs))
@@ -202,7 +202,7 @@ def check_stacks(tx: Transform, specs: Any) -> None:
 
     try:
         jax.eval_shape(tried, params)
-    except UntoldError:
+    except UndeclaredStackError:
         raise
     except Exception:  # a transform may need more than can be guessed here
         return
@@ -211,7 +211,7 @@ def check_stacks(tx: Transform, specs: Any) -> None:
 # --- declarations and trees
 
 
-def _layouts(specs: Any) -> Any:
+def _layouts(specs: Tree) -> Tree:
     """The layouts of all declared arrays."""
     return jax.tree.map(
         lambda p: _Layout(p.stack + p.shape, p.stack, _outputs_last(p)), declared(specs)
@@ -227,13 +227,13 @@ def _outputs_last(param: Param) -> tuple[int, ...] | None:
     return *(i for i in range(len(param.stack + param.shape)) if i != out), out
 
 
-def _like(tree: Any, like: Any) -> Any:
-    """The arrays as the params are stored, in the nodes of `like`, where it has some."""
+def _like(tree: Tree, like: Tree) -> Tree:
+    """The arrays laid out as the stored params, in the nodes of `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(plain(tree)))
 
 
-def _without_first(what: str, tree: Any) -> Any:
-    """The tree, of which `vmap` takes the first axis away, with one axis less in its stacks."""
+def _without_first(what: str, tree: Tree) -> Tree:
+    """The tree as `vmap` over the first axis needs it: its stacks have one axis less."""
     flat = jax.tree_util.tree_leaves_with_path(tree)
     sizes = {jnp.shape(leaf)[:1] for _, leaf in flat}
     if len(sizes) > 1 or () in sizes:
@@ -242,7 +242,7 @@ def _without_first(what: str, tree: Any) -> Any:
         raise errors.ParamsError(
             f"{what} of an ensemble, with one leading axis of members on every leaf",
             f"{errors.path_of(path)} {jnp.shape(leaf)}".strip(),
-            "give it the part that an ensemble has made, by fnn.optim.partition, or take "
+            "apply it to the ensemble's part alone, by fnn.optim.partition, or use "
             "fnn.optim.stacked(tx, net.specs(x)[0])",
         )
 
@@ -251,6 +251,6 @@ def _without_first(what: str, tree: Any) -> Any:
             return node
         depth = max(node.depth - 1, 0)
         order = node.order and tuple(i - 1 for i in node.order[1:])
-        return Stack(node.value, depth, order, node.told) if depth or order else node.value
+        return Stack(node.value, depth, order, node.undeclared) if depth or order else node.value
 
     return jax.tree.map(one, tree, is_leaf=is_stack)

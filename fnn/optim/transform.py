@@ -1,16 +1,16 @@
-"""The contract of optimizers, and what holds them together.
+"""The contract of optimizers, chains of them, and transforms from one rule per leaf.
 
     tx.init(params) -> opt_state
     tx.update(grads, opt_state, params=None, **extra) -> (updates, opt_state)
 
 Updates are added to the params. `extra` carries `value`, `grad` and `value_fn` for the transforms
-that need them; the others let it pass. The protocol is optax's, so transforms of either library run
-inside the other's `chain`; optax's hands `extra` to its own type alone, so there one that needs it
-is wrapped: `optax.GradientTransformationExtraArgs(*tx)`.
+that need them; the others ignore it. The protocol is optax's, so transforms of either library run
+inside the other's `chain`. optax's chain passes `extra` only to its own type: wrap a transform that
+needs it, as `optax.GradientTransformationExtraArgs(*tx)`.
 
-The gradient of a complex parameter z = x + iy is dL/dx + i dL/dy, the direction in which L rises,
-as optax has it: the conjugate of what `jax.grad` gives (`fnn.train.step` takes it). Second moments
-are of |g|^2, and real.
+The gradient of a complex parameter z = x + iy is dL/dx + i dL/dy, the direction of ascent, as in
+optax: the conjugate of what `jax.grad` gives (`fnn.train.step` conjugates). Second moments are
+those of |g|^2, and real.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_complex, real_part, wide, widened, widest
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, increment
-from fnn.optim.members import check_told, each_member, is_stack
+from fnn.optim.members import each_member, is_stack, refuse_undeclared
 
 
 class Transform(NamedTuple):
@@ -37,21 +38,21 @@ class Transform(NamedTuple):
     (6.0, ())
     """
 
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
+    init: Callable[[Tree], Tree]
+    update: Callable[..., tuple[Tree, Tree]]
 
 
 class CountState(NamedTuple):
-    """How many updates have been made."""
+    """The number of updates made."""
 
     count: jax.Array
 
 
 @errors.builder
 def chain(*transforms: Transform) -> Transform:
-    """The transforms one after the other: each takes the updates of the one before it.
+    """The transforms one after the other, each applied to the updates of the last.
 
-    Its state is the tuple of theirs. `extra` goes to those whose `update` takes it.
+    The state is the tuple of theirs. `extra` goes to those whose `update` takes it.
 
     >>> from fnn.optim import trace
     >>> tx = chain(trace(0.9), scale_by_learning_rate(0.1))
@@ -83,7 +84,7 @@ def chain(*transforms: Transform) -> Transform:
 
 @errors.builder
 def named_chain(**transforms: Transform) -> Transform:
-    """`chain` of transforms with names; its state is a dict of theirs, by name.
+    """`chain` of named transforms; the state is a dict of theirs, by name.
 
     >>> from fnn.optim import trace
     >>> tx = named_chain(momentum=trace(0.9), rate=scale_by_learning_rate(0.1))
@@ -117,14 +118,14 @@ def check_transform(tx: Any) -> None:
 
 
 def taking_extra(update: Callable) -> Callable:
-    """`update`, if it takes `**extra`; else the same, letting the extra pass."""
+    """`update` if it takes `**extra`, else the same ignoring it."""
     inputs = inspect.signature(update).parameters.values()
     if any(p.kind == p.VAR_KEYWORD for p in inputs):
         return update
     return lambda grads, opt_state, params=None, **extra: update(grads, opt_state, params)
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def apply_updates(params: Tree, updates: Tree) -> Tree:
     """params + updates, leaf by leaf, in the dtype of params.
 
     Raises ParamsError if the two trees or the shapes of their leaves differ, DtypeError for
@@ -144,11 +145,11 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 @errors.builder
-def scale_by_learning_rate(learning_rate: Any) -> Transform:
-    """updates = -learning_rate * updates: the sign turns an ascent into a descent.
+def scale_by_learning_rate(learning_rate: Scalar | Schedule) -> Transform:
+    """updates = -learning_rate * updates: the sign turns ascent into descent.
 
-    - `learning_rate`: a number, an array or a tracer; or a schedule, a function of the count of
-      updates made before this one, from 0.
+    - `learning_rate`: a number, or a schedule, a function of the count of updates made before this
+      one, from 0.
 
     >>> tx = scale_by_learning_rate(lambda count: 0.1 * (count + 1))
     >>> g = jnp.ones(1)
@@ -174,7 +175,7 @@ def scale_by_learning_rate(learning_rate: Any) -> Transform:
     return Transform(init, update)
 
 
-# --- transforms that treat every leaf alike
+# --- transforms from one rule for all leaves
 
 
 def leafwise(
@@ -185,23 +186,22 @@ def leafwise(
     whole: bool = False,
     outputs: bool = False,
 ) -> Transform:
-    """The transform that follows one rule at every leaf: the equations, and nothing around them.
+    """The transform with one rule for all leaves: only the equations.
 
         u, *slots = rule(t, p, g, *slots)
 
     - `state`: a NamedTuple type with a field for each slot; its first field may be `count`.
     - `rule`: at update t = 1, 2, ... (None without a count), from the parameter p (None if `update`
-      gets none), the gradient g and the slots: the update u and the new slots. All are of one
-      dtype, float32 or wider; of complex params t and the slots that start real are of its real
-      part, and a rule that is not for complex numbers raises DtypeError.
-    - `start(p)`: the slots of a leaf at first, a tuple; None fills them with zeros like p.
-    - `whole`: the rule does not treat every value alike: it goes by a leaf's axes, its norm or
-      another number of all of it. So it minds stacks of layers, and says so where it is not told
-      of them (see `stacked`).
-    - `outputs`: as `whole`, and it takes the last axis for the output's.
+      gets none), the gradient g and the slots: the update u and the new slots. All have one dtype,
+      float32 or wider; for complex params, t and the slots that start real have its real dtype, and
+      a rule that is not for complex numbers raises DtypeError.
+    - `start(p)`: the first slots of a leaf, a tuple; None fills them with zeros like p.
+    - `whole`: the rule depends on all of a leaf: its axes, its norm or another number of it. So
+      layers stacked in one leaf need `stacked`, and the transform raises without it.
+    - `outputs`: as `whole`, and the rule takes the last axis as the outputs'.
 
-    u goes on in the dtype of the gradient. Raises ParamsError for a state, params or gradients of
-    other trees or shapes, DtypeError for leaves that are not floating.
+    u is cast to the gradient's dtype. Raises ParamsError if the trees or shapes of state, params or
+    gradients differ, DtypeError for leaves that are not floating.
 
     >>> class MeanState(NamedTuple):
     ...     count: jax.Array
@@ -213,30 +213,31 @@ def leafwise(
     [2. 2.]
     """
     counts = "count" in state._fields
-    n = len(state._fields) - counts
+    n = len(state._fields) - (1 if counts else 0)
     fill = start or (lambda p: tuple(jnp.zeros_like(p) for _ in range(n)))  # for donation
     traced_once = jax.jit(rule)  # for all leaves of one shape
     minds = dict(whole=whole or outputs, outputs=outputs)
 
     def init(params):
         checks.floating_leaves("params", params, or_complex=True)
-        check_told(params, rule, **minds)
+        refuse_undeclared(params, rule, **minds)
         leaves, treedef = jax.tree.flatten(params, is_leaf=is_stack)
         slots = [each_member(lambda p: fill(widened(p)), p) for p in leaves]
         slots = _columns(treedef, slots, n)
-        return state(*[jnp.zeros((), jnp.int32)] * counts, *slots)
+        return state(jnp.zeros((), jnp.int32), *slots) if counts else state(*slots)
 
     def update(grads, opt_state, params=None, **extra):
         check_state(opt_state, state)
-        _check_slots(grads, opt_state[counts:], fill)
+        slots = opt_state[1:] if counts else tuple(opt_state)
+        _check_slots(grads, slots, fill)
         t = increment(opt_state[0]) if counts else None
         times = functools.cache(lambda dtype: None if t is None else t.astype(dtype))
 
         def counted(p, g, *slots):
             return traced_once(times(real_part(g.dtype)), p, g, *slots)
 
-        updates, *slots = each_leaf(counted, grads, params, opt_state[counts:])
-        return updates, state(*[t] * counts, *slots)
+        updates, *slots = each_leaf(counted, grads, params, slots)
+        return updates, state(t, *slots) if counts else state(*slots)
 
     return Transform(init, update)
 
@@ -250,7 +251,7 @@ def stateless(rule: Callable, *, whole: bool = False, outputs: bool = False) -> 
     """
 
     def update(grads, opt_state, params=None, **extra):
-        check_told(grads, rule, whole or outputs, outputs)
+        refuse_undeclared(grads, rule, whole or outputs, outputs)
         (updates,) = each_leaf(lambda p, g: (rule(p, g),), grads, params)
         return updates, opt_state
 
@@ -258,17 +259,17 @@ def stateless(rule: Callable, *, whole: bool = False, outputs: bool = False) -> 
 
 
 def each_leaf(
-    rule: Callable, grads: Any, params: Any = None, slots: Iterable = (), *, stacks: bool = True
-) -> list[Any]:
+    rule: Callable, grads: Tree, params: Tree = None, slots: Iterable = (), *, stacks: bool = True
+) -> list[Tree]:
     """`u, *slots = rule(p, g, *slots)` at every leaf, in its widest dtype; the trees of them.
 
-    Of a leaf that is a stack, at every member; with `stacks=False` at its array as it is.
+    For a leaf that is a stack, at every member, or with `stacks=False` at its whole array.
     """
     checks.floating_leaves("grads", grads, or_complex=True)
     if params is not None:
         check_alike("grads", grads, "params", params)
     leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack if stacks else None)
-    trees = [treedef.flatten_up_to(tree) for tree in slots]
+    of_slots = [treedef.flatten_up_to(slot) for slot in slots]
     of_params = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
 
     def at(g, p, *row):
@@ -276,25 +277,28 @@ def each_leaf(
         dtype = functools.reduce(
             widest, map(jnp.result_type, jax.tree.leaves((p, row))), wide(g.dtype)
         )
-        kinds = real_part(dtype), dtype  # a second moment stays real
-        p, *row = jax.tree.map(lambda a: a.astype(kinds[is_complex(a.dtype)]), (p, *row))
+
+        def cast(a):  # a second moment stays real
+            return a.astype(dtype if is_complex(a.dtype) else real_part(dtype))
+
+        p, *row = jax.tree.map(cast, (p, *row))
         u, *row = rule(p, g.astype(dtype), *row)
         return u.astype(g.dtype), *row
 
-    rows = [each_member(at, *row) for row in zip(leaves, of_params, *trees, strict=True)]
-    return _columns(treedef, rows, 1 + len(trees))
+    rows = [each_member(at, *row) for row in zip(leaves, of_params, *of_slots, strict=True)]
+    return _columns(treedef, rows, 1 + len(of_slots))
 
 
-def _columns(treedef: Any, rows: list, n: int) -> list[Any]:
-    """The n trees of which every row holds one leaf each."""
+def _columns(treedef: Any, rows: list, n: int) -> list[Tree]:
+    """The n trees whose leaves are the columns of the rows."""
     columns = zip(*rows, strict=True) if rows else [()] * n
     return [jax.tree.unflatten(treedef, column) for column in columns]
 
 
-def kept_in(name: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-    """What casts a slot of a `leafwise` rule to the dtype it is kept in; None keeps it as it is.
+def kept_in(name: str, dtype: Dtype) -> Callable[[jax.Array], jax.Array]:
+    """The cast of a slot of a `leafwise` rule to the dtype of the state; None does not cast.
 
-    Raises OptionError for no dtype; the cast DtypeError where only one of both is complex.
+    Raises OptionError for what is no dtype; the cast raises DtypeError if only one is complex.
     """
     if dtype is None:
         return lambda a: a
@@ -316,22 +320,22 @@ def kept_in(name: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
 # --- checks
 
 
-def zeros_like(params: Any, or_complex: bool = False) -> Any:
-    """Moments for params: zeros in float32 or wider, of params' sharding."""
+def zeros_like(params: Tree, or_complex: bool = False) -> Tree:
+    """Zeros like params, in float32 or wider and with their sharding: the first moments."""
     checks.floating_leaves("params", params, or_complex=or_complex)
     return jax.tree.map(lambda p: jnp.zeros_like(p, wide(jnp.result_type(p))), params)
 
 
-def check_state(opt_state: Any, kind: type) -> None:
+def check_state(opt_state: Tree, kind: type) -> None:
     if not isinstance(opt_state, kind):
         raise errors.ParamsError(
             f"the optimizer's state, a {kind.__name__}",
             errors.show(opt_state),
-            "take it from tx.init(params), or from the update before",
+            "take it from tx.init(params), or from the last update",
         )
 
 
-def need_params(params: Any) -> None:
+def need_params(params: Tree) -> None:
     if params is None:
         raise errors.ParamsError(
             "params, which this transform reads",
@@ -340,21 +344,23 @@ def need_params(params: Any) -> None:
         )
 
 
-def check_alike(what: str, tree: Any, other: str, like: Any) -> None:
-    """Floating leaves in two trees of one structure and of the same shapes."""
+def check_alike(what: str, tree: Tree, other: str, like: Tree) -> None:
+    """Refuse a tree whose leaves are not floating, or not like those of another tree."""
     checks.floating_leaves(what, tree, or_complex=True)
     trees.alike(what, tree, other, like, any_dtype=True)
 
 
-def _check_slots(grads: Any, slots: tuple, fill: Callable) -> None:
-    """Slots as `fill` makes them for leaves of these shapes."""
+def _check_slots(grads: Tree, slots: tuple, fill: Callable) -> None:
+    """Refuse a state whose slots are not like those that `fill` makes for these gradients."""
     checks.floating_leaves("grads", grads, or_complex=True)
     leaves, treedef = jax.tree.flatten(grads, is_leaf=is_stack)
     structs = [jax.tree.map(_wide_struct, g) for g in leaves]
     shapes = {g: jax.eval_shape(lambda g: each_member(fill, g), g) for g in set(structs)}
     wanted = _columns(treedef, [shapes[g] for g in structs], len(slots))
-    for tree, like in zip(slots, wanted, strict=True):
-        check_alike("grads", like, "the optimizer's state", tree)
+    mend = "take opt_state from init(params), of the params of these grads"
+    for slot, like in zip(slots, wanted, strict=True):
+        what, other = "the optimizer's state", "a new one for these grads"
+        trees.alike(what, slot, other, like, mend, any_dtype=True)
 
 
 def _wide_struct(g: Any) -> jax.ShapeDtypeStruct:

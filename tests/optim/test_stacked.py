@@ -24,12 +24,8 @@ BUILDS = {k: partial(row.build, **row.usual) for k, row in ROWS.items() if "nois
 BUILDS["muon of banks of filters"] = partial(optim.muon, 0.1, matrices=("*kernel", "*turned"))
 MINDS = {name for name, row in ROWS.items() if row.checks.get("splits") is False}
 MINDS |= {"muon of banks of filters"}
-MINDS |= {
-    "masked",
-    "partition",
-    "set_to_zero",
-    "add_decayed_weights of kernels",
-}  # by numbers of axes
+MINDS |= {"masked", "partition", "set_to_zero"}  # by numbers of axes
+MINDS |= {"add_decayed_weights of kernels"}
 WHOLE_TREE = "global_norm", "prodigy", "polyak", "named_chain", "lbfgs"
 GLOBAL = {name for name in BUILDS if any(method in name for method in WHOLE_TREE)}
 QUICK = {
@@ -101,7 +97,7 @@ def test_a_member_of_a_stack_is_updated_as_alone(name):
     for i in range(N):
         one = alone(turned(member(grads, i, 1)), turned(member(params, i, 0)))
         close(member(got, i, 1), turned(one, there=False))
-    if name not in MINDS:  # so that without a mark nobody need be told
+    if name not in MINDS:  # so no mark is needed
         close(jax.jit(partial(run, tx))(grads, params), got)
 
 
@@ -134,7 +130,7 @@ def started(tx, specs):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_whoever_minds_stacks_is_told(name):
+def test_rules_per_leaf_need_stacked(name):
     """All rules that are defined per leaf, and nobody else."""
     tx = BUILDS[name]()
     if name in MINDS:
@@ -145,13 +141,13 @@ def test_whoever_minds_stacks_is_told(name):
         check_stacks(tx, DEEP)
 
 
-def test_the_message_of_an_untold_rule():
+def test_the_message_of_an_undeclared_stack():
     specs = {"deep": {"kernel": DEEP["deep"]["kernel"]}}
     with pytest.raises(fnn.FnnError) as error:
         started(optim.chain(optim.clip_by_global_norm(1.0), optim.lamb(0.1)), specs)
     assert str(error.value) == (
-        "deep/kernel: expected an optimizer that is told of the layers stacked here, got "
-        "scale_by_trust_ratio, which takes a leaf for one layer's; wrap it, as "
+        "deep/kernel: expected a stacked optimizer, since layers are stacked here, got "
+        "scale_by_trust_ratio, which treats a leaf as one layer; wrap it, as "
         "fnn.optim.stacked(tx, net.specs(x)[0]), or, where each member is a network of its own "
         "(an ensemble), as fnn.optim.each_member(tx)"
     )
@@ -161,16 +157,16 @@ def test_an_ensemble_of_stacks_needs_both():
     net = fnn.ensemble(fnn.repeat(fnn.dense(4), 2), 3)
     member = fnn.repeat(fnn.dense(4), 2).specs((1, 4))[0]
     key, tx = jax.random.key(0), optim.muon(0.1)
-    for untold in (tx, optim.each_member(tx)):
-        with pytest.raises(fnn.FnnError, match="(kernel|bias): expected an optimizer that is told"):
-            fnn.train.init(net, untold, key, (1, 4))
+    for unwrapped in (tx, optim.each_member(tx)):
+        with pytest.raises(fnn.FnnError, match="(kernel|bias): expected a stacked optimizer"):
+            fnn.train.init(net, unwrapped, key, (1, 4))
     fnn.train.init(net, optim.each_member(optim.stacked(tx, member)), key, (1, 4))
     fnn.train.init(net, optim.stacked(tx, net.specs((1, 4))[0]), key, (1, 4))
 
 
-def test_outputs_that_are_not_last_are_told_of():
+def test_outputs_that_are_not_last_need_stacked():
     net = fnn.conv_transpose(4, (2,), transpose_kernel=True, use_bias=False)
-    with pytest.raises(fnn.FnnError, match=r"kernel: .* where its outputs are, got centralize"):
+    with pytest.raises(fnn.FnnError, match=r"kernel: .* not the last axis here, got centralize"):
         fnn.train.init(net, optim.centralize(), jax.random.key(0), (1, 5, 3))
     fnn.train.init(net, optim.lamb(0.1), jax.random.key(0), (1, 5, 3))  # to which they are alike
     tx = optim.stacked(optim.centralize(), net.specs((1, 5, 3))[0])
@@ -353,7 +349,7 @@ def test_averages_come_back_as_params_are_stored(build):
 
 
 def test_noise_and_nans_of_members():
-    """Members draw apart; which of them had a NaN is told of each."""
+    """Members draw apart; each records whether it had a NaN."""
     specs = {"w": fnn.Param((100,), zeros, stack=(2,))}
     g = {"w": jnp.zeros((2, 100))}
     tx = optim.stacked(optim.add_noise(1.0, 0.5, jax.random.key(0)), specs)
@@ -368,7 +364,7 @@ def test_noise_and_nans_of_members():
 
 
 def test_optax_difference_muon_of_filters_and_stacks():
-    """A bank of filters is a matrix there too, if it is told so; a stack, axis 0, by `stacked`."""
+    """A bank of filters is a matrix there too, if asked to; a stack, axis 0, by `stacked`."""
     options = dict(beta=0.9, nesterov=False)
     grads = {"w": jax.random.normal(jax.random.key(0), (STEPS, 2, 3, 4, 5))}
     p = {"w": jnp.ones((2, 3, 4, 5))}
