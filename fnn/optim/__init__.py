@@ -1,4 +1,9 @@
-"""Optimizers: pure transforms of gradients, in the protocol that the JAX ecosystem speaks."""
+"""Optimizers: pure transforms of gradients, in the protocol that the JAX ecosystem speaks.
+
+Numbers may be arrays or tracers, and a learning rate may be a schedule, a function of the count of
+updates made so far. Builders raise OptionError for a number out of range; an `update` that reads
+params raises ParamsError without them.
+"""
 
 from fnn.optim import constraints, schedules
 from fnn.optim.adam import (

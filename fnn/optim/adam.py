@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.optim.arithmetic import (
-    as_dtype,
-    average,
-    corrected,
-    divide,
-    over_root,
-    sizes_like,
-    square,
-)
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
+from fnn.optim.arithmetic import as_dtype, average, corrected, divide, over_root, sizes_like, square
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import Transform, chain, kept_in, leafwise, scale_by_learning_rate
 
 
@@ -26,26 +20,26 @@ class AdamState(NamedTuple):
     """The number of updates and the moments of the gradient, float32 or wider."""
 
     count: jax.Array
-    mu: Any
-    nu: Any
+    mu: Tree
+    nu: Tree
 
 
 class AmsgradState(NamedTuple):
     """Adam's state, and the largest second moment so far."""
 
     count: jax.Array
-    mu: Any
-    nu: Any
-    nu_max: Any
+    mu: Tree
+    nu: Tree
+    nu_max: Tree
 
 
 @errors.builder
 def scale_by_adam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """The gradient's first moment over the root of its second, both corrected for their start.
 
@@ -56,14 +50,13 @@ def scale_by_adam(
     - `b1`, `b2`: the weights of the old moments, in [0, 1).
     - `eps`: added to the root.
     - `eps_root`: added under the root, which bounds its slope; the paper has none.
-    - `mu_dtype`: what m is kept in between updates; None is float32 or wider. bfloat16 halves its
+    - `mu_dtype`: the dtype of m between updates; None is float32 or wider. bfloat16 halves its
       memory.
 
-    Of complex params g_t^2 is |g_t|^2. The arithmetic is in float32 or wider, the update in the
+    For complex params, g_t^2 is |g_t|^2. The arithmetic is in float32 or wider, the update in the
     gradient's dtype. A zero gradient gives a zero update, and derivatives through it are finite.
     Kingma & Ba (2015), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_adam()
     >>> g = jnp.array([3.0, -0.1])
     >>> print(tx.update(g, tx.init(g))[0].round(3))
@@ -84,20 +77,18 @@ def scale_by_adam(
 
 @errors.builder
 def adam(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """Adam: p = p - learning_rate mhat / (sqrt(vhat) + eps), see `scale_by_adam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are the paper's.
-    - `mu_dtype`: what the first moment is kept in, see `scale_by_adam`.
+    - `learning_rate`: a number or a schedule f(count).
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`; the defaults are the paper's.
 
-    >>> import jax.numpy as jnp
     >>> tx = adam(1e-3)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -109,26 +100,25 @@ def adam(
 
 @errors.builder
 def adamw(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: Any = 1e-4,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
+    weight_decay: Scalar | Schedule = 1e-4,
+    mask: Mask = None,
 ) -> Transform:
     """Adam with decoupled decay: p = p - learning_rate (u + weight_decay p), see `scale_by_adam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are the paper's.
-    - `weight_decay`: what is taken of p, times the learning rate; the default is optax's, and a
+    - `learning_rate`: a number or a schedule f(count).
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
+    - `weight_decay`: the share of p removed, times the learning rate; the default is optax's, a
       hundredth of PyTorch's.
-    - `mask`: what decays, see `add_decayed_weights`; None is everything.
+    - `mask`: what decays, see `add_decayed_weights`; None is all.
 
-    `update` raises ParamsError without params. Loshchilov & Hutter (2019), algorithm 2.
+    Loshchilov & Hutter (2019), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = adamw(0.1, weight_decay=0.5)
     >>> p, g = jnp.array([2.0]), jnp.array([3.0])
     >>> print(tx.update(g, tx.init(p), p)[0])
@@ -141,17 +131,17 @@ def adamw(
     )
 
 
-# --- the largest, where Adam has the mean
+# --- the largest value instead of the mean
 
 
 @errors.builder
 def scale_by_amsgrad(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     correct_first: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """Adam with the largest second moment so far, so that no step grows back.
 
@@ -160,16 +150,13 @@ def scale_by_amsgrad(
         w_t = max(w_{t-1}, v_t)                      what_t = w_t / (1 - b2^t)
         u_t = mhat_t / (sqrt(what_t) + eps)
 
-    - `b1`, `b2`: the weights of the old moments, in [0, 1).
-    - `eps`, `eps_root`: added to the root, and under it.
-    - `correct_first`: w_t = what_t = max(w_{t-1}, v_t / (1 - b2^t)), as optax has it: one large
-      first gradient then counts in full for ever.
-    - `mu_dtype`: what m is kept in, see `scale_by_adam`.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
+    - `correct_first`: w_t = what_t = max(w_{t-1}, v_t / (1 - b2^t)), as in optax: one large first
+      gradient then counts in full forever.
 
-    The paper corrects neither moment, which is another learning rate at each t; the corrections
-    are the field's. Reddi, Kale & Kumar (2018), algorithm 2.
+    The paper corrects neither moment, which amounts to another learning rate at each t; the
+    corrections are common practice. Reddi, Kale & Kumar (2018), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_amsgrad(b1=0.0, b2=0.5)
     >>> _, opt_state = tx.update(jnp.full(1, 3.0), tx.init(jnp.zeros(1)))
     >>> _, opt_state = tx.update(jnp.zeros(1), opt_state)
@@ -196,22 +183,19 @@ def scale_by_amsgrad(
 
 @errors.builder
 def amsgrad(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     correct_first: bool = False,
-    mu_dtype: Any = None,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """AMSGrad: Adam with the largest second moment so far, see `scale_by_amsgrad`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are Adam's.
     - `correct_first`: the maximum is over corrected moments, as in optax.
-    - `mu_dtype`: what the first moment is kept in, see `scale_by_adam`.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
 
-    >>> import jax.numpy as jnp
     >>> tx = amsgrad(1e-3)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -224,7 +208,7 @@ def amsgrad(
 
 
 @errors.builder
-def scale_by_adamax(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
+def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> Transform:
     """The gradient's first moment over its decayed largest absolute value.
 
         m_t = b1 m_{t-1} + (1 - b1) g_t              mhat_t = m_t / (1 - b1^t)
@@ -233,12 +217,11 @@ def scale_by_adamax(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transfor
 
     - `b1`: the weight of the old moment, in [0, 1).
     - `b2`: the decay of the largest value, in [0, 1).
-    - `eps`: added to |g|, as the field does; the paper has none, and with 0 nothing moves until
-      the first gradient that is not zero.
+    - `eps`: added to |g|, as is common; the paper has none, and with 0 nothing moves until the
+      first nonzero gradient.
 
-    v is kept as `nu` of the state. Kingma & Ba (2015), algorithm 2.
+    The state keeps v as `nu`. Kingma & Ba (2015), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_adamax(b1=0.0, b2=0.5)
     >>> _, opt_state = tx.update(jnp.array([8.0]), tx.init(jnp.zeros(1)))
     >>> print(tx.update(jnp.array([1.0]), opt_state)[0])
@@ -257,13 +240,14 @@ def scale_by_adamax(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transfor
 
 
 @errors.builder
-def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Transform:
-    """Adamax: Adam by the largest gradient, decayed, for the root mean square; `scale_by_adamax`.
+def adamax(
+    learning_rate: Scalar | Schedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
+) -> Transform:
+    """Adamax: Adam with the largest gradient, decayed, as the scale; see `scale_by_adamax`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count); the paper's is 0.002.
-    - `b1`, `b2`, `eps`: of the moments; the defaults are the paper's.
+    - `learning_rate`: a number or a schedule f(count); the paper's is 0.002.
+    - `b1`, `b2`, `eps`: see `scale_by_adamax`; the defaults are the paper's.
 
-    >>> import jax.numpy as jnp
     >>> tx = adamax(0.002)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -274,23 +258,20 @@ def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) 
 
 @errors.builder
 def adamaxw(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 1e-4,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar | Schedule = 1e-4,
+    mask: Mask = None,
 ) -> Transform:
     """Adamax with decoupled decay: p = p - learning_rate (u + weight_decay p); `scale_by_adamax`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`: of the moments; the defaults are the paper's.
+    - `b1`, `b2`, `eps`: see `scale_by_adamax`; the defaults are the paper's.
     - `weight_decay`, `mask`: see `adamw`; the default is optax's.
 
-    `update` raises ParamsError without params. Kingma & Ba (2015), algorithm 2; Loshchilov &
-    Hutter (2019), equation 12.
+    Kingma & Ba (2015), algorithm 2; Loshchilov & Hutter (2019), equation 12.
 
-    >>> import jax.numpy as jnp
     >>> tx = adamaxw(0.1, weight_decay=0.5)
     >>> p, g = jnp.array([2.0]), jnp.array([3.0])
     >>> print(tx.update(g, tx.init(p), p)[0])
@@ -306,17 +287,17 @@ def adamaxw(
 # --- what the family shares
 
 
-def moments(mu_dtype: Any) -> tuple[Callable, Callable]:
-    """How the two moments of a leaf start, and what casts the first to the dtype it is kept in."""
+def moments(mu_dtype: Dtype) -> tuple[Callable, Callable]:
+    """The first values of a leaf's two moments, and the cast of the first one to `mu_dtype`."""
     keep = kept_in("mu_dtype", mu_dtype)
     return lambda p: (keep(jnp.zeros_like(p)), sizes_like(p)), keep
 
 
-def check_decays(**decays: Any) -> None:
+def check_decays(**decays: Scalar) -> None:
     for name, decay in decays.items():
         checks.number(name, decay, 0.0, 1.0, open_high=True)
 
 
-def check_epsilons(**epsilons: Any) -> None:
+def check_epsilons(**epsilons: Scalar) -> None:
     for name, eps in epsilons.items():
         checks.number(name, eps, 0.0, float("inf"))

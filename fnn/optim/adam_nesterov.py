@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import errors
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import AdamState, check_decays, check_epsilons, moments
-from fnn.optim.arithmetic import (
-    as_dtype,
-    average,
-    corrected,
-    over_root,
-    sizes_like,
-    square,
-)
+from fnn.optim.arithmetic import as_dtype, average, corrected, over_root, sizes_like, square
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
 
 class AdanState(NamedTuple):
-    """The moments of gradient, change and square, and the gradient before."""
+    """The moments of the gradient, its change and its square, and the last gradient."""
 
     count: jax.Array
-    m: Any
-    v: Any
-    n: Any
-    g: Any
+    m: Tree
+    v: Tree
+    n: Tree
+    g: Tree
 
 
 @errors.builder
 def scale_by_nadam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
 ) -> Transform:
-    """Adam with Nesterov's momentum: the first moment as it will stand at the next update.
+    """Adam with Nesterov's momentum: the first moment as it will be at the next update.
 
         m_t = b1 m_{t-1} + (1 - b1) g_t
         n_t = b2 n_{t-1} + (1 - b2) g_t^2            nhat_t = n_t / (1 - b2^t)
         mbar_t = b1 m_t / (1 - b1^{t+1}) + (1 - b1) g_t / (1 - b1^t)
         u_t = mbar_t / (sqrt(nhat_t) + eps)
 
-    - `b1`, `b2`: the weights of the old moments, in [0, 1); b1 is mu of the paper, constant.
-    - `eps`, `eps_root`: added to the root, and under it.
-    - `mu_dtype`: what m is kept in, see `scale_by_adam`.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`; b1 is the paper's mu.
 
-    n is kept as `nu` of the state. Dozat (2016), algorithm 2.
+    The state keeps n as `nu`. Dozat (2016), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_nadam(b1=0.5)
     >>> g = jnp.array(3.0)
     >>> print(round(float(tx.update(g, tx.init(g))[0]), 3))
@@ -75,19 +67,17 @@ def scale_by_nadam(
 
 @errors.builder
 def nadam(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """NAdam: Adam with Nesterov's momentum, see `scale_by_nadam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are Adam's.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
 
-    >>> import jax.numpy as jnp
     >>> tx = nadam(1e-3, b1=0.0)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -99,24 +89,20 @@ def nadam(
 
 @errors.builder
 def nadamw(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: Any = 1e-4,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
+    weight_decay: Scalar | Schedule = 1e-4,
+    mask: Mask = None,
 ) -> Transform:
     """NAdam with decoupled decay: p = p - learning_rate (u + weight_decay p), `scale_by_nadam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments; the defaults are Adam's.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
     - `weight_decay`, `mask`: see `adamw`.
 
-    `update` raises ParamsError without params.
-
-    >>> import jax.numpy as jnp
     >>> tx = nadamw(0.1, b1=0.0, weight_decay=0.5)
     >>> p, g = jnp.array([2.0]), jnp.array([3.0])
     >>> print(tx.update(g, tx.init(p), p)[0])
@@ -131,7 +117,11 @@ def nadamw(
 
 @errors.builder
 def scale_by_adan(
-    b1: Any = 0.98, b2: Any = 0.92, b3: Any = 0.99, eps: Any = 1e-8, eps_root: Any = 0.0
+    b1: Scalar = 0.98,
+    b2: Scalar = 0.92,
+    b3: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
 ) -> Transform:
     """Adam with Nesterov's momentum in both moments, from the change of the gradient.
 
@@ -140,14 +130,13 @@ def scale_by_adan(
         n_t = b3 n_{t-1} + (1 - b3) (g_t + b2 (g_t - g_{t-1}))^2    nhat_t = n_t / (1 - b3^t)
         u_t = (mhat_t + b2 vhat_t) / (sqrt(nhat_t) + eps)
 
-    - `b1`, `b2`, `b3`: the weights of the old moments, in [0, 1); 1 - beta of the paper, whose
-      betas weigh the new. The change counts by b2 in u and n.
-    - `eps`, `eps_root`: added to the root, and under it.
+    - `b1`, `b2`, `b3`: the weights of the old moments, in [0, 1): 1 - beta in the paper, whose
+      betas weigh the new. b2 also weighs the change in u and n.
+    - `eps`, `eps_root`: see `scale_by_adam`.
 
-    g_0 is g_1: at first nothing has changed. The corrections are those of the authors' program.
+    g_0 is g_1, so the first change is zero. The corrections are those of the authors' program.
     Xie et al. (2022), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_adan()
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0].round(3))
@@ -173,26 +162,22 @@ def scale_by_adan(
 
 @errors.builder
 def adan(
-    learning_rate: Any,
-    b1: Any = 0.98,
-    b2: Any = 0.92,
-    b3: Any = 0.99,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.02,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.98,
+    b2: Scalar = 0.92,
+    b3: Scalar = 0.99,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    weight_decay: Scalar | Schedule = 0.02,
+    mask: Mask = None,
 ) -> Transform:
     """Adan with decoupled decay: p = p - learning_rate (u + weight_decay p), see `scale_by_adan`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `b3`, `eps`, `eps_root`: of the moments; the defaults are the paper's.
-    - `weight_decay`: what is taken of p, times the learning rate; the paper's. There p is divided
-      by 1 + learning_rate weight_decay after the step, which is the same to first order.
-    - `mask`: what decays, see `add_decayed_weights`; None is everything.
+    - `b1`, `b2`, `b3`, `eps`, `eps_root`: see `scale_by_adan`; the defaults are the paper's.
+    - `weight_decay`: the share of p removed, times the learning rate; the paper's default. The
+      paper divides p by 1 + learning_rate weight_decay, which is the same to first order.
+    - `mask`: what decays, see `add_decayed_weights`; None is all.
 
-    `update` raises ParamsError without params.
-
-    >>> import jax.numpy as jnp
     >>> tx = adan(0.1, weight_decay=0.5)
     >>> p, g = jnp.array([2.0]), jnp.array([3.0])
     >>> print(tx.update(g, tx.init(p), p)[0])

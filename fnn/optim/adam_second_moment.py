@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar, Schedule
 from fnn.optim.adam import AdamState, check_decays, check_epsilons, moments
 from fnn.optim.arithmetic import (
     as_dtype,
@@ -24,13 +23,13 @@ from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_ra
 
 @errors.builder
 def scale_by_radam(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    threshold: Any = 5.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    threshold: Scalar = 5.0,
 ) -> Transform:
-    """Adam, rectified: momentum alone until the second moment is known well enough.
+    """Adam, rectified: only momentum until the second moment is known well enough.
 
         m_t = b1 m_{t-1} + (1 - b1) g_t              mhat_t = m_t / (1 - b1^t)
         v_t = b2 v_{t-1} + (1 - b2) g_t^2            vhat_t = v_t / (1 - b2^t)
@@ -38,14 +37,12 @@ def scale_by_radam(
         r_t = sqrt((rho_t - 4) (rho_t - 2) rho_inf / ((rho_inf - 4) (rho_inf - 2) rho_t))
         u_t = r_t mhat_t / (sqrt(vhat_t) + eps) if rho_t > threshold, else mhat_t
 
-    - `b1`, `b2`: the weights of the old moments, in [0, 1).
-    - `eps`, `eps_root`: added to the root, and under it.
-    - `threshold`: how many gradients the second moment should average over, at least 4: that is
-      the paper's, and 5 that of its authors' program.
+    - `b1`, `b2`, `eps`, `eps_root`: see `scale_by_adam`.
+    - `threshold`: how many gradients the second moment must average over, at least 4, the paper's;
+      5 is the authors' program's.
 
     Liu et al. (2020), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_radam(b1=0.5)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -74,19 +71,17 @@ def scale_by_radam(
 
 @errors.builder
 def radam(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    threshold: Any = 5.0,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    threshold: Scalar = 5.0,
 ) -> Transform:
     """RAdam: Adam that warms itself up, see `scale_by_radam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`, `threshold`: of the moments; the defaults are Adam's.
+    - `b1`, `b2`, `eps`, `eps_root`, `threshold`: see `scale_by_radam`.
 
-    >>> import jax.numpy as jnp
     >>> tx = radam(1e-3)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -99,9 +94,9 @@ def radam(
 
 @errors.builder
 def scale_by_belief(
-    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16
+    b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-16, eps_root: Scalar = 1e-16
 ) -> Transform:
-    """The gradient's first moment over the root mean square of what it did not foresee.
+    """The gradient's first moment over the root mean square of its prediction errors.
 
         m_t = b1 m_{t-1} + (1 - b1) g_t                           mhat_t = m_t / (1 - b1^t)
         s_t = b2 s_{t-1} + (1 - b2) (g_t - m_t)^2 + eps_root      shat_t = s_t / (1 - b2^t)
@@ -109,14 +104,13 @@ def scale_by_belief(
 
     - `b1`, `b2`: the weights of the old moments, in [0, 1).
     - `eps`: added to the root.
-    - `eps_root`: added to s at each update; one eps stands for both in the paper. The defaults
-      are those of its authors' program.
+    - `eps_root`: added to s at each update; the paper has one eps for both. The defaults are
+      those of the authors' program.
 
-    s is kept as `nu` of the state. Zhuang et al. (2020), algorithm 2.
+    The state keeps s as `nu`. Zhuang et al. (2020), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_belief(b1=0.5)
-    >>> g = jnp.array([3.0])  # of which a half was not foreseen
+    >>> g = jnp.array([3.0])  # half of it is prediction error
     >>> print(tx.update(g, tx.init(g))[0].round(3))
     [2.]
     """
@@ -135,14 +129,16 @@ def scale_by_belief(
 
 @errors.builder
 def adabelief(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-16,
+    eps_root: Scalar = 1e-16,
 ) -> Transform:
-    """AdaBelief: large steps where gradients are as foreseen, see `scale_by_belief`.
+    """AdaBelief: large steps where gradients are as predicted, see `scale_by_belief`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `eps_root`: of the moments; the defaults are the authors'.
+    - `b1`, `b2`, `eps`, `eps_root`: see `scale_by_belief`; the defaults are the authors'.
 
-    >>> import jax.numpy as jnp
     >>> tx = adabelief(1e-3, b1=0.5)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -153,26 +149,24 @@ def adabelief(
 
 @errors.builder
 def scale_by_yogi(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-3,
-    eps_root: Any = 0.0,
-    initial_accumulator_value: Any = 1e-6,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
 ) -> Transform:
-    """Adam with a second moment that moves by steps, whatever its distance from the square.
+    """Adam with a second moment that moves by g^2 whatever its distance from g^2.
 
         m_t = b1 m_{t-1} + (1 - b1) g_t                           mhat_t = m_t / (1 - b1^t)
         v_t = v_{t-1} - (1 - b2) sign(v_{t-1} - g_t^2) g_t^2      vhat_t = v_t / (1 - b2^t)
         u_t = mhat_t / (sqrt(vhat_t) + eps)
 
-    - `b1`, `b2`: the weights of the old moments, in [0, 1).
-    - `eps`, `eps_root`: added to the root, and under it.
-    - `initial_accumulator_value`: v_0; m_0 is 0, so that a zero gradient moves nothing.
+    - `b1`, `b2`, `eps`, `eps_root`: see `scale_by_adam`.
+    - `initial_accumulator_value`: v_0; m_0 is 0, so a zero gradient moves nothing.
 
-    The paper corrects neither moment; the corrections are the field's, as Adam has them. Zaheer
+    The paper corrects neither moment; the corrections are Adam's, as is common. Zaheer
     et al. (2018), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_yogi(b2=0.75, initial_accumulator_value=1.0)
     >>> g = jnp.array([2.0, 0.5])
     >>> print(tx.update(g, tx.init(g))[1].nu)
@@ -188,7 +182,7 @@ def scale_by_yogi(
     def rule(t, p, g, m, v):
         m = average(b1, m, g)
         new = square(g)
-        # by comparison, not by the sign of a difference: where both are infinite, that is NaN
+        # by comparison: the sign of a difference is NaN where both are infinite
         signed = jnp.where(new > v, new, jnp.where(new < v, -new, 0))
         v = v + (1 - as_dtype(b2, v.dtype)) * signed
         mhat, vhat = corrected(m, b1, t), corrected(v, b2, t)
@@ -199,20 +193,19 @@ def scale_by_yogi(
 
 @errors.builder
 def yogi(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-3,
-    eps_root: Any = 0.0,
-    initial_accumulator_value: Any = 1e-6,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-3,
+    eps_root: Scalar = 0.0,
+    initial_accumulator_value: Scalar = 1e-6,
 ) -> Transform:
     """Yogi: Adam whose step sizes change slowly, see `scale_by_yogi`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count); the paper's is 0.01.
-    - `b1`, `b2`, `eps`, `eps_root`, `initial_accumulator_value`: of the moments; the defaults are
-      the paper's.
+    - `learning_rate`: a number or a schedule f(count); the paper's is 0.01.
+    - `b1`, `b2`, `eps`, `eps_root`, `initial_accumulator_value`: see `scale_by_yogi`; the defaults
+      are the paper's.
 
-    >>> import jax.numpy as jnp
     >>> tx = yogi(0.01)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0].round(3))

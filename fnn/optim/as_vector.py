@@ -1,4 +1,4 @@
-"""A transform over one long vector instead of many leaves."""
+"""A transform run on all leaves as one vector."""
 
 from __future__ import annotations
 
@@ -8,27 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.optim.transform import (
-    Transform,
-    check_alike,
-    check_transform,
-    taking_extra,
-)
+from fnn.core.types import Tree
+from fnn.optim.transform import Transform, check_alike, check_transform, taking_extra
 
 
 @errors.builder
 def as_vector(tx: Transform) -> Transform:
-    """The same transform, over all leaves of one dtype joined to a vector.
+    """The same transform, run on all leaves of one dtype as one vector.
 
-    Handing an array to a compiled program and taking one back costs microseconds, which is most of
-    the time where arrays are many and small. Here the state is a handful of arrays, whatever the
-    params are. For large arrays, joining and splitting cost more than they save.
+    Passing an array to a compiled program and back costs microseconds, which dominates when arrays
+    are many and small. Here the state is a handful of arrays, whatever the params are. For large
+    arrays, joining and splitting cost more than they save.
 
-    - `tx`: of methods that treat values one by one; one defined per leaf or per matrix would take
-      the vector for one leaf.
+    - `tx`: a transform that treats values one by one; one defined per leaf or per matrix would see
+      the vector as one leaf.
 
-    `value_fn` and `grad`, where given, are handed on in terms of the vectors. Raises OptionError
-    for what is no transform, ParamsError and DtypeError as `tx`.
+    `value_fn` and `grad`, where given, become those of the vectors. Raises as `tx`.
 
     >>> import fnn
     >>> tx = as_vector(fnn.optim.adam(1e-3))
@@ -58,17 +53,16 @@ def as_vector(tx: Transform) -> Transform:
     return Transform(init, update)
 
 
-def _join(tree: Any) -> dict[str, jax.Array]:
+def _join(tree: Tree) -> dict[str, jax.Array]:
     """The values of all leaves of each dtype, in the order of the leaves."""
     leaves: dict[str, list] = {}
     for leaf in map(jnp.asarray, jax.tree.leaves(tree)):
         leaves.setdefault(leaf.dtype.name, []).append(leaf.ravel())
-    joined = {dtype: jnp.concatenate(parts) for dtype, parts in leaves.items()}
-    return joined
+    return {dtype: jnp.concatenate(parts) for dtype, parts in leaves.items()}
 
 
-def _split(joined: dict[str, jax.Array], like: Any) -> Any:
-    """The tree of which `joined` has the values."""
+def _split(joined: dict[str, jax.Array], like: Tree) -> Any:
+    """The tree like `like` with the values of `joined`."""
     starts = dict.fromkeys(joined, 0)
 
     def take(leaf):

@@ -1,4 +1,4 @@
-"""Averages: of updates, and of the params on their way."""
+"""Averages of updates and of params."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide, widened, widest
+from fnn.core.types import Dtype, Scalar, Tree
 from fnn.optim.arithmetic import as_dtype, average, corrected, correction, increment, rounded
 from fnn.optim.members import plain
 from fnn.optim.transform import (
@@ -29,14 +30,14 @@ class EmaState(NamedTuple):
     """The number of updates and their average, float32 or wider."""
 
     count: jax.Array
-    ema: Any
+    ema: Tree
 
 
 class AverageState(NamedTuple):
     """The number of updates and the average of the params after each, float32 or wider."""
 
     count: jax.Array
-    average: Any
+    average: Tree
 
 
 class LookaheadState(NamedTuple):
@@ -45,22 +46,22 @@ class LookaheadState(NamedTuple):
     The slow weights are float32 or wider.
     """
 
-    fast_state: Any
+    fast_state: Tree
     steps_since_sync: jax.Array
-    slow: Any
+    slow: Tree
 
 
 @errors.builder
-def ema(decay: Any, debias: bool = True, accumulator_dtype: Any = None) -> Transform:
+def ema(decay: Scalar, debias: bool = True, accumulator_dtype: Dtype = None) -> Transform:
     """The exponential moving average of the updates.
 
         m_t = decay m_{t-1} + (1 - decay) g_t        u_t = m_t / (1 - decay^t)
 
     - `decay`: the weight of the old average, in [0, 1).
     - `debias`: False leaves out the correction for the start at zero, u_t = m_t.
-    - `accumulator_dtype`: what m is kept in between updates; None is float32 or wider.
+    - `accumulator_dtype`: the dtype of m between updates; None is float32 or wider.
 
-    Of params, rather than updates, `average_params` is the average. Kingma & Ba (2015), section 3.
+    To average params instead of updates, use `average_params`. Kingma & Ba (2015), section 3.
 
     >>> tx = ema(0.5)
     >>> g = jnp.ones(1)
@@ -79,19 +80,18 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: Any = None) -> Trans
 
 
 @errors.builder
-def average_params(decay: Any = None, start: Any = 0) -> Transform:
-    """The average of the params after each update; the updates pass as they are.
+def average_params(decay: Scalar | None = None, start: Scalar = 0) -> Transform:
+    """The average of the params after each update; the updates pass unchanged.
 
         a_t = a_{t-1} + w_t (p_t - a_{t-1})        w_t = 1 / t, or (1 - decay) / (1 - decay^t)
 
-    So it is the mean of p_1 to p_t, or their moving average without a trace of where it started.
-    The last of a chain, since p_t is p_{t-1} plus the updates that come out here.
-    `averaged_params` reads it.
+    This is the mean of p_1 to p_t, or their moving average corrected for its start. Put it last in
+    a chain, since p_t is p_{t-1} plus the updates that come out here. `averaged_params` reads it.
 
-    - `decay`: the weight of the old average, in [0, 1); None, the default, weighs all alike.
+    - `decay`: the weight of the old average, in [0, 1); None weighs all alike.
     - `start`: updates before the average begins, at least 0; until then it is p_t.
 
-    `update` raises ParamsError without params. Polyak & Juditsky (1992).
+    Polyak & Juditsky (1992).
 
     >>> from fnn.optim import apply_updates, chain, sgd
     >>> tx, p = chain(sgd(1.0), average_params()), jnp.zeros(1)
@@ -123,7 +123,7 @@ def average_params(decay: Any = None, start: Any = 0) -> Transform:
 
 
 def _sum(p: Any, u: Any) -> jax.Array:
-    """What `apply_updates` makes of a parameter, rounded as it will be, in float32 or wider."""
+    """The new parameter, rounded as `apply_updates` rounds it, in float32 or wider."""
     p, u = jnp.asarray(p), jnp.asarray(u)
     dtype = wide(widest(p.dtype, u.dtype))
     total = p.astype(dtype) + u.astype(dtype)
@@ -131,20 +131,20 @@ def _sum(p: Any, u: Any) -> jax.Array:
 
 
 @errors.builder
-def lookahead(tx: Transform, sync_period: Any = 5, slow_step_size: Any = 0.5) -> Transform:
-    """k steps of a fast optimizer, then a step of the slow weights towards where they led.
+def lookahead(tx: Transform, sync_period: Scalar = 5, slow_step_size: Scalar = 0.5) -> Transform:
+    """k steps of a fast optimizer, then a step of the slow weights towards the result.
 
         theta_{t,i} = theta_{t,i-1} + tx(...), i = 1 ... k, from theta_{t,0} = phi_{t-1}
         phi_t = phi_{t-1} + alpha (theta_{t,k} - phi_{t-1})
 
-    The params are the fast weights theta, and every k-th update takes them back to phi. The slow
-    weights are kept in the state, in float32 or wider; `averaged_params` reads them.
+    The params are the fast weights theta; every k-th update moves them back to phi. The state keeps
+    the slow weights in float32 or wider; `averaged_params` reads them.
 
-    - `tx`: the fast optimizer. Its state goes on through the synchronization.
+    - `tx`: the fast optimizer. Synchronization does not reset its state.
     - `sync_period`: k, at least 1; the paper's is 5.
     - `slow_step_size`: alpha, in [0, 1]; the paper's is 0.5.
 
-    `update` raises ParamsError without params. Zhang et al. (2019), algorithm 1.
+    Zhang et al. (2019), algorithm 1.
 
     >>> from fnn.optim import sgd
     >>> tx, p = lookahead(sgd(1.0), sync_period=1), jnp.zeros(1)
@@ -179,11 +179,11 @@ def lookahead(tx: Transform, sync_period: Any = 5, slow_step_size: Any = 0.5) ->
 
 
 @errors.named
-def averaged_params(opt_state: Any, params: Any) -> Any:
-    """What `average_params` or `lookahead` keeps in an optimizer's state, like params.
+def averaged_params(opt_state: Tree, params: Tree) -> Tree:
+    """The average that `average_params` or `lookahead` keeps in an optimizer's state, like params.
 
-    - `opt_state`: of the whole optimizer; the average is looked for in it.
-    - `params`: give the dtypes, and the leaves that are not averaged (see `masked`).
+    - `opt_state`: that of the whole optimizer; the average is found in it.
+    - `params`: they give the dtypes, and the leaves that are not averaged (see `masked`).
 
     Raises ParamsError if there is not exactly one.
 
@@ -206,8 +206,8 @@ def averaged_params(opt_state: Any, params: Any) -> Any:
     return _in_place(mean, params)
 
 
-def _in_place(part: Any, params: Any) -> Any:
-    """The leaves of the part in the dtypes of params, and of params where the part has None."""
+def _in_place(part: Tree, params: Tree) -> Tree:
+    """The leaves of `part` in the dtypes of params, or those of params where it has None."""
 
     def one(a, p):
         return p if a is None else a.astype(jnp.result_type(p))

@@ -1,8 +1,9 @@
-"""Gradients cut to size, freed of their mean or of NaN, or made noisy."""
+"""Gradients clipped, centred, freed of NaN, or made noisy."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +11,16 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import as_length, at_least, length_of, length_over, shortened, times
+from fnn.core.types import Key, Scalar, Tree
 from fnn.optim.arithmetic import as_dtype, increment, norm, sqrt
 from fnn.optim.members import map_members
-from fnn.optim.transform import (
-    Transform,
-    check_state,
-    each_leaf,
-    need_params,
-    stateless,
-)
+from fnn.optim.transform import Transform, check_state, each_leaf, need_params, stateless
 
 
 class ZeroNansState(NamedTuple):
-    """For each leaf, whether its last gradient had a NaN in it."""
+    """For each leaf, whether its last gradient contained a NaN."""
 
-    found_nan: Any
+    found_nan: Tree
 
 
 class AddNoiseState(NamedTuple):
@@ -35,8 +31,8 @@ class AddNoiseState(NamedTuple):
 
 
 @errors.builder
-def clip(max_delta: Any) -> Transform:
-    """Every value cut to [-max_delta, max_delta].
+def clip(max_delta: Scalar) -> Transform:
+    """Every value clipped to [-max_delta, max_delta].
 
     - `max_delta`: at least 0. NaN stays NaN.
 
@@ -55,14 +51,14 @@ def clip(max_delta: Any) -> Transform:
 
 
 @errors.builder
-def clip_by_global_norm(max_norm: Any) -> Transform:
-    """The whole gradient scaled down to norm max_norm, if it is longer: g min(1, max_norm / |g|).
+def clip_by_global_norm(max_norm: Scalar) -> Transform:
+    """The whole gradient scaled to norm max_norm if it is longer: g min(1, max_norm / |g|).
 
-    |g| is the root of the sum of the squares of all values in all leaves, formed in float32 or
-    wider without over- or underflow of a square. A zero gradient stays zero, and derivatives
-    through it are finite. Clipping holds for the tree as a whole, however it is split.
+    |g| is the root of the sum of squares over all leaves, computed in float32 or wider without
+    over- or underflow. A zero gradient stays zero, and derivatives through it are finite. How the
+    values are split into leaves does not matter.
 
-    - `max_norm`: at least 0. Around the usual norm of the gradient, 1.0 is common.
+    - `max_norm`: at least 0, near the usual norm of the gradient; 1.0 is common.
 
     Pascanu, Mikolov & Bengio (2013), algorithm 1.
 
@@ -83,7 +79,7 @@ def clip_by_global_norm(max_norm: Any) -> Transform:
 
 
 @errors.named
-def global_norm(tree: Any) -> jax.Array:
+def global_norm(tree: Tree) -> jax.Array:
     """The root of the sum of all squares in all leaves, in float32 or wider: a tree -> [].
 
     No square over- or underflows, and the derivative at zero is zero. Raises DtypeError for
@@ -97,14 +93,14 @@ def global_norm(tree: Any) -> jax.Array:
 
 
 @errors.builder
-def clip_by_block_rms(threshold: Any) -> Transform:
-    """Each leaf scaled down to a root mean square of threshold, if it is larger.
+def clip_by_block_rms(threshold: Scalar) -> Transform:
+    """Each leaf scaled to a root mean square of threshold if it is larger.
 
         u = g / max(1, RMS(g) / threshold)
 
-    A method defined per leaf: splitting a leaf changes it.
+    Defined per leaf: splitting a leaf changes the result.
 
-    - `threshold`: at least 0; of Adafactor's updates 1.0.
+    - `threshold`: at least 0; Adafactor uses 1.0.
 
     Shazeer & Stern (2018), section 6.
 
@@ -123,19 +119,21 @@ def clip_by_block_rms(threshold: Any) -> Transform:
 
 
 @errors.builder
-def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Any = None) -> Transform:
-    """The gradient of each unit cut to a share of the length of the unit's weights.
+def adaptive_grad_clip(
+    clipping: Scalar, eps: Scalar = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> Transform:
+    """The gradient of each unit clipped to a share of the norm of the unit's weights.
 
         G_i = clipping max(|W_i|, eps) G_i / |G_i|    if |G_i| > clipping max(|W_i|, eps)
 
-    A unit is what one output is computed from: all axes of a kernel but the last, which is the
-    output's; a vector or a scalar as a whole. So it is a method defined per leaf.
+    A unit is the weights of one output: all axes of a kernel but the last, which is the outputs';
+    a vector or a scalar is one unit. So this is defined per leaf.
 
     - `clipping`: the largest share, at least 0; the paper's are 0.01 to 0.16.
-    - `eps`: keeps weights that start at zero from staying there; the paper's.
+    - `eps`: lets weights that start at zero move; the paper's default.
     - `axis`: the axes of a unit, an int or a tuple; None for all but the last.
 
-    `update` raises ParamsError without params. Brock et al. (2021), equation 3.
+    Brock et al. (2021), equation 3.
 
     >>> tx = adaptive_grad_clip(0.1)
     >>> w, g = jnp.array([[3.0, 1.0], [4.0, 0.0]]), jnp.array([[0.0, 0.05], [10.0, 0.0]])
@@ -154,8 +152,8 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Any = None) -> Tran
     return _of_params(rule)
 
 
-def _of_params(rule: Any) -> Transform:
-    """`stateless`, for a rule that reads params and takes their last axis for the output's."""
+def _of_params(rule: Callable) -> Transform:
+    """`stateless` for a rule that reads params and takes their last axis as the outputs'."""
     tx = stateless(rule, outputs=True)
 
     def update(grads, opt_state, params=None, **extra):
@@ -169,10 +167,10 @@ def _of_params(rule: Any) -> Transform:
 def centralize(output_axis: int = -1) -> Transform:
     """The gradient of each unit without its mean: g_i - mean(g_i).
 
-    A unit is what one output is computed from, all axes but the output's; vectors and scalars
-    stay as they are. So it is a method defined per leaf.
+    A unit is the weights of one output: all axes but the outputs'. Vectors and scalars pass
+    unchanged. So this is defined per leaf.
 
-    - `output_axis`: of kernels, the last one here; 0 for kernels stored the other way round.
+    - `output_axis`: the outputs' axis of a kernel, -1, or 0 for kernels stored the other way round.
 
     Yong et al. (2020), equation 1.
 
@@ -195,9 +193,9 @@ def centralize(output_axis: int = -1) -> Transform:
 
 @errors.builder
 def zero_nans() -> Transform:
-    """Zero for every NaN; infinities stay. The state tells in which leaves there were some.
+    """Every NaN replaced by zero; infinities stay. The state records which leaves had a NaN.
 
-    To leave out whole updates that are not finite use `skip_nonfinite`.
+    To skip whole updates that are not finite, use `skip_nonfinite`.
 
     >>> tx = zero_nans()
     >>> g = jnp.array([1.0, jnp.nan])
@@ -218,16 +216,16 @@ def zero_nans() -> Transform:
 
 
 @errors.builder
-def add_noise(eta: Any, gamma: Any, key: Any) -> Transform:
-    """Normal noise added to the gradient, less at every step.
+def add_noise(eta: Scalar, gamma: Scalar, key: Key) -> Transform:
+    """Normal noise added to the gradient, with a variance that falls at every step.
 
         g_t + N(0, sigma_t^2)        sigma_t^2 = eta / (1 + t)^gamma, t from 0
 
-    - `eta`: the variance at first, at least 0; the paper's are 0.01, 0.3 and 1.
+    - `eta`: the first variance, at least 0; the paper's are 0.01, 0.3 and 1.
     - `gamma`: how fast it falls; the paper's is 0.55.
-    - `key`: what all noise is drawn from. It goes into the state, split anew at each update.
+    - `key`: the source of all noise. It goes into the state and is split at each update.
 
-    Leaves draw by their place in the tree, so other names in another order give other noise.
+    Leaves draw by their position in the tree, so renaming them may change the noise.
     Neelakantan et al. (2015), equation 1.
 
     >>> tx = add_noise(0.01, 0.55, jax.random.key(0))
@@ -254,7 +252,7 @@ def add_noise(eta: Any, gamma: Any, key: Any) -> Transform:
             sigma = as_dtype(sqrt(as_dtype(eta, dtype)) * falling, g.dtype)
             return (g + sigma * jax.random.normal(next(keys), g.shape, g.dtype),)
 
-        (updates,) = each_leaf(rule, grads, stacks=False)  # or all members would draw alike
+        (updates,) = each_leaf(rule, grads, stacks=False)  # else members would draw alike
         return updates, AddNoiseState(increment(count), kept)
 
     return Transform(init, update)

@@ -7,24 +7,25 @@ from typing import Any
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype, increment
-from fnn.optim.masking import masked
+from fnn.optim.masking import Mask, masked
 from fnn.optim.transform import CountState, Transform, each_leaf, need_params
 
 
 @errors.builder
-def add_decayed_weights(weight_decay: Any, mask: Any = None) -> Transform:
-    """Weight decay beside the gradient: u = u + weight_decay p.
+def add_decayed_weights(weight_decay: Scalar | Schedule, mask: Mask = None) -> Transform:
+    """Decoupled weight decay: u = u + weight_decay p.
 
-    Before `scale_by_learning_rate`, p shrinks by learning_rate weight_decay of itself at each
-    update, whatever the moments of the gradient; added to the gradient before the moments, it is
-    the derivative of weight_decay |p|^2 / 2 instead.
+    Placed just before `scale_by_learning_rate`, it shrinks p by the share learning_rate
+    weight_decay at each update, whatever the moments. Placed before the moments, it is L2
+    regularization: the derivative of weight_decay |p|^2 / 2.
 
-    - `weight_decay`: a number, an array or a tracer; or a schedule f(count), count from 0.
+    - `weight_decay`: a number or a schedule f(count), count from 0.
     - `mask`: what decays: bools like the params, a function of them, or patterns of paths, as
-      `"*/kernel"` (see `masked`). None is everything.
+      `"*/kernel"` (see `masked`). None is all.
 
-    `update` raises ParamsError without params. Loshchilov & Hutter (2019), algorithm 2.
+    Loshchilov & Hutter (2019), algorithm 2.
 
     >>> import jax
     >>> tx = add_decayed_weights(0.1, mask="kernel")

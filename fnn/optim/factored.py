@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.lengths import as_length, at_least, length_of, modulus, scaled, times
+from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.averaging import ema
 from fnn.optim.clip import clip_by_block_rms
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import (
     Transform,
     chain,
@@ -27,20 +29,20 @@ from fnn.optim.transform import (
 class FactoredState(NamedTuple):
     """The number of updates and the averages of squared gradients, float32 or wider.
 
-    Leaves that are factored have `v_row` and `v_col`, the others `v`; what a leaf has not is empty.
+    Factored leaves have `v_row` and `v_col`, the others `v`; what a leaf does not use is empty.
     """
 
     count: jax.Array
-    v_row: Any
-    v_col: Any
-    v: Any
+    v_row: Tree
+    v_col: Tree
+    v: Tree
 
 
 class Sm3State(NamedTuple):
-    """For each leaf one vector an axis, what its slices have seen; and the momentum."""
+    """For each leaf, one vector per axis of maxima over its slices, and the momentum."""
 
-    mu: Any
-    nu: Any
+    mu: Tree
+    nu: Tree
 
 
 # --- Adafactor
@@ -48,28 +50,26 @@ class Sm3State(NamedTuple):
 
 @errors.builder
 def scale_by_factored_rms(
-    decay_rate: Any = 0.8, min_dim_size_to_factor: int = 128, eps: Any = 1e-30
+    decay_rate: Scalar = 0.8, min_dim_size_to_factor: int = 128, eps: Scalar = 1e-30
 ) -> Transform:
-    """The gradient over its root mean square, kept as one vector of rows and one of columns.
+    """The gradient over its root mean square, which is kept as a vector of rows and one of columns.
 
         b_t = 1 - t^-decay_rate
         R_t = b_t R_{t-1} + (1 - b_t) (mean of G_t^2 + eps over columns)
         C_t = b_t C_{t-1} + (1 - b_t) (mean of G_t^2 + eps over rows)
         U_t = G_t / sqrt(R_t C_t / mean(R_t))
 
-    Rows and columns are a leaf's two longest axes; other axes are a stack of such matrices. Leaves
-    with shorter axes keep V_t = b_t V_{t-1} + (1 - b_t) (G_t^2 + eps) whole, and take G_t /
-    sqrt(V_t). Splitting or reshaping a factored leaf changes the method.
+    Rows and columns are a leaf's two longest axes; other axes are a batch of such matrices. Leaves
+    with shorter axes keep all of V_t = b_t V_{t-1} + (1 - b_t) (G_t^2 + eps), and U_t is G_t /
+    sqrt(V_t). Splitting or reshaping a factored leaf changes the result.
 
-    - `decay_rate`: how fast b_t goes to 1, at least 0. b_1 = 0, so that nothing needs correction.
+    - `decay_rate`: how fast b_t goes to 1, at least 0. b_1 = 0, so no correction is needed.
     - `min_dim_size_to_factor`: the shortest axis worth factoring; 1 factors all matrices.
-    - `eps`: what squared gradients are at least.
+    - `eps`: added to squared gradients.
 
-    Values whose squares leave the dtype's range count as the largest ones that do not. Raises
-    OptionError for numbers out of range. Shazeer & Stern (2018), algorithms 4 and 5, the decay of
-    section 7.2.
+    Values whose squares would overflow count as the largest that do not. Shazeer & Stern (2018),
+    algorithms 4 and 5, with the decay of section 7.2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_factored_rms(min_dim_size_to_factor=1)
     >>> g = jnp.array([[1.0, 2.0], [-2.0, -4.0]])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -87,7 +87,7 @@ def scale_by_factored_rms(
         return *(jnp.zeros_like(jnp.sum(p, axis)) for axis in axes), jnp.zeros((0,), p.dtype)
 
     def rule(t, p, g, v_row, v_col, v):
-        new = t ** -as_dtype(decay_rate, t.dtype)  # = 1 - b_t, not rounded by the difference
+        new = t ** -as_dtype(decay_rate, t.dtype)  # = 1 - b_t, without the rounding of a difference
         most = (jnp.finfo(t.dtype).max / max(g.size, 1)) ** 0.5  # so that sums stay finite
         g = divide(g, jnp.maximum(modulus(g) / most, 1))
         squares = square(g) + as_dtype(eps, t.dtype)
@@ -100,7 +100,7 @@ def scale_by_factored_rms(
         v_col = (1 - new) * v_col + new * jnp.mean(squares, over_rows)
         r = jnp.expand_dims(v_row, over_columns)
         c = jnp.expand_dims(v_col, over_rows)
-        # roots first: quotients of squares underflow
+        # roots first: quotients of squares may underflow
         root = divide(sqrt(r), sqrt(jnp.mean(r, over_rows, keepdims=True))) * sqrt(c)
         return divide(g, root), v_row, v_col, v
 
@@ -108,15 +108,13 @@ def scale_by_factored_rms(
 
 
 @errors.builder
-def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
+def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     """Updates in proportion to their leaf's params: u = max(min_scale, RMS(p)) g.
 
     - `min_scale`: lets params that start at zero move.
 
-    Raises OptionError for a number out of range; `update` raises ParamsError without params.
     Shazeer & Stern (2018), section 8.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_param_block_rms()
     >>> p = jnp.full(2, 3.0)
     >>> u, _ = tx.update(jnp.ones(2), tx.init(p), p)
@@ -135,35 +133,33 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> Transform:
 
 @errors.builder
 def adafactor(
-    learning_rate: Any = None,
+    learning_rate: Scalar | Schedule | None = None,
     min_dim_size_to_factor: int = 128,
-    decay_rate: Any = 0.8,
+    decay_rate: Scalar = 0.8,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: Any = 1.0,
-    momentum: Any = None,
-    weight_decay: Any = None,
-    mask: Any = None,
-    eps: Any = 1e-30,
-    min_scale: Any = 1e-3,
+    clipping_threshold: Scalar = 1.0,
+    momentum: Scalar | None = None,
+    weight_decay: Scalar | Schedule | None = None,
+    mask: Mask = None,
+    eps: Scalar = 1e-30,
+    min_scale: Scalar = 1e-3,
 ) -> Transform:
     """Adafactor: a factored second moment, clipped, in proportion to the params.
 
         Uhat_t = U_t / max(1, RMS(U_t) / clipping_threshold)
         p = p - learning_rate max(min_scale, RMS(p)) Uhat_t
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count). None is the paper's,
+    - `learning_rate`: a number or a schedule f(count). None is the paper's,
       min(0.01, 1 / sqrt(t)), relative to the size of the params.
-    - `min_dim_size_to_factor`, `decay_rate`, `eps`: of U_t, see `scale_by_factored_rms`.
+    - `min_dim_size_to_factor`, `decay_rate`, `eps`: see `scale_by_factored_rms`.
     - `multiply_by_parameter_scale`, `min_scale`: see `scale_by_param_block_rms`.
-    - `clipping_threshold`: of each leaf's RMS; None does not clip.
-    - `momentum`: the decay of an average of the steps; None, which is the paper's, keeps none.
-    - `weight_decay`, `mask`: see `add_decayed_weights`; None does not decay. As everywhere here,
-      the learning rate scales it.
+    - `clipping_threshold`: the largest RMS of a leaf's update; None does not clip.
+    - `momentum`: the decay of an average of the steps; None, the paper's choice, keeps none.
+    - `weight_decay`, `mask`: see `add_decayed_weights`; None does not decay. The learning rate
+      scales it, as in all of fnn.
 
-    Raises OptionError for numbers out of range; `update` raises ParamsError without params where
-    they are needed. Shazeer & Stern (2018), algorithms 4 to 6.
+    Shazeer & Stern (2018), algorithms 4 to 6.
 
-    >>> import jax.numpy as jnp
     >>> tx = adafactor()
     >>> p = jnp.full(2, 3.0)
     >>> print(tx.update(jnp.array([5.0, -7.0]), tx.init(p), p)[0])
@@ -187,7 +183,7 @@ def _relative_step(count: jax.Array) -> jax.Array:
 
 
 def _longest(shape: tuple, least: int) -> tuple[int, int] | None:
-    """The axes to average over for rows and for columns, if both have `least` elements."""
+    """The axes to average over for rows and for columns, if both have at least `least` elements."""
     if len(shape) < 2:
         return None
     row, column = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
@@ -198,8 +194,8 @@ def _longest(shape: tuple, least: int) -> tuple[int, int] | None:
 
 
 @errors.builder
-def scale_by_sm3(b1: Any = 0.9, eps: Any = 0.0) -> Transform:
-    """The momentum of gradients over the root of their squares, kept as one vector for each axis.
+def scale_by_sm3(b1: Scalar = 0.9, eps: Scalar = 0.0) -> Transform:
+    """The momentum of gradients over the root of their squares, kept as one vector per axis.
 
         v_t(i)  = min over the slices r with i of mu_{t-1}(r), plus g_t(i)^2
         mu_t(r) = max over the i in slice r of v_t(i)
@@ -207,16 +203,15 @@ def scale_by_sm3(b1: Any = 0.9, eps: Any = 0.0) -> Transform:
         u_t     = m_t
 
     The slices of a leaf are those along each of its axes, so [M, N] keeps M + N numbers beside its
-    momentum. A vector's slices are its elements, for which this is Adagrad. Splitting a matrix
-    changes the method.
+    momentum. For a vector, whose slices are its elements, this is Adagrad. Splitting a matrix
+    changes the result.
 
     - `b1`: the weight of the old momentum, in [0, 1).
-    - `eps`: added in the root. The paper has none; with 0 the method does not see the gradients'
-      scale. optax has 1e-8.
+    - `eps`: added in the root. The paper has none; with 0 the gradients' scale does not matter.
+      optax has 1e-8.
 
-    Raises OptionError for numbers out of range. Anil et al. (2019), algorithm SM3-II.
+    Anil et al. (2019), algorithm SM3-II.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_sm3(b1=0.0)
     >>> g = jnp.array([[3.0, 0.0], [-4.0, 1.0]])
     >>> first, state = tx.update(g, tx.init(g))
@@ -244,15 +239,11 @@ def scale_by_sm3(b1: Any = 0.9, eps: Any = 0.0) -> Transform:
 
 
 @errors.builder
-def sm3(learning_rate: Any, momentum: Any = 0.9, eps: Any = 0.0) -> Transform:
+def sm3(learning_rate: Scalar | Schedule, momentum: Scalar = 0.9, eps: Scalar = 0.0) -> Transform:
     """SM3: p = p - learning_rate m, see `scale_by_sm3`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `momentum`, `eps`: b1 and eps as there; the defaults are the paper's.
 
-    Raises OptionError for numbers out of range.
-
-    >>> import jax.numpy as jnp
     >>> tx = sm3(0.1, momentum=0.0)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])

@@ -1,4 +1,4 @@
-"""Other ways to differentiate a loss: each stands where `jax.value_and_grad` stands.
+"""Other ways to differentiate a loss: each replaces `jax.value_and_grad`.
 
     value, grads = jax.value_and_grad(fn)(params, batch)
     value, grads = accumulate(fn, k=4)(params, batch)
@@ -22,6 +22,7 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import widened, widest
 from fnn.core.lengths import as_length, length_of, scaled, shortened
 from fnn.core.shapes import as_array, natives
+from fnn.core.types import Key, Scalar, Tree
 from fnn.losses.means import is_sum, scalar, weighed
 from fnn.optim.arithmetic import as_dtype
 
@@ -35,27 +36,27 @@ def accumulate(
     *,
     weight: Callable | None = None,
 ) -> Callable:
-    """The gradient of a mean over a batch, from k parts of it one after the other.
+    """The gradient of a mean over a batch, computed on k parts of it one after the other.
 
         value = sum_i w_i fn(params, batch_i) / sum_i w_i        grads = its gradient
 
-    The memory is that of one part. If fn is a mean over its batch, both are what the whole batch
-    gives; batch norm sees the parts, though.
+    The memory is that of one part. If fn is a mean over its batch, the results equal those of the
+    whole batch, except that batch norm sees the parts.
 
     - `fn(params, batch, key, ...)`: arrays in the other arguments have the batch as their first
-      axis and are cut along it; a key is split, so that parts draw different dropout. Close over
-      everything else. It returns a scalar, or an `fnn.losses.Mean`, as `fnn.losses.mean` of masked
-      or weighted losses: a mean that knows its weight w_i.
-    - `k`: how many parts; it divides the batch.
-    - `weight(params, batch, key, ...)`: w_i where fn returns a scalar, as what a masked mean was
-      divided by, `lambda params, batch: batch["mask"].sum()`. By default all parts weigh alike,
-      which is right for plain means. A batch with bools in it, as masks are, may hold more in one
-      part than in another, and a scalar cannot tell: then weights must be given, `lambda *_: 1`
-      where all parts do weigh alike.
+      axis and are split along it; a key is split, so parts draw different dropout. Close over
+      everything else. It returns a scalar, or an `fnn.losses.Mean` (from `fnn.losses.mean` of
+      masked or weighted losses), which knows its weight w_i.
+    - `k`: the number of parts; it divides the batch.
+    - `weight(params, batch, key, ...)`: w_i where fn returns a scalar, for instance the divisor of
+      a masked mean, `lambda params, batch: batch["mask"].sum()`. By default all parts weigh alike,
+      which is right for plain means. A batch that contains bools (masks) may count more in one part
+      than in another, which a scalar does not show: then weights are required, `lambda *_: 1` if
+      all parts do weigh alike.
 
     Sums are in float32 or wider; weights are constants to the gradient. A part of weight 0 does not
-    count, whatever it holds. Floating aux is averaged by the same weights, as the statistics of
-    batch norm should be; each `Mean` in it is added up; of other aux the last part's comes back.
+    count, whatever it contains. Floating aux (such as batch norm's statistics) is averaged by the
+    same weights; each `Mean` in it is summed; other aux is the last part's.
     Raises ShapeError for a batch that k does not divide, OptionError for missing weights.
 
     >>> import fnn
@@ -102,11 +103,11 @@ def accumulate(
     return value_and_grad
 
 
-def _no_bools(parts: Any) -> None:
-    """A scalar of a batch with bools in it is told from the mean that it may be."""
+def _no_bools(parts: Tree) -> None:
+    """Refuse a scalar loss of a batch that contains bools: it may be a masked mean."""
     if any(jnp.issubdtype(jnp.result_type(a), jnp.bool_) for a in _arrays(parts)):
         raise errors.OptionError(
-            "to know what the parts weigh, of a batch with bools in it, as masks are",
+            "the weights of the parts, for a batch that contains bools (masks)",
             "a scalar loss",
             "return fnn.losses.mean(losses, mask), or pass weight=, as "
             "lambda params, batch: batch['mask'].sum() (lambda *_: 1 where all weigh alike)",
@@ -115,17 +116,17 @@ def _no_bools(parts: Any) -> None:
 
 @errors.builder
 def sam(
-    fn: Callable, rho: Any = 0.05, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+    fn: Callable, rho: Scalar = 0.05, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable:
-    """Sharpness-aware minimization: the gradient at the worst place nearby.
+    """Sharpness-aware minimization: the gradient at the worst point nearby.
 
         e = rho g / |g|, g = grad fn(params)        grads = grad fn(params + e)
 
-    - `fn(params, ...)`: differentiated twice, once at each place; value and aux are those at
-      params. It returns a scalar, or a `Mean`, as of `accumulate`.
-    - `rho`: how far the place is, at least 0; the paper's default.
+    - `fn(params, ...)`: differentiated twice, once at each point; value and aux are those at
+      params. It returns a scalar, or a `Mean` as in `accumulate`.
+    - `rho`: the distance of that point, at least 0; the paper's default.
 
-    |g| is over all that is differentiated, in float32 or wider; where g is zero, e is zero.
+    |g| is over everything differentiated, in float32 or wider; where g is zero, e is zero.
     Foret et al. (2021), equations 2 and 3.
 
     >>> value, grad = sam(lambda w: jnp.sum(w**2), rho=0.5)(jnp.array([3.0, 4.0]))
@@ -156,27 +157,27 @@ def sam(
 @errors.builder
 def per_example_clip(
     fn: Callable,
-    max_norm: Any,
-    noise_multiplier: Any = 0.0,
-    key: Any = None,
+    max_norm: Scalar,
+    noise_multiplier: Scalar = 0.0,
+    key: Key | None = None,
     argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
 ) -> Callable:
-    """The mean of per-example gradients, each cut to a norm, with noise: differential privacy.
+    """The mean of per-example gradients, each clipped to a norm, with noise: differential privacy.
 
         gbar_i = g_i / max(1, |g_i| / C)        grads = (sum_i gbar_i + N(0, sigma^2 C^2)) / B
 
-    - `fn(params, batch, ...)`: called for each example as a batch of one, so a loss that is a mean
-      works as it is. Other arguments as of `accumulate`: arrays with the batch as first axis, keys.
-    - `max_norm`: C, at least 0. |g_i| is over all that is differentiated.
+    - `fn(params, batch, ...)`: called with each example as a batch of one, so a mean loss works
+      unchanged. Other arguments as in `accumulate`: arrays with the batch as first axis, keys.
+    - `max_norm`: C, at least 0. |g_i| is over everything differentiated.
     - `noise_multiplier`: sigma, at least 0. 0, the default, adds none and promises no privacy.
-    - `key`: of the noise, a new one at each step. None takes it from the key among the arguments.
+    - `key`: the noise's key, a new one at each step. None derives it from the key among the
+      arguments.
 
-    Value and floating aux are means over the examples, by their weights where fn returns a `Mean`,
-    as of `accumulate`. Grads are over B whatever the weights, which belong to the examples and must
-    not tell. What sigma, the size of the batch and the
-    number of steps together promise is not computed here. Raises RandomKeyError for noise without
-    a key. Abadi et al. (2016), algorithm 1.
+    Value and floating aux are means over the examples, weighted where fn returns a `Mean`, as in
+    `accumulate`. Grads are divided by B whatever the weights, which are private too. The privacy
+    guarantee of sigma, batch size and number of steps is not computed here. Raises RandomKeyError
+    for noise without a key. Abadi et al. (2016), algorithm 1.
 
     >>> def loss(w, x):
     ...     return jnp.mean(w * x)
@@ -225,9 +226,9 @@ def per_example_clip(
 
 
 def separate(
-    argnums: Any, args: tuple, kwargs: Mapping, or_complex: bool = False
+    argnums: int | tuple[int, ...], args: tuple, kwargs: Mapping, or_complex: bool = False
 ) -> tuple[Any, tuple[tuple, dict]]:
-    """What is differentiated, as a tuple; and the other arguments, with None in its place."""
+    """The differentiated arguments as a tuple, and the others, with None for those."""
     many = argnums if isinstance(argnums, tuple) else (argnums,)
     good = all(isinstance(i, int) and -len(args) <= i < len(args) for i in many)
     if not good:
@@ -243,8 +244,8 @@ def separate(
     return chosen, natives(rest, "arguments", others=True)
 
 
-def of_chosen(fn: Callable, argnums: Any) -> Callable:
-    """fn as a function of the tuple that is differentiated, and of the rest."""
+def of_chosen(fn: Callable, argnums: int | tuple[int, ...]) -> Callable:
+    """fn as a function of the differentiated tuple and of the rest."""
     many = argnums if isinstance(argnums, tuple) else (argnums,)
 
     def call(chosen, rest):
@@ -256,7 +257,7 @@ def of_chosen(fn: Callable, argnums: Any) -> Callable:
     return call
 
 
-def as_argnums(argnums: Any, grads: tuple) -> Any:
+def as_argnums(argnums: int | tuple[int, ...], grads: tuple) -> Tree:
     return grads if isinstance(argnums, tuple) else grads[0]
 
 
@@ -269,11 +270,11 @@ def _is_key(leaf: Any) -> bool:
     return typed and leaf.shape == ()
 
 
-def _arrays(rest: Any) -> Iterable[Any]:
+def _arrays(rest: Tree) -> Iterable[Any]:
     return [leaf for leaf in jax.tree.leaves(rest) if not _is_key(leaf)]
 
 
-def _batch_size(rest: Any) -> int:
+def _batch_size(rest: Tree) -> int:
     """The first axis that all arrays of the other arguments share."""
     shapes = [jnp.shape(leaf) for leaf in _arrays(rest)]
     sizes = {shape[:1] for shape in shapes}
@@ -281,7 +282,7 @@ def _batch_size(rest: Any) -> int:
         raise errors.ShapeError(
             "arrays with the batch as their first axis",
             errors.show(shapes) if shapes else "none",
-            "give fn the batch as an argument, and close over all else",
+            "pass the batch to fn as an argument, and close over all else",
         )
     return sizes.pop()[0]
 
@@ -294,8 +295,8 @@ def _cut(leaf: Any, k: int) -> Any:
     return leaf.reshape(k, leaf.shape[0] // k, *leaf.shape[1:])
 
 
-def _joined(aux: Any, w: jax.Array | None) -> Any:
-    """The aux of all parts as one: sums added up, other floats averaged, the last of the rest."""
+def _joined(aux: Tree, w: jax.Array | None) -> Tree:
+    """The aux of all parts as one: sums added, other floats averaged, the last of the rest."""
 
     def join(node):
         sums = is_sum(node)
@@ -305,13 +306,13 @@ def _joined(aux: Any, w: jax.Array | None) -> Any:
 
 
 def _mean(w: jax.Array | None, stacked: jax.Array) -> jax.Array:
-    """The mean over the parts by their weights, or the last of what is not floating."""
+    """The weighted mean over the parts; for what is not floating, the last part."""
     if not jnp.issubdtype(stacked.dtype, jnp.floating):
         return stacked[-1]
     x = stacked.astype(widest(stacked.dtype, jnp.float32))
     if w is None:
         return jnp.mean(x, 0).astype(stacked.dtype)
-    w = jnp.where(jnp.sum(w) == 0, 1, w).astype(x.dtype)  # where nothing counts, all do
+    w = jnp.where(jnp.sum(w) == 0, 1, w).astype(x.dtype)  # if no part counts, all do
     w = w.reshape(-1, *(1,) * (x.ndim - 1))
     return (jnp.sum(w * jnp.where(w == 0, 0, x), 0) / jnp.sum(w)).astype(stacked.dtype)
 
@@ -323,14 +324,14 @@ def _add(w: jax.Array | None, total: jax.Array, g: jax.Array) -> jax.Array:
     return total + w * jnp.where(w == 0, 0, g.astype(total.dtype))
 
 
-def _over(total: jax.Array, whole: Any) -> jax.Array:
+def _over(total: jax.Array, whole: int | jax.Array) -> jax.Array:
     return total / (whole if isinstance(whole, int) else whole.astype(total.dtype))
 
 
-_NOISE = 0x6E6F6973  # sets the noise apart from what fn draws
+_NOISE = 0x6E6F6973  # separates the noise from fn's draws
 
 
-def _noise_key(key: Any, noise_multiplier: Any, rest: Any) -> Any:
+def _noise_key(key: Key | None, noise_multiplier: Scalar, rest: Tree) -> Key | None:
     """The key of the noise; None for no noise."""
     if isinstance(noise_multiplier, (int, float)) and noise_multiplier == 0:
         return None

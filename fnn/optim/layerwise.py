@@ -1,4 +1,4 @@
-"""Learning rates that fall from the last layer to the first."""
+"""Learning rates that decay from the last layer to the first."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.masking import first_matches
 from fnn.optim.transform import Transform, each_leaf
 
 
 @errors.builder
-def layerwise_decay(decay: Any, layers: Sequence[Any]) -> Transform:
-    """Updates times decay^depth, where the last layer has depth 0, the one below it 1, and so on.
+def layerwise_decay(decay: Scalar, layers: Sequence[Any]) -> Transform:
+    """Updates times decay^depth: depth is 0 for the last layer, 1 for the one before it, and so on.
 
-    At the end of a chain it multiplies the learning rate of each layer, and what decays with it.
+    At the end of a chain it multiplies each layer's learning rate and weight decay.
 
     - `decay`: at least 0; for fine-tuning 0.65 to 0.95 are common.
     - `layers`: patterns of paths from the inputs' side to the outputs', as
       `["embed/*", "block1/*", "block2/*", "head/*"]`; the first that matches a leaf is its layer.
-      A stack of n layers, as of `repeat`, is (pattern, n), whose leaves have n as their first axis.
+      A stack of n layers, as `repeat` makes, is (pattern, n); its leaves are [n, ...].
 
-    Raises OptionError for other layers, ParamsError for a leaf that no pattern matches, a pattern
-    that matches no leaf and a leaf that is no stack of n. Howard & Ruder (2018), section 3.2; in
-    this form Clark et al. (2020), appendix A.
+    Raises ParamsError for a leaf that no pattern matches, a pattern that matches no leaf, or a leaf
+    that is not a stack of n. Howard & Ruder (2018), section 3.2; in this form Clark et al. (2020),
+    appendix A.
 
     >>> from fnn.optim import chain, sgd
     >>> tx = chain(sgd(1.0), layerwise_decay(0.5, ["stem/*", ("blocks/*", 2), "head/*"]))

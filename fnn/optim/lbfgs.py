@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import widened, widest
 from fnn.core.lengths import as_length, length_of, product, scaled, shortened
+from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, increment, norm, tree_dtype
 from fnn.optim.transform import (
     Transform,
@@ -26,19 +28,19 @@ from fnn.optim.transform import (
 class ScaleByLBFGSState(NamedTuple):
     """The last params and gradients, and the latest pairs of differences, oldest first.
 
-    A pair that is not used has the weight 0.
+    Unused pairs have weight 0.
     """
 
     count: jax.Array
-    params: Any
-    updates: Any
-    diff_params_memory: Any
-    diff_updates_memory: Any
+    params: Tree
+    updates: Tree
+    diff_params_memory: Tree
+    diff_updates_memory: Tree
     weights_memory: jax.Array
 
 
 class WolfeState(NamedTuple):
-    """The step that the line search took last; 0 before the first."""
+    """The line search's last step size; 0 before the first."""
 
     learning_rate: jax.Array
 
@@ -54,13 +56,12 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
 
     with gamma = <s, y> / <y, y> of the latest pair, and min(1, 1 / |g|) before there is one.
 
-    - `memory_size`: how many pairs are kept; each costs two copies of the params.
+    - `memory_size`: the number of pairs kept; each costs two copies of the params.
     - `scale_init_precond`: False starts from gamma = 1.
 
-    All leaves are one vector. A pair without positive curvature, <s, y> > eps |s| |y|, is left out,
-    so that H stays positive and -u leads downhill. After a step of length zero, as when a line
-    search found none, all pairs are forgotten. `update` raises ParamsError without params. Nocedal
-    & Wright (2006), algorithm 7.4.
+    All leaves form one vector. A pair without positive curvature, <s, y> > eps |s| |y|, is left
+    out, so H stays positive and -u leads downhill. After a step of length zero, as when a line
+    search fails, all pairs are dropped. Nocedal & Wright (2006), algorithm 7.4.
 
     >>> tx = scale_by_lbfgs()
     >>> x = jnp.array([1.0, 1.0])
@@ -94,7 +95,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
         curved = (count > 0) & (sy > jnp.finfo(sy.dtype).eps * of_s * of_y)
         rho = jnp.where((of_s > 0) | (count == 0), rho, 0)
 
-        def push(memory, new):  # the oldest leaves
+        def push(memory, new):  # drops the oldest
             return jnp.where(curved, jnp.concatenate([memory[1:], new[None]]), memory)
 
         s_memory, y_memory = (jax.tree.map(push, *of) for of in ((s_memory, s), (y_memory, y)))
@@ -121,37 +122,38 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Tr
     return Transform(init, update)
 
 
-def _backward(q: Any, pair: tuple) -> tuple[Any, jax.Array]:
+def _backward(q: Tree, pair: tuple) -> tuple[Tree, jax.Array]:
     s, y, rho = pair
     alpha = rho * _dot(s, q)
     return _plus(q, -alpha, y), alpha
 
 
-def _forward(u: Any, pair: tuple) -> tuple[Any, None]:
+def _forward(u: Tree, pair: tuple) -> tuple[Tree, None]:
     s, y, rho, alpha = pair
     return _plus(u, alpha - rho * _dot(y, u), s), None
 
 
 @errors.builder
-def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9) -> Transform:
+def scale_by_wolfe_linesearch(
+    max_steps: int = 25, c1: Scalar = 1e-4, c2: Scalar = 0.9
+) -> Transform:
     """Updates times a step t at which the value has fallen enough and its slope is nearly flat.
 
         f(x + t u) <= f(x) + c1 t <g, u>        |<grad f(x + t u), u>| <= c2 |<g, u>|
 
-    from t = 1, doubling while the slope still falls too steeply, then halving the bracket: such a
-    step is inside it. Where rounding hides the fall of f, its slope decides (Hager & Zhang 2005,
-    equation 4).
+    from t = 1, doubling while the slope is still too steep, then halving the bracket, which
+    contains such a step. Where rounding hides the decrease of f, its slope decides (Hager & Zhang
+    2005, equation 4).
 
-    - `max_steps`: trials, each one value and gradient; then the largest t that lowered f enough is
-      taken, or 0.
+    - `max_steps`: trials, each one value and gradient; after the last, the largest t that lowered f
+      enough is taken, or 0.
     - `c1`, `c2`: 0 < c1 < c2 < 1; the defaults are for quasi-Newton directions.
 
-    Stands at the end of a chain, where u leads downhill. `update` needs params and value_fn, a
-    function of the params alone; value and grad, those at params, save their computation. The step
-    is 1 times a power of two, or a sum of such: it does not change with small changes of its
-    inputs, so derivatives, reverse ones too, take it as constant and are exact where they exist.
-    Raises ParamsError without params, InputError without value_fn. Nocedal & Wright (2006),
-    equations 3.7.
+    Put it last in a chain, where u leads downhill. `update` needs params and value_fn, a function
+    of the params alone; passing value and grad at params saves computing them. The step is a sum of
+    powers of two and does not change with small changes of its inputs, so all derivatives treat it
+    as a constant and are exact where they exist. Raises InputError
+    without value_fn. Nocedal & Wright (2006), equations 3.7.
 
     >>> tx = scale_by_wolfe_linesearch()
     >>> x = jnp.array([3.0])
@@ -186,7 +188,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
             value, grad = jax.lax.stop_gradient((value, grad))
             value, slope = as_dtype(value, dtype), _dot(grad, u).astype(dtype)
         armijo, flat = as_dtype(c1, dtype), as_dtype(c2, dtype)
-        noise = jnp.finfo(dtype).eps ** (2 / 3) * jnp.abs(value)  # of sums, which cancel
+        noise = jnp.finfo(dtype).eps ** (2 / 3) * jnp.abs(value)  # rounding of sums that cancel
 
         def searching(carry):
             i, _, _, _, found = carry
@@ -199,7 +201,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
             hidden = jnp.abs(value_t - value) <= noise
             falls |= hidden & (slope_t <= (2 * armijo - 1) * slope)
             found = falls & (jnp.abs(slope_t) <= flat * jnp.abs(slope))
-            short = falls & (slope_t <= 0) & ~found  # NaN is never short, so the bracket shrinks
+            short = falls & (slope_t <= 0) & ~found  # NaN is never short: the bracket shrinks
             low, high = jnp.where(short, t, low), jnp.where(short | found, high, t)
             beyond = jnp.where(jnp.isfinite(high), (low + high) / 2, 2 * t)
             return i + 1, jnp.where(found, t, beyond), low, high, found
@@ -215,7 +217,7 @@ def scale_by_wolfe_linesearch(max_steps: int = 25, c1: Any = 1e-4, c2: Any = 0.9
 
 @errors.builder
 def lbfgs(
-    learning_rate: Any = None,
+    learning_rate: Scalar | Schedule | None = None,
     memory_size: int = 10,
     scale_init_precond: bool = True,
     max_linesearch_steps: int = 25,
@@ -225,12 +227,12 @@ def lbfgs(
     - `learning_rate`: t, a number or a schedule; None searches t along each direction, see
       `scale_by_wolfe_linesearch`, and then `update` needs value_fn (and takes value and grad):
       `tx.update(grads, opt_state, params, value=value, grad=grads, value_fn=value_fn)`.
-      In optax's chain, as optax.GradientTransformationExtraArgs(*lbfgs()): it hands extra arguments
-      to that type alone.
+      In optax's chain, use optax.GradientTransformationExtraArgs(*lbfgs()), the only type to which
+      it passes extra arguments.
     - `memory_size`, `scale_init_precond`: see `scale_by_lbfgs`.
     - `max_linesearch_steps`: trials of one search.
 
-    Raises ParamsError without params. Liu & Nocedal (1989).
+    Liu & Nocedal (1989).
 
     >>> tx, x = lbfgs(), jnp.array([1.0, 2.0, 3.0])
     >>> f, opt_state = lambda x: jnp.sum(x**2), tx.init(x)
@@ -247,7 +249,7 @@ def lbfgs(
     return chain(direction, scale_by_learning_rate(1.0), search)
 
 
-def _scalar(value_fn: Any) -> Any:
+def _scalar(value_fn: Any) -> Callable:
     """value_fn, checked: a function of params that gives one number."""
     if not callable(value_fn):
         raise errors.InputError(
@@ -270,8 +272,8 @@ def _scalar(value_fn: Any) -> Any:
 # --- trees as vectors
 
 
-def _dot(a: Any, b: Any) -> jax.Array:
-    """<a, b> over all leaves, the parts of complex ones apart, in the widest dtype of them."""
+def _dot(a: Tree, b: Tree) -> jax.Array:
+    """<a, b> over all leaves, complex ones as pairs of reals, in their widest dtype."""
     dtype = tree_dtype((a, b))
 
     def one(a, b):
@@ -281,18 +283,18 @@ def _dot(a: Any, b: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(one, a, b)), jnp.zeros((), dtype))
 
 
-def _ascent(grad: Any) -> Any:
-    """What `jax.grad` gives as the direction in which the value rises: see `transform`."""
+def _ascent(grad: Tree) -> Tree:
+    """The direction of ascent from what `jax.grad` gives, its conjugate: see `transform`."""
     return jax.tree.map(jnp.conj, grad)
 
 
-def _plus(a: Any, t: jax.Array, b: Any) -> Any:
+def _plus(a: Tree, t: jax.Array, b: Tree) -> Tree:
     return jax.tree.map(lambda a, b: a + t.astype(a.dtype) * b, a, b)
 
 
-def _times(t: jax.Array, a: Any) -> Any:
+def _times(t: jax.Array, a: Tree) -> Tree:
     return jax.tree.map(lambda a: t.astype(widened(a).dtype) * widened(a), a)
 
 
-def _like(tree: Any, like: Any) -> Any:
+def _like(tree: Tree, like: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.asarray(a).astype(jnp.result_type(b)), tree, like)

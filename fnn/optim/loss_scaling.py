@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide, widened
+from fnn.core.types import Scalar, Tree
 from fnn.losses.means import scalar
 from fnn.optim.arithmetic import as_dtype, divide
 from fnn.optim.gradients import as_argnums, of_chosen, pair, separate
@@ -17,7 +18,7 @@ from fnn.optim.safety import all_finite
 
 
 class LossScale(NamedTuple):
-    """What losses are multiplied by, and how many steps in a row it has been good.
+    """The factor of the loss, and how many finite steps in a row it has had.
 
     >>> loss_scale()
     LossScale(scale=Array(32768., dtype=float32), good_steps=Array(0, dtype=int32))
@@ -28,10 +29,10 @@ class LossScale(NamedTuple):
 
 
 @errors.builder
-def loss_scale(scale: Any = 2.0**15) -> LossScale:
+def loss_scale(scale: Scalar = 2.0**15) -> LossScale:
     """The first `LossScale`.
 
-    - `scale`: at least 1; a power of two multiplies exactly. 2^15 is the largest that float16 has.
+    - `scale`: at least 1; a power of two multiplies exactly. 2^15 is the largest one in float16.
 
     >>> print(loss_scale(1024).scale)
     1024.0
@@ -42,16 +43,16 @@ def loss_scale(scale: Any = 2.0**15) -> LossScale:
 
 @errors.builder
 def scale_loss(
-    fn: Callable, scale: Any, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
+    fn: Callable, scale: Scalar, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable:
-    """Gradients of scale fn, divided by scale: what would underflow in float16 is carried through.
+    """Gradients of scale fn, divided by scale, so that nothing underflows in float16 on the way.
 
-    Value and aux are those of fn. Grads are in float32 or wider, whatever the params, since back in
-    float16 they would underflow after all. They are infinite or NaN if scale is too large; so skip
-    such steps by `skip_nonfinite`, and lower the scale by `adjust_loss_scale`.
+    Value and aux are those of fn. Grads are in float32 or wider whatever the params, since in
+    float16 they would underflow after all. If scale is too large they are infinite or NaN: skip
+    such steps with `skip_nonfinite`, and lower the scale with `adjust_loss_scale`.
 
-    - `fn(params, ...)`: as of `jax.value_and_grad`.
-    - `scale`: a number above 0, an array or a tracer, as the `scale` of a `LossScale`.
+    - `fn(params, ...)`: as in `jax.value_and_grad`.
+    - `scale`: a number above 0, such as the `scale` of a `LossScale`.
 
     Micikevicius et al. (2018), section 3.2.
 
@@ -84,15 +85,15 @@ def scale_loss(
 
 @errors.named
 def adjust_loss_scale(
-    state: LossScale, grads: Any, *, period: Any = 2000, factor: Any = 2.0
+    state: LossScale, grads: Tree, *, period: Scalar = 2000, factor: Scalar = 2.0
 ) -> LossScale:
-    """The scale for the next step, as large as the gradients bear.
+    """The scale for the next step, as large as the gradients allow.
 
-    It is divided by `factor` if a gradient is not finite, though not below 1, and multiplied by it
-    after `period` good steps in a row, unless that would overflow.
+    It is divided by `factor` if a gradient is not finite, but stays at least 1, and multiplied by
+    it after `period` finite steps in a row, unless that would overflow.
 
-    - `state`, `grads`: the `LossScale`, and what `scale_loss` gave with its scale.
-    - `period`, `factor`: at least 1, and above 1; the defaults are the field's.
+    - `state`, `grads`: the `LossScale`, and the gradients that `scale_loss` gave with its scale.
+    - `period`, `factor`: at least 1; the defaults are the usual ones.
 
     Micikevicius et al. (2018), section 3.2.
 

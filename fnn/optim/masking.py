@@ -1,19 +1,19 @@
-"""Transforms of some leaves and not of others.
+"""Transforms of some leaves only.
 
 A mask is a tree of bools like the params, or with one bool for a whole subtree; or a function of
 the params that gives one; or the patterns of the paths to choose, as `"*/kernel"` or
 `("*/kernel", "embedding/*")`, with the globs of `fnn.tree`.
 
-What a param is stands in its declaration, not in its name: `net.specs(x)[0]`, for inputs like x, is
-a tree like the params with a `fnn.Param` in the place of each array; `of_kind` makes a mask of it.
+What a param is follows from its declaration, not its name: `net.specs(x)[0]`, for inputs like x, is
+a tree like the params with a `fnn.Param` for each array; `of_kind` makes a mask of it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,35 +22,37 @@ import numpy as np
 from fnn import tree as trees
 from fnn.core import errors
 from fnn.core.declarations import declared
+from fnn.core.types import Tree
 from fnn.optim.members import by_member
 from fnn.optim.transform import Transform, check_state, check_transform, stateless, taking_extra
 
+Mask: TypeAlias = Any  # bools like the params, a function of the params, or patterns of paths
+
 
 class MaskedState(NamedTuple):
-    """The state of the transform within, which has None for the leaves that it never sees."""
+    """The inner transform's state, with None for the leaves that it never sees."""
 
-    inner_state: Any
+    inner_state: Tree
 
 
 class PartitionState(NamedTuple):
-    """The states of the transforms by label."""
+    """The states of the transforms, by label."""
 
     inner_states: dict[Any, Any]
 
 
 @errors.builder
-def masked(tx: Transform, mask: Any) -> Transform:
-    """The transform at the leaves of a mask; the updates of the others pass as they are.
+def masked(tx: Transform, mask: Mask) -> Transform:
+    """The transform at the leaves of a mask; the updates of the others pass unchanged.
 
-    - `tx`: sees trees with None in the place of the other leaves, and keeps no state for them. Of
-      the extra arguments, trees like the gradients are masked as they are, and `value_fn` becomes
-      a function of the chosen params, the others held.
+    - `tx`: sees trees with None for the other leaves, and keeps no state for them. Among the extra
+      arguments, trees like the gradients are masked too, and `value_fn` becomes a function of the
+      chosen params with the others fixed.
     - `mask`: bools like the params, as `of_kind(net.specs(x)[0], "kernel")` gives them, a function
       of the params, or patterns of paths, as `"*/kernel"`.
 
-    Raises OptionError for another mask, ParamsError for one that does not fit the params.
+    Raises ParamsError for a mask that does not fit the params.
 
-    >>> import jax.numpy as jnp
     >>> from fnn.optim import sgd
     >>> tx = masked(sgd(0.1), "*/kernel")
     >>> g = {"dense1": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
@@ -78,19 +80,17 @@ def masked(tx: Transform, mask: Any) -> Transform:
 
 
 @errors.builder
-def partition(transforms: Mapping[Any, Transform], labels: Any = None) -> Transform:
-    """Each leaf by the transform of its label, or of the first pattern that matches its path.
+def partition(transforms: Mapping[Any, Transform], labels: Tree | Callable = None) -> Transform:
+    """Each leaf updated by the transform of its label, or of the first pattern matching its path.
 
     - `transforms`: {pattern: transform}, as `{"head/*": adam(1e-3), "*": adam(1e-4)}`, or
-      {label: transform} with `labels`. A label that no leaf has is not used.
+      {label: transform} with `labels`. A label without leaves is ignored.
     - `labels`: a tree of labels like the params, or with one label for a whole subtree; or a
-      function of the params that gives one. None takes the keys for patterns.
+      function of the params that gives one. None takes the keys as patterns.
 
-    What a transform sees of the others' leaves is said in `masked`. Raises OptionError for no
-    transforms or keys that are no patterns, ParamsError for labels that do not fit the params or
-    have no transform, for a leaf that no pattern matches and a pattern that matches no leaf.
+    Each transform sees its leaves as in `masked`. Raises ParamsError for labels that do not fit the
+    params or have no transform, a leaf that no pattern matches, and a pattern that matches no leaf.
 
-    >>> import jax.numpy as jnp
     >>> from fnn.optim import adam, sgd
     >>> tx = partition({"head": sgd(1.0), "*": sgd(0.1)})
     >>> g = {"head": jnp.ones(1), "body": {"kernel": jnp.ones(1)}}
@@ -148,17 +148,15 @@ def partition(transforms: Mapping[Any, Transform], labels: Any = None) -> Transf
 
 
 @errors.builder
-def set_to_zero(mask: Any) -> Transform:
-    """Updates of exactly zero at the leaves of a mask, whatever came: NaN and decay too.
+def set_to_zero(mask: Mask) -> Transform:
+    """Updates of exactly zero at the leaves of a mask, whatever comes in, NaN and decay included.
 
-    At the end of a chain it holds those params. The transforms before it keep their state for
-    them; to spare that, `partition({"train": adam(1e-3), "still": set_to_zero(True)}, labels)`.
+    At the end of a chain it fixes those params. The transforms before it keep state for them; to
+    avoid that, `partition({"train": adam(1e-3), "still": set_to_zero(True)}, labels)`. For params
+    without gradients either, see `fnn.frozen`.
 
     - `mask`: bools like the params, a function of them, or patterns of paths; see `masked`.
 
-    Raises as `masked`.
-
-    >>> import jax.numpy as jnp
     >>> from fnn.optim import chain, sgd
     >>> tx = chain(sgd(0.1), set_to_zero("body/*"))
     >>> g = {"body": {"kernel": jnp.ones(1)}, "head": {"kernel": jnp.ones(1)}}
@@ -171,15 +169,15 @@ def set_to_zero(mask: Any) -> Transform:
 
 
 @errors.named
-def of_kind(specs: Any, *kinds: str) -> Any:
+def of_kind(specs: Tree, *kinds: str) -> Any:
     """The mask of the params of some kinds, as they are declared: a tree of bools.
 
-    - `specs`: the params' declarations, the first of `net.specs(x)` for inputs like x; no array is
-      made for it.
+    - `specs`: the params' declarations, the first of `net.specs(x)` for inputs like x, which makes
+      no arrays.
     - `kinds`: "kernel", "bias", "scale", "embedding" ..., see `fnn.Param`.
 
-    A param that `reparam` has put in the place of another is of that one's kind, and of kind
-    "value" under a name that tells nothing. Raises ParamsError if there is no param of a kind.
+    A param that `reparam` substitutes for another has that one's kind, or kind "value" under a name
+    of its own. Raises ParamsError if there is no param of a kind.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3), fnn.layer_norm())
@@ -203,17 +201,17 @@ def of_kind(specs: Any, *kinds: str) -> Any:
 # --- masks
 
 
-def check_mask(mask: Any) -> None:
+def check_mask(mask: Mask) -> None:
     """Bools, a function that gives them, or patterns."""
     if not (callable(mask) or _are_patterns(mask) or _are_bools(mask)):
         raise errors.OptionError(
             "a mask: a tree of bools, a function of the params, or patterns of paths",
             errors.show(mask),
-            'pass one, as "*/kernel"; bools are no arrays, since they must be known when tracing',
+            'pass one, as "*/kernel"; plain bools, not arrays: they must be known when tracing',
         )
 
 
-def resolve(mask: Any, params: Any) -> Any:
+def resolve(mask: Mask, params: Tree) -> Any:
     """The mask as a tree of bools, one for each leaf of the params."""
     if _are_patterns(mask):
         return trees.mask(params, *((mask,) if isinstance(mask, str) else mask))
@@ -227,8 +225,8 @@ def resolve(mask: Any, params: Any) -> Any:
     return _spread("the mask", bools, params)
 
 
-def first_matches(patterns: Iterable[str], params: Any) -> dict[str, Any]:
-    """For each pattern the mask of the leaves that it is the first to match."""
+def first_matches(patterns: Iterable[str], params: Tree) -> dict[str, Any]:
+    """For each pattern, the mask of the leaves that it is the first to match."""
     masks = {pattern: resolve(pattern, params) for pattern in patterns}
 
     def at(keys, *matches):
@@ -236,7 +234,7 @@ def first_matches(patterns: Iterable[str], params: Any) -> dict[str, Any]:
             raise errors.ParamsError(
                 f"a pattern for each leaf, of {errors.names(masks)}",
                 f"none for {errors.path_of(keys)}",
-                'end with "*", which matches what is left',
+                'end with "*", which matches the rest',
             )
         return matches.index(True)
 
@@ -244,17 +242,17 @@ def first_matches(patterns: Iterable[str], params: Any) -> dict[str, Any]:
     return {k: jax.tree.map(partial(operator.eq, i), first) for i, k in enumerate(masks)}
 
 
-def _are_patterns(mask: Any) -> bool:
+def _are_patterns(mask: Mask) -> bool:
     many = isinstance(mask, tuple) and len(mask) > 0 and all(isinstance(m, str) for m in mask)
     return isinstance(mask, str) or many
 
 
-def _are_bools(mask: Any) -> bool:
+def _are_bools(mask: Mask) -> bool:
     return all(isinstance(m, (bool, np.bool_)) for m in jax.tree.leaves(mask))
 
 
-def _spread(what: str, prefix: Any, tree: Any) -> Any:
-    """Each leaf of the prefix at all leaves of the tree below it."""
+def _spread(what: str, prefix: Tree, tree: Tree) -> Tree:
+    """Each leaf of the prefix, copied to all leaves of the tree below it."""
     try:
         return jax.tree.broadcast(prefix, tree)
     except ValueError:
@@ -265,17 +263,17 @@ def _spread(what: str, prefix: Any, tree: Any) -> Any:
         ) from None
 
 
-def _part(tree: Any, chosen: Any) -> Any:
-    """The tree with None, which has no leaves, in the place of what is not chosen."""
+def _part(tree: Tree, chosen: Tree) -> Tree:
+    """The tree with None, which has no leaves, for what is not chosen."""
     return jax.tree.map(lambda keep, leaf: leaf if keep else None, chosen, tree)
 
 
-def _merged(chosen: Any, part: Any, rest: Any) -> Any:
-    """The leaves of the part where chosen, else of the rest."""
+def _merged(chosen: Tree, part: Tree, rest: Tree) -> Tree:
+    """The leaves of `part` where chosen, else those of `rest`."""
     return jax.tree.map(lambda keep, a, b: a if keep else b, chosen, part, rest)
 
 
-def _inside(chosen: Any, grads: Any, params: Any, extra: Mapping[str, Any]) -> tuple[Any, dict]:
+def _inside(chosen: Tree, grads: Tree, params: Tree, extra: Mapping[str, Any]) -> tuple[Tree, dict]:
     """The params and extra arguments for a transform of the chosen leaves."""
     like = jax.tree.structure(grads)
     inner = {}

@@ -1,9 +1,10 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: momentum with orthogonalized matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod, sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +12,38 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.lengths import as_length, length_over, scaled
+from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, matmul
 from fnn.optim.decay import add_decayed_weights
-from fnn.optim.masking import check_mask, partition, resolve
+from fnn.optim.masking import Mask, check_mask, partition, resolve
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate, stateless
 
+Coefficients: TypeAlias = Sequence | jax.Array  # a, b and c, or [steps, 3]
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class MuonState(NamedTuple):
     """The momentum, float32 or wider."""
 
-    mu: Any
+    mu: Tree
 
 
 @errors.named
-def orthogonalize(x: Any, steps: int = 5, coefficients: Any = QUINTIC) -> jax.Array:
+def orthogonalize(x: jax.Array, steps: int = 5, coefficients: Coefficients = QUINTIC) -> jax.Array:
     """Roughly U V^T of x = U S V^T, [..., m, n], by the iteration of Newton and Schulz.
 
         X_0 = x / |x|_F
         X_{k+1} = a X_k + (b A + c A A) X_k        A = X_k X_k^T
 
-    - `x`: one matrix or any number of them; a zero matrix gives zero.
-    - `steps`: iterations, each three products of matrices.
-    - `coefficients`: a, b and c, or three for each step. The default takes singular values above a
-      hundredth of |x|_F to between 0.68 and 1.21 in five steps; (2, -1.5, 0.5) converges to 1,
-      slowly.
+    - `x`: one matrix or a batch of them; a zero matrix gives zero.
+    - `steps`: iterations, each three matrix products.
+    - `coefficients`: a, b and c, or three for each step. In five steps the default maps singular
+      values above |x|_F / 100 to between 0.68 and 1.21; (2, -1.5, 0.5) converges to 1, slowly.
 
-    The arithmetic is in float32 or wider, the result in x's dtype, and no size of x matters. Raises
-    ShapeError for a vector or wrong coefficients, DtypeError for integers, OptionError for steps
-    below 1. Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
+    The arithmetic is in float32 or wider, the result in x's dtype; the scale of x does not matter.
+    Raises ShapeError for a vector or wrong coefficients, DtypeError for integers, OptionError for
+    steps below 1. Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
 
     >>> x = jnp.array([[3.0, 0.0], [0.0, -0.5]])
     >>> print(orthogonalize(x, 20, (2, -1.5, 0.5)).round(3))
@@ -71,9 +73,9 @@ def _iterate(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
 
 @errors.builder
 def scale_by_muon(
-    beta: Any = 0.95, nesterov: bool = True, steps: int = 5, coefficients: Any = QUINTIC
+    beta: Scalar = 0.95, nesterov: bool = True, steps: int = 5, coefficients: Coefficients = QUINTIC
 ) -> Transform:
-    """Momentum, orthogonalized: of each matrix only the directions count, not its singular values.
+    """Momentum, orthogonalized: each matrix keeps its singular vectors, not its singular values.
 
         B_t = beta B_{t-1} + G_t
         u_t = orthogonalize(G_t + beta B_t)        orthogonalize(B_t) without Nesterov's momentum
@@ -82,11 +84,11 @@ def scale_by_muon(
     - `nesterov`: look ahead along the new momentum.
     - `steps`, `coefficients`: of `orthogonalize`.
 
-    A leaf is one matrix, [everything else, outputs]: of a convolution's kernel [H, W, in, out] the
-    bank of filters, [H W in, out], as in the authors' code. Matrices stacked in one leaf, as by
-    `repeat`, are for `stacked` to tell. Splitting a leaf changes its updates. `init` raises
-    ShapeError for a leaf of fewer axes: `muon` gives those to Adam. The update does not depend on
-    the gradient's size. Jordan et al. (2024).
+    A leaf is one matrix, [everything else, outputs]: a convolution's kernel [H, W, in, out] is the
+    bank of filters [H W in, out], as in the authors' code. For layers stacked in one leaf, as by
+    `repeat`, use `stacked`. Splitting a leaf changes its updates. `init` raises ShapeError for a
+    leaf of fewer axes, which `muon` gives to Adam. The gradient's scale does not matter. Jordan et
+    al. (2024).
 
     >>> tx = scale_by_muon()
     >>> g = 1e-6 * jnp.eye(2)
@@ -115,14 +117,14 @@ def scale_by_muon(
 
 
 @errors.builder
-def scale_by_shape(consistent_rms: Any = None) -> Transform:
-    """Matrices [m, n] by sqrt(max(1, n / m)), or by consistent_rms sqrt(max(m, n)).
+def scale_by_shape(consistent_rms: Scalar | None = None) -> Transform:
+    """Matrices [m, n] times sqrt(max(1, n / m)), or times consistent_rms sqrt(max(m, n)).
 
-    Of a kernel with more axes, n is the last and m all others, as `scale_by_muon` takes them.
+    For a kernel with more axes, n is the last and m the product of the others.
 
-    - `consistent_rms`: None for the first, which keeps the size of what a layer adds to its outputs
-      whatever its width, kernels being (in, out). A number for the second: the root mean square of
-      the update of orthogonal matrices; 0.2 is about Adam's, so that its learning rates fit.
+    - `consistent_rms`: None for the first, which keeps the change of a layer's outputs the same for
+      all widths, kernels being (in, out). A number for the second: the root mean square of the
+      update of orthogonal matrices; 0.2 is about Adam's, so Adam's learning rates fit.
 
     Jordan et al. (2024); Liu et al. (2025), "Muon is scalable for LLM training", equation 4.
 
@@ -145,19 +147,19 @@ def scale_by_shape(consistent_rms: Any = None) -> Transform:
 
 @errors.builder
 def muon(
-    learning_rate: Any,
-    beta: Any = 0.95,
+    learning_rate: Scalar | Schedule,
+    beta: Scalar = 0.95,
     nesterov: bool = True,
-    weight_decay: Any = 0.0,
+    weight_decay: Scalar | Schedule = 0.0,
     steps: int = 5,
-    coefficients: Any = QUINTIC,
-    consistent_rms: Any = None,
-    adam_learning_rate: Any = None,
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.999,
-    adam_eps: Any = 1e-8,
-    adam_weight_decay: Any = 0.0,
-    matrices: Any = None,
+    coefficients: Coefficients = QUINTIC,
+    consistent_rms: Scalar | None = None,
+    adam_learning_rate: Scalar | Schedule | None = None,
+    adam_b1: Scalar = 0.9,
+    adam_b2: Scalar = 0.999,
+    adam_eps: Scalar = 1e-8,
+    adam_weight_decay: Scalar | Schedule = 0.0,
+    matrices: Mask = None,
 ) -> Transform:
     """Muon for kernels, Adam for the other leaves.
 
@@ -165,18 +167,17 @@ def muon(
 
     with B_t of `scale_by_muon` and s of `scale_by_shape`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count); 0.02 is a usual one.
+    - `learning_rate`: a number or a schedule f(count); 0.02 is common.
     - `beta`, `nesterov`, `steps`, `coefficients`: see `scale_by_muon`.
-    - `weight_decay`, `adam_weight_decay`: decoupled, of the two groups.
+    - `weight_decay`, `adam_weight_decay`: decoupled decay of the two groups.
     - `consistent_rms`: see `scale_by_shape`.
-    - `adam_learning_rate`: None takes the same as Muon's.
+    - `adam_learning_rate`: None is the same as Muon's.
     - `adam_b1`, `adam_b2`, `adam_eps`: see `scale_by_adam`.
-    - `matrices`: the leaves that are Muon's, as a mask (see `masked`); None takes those of two
-      axes. Convolutions must be named. Embeddings and the last layer do better with Adam: name the
-      others, as `matrices="hidden*/kernel"`.
+    - `matrices`: Muon's leaves, as a mask (see `masked`); None is those of two axes. Convolutions
+      must be named. Embeddings and the last layer do better with Adam: name the others, as
+      `matrices="hidden*/kernel"`.
 
-    `update` raises ParamsError without params, `init` ShapeError for a leaf of `matrices` that is a
-    vector. Jordan et al. (2024).
+    `init` raises ShapeError for a vector among `matrices`. Jordan et al. (2024).
 
     >>> tx = muon(0.1)
     >>> p = {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
@@ -210,9 +211,9 @@ def muon(
 
 
 def _rows(kernel: jax.Array) -> int:
-    """What one output is computed from: all axes but the last."""
+    """The number of inputs of one output: all axes but the last."""
     return prod(kernel.shape[:-1])
 
 
-def _two_axes(params: Any) -> Any:
+def _two_axes(params: Tree) -> Tree:
     return jax.tree.map(lambda p: jnp.ndim(p) == 2, params)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.transform import (
@@ -22,20 +23,22 @@ from fnn.optim.transform import (
 
 
 class OptimisticState(NamedTuple):
-    """The number of updates and the gradient before, float32 or wider."""
+    """The number of updates and the last gradient, float32 or wider."""
 
     count: jax.Array
-    previous_gradient: Any
+    previous_gradient: Tree
 
 
 @errors.builder
-def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> Transform:
+def scale_by_optimistic_gradient(
+    alpha: Scalar | Schedule = 1.0, beta: Scalar | Schedule = 1.0
+) -> Transform:
     """The gradient and its last change: u_t = alpha g_t + beta (g_t - g_{t-1}).
 
-    - `alpha`, `beta`: numbers, arrays, tracers, or schedules f(count). 1 and 1 are the optimistic
-      gradient; beta = 0 is the plain one.
+    - `alpha`, `beta`: numbers or schedules f(count). 1 and 1 give the optimistic gradient; beta = 0
+      the plain one.
 
-    g_0 is g_1: at first nothing has changed. Mokhtari, Ozdaglar & Pattathil (2020), equation 6.
+    g_0 is g_1, so the first change is zero. Mokhtari, Ozdaglar & Pattathil (2020), equation 6.
 
     >>> tx = scale_by_optimistic_gradient()
     >>> first, opt_state = tx.update(jnp.ones(1), tx.init(jnp.ones(1)))
@@ -66,10 +69,13 @@ def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> Transform
 
 
 @errors.builder
-def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any = 1.0) -> Transform:
+def optimistic_gradient_descent(
+    learning_rate: Scalar | Schedule,
+    alpha: Scalar | Schedule = 1.0,
+    beta: Scalar | Schedule = 1.0,
+) -> Transform:
     """Optimistic descent: p = p - learning_rate (alpha g_t + beta (g_t - g_{t-1})).
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `alpha`, `beta`: see `scale_by_optimistic_gradient`.
 
     It converges on bilinear games, on which plain descent and ascent spiral outwards. Mokhtari,
@@ -84,20 +90,19 @@ def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any 
 
 @errors.builder
 def optimistic_adam(
-    learning_rate: Any,
-    optimism: Any = None,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
+    learning_rate: Scalar | Schedule,
+    optimism: Scalar | Schedule | None = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Dtype = None,
 ) -> Transform:
     """Optimistic Adam: p = p - learning_rate u_t - optimism (u_t - u_{t-1}), u of `scale_by_adam`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `optimism`: the weight of the last change; likewise. None is the learning rate, as the
-      paper has it: p = p - 2 learning_rate u_t + learning_rate u_{t-1}.
-    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: of the moments, see `scale_by_adam`.
+    - `optimism`: the weight of the last change, likewise. None is the learning rate, as in the
+      paper: p = p - 2 learning_rate u_t + learning_rate u_{t-1}.
+    - `b1`, `b2`, `eps`, `eps_root`, `mu_dtype`: see `scale_by_adam`.
 
     Daskalakis, Ilyas, Syrgkanis & Zeng (2018), algorithm 1.
 

@@ -1,27 +1,28 @@
-"""Smaller steps once the loss no longer falls."""
+"""Smaller steps once the loss stops falling."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.schedules.curves import LAST, widest_float
 from fnn.optim.transform import Transform, check_state, each_leaf
 
 
 class PlateauState(NamedTuple):
-    """What has been seen of the loss; floats are in the widest enabled float.
+    """The record of the loss; floats are in the widest enabled float.
 
-    - `count`, `avg_value`: of the values since the last mean, how many and their mean.
-    - `scale`: what updates are multiplied by.
+    - `count`, `avg_value`: the number of values since the last full mean, and their mean.
+    - `scale`: the factor of the updates.
     - `best_value`: the best mean so far.
-    - `plateau_count`: how many means in a row were no improvement.
-    - `cooldown_count`: for how many means more none is counted.
+    - `plateau_count`: how many means in a row brought no improvement.
+    - `cooldown_count`: how many more means will not be counted.
     """
 
     count: jax.Array
@@ -34,34 +35,33 @@ class PlateauState(NamedTuple):
 
 @errors.builder
 def reduce_on_plateau(
-    factor: Any = 0.1,
-    patience: Any = 10,
-    rtol: Any = 1e-4,
-    atol: Any = 0.0,
-    cooldown: Any = 0,
-    accumulation_size: Any = 1,
-    min_scale: Any = 0.0,
+    factor: Scalar = 0.1,
+    patience: Scalar = 10,
+    rtol: Scalar = 1e-4,
+    atol: Scalar = 0.0,
+    cooldown: Scalar = 0,
+    accumulation_size: Scalar = 1,
+    min_scale: Scalar = 0.0,
 ) -> Transform:
     """updates = scale * updates, where scale shrinks by `factor` when the loss stops falling.
 
         v < best - (rtol |best| + atol)             is an improvement: best = v
         scale = max(factor scale, min_scale)        after `patience` v in a row without one
 
-    `update` asks for the loss, `value=`; in a chain it stands behind the learning rate.
+    `update` needs the loss, `value=`. In a chain, put it after the learning rate.
 
     - `factor`: in [0, 1].
     - `patience`: how many values in a row without improvement shrink the scale, at least 1; one
-      more than PyTorch's, which counts those it bears.
-    - `rtol`, `atol`: by how much a value must fall to count, as a share of the best and absolute.
-    - `cooldown`: how many values after a shrinking are not counted.
-    - `accumulation_size`: v is the mean of so many values: 1 for a validation loss, more for the
+      more than PyTorch's, which is how many it tolerates.
+    - `rtol`, `atol`: how much a value must fall to count, relative to the best and absolute.
+    - `cooldown`: how many values after a reduction are not counted.
+    - `accumulation_size`: v is the mean of this many values: 1 for a validation loss, more for the
       loss of a batch.
-    - `min_scale`: where it stops.
+    - `min_scale`: the lower bound of the scale.
 
-    A value of NaN is no improvement. Every number may be a tracer.
-    Raises InputError without a value, ShapeError for one that is not a scalar.
+    NaN is no improvement. Raises InputError without a value, ShapeError for one that is not a
+    scalar.
 
-    >>> import jax.numpy as jnp
     >>> tx = reduce_on_plateau(factor=0.5, patience=2)
     >>> opt_state = tx.init(jnp.ones(1))
     >>> for loss in (1.0, 1.0, 1.0):

@@ -1,12 +1,11 @@
-"""Polyak's step: as far as the value is above what it can fall to."""
+"""Polyak's step: in proportion to the gap between the loss and its minimum."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype, divide, norm, sqrt
 from fnn.optim.clip import global_norm
 from fnn.optim.transform import Transform, chain, each_leaf, scale_by_learning_rate
@@ -14,19 +13,19 @@ from fnn.optim.transform import Transform, chain, each_leaf, scale_by_learning_r
 
 @errors.builder
 def scale_by_polyak(
-    f_min: Any = 0.0, max_learning_rate: Any = 1.0, eps: Any = 0.0, variant: str = "sps"
+    f_min: Scalar = 0.0, max_learning_rate: Scalar = 1.0, eps: Scalar = 0.0, variant: str = "sps"
 ) -> Transform:
     """The gradient times Polyak's step size, from the value at the params.
 
         gamma = min((f - f_min) / (|g|^2 + eps), max_learning_rate)        u = gamma g
 
     - `f_min`: the least value that the loss can have.
-    - `max_learning_rate`: at least 0; infinity leaves the step as it is.
+    - `max_learning_rate`: at least 0; infinity sets no bound.
     - `eps`: added to the squared norm, which is over the whole tree. A zero gradient moves nothing.
-    - `variant`: "sps", which climbs where f is below f_min, or "sps+", which stands still there.
+    - `variant`: "sps", which ascends where f is below f_min, or "sps+", which stays there.
 
-    `update` needs `value`, the loss of these gradients. Raises InputError without. Polyak (1987),
-    section 5.3.2; Loizou et al. (2021), equation 3.
+    `update` needs `value`, the loss of these gradients, and raises InputError without it. Polyak
+    (1987), section 5.3.2; Loizou et al. (2021), equation 3.
 
     >>> tx, x = scale_by_polyak(), jnp.array([3.0, 4.0])
     >>> print(tx.update(2 * x, tx.init(x), value=jnp.sum(x**2))[0])  # halfway down the parabola
@@ -50,7 +49,7 @@ def scale_by_polyak(
         if variant == "sps+":
             gap = jnp.maximum(gap, 0)
         length = norm(length, sqrt(as_dtype(eps, dtype)))
-        # one length after the other: the square of a small one underflows
+        # divided twice: the square of a small length underflows
         gamma = divide(divide(gap, length), length)
         gamma = jnp.minimum(gamma, as_dtype(max_learning_rate, dtype))
         (updates,) = each_leaf(lambda p, g: (as_dtype(gamma, g.dtype) * g,), grads)
@@ -61,19 +60,18 @@ def scale_by_polyak(
 
 @errors.builder
 def polyak_sgd(
-    max_learning_rate: Any = 1.0,
-    scaling: Any = 1.0,
-    f_min: Any = 0.0,
-    eps: Any = 0.0,
+    max_learning_rate: Scalar = 1.0,
+    scaling: Scalar | Schedule = 1.0,
+    f_min: Scalar = 0.0,
+    eps: Scalar = 0.0,
     variant: str = "sps",
 ) -> Transform:
     """Descent by Polyak's step: p = p - scaling gamma g, see `scale_by_polyak`.
 
-    - `max_learning_rate`, `f_min`, `eps`, `variant`: of gamma.
-    - `scaling`: a number, an array, a tracer, or a schedule f(count), by which all steps are
-      multiplied; the paper's 1 / c.
+    - `max_learning_rate`, `f_min`, `eps`, `variant`: see `scale_by_polyak`.
+    - `scaling`: a number or a schedule f(count) that multiplies all steps; the paper's 1 / c.
 
-    `update` needs `value`, which the step of `fnn.train` gives it.
+    `update` needs `value`, which `fnn.train.step` passes.
 
     >>> tx, x = polyak_sgd(), jnp.array([3.0, 4.0])
     >>> print(tx.update(2 * x, tx.init(x), value=jnp.sum(x**2))[0])

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import widened
-from fnn.optim.arithmetic import (
-    as_dtype,
-    average,
-    correction,
-    divide,
-    increment,
-    sqrt,
-    tree_dtype,
-)
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
+from fnn.optim.arithmetic import as_dtype, average, correction, divide, increment, sqrt, tree_dtype
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.transform import (
     Transform,
@@ -32,30 +25,30 @@ from fnn.optim.transform import (
 
 
 class ProdigyState(NamedTuple):
-    """Adam's moments of d g, the sums s and r, where the run began, and the distance d from it."""
+    """Adam's moments of d g, the sums s and r, the first params, and the distance d from them."""
 
     count: jax.Array
-    exp_avg: Any
-    exp_avg_sq: Any
-    grad_sum: Any
-    params0: Any
+    exp_avg: Tree
+    exp_avg_sq: Tree
+    grad_sum: Tree
+    params0: Tree
     estim_lr: jax.Array
     numerator_weighted: jax.Array
 
 
 @errors.builder
 def scale_by_prodigy(
-    learning_rate: Any = 1.0,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = None,
-    eps: Any = 1e-8,
-    estim_lr0: Any = 1e-6,
-    estim_lr_coef: Any = 1.0,
-    weight_decay: Any = 0.0,
+    learning_rate: Scalar | Schedule = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    estim_lr0: Scalar = 1e-6,
+    estim_lr_coef: Scalar = 1.0,
+    weight_decay: Scalar = 0.0,
     bias_correction: bool = False,
 ) -> Transform:
-    """Adam times d, an estimate from below of the distance from the first params to the best.
+    """Adam times d, a lower estimate of the distance from the first params to the best.
 
         m_{k+1} = b1 m_k + (1 - b1) d_k g_k
         v_{k+1} = b2 v_k + (1 - b2) d_k^2 g_k^2
@@ -66,15 +59,15 @@ def scale_by_prodigy(
 
     The products and norms are over the whole tree, and so is d.
 
-    - `learning_rate`: gamma, the one that `scale_by_learning_rate` gets at the end of the chain.
-    - `b1`, `b2`, `eps`: Adam's.
+    - `learning_rate`: gamma, the same as that of `scale_by_learning_rate` at the end of the chain.
+    - `b1`, `b2`, `eps`: see `scale_by_adam`.
     - `b3`: the weight of the old sums; None is sqrt(b2).
-    - `estim_lr0`: d_0, positive and far too small.
-    - `estim_lr_coef`: coef; how bold the estimate is, rather than the learning rate.
-    - `weight_decay`: decoupled, and scaled by d as the rest is.
-    - `bias_correction`: multiply gamma_k by sqrt(1 - b2^k) / (1 - b1^k) here, as Adam has it.
+    - `estim_lr0`: d_0, positive and much too small.
+    - `estim_lr_coef`: coef, the factor of the estimate; tune this, not the learning rate.
+    - `weight_decay`: decoupled, and scaled by d like the rest.
+    - `bias_correction`: multiply gamma_k by sqrt(1 - b2^k) / (1 - b1^k), as Adam does.
 
-    `update` raises ParamsError without params. Mishchenko & Defazio (2024), algorithm 4.
+    Mishchenko & Defazio (2024), algorithm 4.
 
     >>> tx = scale_by_prodigy(estim_lr0=0.1, b1=0.0, b2=0.0)
     >>> p = jnp.array([3.0])
@@ -125,7 +118,7 @@ def scale_by_prodigy(
     return Transform(init, update)
 
 
-def _total(tree: Any, dtype: Any) -> jax.Array:
+def _total(tree: Tree, dtype: Dtype) -> jax.Array:
     return sum(
         (jnp.sum(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)), jnp.zeros((), dtype)
     )
@@ -133,14 +126,14 @@ def _total(tree: Any, dtype: Any) -> jax.Array:
 
 @errors.builder
 def prodigy(
-    learning_rate: Any = 1.0,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    b3: Any = None,
-    eps: Any = 1e-8,
-    estim_lr0: Any = 1e-6,
-    estim_lr_coef: Any = 1.0,
-    weight_decay: Any = 0.0,
+    learning_rate: Scalar | Schedule = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    b3: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    estim_lr0: Scalar = 1e-6,
+    estim_lr_coef: Scalar = 1.0,
+    weight_decay: Scalar = 0.0,
     bias_correction: bool = False,
 ) -> Transform:
     """Prodigy: p = p - learning_rate u, see `scale_by_prodigy`.

@@ -1,8 +1,8 @@
-"""What keeps training right with gradients that are not finite, and with narrow params."""
+"""Safe training with gradients that are not finite, and with params in narrow dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide, widened
+from fnn.core.types import Dtype, Key, Tree
 from fnn.optim.arithmetic import increment, rounded, spacing
 from fnn.optim.transform import (
     Transform,
@@ -22,31 +23,31 @@ from fnn.optim.transform import (
 
 
 class SkipNonfiniteState(NamedTuple):
-    """What was skipped so far, and the state of the transform within.
+    """How many updates were skipped, and the state of the inner transform.
 
-    - `notfinite_count`: how many updates in a row, up to the last one.
-    - `last_finite`: whether the last one was made.
+    - `notfinite_count`: how many in a row, up to the last update.
+    - `last_finite`: whether the last update was made.
     - `total_notfinite`: how many in all.
     """
 
     notfinite_count: jax.Array
     last_finite: jax.Array
     total_notfinite: jax.Array
-    inner_state: Any
+    inner_state: Tree
 
 
 class MasterWeightsState(NamedTuple):
-    """The params in float32 or wider, and the state of the transform within."""
+    """The params in float32 or wider, and the inner transform's state."""
 
-    master: Any
-    inner_state: Any
+    master: Tree
+    inner_state: Tree
 
 
 class StochasticRoundingState(NamedTuple):
-    """The key of the next rounding, and the state of the transform within."""
+    """The key of the next rounding, and the inner transform's state."""
 
     key: jax.Array
-    inner_state: Any
+    inner_state: Tree
 
 
 # --- gradients that are not finite
@@ -54,18 +55,17 @@ class StochasticRoundingState(NamedTuple):
 
 @errors.builder
 def skip_nonfinite(tx: Transform) -> Transform:
-    """No update where one would not be finite: zeros, and the state within stays, bit by bit.
+    """Skip updates that would not be finite: return zeros, and leave the inner state bitwise as is.
 
-    An update is skipped if there is a NaN or an infinity in the gradients, in what `tx` makes of
-    them, or in its new state where there was none (the square of a huge gradient). However many
-    were skipped, the next good gradient goes on as if they had never come. The counters in the
-    state tell a training loop when to give up; `tx` does not see them.
+    An update is skipped if there is a NaN or an infinity in the gradients, in the updates of `tx`,
+    or newly in its state (the square of a huge gradient). After any number of skipped updates, the
+    next good gradient continues as if they had not happened. The counters in the state let a
+    training loop give up; `tx` does not see them.
 
-    - `tx`: the whole optimizer. Gradients that are skipped reach it as zeros.
+    - `tx`: the whole optimizer. Skipped gradients reach it as zeros.
 
-    A step of `fnn.train.step` that is skipped leaves the state of the network (batch statistics, a
-    stateful layer's carry) and of transforms around this one as they were, too. In a loop of your
-    own, `unless_skipped` does that.
+    A skipped step of `fnn.train.step` also leaves the network's state (batch statistics, a carry)
+    and that of transforms around this one unchanged. In your own loop, `unless_skipped` does that.
 
     >>> from fnn.optim import adam
     >>> tx, g = skip_nonfinite(adam(0.1)), jnp.array([1.0, jnp.nan])
@@ -98,12 +98,13 @@ def skip_nonfinite(tx: Transform) -> Transform:
 
 
 def unless_skipped(before: tuple, after: tuple) -> tuple:
-    """What a step came to: `after`, or `before` where `skip_nonfinite` skipped it; bit by bit.
+    """The result of a step: `after`, or bitwise `before` where `skip_nonfinite` skipped it.
 
     - `before`, `after`: (params, state, opt_state), before and after the step. The counters of
-      `skip_nonfinite` are always those after. Without a `skip_nonfinite` it is `after` as it is.
-      Where it is a part of the optimizer, a step that it skips is skipped whole; where all of it is
-      `each_member(skip_nonfinite(tx))`, of an ensemble, members are skipped one by one.
+      `skip_nonfinite` are always those of `after`. Without a `skip_nonfinite`, the result is
+      `after`. If it is a part of the optimizer, a skipped step is skipped as a whole; if the
+      optimizer is `each_member(skip_nonfinite(tx))`, of an ensemble, members are skipped one by
+      one.
 
     >>> from fnn.optim import sgd
     >>> tx, p = skip_nonfinite(sgd(0.1)), jnp.ones(1)
@@ -135,7 +136,7 @@ def unless_skipped(before: tuple, after: tuple) -> tuple:
     )
 
 
-def all_finite(tree: Any) -> jax.Array:
+def all_finite(tree: Tree) -> jax.Array:
     """Whether every value in every floating leaf is finite: a tree -> [], bool.
 
     >>> all_finite({"a": jnp.ones(2), "b": jnp.array(jnp.inf)})
@@ -144,13 +145,13 @@ def all_finite(tree: Any) -> jax.Array:
     return _all(jnp.isfinite(leaf) for leaf in jax.tree.leaves(tree) if _floats(leaf))
 
 
-def _still_finite(old: Any, new: Any) -> jax.Array:
+def _still_finite(old: Tree, new: Tree) -> jax.Array:
     """Whether everything that was finite still is."""
     pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     return _all(jnp.isfinite(b) | ~jnp.isfinite(a) for a, b in pairs if _floats(a))
 
 
-def _all(conditions: Any) -> jax.Array:
+def _all(conditions: Iterable[jax.Array]) -> jax.Array:
     every = jnp.ones((), bool)
     for condition in conditions:
         every &= jnp.all(condition)
@@ -166,19 +167,19 @@ def _floats(leaf: Any) -> bool:
 
 @errors.builder
 def master_weights(tx: Transform) -> Transform:
-    """Training in float32 of params that are kept in fewer bits.
+    """Training in float32 of params in a narrower dtype.
 
         P_t = P_{t-1} + tx(g_t; P_{t-1})        p_t = round(P_t)
 
-    A step smaller than half the spacing of bfloat16 numbers, 0.4 percent of a parameter, would be
-    rounded away; the master weights P in the state collect such steps.
+    A step below half the spacing of bfloat16 numbers, 0.4 percent of a parameter, would be rounded
+    away; the master weights P in the state accumulate such steps.
 
     - `tx`: the whole optimizer; it sees gradients and params in float32 or wider.
 
-    Updates of narrow params are float32, since in bfloat16 the difference of p_t and p_{t-1} may
-    not be a number: p_{t-1} + u, formed in float32 as `apply_updates` does, is p_t (unless that is
-    less than 2^-16 of p_{t-1}, where float32 ends too). Params of 32 or 64 bits are their own
-    masters. `update` raises ParamsError without params. Micikevicius et al. (2018), section 3.1.
+    Updates of narrow params are float32, since p_t - p_{t-1} may not be a bfloat16 number: p_{t-1}
+    + u, computed in float32 as `apply_updates` does, is p_t (unless that is less than 2^-16 of
+    p_{t-1}, where float32 rounds too). Params of 32 or 64 bits are their own masters. Micikevicius
+    et al. (2018), section 3.1.
 
     >>> from fnn.optim import apply_updates, sgd
     >>> tx, p = master_weights(sgd(1e-3)), jnp.ones(1, jnp.bfloat16)
@@ -218,19 +219,18 @@ def master_weights(tx: Transform) -> Transform:
 
 
 @errors.builder
-def stochastic_rounding(tx: Transform, key: Any) -> Transform:
-    """Narrow params rounded up or down by chance, so that on average nothing is rounded.
+def stochastic_rounding(tx: Transform, key: Key) -> Transform:
+    """Narrow params rounded up or down at random, so that rounding has mean zero.
 
-    p + u, formed in float32, lies between two numbers a and b of the params' dtype; the new
-    parameter is b with probability (p + u - a) / (b - a), so that its mean is p + u. Small steps
-    count, as with `master_weights`, but nothing is kept for it.
+    p + u, computed in float32, lies between two numbers a and b of the params' dtype; the new
+    parameter is b with probability (p + u - a) / (b - a), so its mean is p + u. Small steps count,
+    as with `master_weights`, but at no cost in memory.
 
     - `tx`: the whole optimizer; it sees gradients and params in float32 or wider.
-    - `key`: what all rounding is drawn from. It goes into the state, split anew at each update.
+    - `key`: the source of all rounding. It goes into the state and is split at each update.
 
     Updates of narrow params are float32, so that adding them gives the rounded number. Derivatives
-    are those of p + u. Leaves draw by their place in the tree. `update` raises ParamsError without
-    params. Gupta et al. (2015), section 3.
+    are those of p + u. Leaves draw by their position in the tree. Gupta et al. (2015), section 3.
 
     >>> from fnn.optim import apply_updates, sgd
     >>> tx, p = stochastic_rounding(sgd(1e-3), jax.random.key(0)), jnp.ones(1000, jnp.bfloat16)
@@ -262,15 +262,15 @@ def stochastic_rounding(tx: Transform, key: Any) -> Transform:
             key = next(keys)
             if not _narrow(p):
                 return u
-            return u + _off_by_chance(key, jax.lax.stop_gradient(w + u), p.dtype)
+            return u + _random_rounding(key, jax.lax.stop_gradient(w + u), p.dtype)
 
         return jax.tree.map(rounded, params, wider, steps), StochasticRoundingState(kept, state)
 
     return Transform(init, update)
 
 
-def _off_by_chance(key: Any, x: jax.Array, dtype: Any) -> jax.Array:
-    """What leads from x to one of the two numbers of a narrow dtype around it; its mean is zero."""
+def _random_rounding(key: Key, x: jax.Array, dtype: Dtype) -> jax.Array:
+    """The step from x to one of its two neighbours in a narrow dtype; its mean is zero."""
     step = spacing(x, dtype)
     share = x / step - jnp.floor(x / step)
     up = jax.random.uniform(key, x.shape, x.dtype) < share
@@ -281,13 +281,13 @@ def _narrow(p: Any) -> bool:
     return wide(jnp.result_type(p)) != jnp.result_type(p)
 
 
-def _masters(master: Any, params: Any) -> Any:
-    """The master weights, and the params that are their own."""
+def _masters(master: Tree, params: Tree) -> Tree:
+    """The master weights; params that are their own stand for themselves."""
     return jax.tree.map(lambda p, w: p if w is None else w, params, master)
 
 
-def _wide_extra(extra: dict, grads: Any, params: Any) -> dict:
-    """The extra arguments for a transform of wide trees: `grad`, and `value_fn` of such params."""
+def _wide_extra(extra: dict, grads: Tree, params: Tree) -> dict:
+    """The extra arguments for a transform of wide trees: `grad` and `value_fn` of wide params."""
     extra = dict(extra)
     if "grad" in extra and jax.tree.structure(extra["grad"]) == jax.tree.structure(grads):
         extra["grad"] = jax.tree.map(widened, extra["grad"])

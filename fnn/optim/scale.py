@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.transform import Transform, stateless
 
 
 @errors.builder
-def scale(factor: Any) -> Transform:
+def scale(factor: Scalar) -> Transform:
     """updates = factor * updates, with no turn of the sign; see `scale_by_learning_rate`.
 
     - `factor`: a number, an array or a tracer.

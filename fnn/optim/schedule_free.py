@@ -1,4 +1,4 @@
-"""Schedule-free learning: averaging in the place of a falling learning rate."""
+"""Schedule-free learning: averaging instead of a decaying learning rate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import (
     as_dtype,
     average,
@@ -34,26 +35,29 @@ from fnn.optim.transform import (
 
 
 class ScheduleFreeState(NamedTuple):
-    """The number of updates, the weights so far, and the two sequences, float32 or wider."""
+    """The number of updates, the sum of weights, and the two sequences, float32 or wider."""
 
     count: jax.Array
     weight_sum: jax.Array
     max_lr: jax.Array
-    base_optimizer_state: Any
-    z: Any
-    x: Any
+    base_optimizer_state: Tree
+    z: Tree
+    x: Tree
 
 
 class SecondMomentState(NamedTuple):
     """The number of updates and the second moment of the gradient, float32 or wider."""
 
     count: jax.Array
-    nu: Any
+    nu: Tree
 
 
 @errors.builder
 def schedule_free(
-    base_optimizer: Transform, learning_rate: Any, b1: Any = 0.9, weight_lr_power: Any = 2.0
+    base_optimizer: Transform,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    weight_lr_power: Scalar = 2.0,
 ) -> Transform:
     """An optimizer without momentum, made schedule-free: gradients are taken at y, not at x or z.
 
@@ -65,14 +69,14 @@ def schedule_free(
     The params are y; evaluate at x, which `schedule_free_eval_params` gives.
 
     - `base_optimizer`: a whole optimizer with this learning rate, and no momentum of its own.
-    - `learning_rate`: gamma, a number or a schedule, as the base's: it weighs the average. A
-      warm-up helps, a decay is not needed. What gamma is 0 for does not count.
-    - `b1`: the share of the average in y, in [0, 1]; 0 is the base with an average beside it.
+    - `learning_rate`: gamma, a number or a schedule, the same as the base's: it weighs the average.
+      A warm-up helps, a decay is not needed. Steps with gamma = 0 do not count.
+    - `b1`: the share of the average in y, in [0, 1]; 0 is the base optimizer with averaging.
     - `weight_lr_power`: 2 weighs by gamma^2, 0 all alike.
 
-    x and z are kept in float32 or wider, beside the params, so that an average of bfloat16 params
-    keeps what each step adds; the base works in that dtype. `update` raises ParamsError without
-    params. Defazio et al. (2024), "The road less scheduled", equations 3 to 5 and algorithm 1.
+    The state keeps x and z in float32 or wider, so that an average of bfloat16 params keeps what
+    each step adds; the base works in that dtype. Defazio et al. (2024), "The road less scheduled",
+    equations 3 to 5 and algorithm 1.
 
     >>> from fnn.optim import sgd
     >>> tx = schedule_free(sgd(0.5), 0.5)
@@ -121,13 +125,13 @@ def schedule_free(
 
 
 @errors.named
-def schedule_free_eval_params(opt_state: Any, params: Any) -> Any:
+def schedule_free_eval_params(opt_state: Tree, params: Tree) -> Tree:
     """The params to evaluate a schedule-free run at: the average x, in the dtypes of params.
 
     - `opt_state`: the state of `schedule_free`, or of a chain or wrapper that holds one.
-    - `params`: those of the run, where the gradients are taken.
+    - `params`: those of the run, y.
 
-    Raises ParamsError if there is no such state in opt_state, or more than one.
+    Raises ParamsError unless opt_state has exactly one such state.
 
     >>> tx = schedule_free_sgd(0.5)
     >>> p = {"w": jnp.ones(2)}
@@ -152,18 +156,18 @@ def schedule_free_eval_params(opt_state: Any, params: Any) -> Any:
 
 @errors.builder
 def schedule_free_sgd(
-    learning_rate: Any = 1.0,
-    warmup_steps: Any = 0,
-    b1: Any = 0.9,
-    weight_decay: Any = 0.0,
-    weight_lr_power: Any = 2.0,
+    learning_rate: Scalar | Schedule = 1.0,
+    warmup_steps: Scalar = 0,
+    b1: Scalar = 0.9,
+    weight_decay: Scalar | Schedule = 0.0,
+    weight_lr_power: Scalar = 2.0,
 ) -> Transform:
     """Schedule-free gradient descent: z = z - gamma_t (g + weight_decay y), see `schedule_free`.
 
     - `learning_rate`: gamma, a number or a schedule.
     - `warmup_steps`: gamma_t = gamma min(1, t / warmup_steps); 0 for none.
     - `b1`, `weight_lr_power`: see `schedule_free`.
-    - `weight_decay`: times the learning rate, at y.
+    - `weight_decay`: decoupled, at y.
 
     >>> tx = schedule_free_sgd(0.1, warmup_steps=10)
     >>> y = jnp.ones(1)
@@ -177,20 +181,20 @@ def schedule_free_sgd(
 
 @errors.builder
 def schedule_free_adamw(
-    learning_rate: Any = 0.0025,
-    warmup_steps: Any = 0,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_lr_power: Any = 2.0,
+    learning_rate: Scalar | Schedule = 0.0025,
+    warmup_steps: Scalar = 0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar | Schedule = 0.0,
+    weight_lr_power: Scalar = 2.0,
 ) -> Transform:
     """Schedule-free AdamW: z = z - gamma_t (g / (sqrt(vhat) + eps) + weight_decay y).
 
     - `learning_rate`: gamma, a number or a schedule; the default is the authors'.
     - `warmup_steps`: gamma_t = gamma min(1, t / warmup_steps); 0 for none.
-    - `b1`, `weight_lr_power`: see `schedule_free`; b1 stands where Adam's momentum would.
-    - `b2`, `eps`: of the second moment, see `scale_by_adam`.
+    - `b1`, `weight_lr_power`: see `schedule_free`; b1 replaces Adam's momentum.
+    - `b2`, `eps`: see `scale_by_adam`.
     - `weight_decay`: decoupled, at y.
 
     Defazio et al. (2024), algorithm 1.
@@ -209,8 +213,8 @@ def schedule_free_adamw(
     return schedule_free(base, rate, b1, weight_lr_power)
 
 
-def _scale_by_second_moment(b2: Any, eps: Any) -> Transform:
-    """Adam without its first moment, nor the memory for it."""
+def _scale_by_second_moment(b2: Scalar, eps: Scalar) -> Transform:
+    """Adam without a first moment, or the memory for it."""
     checks.number("b2", b2, 0.0, 1.0, open_high=True)
     checks.number("eps", eps, 0.0, float("inf"))
 
@@ -221,8 +225,8 @@ def _scale_by_second_moment(b2: Any, eps: Any) -> Transform:
     return leafwise(SecondMomentState, rule)
 
 
-def _warmed(learning_rate: Any, warmup_steps: Any) -> Any:
-    """The learning rate as a schedule that rises for some steps."""
+def _warmed(learning_rate: Scalar | Schedule, warmup_steps: Scalar) -> Schedule:
+    """The learning rate as a schedule with a warm-up."""
     check_rate(learning_rate)
     checks.number("warmup_steps", warmup_steps, 0.0, float("inf"))
 
@@ -235,18 +239,18 @@ def _warmed(learning_rate: Any, warmup_steps: Any) -> Any:
     return schedule
 
 
-# --- what Prodigy shares
+# --- shared with Prodigy
 
 
-def check_rate(learning_rate: Any) -> None:
+def check_rate(learning_rate: Scalar | Schedule) -> None:
     if not callable(learning_rate):
         checks.number("learning_rate", learning_rate, 0.0, float("inf"))
 
 
-def rate_at(learning_rate: Any, count: jax.Array, dtype: Any) -> jax.Array:
+def rate_at(learning_rate: Scalar | Schedule, count: jax.Array, dtype: Dtype) -> jax.Array:
     """The learning rate, or the schedule's at this count."""
     return as_dtype(learning_rate(count) if callable(learning_rate) else learning_rate, dtype)
 
 
-def _widened(tree: Any) -> Any:
+def _widened(tree: Tree) -> Any:
     return jax.tree.map(lambda a: jnp.array(a, wide(jnp.result_type(a))), tree)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Dtype, Key, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.clip import add_noise
 from fnn.optim.transform import Transform, chain, kept_in, leafwise, scale_by_learning_rate
@@ -15,16 +16,16 @@ from fnn.optim.transform import Transform, chain, kept_in, leafwise, scale_by_le
 class TraceState(NamedTuple):
     """The velocity: a decayed sum of gradients, float32 or wider."""
 
-    trace: Any
+    trace: Tree
 
 
 @errors.builder
-def trace(decay: Any, nesterov: bool = False, accumulator_dtype: Any = None) -> Transform:
+def trace(decay: Scalar, nesterov: bool = False, accumulator_dtype: Dtype = None) -> Transform:
     """Momentum: v_t = decay v_{t-1} + g_t; the update is v_t, or g_t + decay v_t for Nesterov's.
 
     - `decay`: the weight of the old velocity, in [0, 1].
     - `nesterov`: look ahead along the new velocity.
-    - `accumulator_dtype`: what v is kept in between updates; None is float32 or wider. bfloat16
+    - `accumulator_dtype`: the dtype of v between updates; None is float32 or wider. bfloat16
       halves its memory.
 
     Polyak (1964); Nesterov (1983) in the form of Sutskever et al. (2013), section 2, with the
@@ -50,17 +51,16 @@ def trace(decay: Any, nesterov: bool = False, accumulator_dtype: Any = None) -> 
 
 @errors.builder
 def sgd(
-    learning_rate: Any,
-    momentum: Any = None,
+    learning_rate: Scalar | Schedule,
+    momentum: Scalar | None = None,
     nesterov: bool = False,
-    accumulator_dtype: Any = None,
+    accumulator_dtype: Dtype = None,
 ) -> Transform:
     """Stochastic gradient descent: p = p - learning_rate g, or along the momentum of g.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
+    - `learning_rate`: a number or a schedule f(count).
     - `momentum`: the decay of `trace`; None keeps no state.
-    - `nesterov`: Nesterov's momentum, see `trace`.
-    - `accumulator_dtype`: what the velocity is kept in, see `trace`.
+    - `nesterov`, `accumulator_dtype`: see `trace`.
 
     Raises OptionError for Nesterov's momentum without a momentum.
 
@@ -78,11 +78,15 @@ def sgd(
 
 
 @errors.builder
-def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, key: Any = None) -> Transform:
+def noisy_sgd(
+    learning_rate: Scalar | Schedule,
+    eta: Scalar = 0.01,
+    gamma: Scalar = 0.55,
+    key: Key | None = None,
+) -> Transform:
     """Gradient descent with noise: p = p - learning_rate (g + N(0, eta / (1 + t)^gamma)).
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `eta`, `gamma`, `key`: of the noise, see `add_noise`; a key is needed.
+    - `eta`, `gamma`, `key`: see `add_noise`; a key is required.
 
     Raises RandomKeyError without a key. Neelakantan et al. (2015), equation 1.
 
@@ -91,4 +95,6 @@ def noisy_sgd(learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, key: Any =
     >>> print(tx.update(g, tx.init(g))[0])
     [-0.1 -0.1]
     """
-    return chain(add_noise(eta, gamma, key), scale_by_learning_rate(learning_rate))
+    return chain(
+        add_noise(eta, gamma, checks.typed_key(key)), scale_by_learning_rate(learning_rate)
+    )

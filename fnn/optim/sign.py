@@ -1,17 +1,19 @@
-"""Methods that go by the gradient's sign: signSGD, Signum, Lion, Rprop."""
+"""Methods that use only the gradient's sign: signSGD, Signum, Lion, Rprop."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import check_decays
 from fnn.optim.arithmetic import as_dtype, average, divide
 from fnn.optim.averaging import ema
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import (
     Transform,
     chain,
@@ -25,30 +27,29 @@ from fnn.optim.transform import (
 class LionState(NamedTuple):
     """The first moment of the gradient, float32 or wider."""
 
-    mu: Any
+    mu: Tree
 
 
 class RpropState(NamedTuple):
-    """Each element's step size, and the sign of the gradient before."""
+    """Each element's step size, and the sign of its last gradient."""
 
-    step_sizes: Any
-    prev_signs: Any
+    step_sizes: Tree
+    prev_signs: Tree
 
 
 class ScheduledRpropState(NamedTuple):
     """The number of updates, each element's step size over the schedule's, and the last sign."""
 
     count: jax.Array
-    step_sizes: Any
-    prev_signs: Any
+    step_sizes: Tree
+    prev_signs: Tree
 
 
 def scale_by_sign() -> Transform:
-    """The gradient's sign, u = sign(g): -1, 0 or 1; of complex params u = g / |g|.
+    """The gradient's sign, u = sign(g): -1, 0 or 1; for complex params, u = g / |g|.
 
     Bernstein et al. (2018), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_sign()
     >>> g = jnp.array([3.0, 0.0, -0.1])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -58,12 +59,9 @@ def scale_by_sign() -> Transform:
 
 
 @errors.builder
-def sign_sgd(learning_rate: Any) -> Transform:
+def sign_sgd(learning_rate: Scalar | Schedule) -> Transform:
     """Sign descent: p = p - learning_rate sign(g).
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-
-    >>> import jax.numpy as jnp
     >>> tx = sign_sgd(0.1)
     >>> g = jnp.array([3.0, -0.1])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -73,16 +71,16 @@ def sign_sgd(learning_rate: Any) -> Transform:
 
 
 @errors.builder
-def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: Any = None) -> Transform:
+def signum(
+    learning_rate: Scalar | Schedule, beta: Scalar = 0.9, accumulator_dtype: Dtype = None
+) -> Transform:
     """Signum, the sign of the momentum: p = p - learning_rate sign(m), m of `ema` with beta.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `beta`: the weight of the old momentum, in [0, 1).
-    - `accumulator_dtype`: what the momentum is kept in, see `ema`.
+    - `accumulator_dtype`: see `ema`.
 
     Bernstein et al. (2018), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = signum(0.1)
     >>> g = jnp.array([3.0, -0.1])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -93,19 +91,17 @@ def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: Any = None) -
 
 
 @errors.builder
-def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> Transform:
-    """The sign of a moment that looks one gradient ahead of the one kept.
+def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99, mu_dtype: Dtype = None) -> Transform:
+    """The sign of a moment that is one gradient ahead of the one kept.
 
         u_t = sign(b1 m_{t-1} + (1 - b1) g_t)
         m_t = b2 m_{t-1} + (1 - b2) g_t
 
-    - `b1`: the weight of the old moment in the update, in [0, 1).
-    - `b2`: the weight of the old moment in the new, in [0, 1).
-    - `mu_dtype`: what m is kept in between updates; None is float32 or wider.
+    - `b1`, `b2`: the weight of the old moment in the update, and in the new moment, in [0, 1).
+    - `mu_dtype`: the dtype of m between updates; None is float32 or wider.
 
-    Of complex params sign(z) is z / |z|. Chen et al. (2023), algorithm 2.
+    For complex params, sign(z) is z / |z|. Chen et al. (2023), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_lion()
     >>> g = jnp.array([3.0, 0.0, -0.1])
     >>> print(tx.update(g, tx.init(g))[0])
@@ -122,24 +118,20 @@ def scale_by_lion(b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None) -> Transf
 
 @errors.builder
 def lion(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    mu_dtype: Any = None,
-    weight_decay: Any = 1e-3,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    mu_dtype: Dtype = None,
+    weight_decay: Scalar | Schedule = 1e-3,
+    mask: Mask = None,
 ) -> Transform:
     """Lion with decoupled decay: p = p - learning_rate (u + weight_decay p), see `scale_by_lion`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count); a third to a tenth of
-      Adam's, since every element moves by it.
-    - `b1`, `b2`, `mu_dtype`: of the moment; the defaults are the paper's.
-    - `weight_decay`: what is taken of p, times the learning rate; the default is optax's.
-    - `mask`: what decays, see `add_decayed_weights`; None is everything.
+    - `learning_rate`: a number or a schedule f(count); a third to a tenth of
+      Adam's, since every element moves by all of it.
+    - `b1`, `b2`, `mu_dtype`: see `scale_by_lion`; the defaults are the paper's.
+    - `weight_decay`, `mask`: see `add_decayed_weights`; the default decay is optax's.
 
-    `update` raises ParamsError without params.
-
-    >>> import jax.numpy as jnp
     >>> tx = lion(0.1, weight_decay=0.5)
     >>> p, g = jnp.array([2.0]), jnp.array([3.0])
     >>> print(tx.update(g, tx.init(p), p)[0])
@@ -154,13 +146,13 @@ def lion(
 
 @errors.builder
 def scale_by_rprop(
-    learning_rate: Any,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: Scalar | Schedule,
+    eta_minus: Scalar = 0.5,
+    eta_plus: Scalar = 1.2,
+    min_step_size: Scalar = 1e-6,
+    max_step_size: Scalar = 50.0,
 ) -> Transform:
-    """The gradient's sign times a step size that grows while the sign lasts and shrinks at a turn.
+    """The gradient's sign times a step size that grows until the sign flips, and then shrinks.
 
         d_t = d_{t-1} eta_plus     if g_t g_{t-1} > 0
               d_{t-1} eta_minus    if g_t g_{t-1} < 0, and then g_t = 0
@@ -168,14 +160,13 @@ def scale_by_rprop(
         u_t = d_t sign(g_t)
 
     - `learning_rate`: the first step size d_0 of every element. A schedule f(count) scales all
-      steps: d_t is then f(t) e_t, and e_0 = 1 is what grows and shrinks.
+      steps: then d_t = f(t) e_t, where e_0 = 1 grows and shrinks.
     - `eta_minus`, `eta_plus`: in [0, 1] and [1, inf].
-    - `min_step_size`, `max_step_size`: what d_t is kept within when it changes.
+    - `min_step_size`, `max_step_size`: the bounds of d_t when it changes.
 
-    For gradients of whole batches: noise turns the sign. Riedmiller & Braun (1993), in the form
-    iRprop- of Igel & Huesken (2000), which stands still at a turn.
+    For full-batch gradients, since noise flips signs. Riedmiller & Braun (1993), in the form
+    iRprop- of Igel & Huesken (2000), which makes no step when the sign flips.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_rprop(1.0)
     >>> opt_state = tx.init(jnp.zeros(1))
     >>> for g in (3.0, 0.1, -0.2, -5.0):
@@ -219,19 +210,18 @@ def scale_by_rprop(
 
 @errors.builder
 def rprop(
-    learning_rate: Any,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: Scalar | Schedule,
+    eta_minus: Scalar = 0.5,
+    eta_plus: Scalar = 1.2,
+    min_step_size: Scalar = 1e-6,
+    max_step_size: Scalar = 50.0,
 ) -> Transform:
-    """Rprop: each element by its own step size, see `scale_by_rprop`.
+    """Rprop: a step size for each element, see `scale_by_rprop`.
 
-    - `learning_rate`: the first step size; a schedule f(count) scales all steps, see there.
-    - `eta_minus`, `eta_plus`, `min_step_size`, `max_step_size`: of the step sizes; the defaults
+    - `learning_rate`: the first step size; a schedule f(count) scales all steps.
+    - `eta_minus`, `eta_plus`, `min_step_size`, `max_step_size`: see `scale_by_rprop`; the defaults
       are the paper's.
 
-    >>> import jax.numpy as jnp
     >>> tx = rprop(0.1)
     >>> g = jnp.array([3.0])
     >>> print(tx.update(g, tx.init(g))[0])

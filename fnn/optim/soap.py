@@ -8,51 +8,53 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, correction, divide, matmul, over_root, sqrt
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
 
 class ShampooState(NamedTuple):
-    """Sums of squares by rows and columns with their roots, or by elements (nu) of other leaves."""
+    """Sums of squares by rows and columns and their roots; for other leaves, by elements (nu)."""
 
     count: jax.Array
-    nu: Any
-    left: Any
-    right: Any
-    left_root: Any
-    right_root: Any
+    nu: Tree
+    left: Tree
+    right: Tree
+    left_root: Tree
+    right_root: Tree
 
 
 class SoapState(NamedTuple):
-    """Adam's moments, mu as it is and nu in the eigenbases, and the averages they come from."""
+    """Adam's moments, nu in the eigenbases, and the averages that these come from."""
 
     count: jax.Array
-    mu: Any
-    nu: Any
-    left: Any
-    right: Any
-    left_basis: Any
-    right_basis: Any
+    mu: Tree
+    nu: Tree
+    left: Tree
+    right: Tree
+    left_basis: Tree
+    right_basis: Tree
 
 
 @errors.builder
 def scale_by_shampoo(
-    eps: Any = 1e-4, precondition_frequency: Any = 1, max_precondition_size: int = 1024
+    eps: Scalar = 1e-4, precondition_frequency: Scalar = 1, max_precondition_size: int = 1024
 ) -> Transform:
-    """A matrix between the inverse fourth roots of its sums of squares.
+    """A matrix multiplied on both sides by inverse fourth roots of its sums of squares.
 
         L_t = L_{t-1} + G_t G_t^T        R_t = R_{t-1} + G_t^T G_t        L_0, R_0 = eps I
         u_t = L_t^{-1/4} G_t R_t^{-1/4}
 
-    - `eps`: of the first sums, positive.
+    - `eps`: the scale of the first sums, positive.
     - `precondition_frequency`: how many updates share the roots, which cost n^3.
-    - `max_precondition_size`: of axes longer than this, no matrix is kept: its root is I.
+    - `max_precondition_size`: longer axes keep no matrix; its root is I.
 
-    A leaf [..., m, n] is a batch of matrices. Of leaves with fewer axes, and of matrices with two
-    axes too long, only the diagonal is kept, as in Adagrad: u = G / sqrt(eps + sum G^2). Roots are
-    taken by eigenvalues; their derivatives, of any order, are exact for equal eigenvalues too.
-    In float32, of a root only what stands above 1e-6 of the largest eigenvalue is known.
+    A leaf [..., m, n] is a batch of matrices. Leaves with fewer axes, and matrices whose axes are
+    both too long, keep only the diagonal, as in Adagrad: u = G / sqrt(eps + sum G^2). Roots are
+    computed from eigenvalues; their derivatives, of any order, are exact for equal eigenvalues too.
+    In float32 a root is accurate only down to 1e-6 of the largest eigenvalue.
     Gupta et al. (2018), algorithm 1.
 
     >>> tx = scale_by_shampoo(eps=1e-12)
@@ -77,7 +79,7 @@ def scale_by_shampoo(
             nu = nu + g**2
             return divide(g, sqrt(nu)), nu, left, right, left_root, right_root
         left, right = map(jnp.add, (left, right), _squares(g, left, right))
-        floor = as_dtype(eps, g.dtype)  # no eigenvalue is below it, but for rounding
+        floor = as_dtype(eps, g.dtype)  # only rounding takes an eigenvalue below it
         left_root, right_root = jax.lax.cond(
             (t - 1) % as_dtype(precondition_frequency, t.dtype) == 0,
             _rooted, _kept, (left_root, right_root), (left, right), floor,
@@ -90,14 +92,13 @@ def scale_by_shampoo(
 
 @errors.builder
 def shampoo(
-    learning_rate: Any,
-    eps: Any = 1e-4,
-    precondition_frequency: Any = 1,
+    learning_rate: Scalar | Schedule,
+    eps: Scalar = 1e-4,
+    precondition_frequency: Scalar = 1,
     max_precondition_size: int = 1024,
 ) -> Transform:
     """Shampoo: W = W - learning_rate L^{-1/4} G R^{-1/4}, see `scale_by_shampoo`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - the others: see `scale_by_shampoo`. For momentum, `chain(trace(0.9), shampoo(...))`.
 
     >>> tx = shampoo(0.1, eps=1e-12)
@@ -113,13 +114,13 @@ def shampoo(
 
 @errors.builder
 def scale_by_soap(
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    precondition_frequency: Any = 10,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    precondition_frequency: Scalar = 10,
     max_precondition_size: int = 1024,
 ) -> Transform:
-    """Adam in the basis in which the gradient's squares by rows and by columns are diagonal.
+    """Adam in the eigenbases of the gradient's squares by rows and by columns.
 
         M_t = b1 M_{t-1} + (1 - b1) G_t
         V_t = b2 V_{t-1} + (1 - b2) (Q_L^T G_t Q_R)^2
@@ -127,15 +128,15 @@ def scale_by_soap(
         L_t = b2 L_{t-1} + (1 - b2) G_t G_t^T        R_t = b2 R_{t-1} + (1 - b2) G_t^T G_t
         at times, Q_L = QR(L_t Q_L)                  Q_R = QR(R_t Q_R)
 
-    - `b1`, `b2`, `eps`: Adam's; the defaults are the paper's.
-    - `precondition_frequency`: the bases are refreshed when it divides t, and at each of as many
-      first updates, in which they are far off.
-    - `max_precondition_size`: of axes longer than this, no basis is kept: it stays I.
+    - `b1`, `b2`, `eps`: see `scale_by_adam`; the defaults are the paper's.
+    - `precondition_frequency`: the bases are refreshed when it divides t, and in the first that
+      many updates, while they are far off.
+    - `max_precondition_size`: longer axes keep no basis; it stays I.
 
     A leaf [..., m, n] is a batch of matrices; for a leaf of fewer axes this is Adam. The bases
-    start as I, where the authors take eigenvectors of the first gradient and make no update of it:
-    those are not unique, and no derivative of them exists. For the same reason Q is taken of
-    L + 1e-4 tr(L) / n I, which has the same eigenvectors. Vyas et al. (2024), algorithms 3 and 4.
+    start as I; the authors start from eigenvectors of the first gradient, without an update: those
+    are not unique and have no derivative. For the same reason Q comes from L + 1e-4 tr(L) / n I,
+    which has the same eigenvectors. Vyas et al. (2024), algorithms 3 and 4.
 
     >>> tx = scale_by_soap()
     >>> g = jnp.array([[3.0, -0.1]])
@@ -171,23 +172,20 @@ def scale_by_soap(
 
 @errors.builder
 def soap(
-    learning_rate: Any = 3e-3,
-    b1: Any = 0.95,
-    b2: Any = 0.95,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.01,
-    precondition_frequency: Any = 10,
+    learning_rate: Scalar | Schedule = 3e-3,
+    b1: Scalar = 0.95,
+    b2: Scalar = 0.95,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar | Schedule = 0.01,
+    precondition_frequency: Scalar = 10,
     max_precondition_size: int = 1024,
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Transform:
     """SOAP: W = W - learning_rate (u + weight_decay W), see `scale_by_soap`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `weight_decay`, `mask`: decoupled, see `add_decayed_weights`.
-    - the others: see `scale_by_soap`. Defaults are those of the authors' code, but for the axes
-      that are too long.
-
-    `update` raises ParamsError without params.
+    - the others: see `scale_by_soap`; the defaults, but for `max_precondition_size`, are those of
+      the authors' code.
 
     >>> tx = soap(0.1, weight_decay=0.0)
     >>> g = jnp.array([[3.0, -0.1]])
@@ -201,7 +199,7 @@ def soap(
     )
 
 
-# --- the two sides of a matrix; one that is left alone has no elements, and stands for I
+# --- the two sides of a matrix; an empty side stands for I
 
 
 def _identities(p: jax.Array, longest: int) -> list[jax.Array]:
@@ -266,8 +264,8 @@ def _fourth_root(a: jax.Array, floor: jax.Array) -> jax.Array:
 def _fourth_root_jvp(primals: tuple, tangents: tuple) -> tuple:
     """P = A^{1/4} solves P^4 = A, so dA = P^3 dP + P^2 dP P + P dP P^2 + dP P^3.
 
-    That is solved by eigenvectors, but differentiated as it stands: those have no derivative where
-    eigenvalues are equal.
+    Eigenvectors solve this, but the equation itself is differentiated: eigenvectors have no
+    derivative where eigenvalues are equal.
     """
     a, floor = primals
     p = _fourth_root(a, floor)

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Key, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, increment
 from fnn.optim.decay import add_decayed_weights
+from fnn.optim.masking import Mask
 from fnn.optim.transform import (
     Transform,
     chain,
@@ -26,20 +28,20 @@ class SophiaState(NamedTuple):
     """The averages of the gradient and of the Hessian's diagonal, and the key of its estimates."""
 
     count: jax.Array
-    mu: Any
-    nu: Any
-    key: Any
+    mu: Tree
+    nu: Tree
+    key: Key | None
 
 
 @errors.builder
 def scale_by_sophia(
-    b1: Any = 0.96,
-    b2: Any = 0.99,
-    eps: Any = 1e-12,
-    gamma: Any = 0.01,
-    clip_threshold: Any = 1.0,
-    update_interval: Any = 10,
-    key: Any = None,
+    b1: Scalar = 0.96,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-12,
+    gamma: Scalar = 0.01,
+    clip_threshold: Scalar = 1.0,
+    update_interval: Scalar = 10,
+    key: Key | None = None,
 ) -> Transform:
     """The gradient's first moment over the Hessian's diagonal, clipped.
 
@@ -47,20 +49,21 @@ def scale_by_sophia(
         h_t = b2 h_{t-k} + (1 - b2) hhat_t if t mod k = 1, else h_{t-1}
         u_t = clip(m_t / max(gamma h_t, eps), -threshold, threshold)
 
-    - `b1`, `b2`: the weights of the old averages, in [0, 1); these defaults, eps, gamma and k are
-      the paper's for Hutchinson's estimate.
-    - `eps`: the least denominator; where the curvature is not positive, u is the momentum's sign.
-    - `gamma`: the larger, the fewer elements are clipped; 10 to 50 percent should not be.
+    - `b1`, `b2`: the weights of the old averages, in [0, 1). All defaults are the paper's for
+      Hutchinson's estimate.
+    - `eps`: the smallest denominator; where the curvature is not positive, u is the momentum's
+      sign.
+    - `gamma`: the larger, the fewer elements are clipped; 10 to 50 percent should stay unclipped.
     - `clip_threshold`: the largest update of an element.
-    - `update_interval`: k, how many updates share an estimate.
-    - `key`: of the estimates; None if `hessian` is passed.
+    - `update_interval`: k, the number of updates that share an estimate.
+    - `key`: the estimates' key; None if `hessian` is passed.
 
-    `update` takes hhat as `hessian`, a tree like the gradients (as B g^2 of labels that the model
-    draws, the paper's estimate for classifiers), which is read at every k-th update; or `value_fn`,
-    of which it estimates hhat = r * (H r) for r of random signs, Hutchinson's way. The paper draws
-    r from a normal distribution, which has more variance: signs are exact for a diagonal Hessian.
+    `update` takes hhat as `hessian`, a tree like the gradients, read at every k-th update (for
+    classifiers, the paper's is B g^2 with labels drawn from the model); or it takes `value_fn` and
+    estimates hhat = r * (H r) with random signs r, as Hutchinson does. The paper draws r from a
+    normal distribution, which has more variance: signs are exact for a diagonal Hessian.
 
-    Raises InputError with neither, ParamsError for value_fn without params, RandomKeyError for it
+    Raises InputError with neither; with value_fn, ParamsError without params and RandomKeyError
     without a key. Liu et al. (2024), algorithm 3; Hutchinson (1989).
 
     >>> tx = scale_by_sophia(b1=0.0, b2=0.0, gamma=1.0)
@@ -103,7 +106,7 @@ def scale_by_sophia(
             m = average(b1, m, g)
             floor = jnp.maximum(as_dtype(gamma, g.dtype) * h, as_dtype(eps, g.dtype))
             most = as_dtype(clip_threshold, g.dtype)
-            inside = jnp.abs(m) < most * floor  # so that no quotient overflows, nor its derivative
+            inside = jnp.abs(m) < most * floor  # so that neither quotient nor derivative overflows
             return jnp.where(inside, m / jnp.where(inside, floor, 1), most * jnp.sign(m)), m, h
 
         updates, mu, nu = each_leaf(rule, grads, slots=[mu, nu])
@@ -114,24 +117,21 @@ def scale_by_sophia(
 
 @errors.builder
 def sophia(
-    learning_rate: Any,
-    b1: Any = 0.96,
-    b2: Any = 0.99,
-    eps: Any = 1e-12,
-    weight_decay: Any = 0.2,
-    gamma: Any = 0.01,
-    clip_threshold: Any = 1.0,
-    update_interval: Any = 10,
-    key: Any = None,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.96,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-12,
+    weight_decay: Scalar | Schedule = 0.2,
+    gamma: Scalar = 0.01,
+    clip_threshold: Scalar = 1.0,
+    update_interval: Scalar = 10,
+    key: Key | None = None,
+    mask: Mask = None,
 ) -> Transform:
     """Sophia: p = p - learning_rate (clip(m / max(gamma h, eps)) + weight_decay p).
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
     - `weight_decay`, `mask`: decoupled, see `add_decayed_weights`; the default is the paper's.
-    - the others: see `scale_by_sophia`, of which `update` takes `hessian` or `value_fn`.
-
-    `update` raises ParamsError without params.
+    - the others: see `scale_by_sophia`; `update` takes `hessian` or `value_fn`.
 
     >>> tx = sophia(0.1, key=jax.random.key(0))
     >>> p = jnp.array([3.0])
@@ -145,7 +145,7 @@ def sophia(
     )
 
 
-def hutchinson(value_fn: Any, params: Any, key: jax.Array) -> Any:
+def hutchinson(value_fn: Any, params: Tree, key: Key) -> Tree:
     """r * (H r) for random signs r: its mean is the diagonal of the Hessian H of value_fn."""
     leaves, treedef = jax.tree.flatten(params)
     signs = treedef.unflatten(
@@ -156,7 +156,7 @@ def hutchinson(value_fn: Any, params: Any, key: jax.Array) -> Any:
     return jax.tree.map(jnp.multiply, signs, curved)
 
 
-def _check_estimate(params: Any, value_fn: Any, key: Any) -> None:
+def _check_estimate(params: Tree, value_fn: Any, key: Key | None) -> None:
     if not callable(value_fn):
         raise errors.InputError(
             "hessian, a tree like the gradients, or value_fn, a function of the params",

@@ -1,4 +1,4 @@
-"""Methods that take a leaf for a layer and go by its norms: NovoGrad, LAMB and LARS."""
+"""Methods that treat a leaf as a layer and use its norms: NovoGrad, LAMB and LARS."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import add, as_length, at_least, length_of, scaled, times
+from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, average, increment, over_root, square
 from fnn.optim.decay import add_decayed_weights
-from fnn.optim.masking import masked
+from fnn.optim.masking import Mask, masked
 from fnn.optim.sgd import trace
 from fnn.optim.transform import (
     CountState,
@@ -31,13 +32,16 @@ class NovogradState(NamedTuple):
     """The number of updates, the momentum, and one squared norm for each leaf."""
 
     count: jax.Array
-    mu: Any
-    nu: Any
+    mu: Tree
+    nu: Tree
 
 
 @errors.builder
 def scale_by_novograd(
-    b1: Any = 0.9, b2: Any = 0.25, eps: Any = 1e-8, weight_decay: Any = None
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.25,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar | None = None,
 ) -> Transform:
     """The momentum of gradients over the running norm of their leaf.
 
@@ -55,7 +59,6 @@ def scale_by_novograd(
     Raises OptionError for numbers out of range, ParamsError for a decay without params. Ginsburg
     et al. (2019), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_novograd()
     >>> g = jnp.array([3.0, -4.0])
     >>> print(tx.update(g, tx.init(g))[0].round(3))
@@ -85,16 +88,16 @@ def scale_by_novograd(
 
 @errors.builder
 def novograd(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.25, eps: Any = 1e-8, weight_decay: Any = None
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.25,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar | None = None,
 ) -> Transform:
     """NovoGrad: p = p - learning_rate m, see `scale_by_novograd`.
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count).
-    - `b1`, `b2`, `eps`, `weight_decay`: as there; b1 and b2 are optax's defaults.
+    - `b1`, `b2`, `eps`, `weight_decay`: see `scale_by_novograd`; b1 and b2 are optax's defaults.
 
-    Raises as `scale_by_novograd`.
-
-    >>> import jax.numpy as jnp
     >>> tx = novograd(1.0)
     >>> g = jnp.array([3.0, -4.0])
     >>> print(tx.update(g, tx.init(g))[0].round(3))
@@ -106,25 +109,26 @@ def novograd(
 
 @errors.builder
 def scale_by_trust_ratio(
-    min_norm: Any = 0.0, trust_coefficient: Any = 1.0, eps: Any = 0.0, weight_decay: Any = 0.0
+    min_norm: Scalar = 0.0,
+    trust_coefficient: Scalar = 1.0,
+    eps: Scalar = 0.0,
+    weight_decay: Scalar = 0.0,
 ) -> Transform:
-    """Updates as long as the params of their leaf, times a coefficient.
+    """Updates with the norm of their leaf's params, times a coefficient.
 
         u = trust_coefficient |p| / (|g| + weight_decay |p| + eps) (g + weight_decay p)
 
-    and u = g + weight_decay p where |p| is zero. A leaf is a layer: splitting one changes the
-    method, and so does stacking layers in one leaf, as `repeat` does, unless `stacked` tells it.
+    and u = g + weight_decay p where |p| is zero. A leaf is a layer: splitting a leaf changes the
+    result. For layers stacked in one leaf, as by `repeat`, use `stacked`.
 
-    - `min_norm`: what both norms are at least.
+    - `min_norm`: the lower bound of both norms.
     - `trust_coefficient`: 1 as in LAMB; LARS has 0.001.
     - `eps`: added to the denominator.
-    - `weight_decay`: LARS's, which measures the gradient and the decay apart. LAMB measures their
-      sum: `add_decayed_weights` before, and 0 here.
+    - `weight_decay`: LARS's, which takes the norms of gradient and decay separately. LAMB takes
+      that of their sum: put `add_decayed_weights` before, and 0 here.
 
-    Raises OptionError for numbers out of range; `update` raises ParamsError without params. You et
-    al. (2017), algorithm 1; You et al. (2020), algorithm 2 with phi the identity.
+    You et al. (2017), algorithm 1; You et al. (2020), algorithm 2 with phi the identity.
 
-    >>> import jax.numpy as jnp
     >>> tx = scale_by_trust_ratio()
     >>> p, g = jnp.array([6.0, 8.0]), jnp.array([0.0, 0.5])
     >>> print(tx.update(g, tx.init(p), p)[0])
@@ -149,27 +153,24 @@ def scale_by_trust_ratio(
 
 @errors.builder
 def lamb(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    mask: Any = None,
+    learning_rate: Scalar | Schedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar | Schedule = 0.0,
+    mask: Mask = None,
 ) -> Transform:
-    """LAMB: AdamW whose step has, in each leaf, the length of the params.
+    """LAMB: AdamW whose step has, in each leaf, the norm of the params.
 
         r = mhat / (sqrt(vhat) + eps) + weight_decay p
         p = p - learning_rate |p| / |r| r
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count). It is the relative
-      change of each leaf.
-    - `b1`, `b2`, `eps`: of the moments, see `scale_by_adam`.
+    - `learning_rate`: a number or a schedule f(count). It is the relative change of each leaf.
+    - `b1`, `b2`, `eps`: see `scale_by_adam`.
     - `weight_decay`, `mask`: see `add_decayed_weights`. The paper trains BERT with 0.01.
 
-    Raises OptionError for numbers out of range; `update` raises ParamsError without params. You et
-    al. (2020), algorithm 2.
+    You et al. (2020), algorithm 2.
 
-    >>> import jax.numpy as jnp
     >>> tx = lamb(0.01)
     >>> p = jnp.array([3.0, 4.0])
     >>> print(tx.update(jnp.array([0.0, 7.0]), tx.init(p), p)[0].round(4))
@@ -185,30 +186,28 @@ def lamb(
 
 @errors.builder
 def lars(
-    learning_rate: Any,
-    weight_decay: Any = 0.0,
-    trust_coefficient: Any = 0.001,
-    eps: Any = 0.0,
-    mask: Any = None,
-    momentum: Any = 0.9,
+    learning_rate: Scalar | Schedule,
+    weight_decay: Scalar = 0.0,
+    trust_coefficient: Scalar = 0.001,
+    eps: Scalar = 0.0,
+    mask: Mask = None,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
 ) -> Transform:
-    """LARS: momentum of gradients that each leaf scales by the length of its params.
+    """LARS: momentum of gradients scaled by the norm of their leaf's params.
 
         v = momentum v + learning_rate eta |p| / (|g| + weight_decay |p| + eps) (g + weight_decay p)
         p = p - v
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count). As in the paper, the
+    - `learning_rate`: a number or a schedule f(count). As in the paper, the
       velocity remembers the rate at which it was gathered.
     - `weight_decay`, `trust_coefficient` (eta), `eps`: see `scale_by_trust_ratio`.
-    - `mask`: the leaves that are decayed and scaled so, see `masked`; the others take the gradient
-      as it is, as is usual for biases and the scales of norms. None is all.
+    - `mask`: the leaves that are decayed and scaled, see `masked`; the others use the plain
+      gradient, as is usual for biases and the scales of norm layers. None is all.
     - `momentum`, `nesterov`: see `trace`.
 
-    Raises OptionError for numbers out of range; `update` raises ParamsError without params. You et
-    al. (2017), algorithm 1.
+    You et al. (2017), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = lars(1.0)
     >>> p = jnp.array([3.0, 4.0])
     >>> print(tx.update(jnp.array([40.0, 30.0]), tx.init(p), p)[0].round(4))
@@ -225,19 +224,17 @@ def lars(
 
 
 @errors.builder
-def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> Transform:
-    """Fromage: steps as long as the params of their leaf, and then back to their length.
+def fromage(learning_rate: Scalar | Schedule, min_norm: Scalar = 1e-6) -> Transform:
+    """Fromage: steps with the norm of their leaf's params, which keep that norm.
 
         p = (p - learning_rate |p| / |g| g) / sqrt(1 + learning_rate^2)
 
-    - `learning_rate`: a number, an array, a tracer, or a schedule f(count). It is the relative
+    - `learning_rate`: a number or a schedule f(count). It is the relative
       change of each leaf, and needs no other value for another architecture; the paper's is 0.01.
-    - `min_norm`: what both norms are at least, so that zero params move.
+    - `min_norm`: the lower bound of both norms, so that zero params move.
 
-    Raises OptionError for numbers out of range; `update` raises ParamsError without params.
     Bernstein et al. (2020), algorithm 1.
 
-    >>> import jax.numpy as jnp
     >>> tx = fromage(0.75)
     >>> p = jnp.array([3.0, 4.0])
     >>> print(tx.update(jnp.array([4.0, -3.0]), tx.init(p), p)[0])  # from (3, 4) to (0, 5)

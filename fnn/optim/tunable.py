@@ -1,4 +1,4 @@
-"""Hyperparameters as data: in the optimizer's state, to be read, replaced and scheduled."""
+"""Hyperparameters in the optimizer's state, to be read, replaced and scheduled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors, trees
+from fnn.core.types import Tree
 from fnn.optim.arithmetic import increment
 from fnn.optim.schedules.curves import real, widest_float
 from fnn.optim.transform import Transform, check_state, check_transform, taking_extra
@@ -23,7 +24,7 @@ class TunableState(NamedTuple):
 
     count: jax.Array
     hyperparams: dict[str, jax.Array]
-    inner_state: Any
+    inner_state: Tree
 
 
 @errors.named
@@ -34,20 +35,19 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
         opt_state.hyperparams["learning_rate"]                                 # read
         opt_state._replace(hyperparams={**opt_state.hyperparams, "b1": 0.8})   # replaced
 
-    Nothing is compiled again for another value, `vmap` over a stacked state trains a population,
-    and the gradient with respect to the state holds that of every hyperparameter. Updates are
-    those of `build` itself.
+    Another value compiles nothing, `vmap` over a stacked state trains a population, and the
+    gradient with respect to the state includes that of every hyperparameter. Updates equal those of
+    `build`.
 
-    - `build`: a builder of a transform; its arguments are `tunable(build)`'s. Each that is a
-      number, defaults included, becomes a scalar in the widest enabled float, under its name. One
-      that is a function from a count to a number is a schedule: every update writes its value
-      anew, so replacing that value is in vain. The rest stays as it is: bools, None, strings,
-      masks, and whole numbers that `build` takes as Python ints alone, since they shape the
-      program.
-    - `static`: names of arguments that stay as they are, whatever they are.
+    - `build`: a builder of a transform; `tunable(build)` takes the same arguments. Each number,
+      defaults included, becomes a scalar in the widest enabled float, under its name. A function
+      from a count to a number is a schedule: every update overwrites its value. Everything else is
+      left alone: bools, None, strings, masks, and whole numbers that `build` takes only as Python
+      ints, since they shape the program.
+    - `static`: names of arguments to leave alone.
 
-    Raises OptionError for arguments that `build` does not have or refuses, ParamsError for a
-    state whose hyperparameters have other names or are no scalars.
+    Raises OptionError for arguments that `build` does not have or refuses, ParamsError for a state
+    whose hyperparameters have other names or are not scalars.
 
     >>> from fnn.optim import sgd
     >>> tx, g = tunable(sgd)(learning_rate=0.1), jnp.ones(1)
@@ -83,7 +83,7 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
             return {name: real(schedule(count)) for name, schedule in schedules.items()}
 
         at_first = scheduled(0)
-        build_with(at_first)  # refuses what the plain form does
+        build_with(at_first)  # raises what `build` raises
         numbers = {
             name: value
             for name, value in free.items()
@@ -93,7 +93,7 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
         def init(params):
             count = jnp.zeros((), jnp.int32)
             hyperparams = {**jax.tree.map(real, numbers), **scheduled(count)}
-            hyperparams = jax.tree.map(jnp.array, hyperparams)  # whose buffers may be donated
+            hyperparams = jax.tree.map(jnp.array, hyperparams)  # copies: they may be donated
             return TunableState(count, hyperparams, build_with(hyperparams).init(params))
 
         def update(grads, opt_state, params=None, **extra):
@@ -118,23 +118,23 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_schedule(value: Any) -> bool:
-    """Whether it is a function that gives a number for a count: no mask and no dtype does."""
+    """Whether it is a function from a count to a number, unlike a mask or a dtype."""
     if isinstance(value, type) or not callable(value):
         return False
     try:
         out = jax.eval_shape(lambda count: jnp.asarray(value(count)), _SCALAR(jnp.int32))
-    except Exception:  # whatever a function of something else raises
+    except Exception:  # a function of something else may raise anything
         return False
     return out.shape == () and out.dtype != jnp.bool_
 
 
 def _takes_traced(build_with: Callable, name: str, others: dict) -> bool:
-    """Whether an argument may be a traced number, as all may but those that shape the program."""
+    """Whether an argument may be a traced number: all but those that shape the program may."""
     try:
         jax.eval_shape(
             lambda value: build_with({**others, name: value}) and None, _SCALAR(widest_float())
         )
-    except Exception:  # of whatever builder: it has taken the number itself before
+    except Exception:  # any builder's; it accepted the plain number before
         return False
     return True
 

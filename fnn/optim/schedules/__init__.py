@@ -4,9 +4,9 @@
 
 Values are in the widest enabled float. Every number, horizons and boundaries included, may be an
 array or a tracer, so `vmap` and `grad` over it work; a horizon to be differentiated is a float.
-Horizons and boundaries that are ints are compared and subtracted as ints: a float32 knows no count
-above 2^24 exactly. Beyond its horizon a schedule stays at its end value, and a horizon of 0 is at
-its end at once. A count may also be an array of counts, to draw the schedule.
+Integer horizons and boundaries are compared and subtracted as ints, since float32 is not exact
+above 2^24. Beyond its horizon a schedule stays at its end value; a horizon of 0 is at its end at
+once. A count may also be an array of counts, for plotting.
 """
 
 from fnn.optim.schedules.joined import (

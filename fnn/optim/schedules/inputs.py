@@ -1,4 +1,4 @@
-"""Checks of the numbers that schedules are made of."""
+"""Checks of the numbers that define schedules."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ import jax.core
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar
 from fnn.optim.schedules.curves import LAST
 
 
-def numbers(**values: Any) -> None:
+def numbers(**values: Scalar) -> None:
     for name, value in values.items():
         checks.number(name, value, -math.inf, math.inf)
 
 
-def horizons(least: Any = 0, **values: Any) -> None:
+def horizons(least: float = 0, **values: Scalar) -> None:
     for name, value in values.items():
         checks.number(name, value, least, LAST)
 
 
-def least_of(value: Any) -> Any:
-    """The bound that a number sets for another; none if it is traced."""
+def least_of(value: Scalar) -> float:
+    """The lower bound that a number sets for another; 0 if it is traced."""
     return 0 if isinstance(value, jax.core.Tracer) else np.asarray(value).item()
 
 
 def rows(name: str, items: Any, boundaries: Any) -> tuple[list, list]:
-    """Items and boundaries as lists, one of the items more, the boundaries in ascending order."""
+    """Items and boundaries as lists: one more item than boundaries, which ascend."""
     items, boundaries = _listed(name, items), _listed("boundaries", boundaries)
     if len(items) != len(boundaries) + 1:
         raise errors.OptionError(
-            f"one of the {name} more than boundaries",
+            f"one more of {name} than of boundaries",
             f"{len(items)} {name} and {len(boundaries)} boundaries",
-            "the first holds before the first boundary, the next from it on",
+            "the first is used before the first boundary, the next from it on",
         )
     if name == "values":
         for i, value in enumerate(items):
@@ -54,5 +55,5 @@ def _listed(name: str, items: Any) -> list:
             f"{name} to be a list or one axis of an array", errors.show(items), "pass a list"
         )
     if vector and not isinstance(items, jax.core.Tracer):
-        items = np.asarray(items)  # under jit, jax would trace its parts
+        items = np.asarray(items)  # under jit, indexing would trace
     return list(items)

@@ -1,32 +1,23 @@
-"""Schedules one after the other: joined, in pieces, and after a warm-up."""
+"""Schedules joined: one after the other, in pieces, and after a warm-up."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.optim.schedules.curves import (
-    Schedule,
-    alike,
-    as_count,
-    curve,
-    line,
-    mix,
-    real,
-    switch,
-    wave,
-)
+from fnn.core.types import Scalar, Schedule
+from fnn.optim.schedules.curves import as_count, as_one_kind, curve, line, mix, real, switch, wave
 from fnn.optim.schedules.inputs import horizons, least_of, numbers, rows
 from fnn.optim.schedules.single import exponential
 
 
 @errors.builder
-def join(schedules: Sequence[Schedule], boundaries: Any) -> Schedule:
-    """One schedule after the other, the next from each boundary on, with a count of its own from 0.
+def join(schedules: Sequence[Schedule], boundaries: Sequence | jax.Array) -> Schedule:
+    """One schedule after the other; at each boundary the next starts, with its own count from 0.
 
     - `schedules`: functions of a count, one more than boundaries.
     - `boundaries`: ascending counts, a sequence or one array [n].
@@ -42,7 +33,7 @@ def join(schedules: Sequence[Schedule], boundaries: Any) -> Schedule:
     def schedule(count):
         value = real(schedules[0](count))
         for boundary, one in zip(boundaries, schedules[1:], strict=True):
-            whole, begin = alike(as_count(count), boundary)
+            whole, begin = as_one_kind(as_count(count), boundary)
             later = real(one(jnp.maximum(whole - begin, 0)))
             value = switch(count, boundary, value, later)
         return value
@@ -51,10 +42,10 @@ def join(schedules: Sequence[Schedule], boundaries: Any) -> Schedule:
 
 
 @errors.builder
-def piecewise_constant(values: Any, boundaries: Any) -> Schedule:
+def piecewise_constant(values: Sequence | jax.Array, boundaries: Sequence | jax.Array) -> Schedule:
     """values[0], and values[i] from boundaries[i - 1] on.
 
-    - `values`: numbers, one more than boundaries, as they are: no factors of one another.
+    - `values`: the values themselves, not factors; one more than boundaries.
     - `boundaries`: ascending counts. Both are sequences, or arrays [n + 1] and [n].
 
     >>> print(piecewise_constant([1.0, 0.1], [2])(jnp.arange(4)))
@@ -72,10 +63,12 @@ def piecewise_constant(values: Any, boundaries: Any) -> Schedule:
 
 
 @errors.builder
-def piecewise_interpolate(values: Any, boundaries: Any, kind: str = "linear") -> Schedule:
-    """From values[0] at count 0 to values[i] at boundaries[i - 1], and between them a curve.
+def piecewise_interpolate(
+    values: Sequence | jax.Array, boundaries: Sequence | jax.Array, kind: str = "linear"
+) -> Schedule:
+    """From values[0] at count 0 to values[i] at boundaries[i - 1], along curves.
 
-    - `values`, `boundaries`: as of `piecewise_constant`.
+    - `values`, `boundaries`: as in `piecewise_constant`.
     - `kind`: "linear", or "cosine", half a cosine between two values.
 
     >>> print(piecewise_interpolate([0.0, 1.0, 0.5], [2, 4])(jnp.arange(6)))
@@ -88,12 +81,12 @@ def piecewise_interpolate(values: Any, boundaries: Any, kind: str = "linear") ->
 
 @errors.builder
 def one_cycle(
-    transition_steps: Any,
-    peak_value: Any,
-    pct_start: Any = 0.3,
-    pct_final: Any = None,
-    div_factor: Any = 25.0,
-    final_div_factor: Any = 1e4,
+    transition_steps: Scalar,
+    peak_value: Scalar,
+    pct_start: Scalar = 0.3,
+    pct_final: Scalar | None = None,
+    div_factor: Scalar = 25.0,
+    final_div_factor: Scalar = 1e4,
     kind: str = "cosine",
 ) -> Schedule:
     """Up to peak_value and down again, for super-convergence.
@@ -102,9 +95,8 @@ def one_cycle(
     first value / final_div_factor.
 
     - `transition_steps`: T, at least 0.
-    - `pct_start`, `pct_final`: shares of T, in [0, 1]. With a `pct_final` the first value is
-      reached again there, and the rest is a third phase: the paper's form. None is the form of
-      PyTorch, as are the defaults.
+    - `pct_start`, `pct_final`: shares of T, in [0, 1]. With `pct_final`, the value is back at the
+      first there, and a third phase follows, as in the paper. None and the defaults are PyTorch's.
     - `div_factor`, `final_div_factor`: at least 1.
     - `kind`: "cosine" or "linear", the paper's.
 
@@ -137,7 +129,7 @@ def one_cycle(
 
 
 @errors.builder
-def warmup_constant(init_value: Any, peak_value: Any, warmup_steps: Any) -> Schedule:
+def warmup_constant(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
     """A straight line from init_value to peak_value in warmup_steps, at least 0; then peak_value.
 
     >>> print(warmup_constant(0.0, 1.0, 2)(jnp.arange(4)))
@@ -150,11 +142,15 @@ def warmup_constant(init_value: Any, peak_value: Any, warmup_steps: Any) -> Sche
 
 @errors.builder
 def warmup_linear(
-    init_value: Any, peak_value: Any, warmup_steps: Any, decay_steps: Any, end_value: Any = 0.0
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    decay_steps: Scalar,
+    end_value: Scalar = 0.0,
 ) -> Schedule:
     """A straight line from init_value to peak_value, and another one to end_value.
 
-    - `warmup_steps`: of the first line. `decay_steps`: of both together.
+    - `warmup_steps`: the first line's. `decay_steps`: both lines' together.
 
     >>> print(warmup_linear(0.0, 1.0, 2, 6)(jnp.arange(8)))
     [0.   0.5  1.   0.75 0.5  0.25 0.   0.  ]
@@ -172,17 +168,17 @@ def warmup_linear(
 
 @errors.builder
 def warmup_cosine(
-    init_value: Any,
-    peak_value: Any,
-    warmup_steps: Any,
-    decay_steps: Any,
-    end_value: Any = 0.0,
-    exponent: Any = 1.0,
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    decay_steps: Scalar,
+    end_value: Scalar = 0.0,
+    exponent: Scalar = 1.0,
 ) -> Schedule:
     """A straight line from init_value to peak_value, and half a cosine to end_value.
 
-    - `warmup_steps`: of the line. `decay_steps`: of both together.
-    - `exponent`: as of `cosine`.
+    - `warmup_steps`: the line's. `decay_steps`: both together.
+    - `exponent`: as in `cosine`.
 
     >>> print(warmup_cosine(0.0, 100.0, 2, 6)(jnp.arange(8)).round())
     [  0.  50. 100.  85.  50.  15.   0.   0.]
@@ -193,7 +189,7 @@ def warmup_cosine(
     horizons(least_of(warmup_steps), decay_steps=decay_steps)
 
     def schedule(count):
-        end, begin = alike(decay_steps, warmup_steps)
+        end, begin = as_one_kind(decay_steps, warmup_steps)
         left = wave(count, warmup_steps, end - begin, exponent)
         warm = line(count, 0, warmup_steps, init_value, peak_value)
         return switch(count, warmup_steps, warm, mix(left, peak_value, end_value))
@@ -203,19 +199,19 @@ def warmup_cosine(
 
 @errors.builder
 def warmup_exponential(
-    init_value: Any,
-    peak_value: Any,
-    warmup_steps: Any,
-    transition_steps: Any,
-    decay_rate: Any,
-    transition_begin: Any = 0,
+    init_value: Scalar,
+    peak_value: Scalar,
+    warmup_steps: Scalar,
+    transition_steps: Scalar,
+    decay_rate: Scalar,
+    transition_begin: Scalar = 0,
     staircase: bool = False,
-    end_value: Any = None,
+    end_value: Scalar | None = None,
 ) -> Schedule:
     """A straight line from init_value to peak_value, and `exponential` from there.
 
-    - `warmup_steps`: of the line, at least 0.
-    - the others: as of `exponential`, whose counts begin when the line ends.
+    - `warmup_steps`: the line's, at least 0.
+    - the others: as in `exponential`, whose count starts when the line ends.
 
     >>> print(warmup_exponential(0.0, 1.0, 2, 1, 0.5)(jnp.arange(5)))
     [0.   0.5  1.   0.5  0.25]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.schedules.curves import (
     LAST,
-    Schedule,
-    alike,
     as_count,
+    as_one_kind,
     bend,
     line,
     mix,
@@ -28,7 +27,7 @@ from fnn.optim.schedules.inputs import horizons, numbers
 
 
 @errors.builder
-def constant(value: Any) -> Schedule:
+def constant(value: Scalar) -> Schedule:
     """The same value at every count.
 
     >>> print(constant(0.1)(5))
@@ -40,11 +39,11 @@ def constant(value: Any) -> Schedule:
 
 @errors.builder
 def linear(
-    init_value: Any, end_value: Any, transition_steps: Any, transition_begin: Any = 0
+    init_value: Scalar, end_value: Scalar, transition_steps: Scalar, transition_begin: Scalar = 0
 ) -> Schedule:
     """A straight line: init_value + (end_value - init_value) (count - B) / T, for T steps from B.
 
-    - `transition_steps`: T, at least 0. `transition_begin`: B, how many steps it waits.
+    - `transition_steps`: T, at least 0. `transition_begin`: B, the steps before it starts.
 
     >>> print(linear(1.0, 0.0, 4)(jnp.arange(6)))
     [1.   0.75 0.5  0.25 0.   0.  ]
@@ -56,12 +55,16 @@ def linear(
 
 @errors.builder
 def polynomial(
-    init_value: Any, end_value: Any, power: Any, transition_steps: Any, transition_begin: Any = 0
+    init_value: Scalar,
+    end_value: Scalar,
+    power: Scalar,
+    transition_steps: Scalar,
+    transition_begin: Scalar = 0,
 ) -> Schedule:
     """end_value + (init_value - end_value) (1 - (count - B) / T)^power, for T steps from B.
 
     - `power`: at least 0; 1 is `linear`.
-    - `transition_steps`: T, at least 0. `transition_begin`: B, how many steps it waits.
+    - `transition_steps`: T, at least 0. `transition_begin`: B, the steps before it starts.
 
     >>> print(polynomial(1.0, 0.0, 2, 4)(jnp.arange(6)))
     [1.     0.5625 0.25   0.0625 0.     0.    ]
@@ -79,21 +82,21 @@ def polynomial(
 
 @errors.builder
 def exponential(
-    init_value: Any,
-    transition_steps: Any,
-    decay_rate: Any,
-    transition_begin: Any = 0,
+    init_value: Scalar,
+    transition_steps: Scalar,
+    decay_rate: Scalar,
+    transition_begin: Scalar = 0,
     staircase: bool = False,
-    end_value: Any = None,
+    end_value: Scalar | None = None,
 ) -> Schedule:
     """init_value decay_rate^((count - B) / T), from count B on.
 
-    - `transition_steps`: T, at least 1: how many steps multiply the value by decay_rate once. A
-      traced one below 1 counts as 1.
-    - `decay_rate`: at least 0. `transition_begin`: B, how many steps it waits.
-    - `staircase`: hold the value for T steps, the exponent being rounded down.
-    - `end_value`: where it stops: the least value for a rate below 1, else the largest. None is
-      nowhere.
+    - `transition_steps`: T, at least 1: the steps per factor of decay_rate. A traced one below 1
+      counts as 1.
+    - `decay_rate`: at least 0. `transition_begin`: B, the steps before it starts.
+    - `staircase`: hold the value for T steps: the exponent is rounded down.
+    - `end_value`: the bound of the value: the lowest for a rate below 1, else the highest. None
+      sets none.
 
     >>> print(exponential(1.0, 2, 0.25)(jnp.arange(5)))
     [1.     0.5    0.25   0.125  0.0625]
@@ -106,7 +109,7 @@ def exponential(
         numbers(end_value=end_value)
 
     def schedule(count):
-        count, begin, steps = alike(as_count(count), transition_begin, transition_steps)
+        count, begin, steps = as_one_kind(as_count(count), transition_begin, transition_steps)
         passed, steps = jnp.maximum(count - begin, 0), jnp.maximum(steps, 1)
         if staircase:
             times = real(jax.lax.stop_gradient(jnp.floor_divide(passed, steps)))
@@ -123,7 +126,9 @@ def exponential(
 
 
 @errors.builder
-def cosine(init_value: Any, decay_steps: Any, alpha: Any = 0.0, exponent: Any = 1.0) -> Schedule:
+def cosine(
+    init_value: Scalar, decay_steps: Scalar, alpha: Scalar = 0.0, exponent: Scalar = 1.0
+) -> Schedule:
     """Half a cosine: init_value (alpha + (1 - alpha) ((1 + cos(pi count / T)) / 2)^exponent).
 
     - `decay_steps`: T, at least 0. `alpha`: the end value, as a share of the first.
@@ -145,11 +150,13 @@ def cosine(init_value: Any, decay_steps: Any, alpha: Any = 0.0, exponent: Any = 
 
 
 @errors.builder
-def restarts(init_value: Any, decay_steps: Any, t_mult: Any = 1, alpha: Any = 0.0) -> Schedule:
-    """SGDR: `cosine` again and again, each cycle `t_mult` times as long as the one before.
+def restarts(
+    init_value: Scalar, decay_steps: Scalar, t_mult: Scalar = 1, alpha: Scalar = 0.0
+) -> Schedule:
+    """SGDR: `cosine` repeated, each cycle `t_mult` times as long as the last.
 
-    - `decay_steps`: how many steps the first cycle takes, at least 1; as of `exponential`.
-    - `t_mult`: a whole number of at least 1; the paper likes 1 and 2.
+    - `decay_steps`: the first cycle's length, at least 1. A traced one below 1 counts as 1.
+    - `t_mult`: a whole number, at least 1; the paper uses 1 and 2.
     - `alpha`: the value at the end of a cycle, as a share of init_value.
 
     Loshchilov & Hutter (2017), section 3.
@@ -163,12 +170,12 @@ def restarts(init_value: Any, decay_steps: Any, t_mult: Any = 1, alpha: Any = 0.
         raise errors.OptionError("t_mult to be a whole number", errors.show(t_mult), "pass an int")
 
     def schedule(count):
-        count, steps = alike(as_count(count), decay_steps)
+        count, steps = as_one_kind(as_count(count), decay_steps)
         length = jnp.broadcast_to(jnp.maximum(steps, 1), count.shape)
         times = jnp.maximum(as_dtype(t_mult, length.dtype), 1)
         limit = as_dtype(LAST, length.dtype)
 
-        def restart(_, cycle):  # `length` stops where its product would overflow, `whole` does not
+        def restart(_, cycle):  # `length` saturates instead of overflowing, `whole` does not
             passed, length, whole = cycle
             over = passed >= length
             longer = jnp.where(length > limit // times, limit, length * times), whole * real(times)
@@ -184,13 +191,12 @@ def restarts(init_value: Any, decay_steps: Any, t_mult: Any = 1, alpha: Any = 0.
 
 
 @errors.builder
-def inverse_sqrt(peak_value: Any, warmup_steps: Any, init_value: Any = 0.0) -> Schedule:
+def inverse_sqrt(peak_value: Scalar, warmup_steps: Scalar, init_value: Scalar = 0.0) -> Schedule:
     """peak_value sqrt(W / count), after a straight line from init_value to peak_value in W steps.
 
-    - `warmup_steps`: W, at least 0, which is as 1 but without the line.
+    - `warmup_steps`: W, at least 0; 0 is like 1 without the line.
 
-    Vaswani et al. (2017), equation 3, where the step is this count and peak_value is
-    (d_model W)^(-1/2).
+    Vaswani et al. (2017), equation 3, with step = count and peak_value = (d_model W)^(-1/2).
 
     >>> print(inverse_sqrt(1.0, 4)(jnp.array([0, 2, 4, 16])))
     [0.  0.5 1.  0.5]
@@ -200,7 +206,7 @@ def inverse_sqrt(peak_value: Any, warmup_steps: Any, init_value: Any = 0.0) -> S
 
     def schedule(count):
         first = jnp.maximum(jnp.asarray(warmup_steps), 1)
-        later = real(first) / real(jnp.maximum(*alike(as_count(count), first)))
+        later = real(first) / real(jnp.maximum(*as_one_kind(as_count(count), first)))
         warm = line(count, 0, warmup_steps, init_value, peak_value)
         return switch(count, warmup_steps, warm, real(peak_value) * jnp.sqrt(later))
 

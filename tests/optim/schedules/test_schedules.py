@@ -551,7 +551,7 @@ REFUSED = [
     (lambda: schedules.one_cycle(10, 1.0, 0.5, 0.3), "one_cycle: expected pct_final in .0.5"),
     (lambda: schedules.one_cycle(10, 1.0, div_factor=0), "one_cycle: expected div_factor"),
     (lambda: schedules.one_cycle(10, 1.0, kind="cos"), "one_cycle: expected kind"),
-    (lambda: schedules.piecewise_constant([1.0], [1]), "one of the values more than boundaries"),
+    (lambda: schedules.piecewise_constant([1.0], [1]), "one more of values than of boundaries"),
     (lambda: schedules.piecewise_constant([1.0, 2.0, 3.0], [5, 4]), r"boundaries\[1\] in .5"),
     (lambda: schedules.piecewise_constant([1.0, "a"], [5]), r"values\[1\] to be a number"),
     (lambda: schedules.piecewise_constant({0: 1.0}, [5]), "values to be a list"),
