@@ -8,8 +8,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 from fnn import optim
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_adam import ROWS
 from tests.optim.support import updates_of
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 @pytest.mark.parametrize("rule", ["adam", "amsgrad"])

@@ -6,7 +6,11 @@ import optax
 from numpy.testing import assert_allclose
 
 from fnn import optim
+from tests.optim.contract import contract
+from tests.optim.rows_adam_nesterov import ROWS
 from tests.optim.support import updates_of
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_adan_weighs_the_change_by_b2():

@@ -9,8 +9,12 @@ import optax
 from numpy.testing import assert_allclose
 
 from fnn import optim
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_adam_second_moment import ROWS
 from tests.optim.support import updates_of
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_radam_begins_as_momentum_and_ends_as_adam():
@@ -42,6 +46,6 @@ def test_radams_derivative_by_b2():
     def total(lib, b2):
         return jnp.sum(run(lib.scale_by_radam(b2=b2), g, {"w": jnp.zeros(1)})["w"])
 
-    assert jax.grad(partial(total, optim))(0.999) == 0  # momentum alone
+    assert jax.jit(jax.grad(partial(total, optim)))(0.999) == 0  # momentum alone
     with jax.numpy_dtype_promotion("standard"):
-        assert np.isnan(jax.grad(partial(total, optax))(0.999))
+        assert np.isnan(jax.jit(jax.grad(partial(total, optax)))(0.999))

@@ -10,7 +10,11 @@ import pytest
 import fnn
 from fnn import errors
 from tests.optim import rows_averaging
+from tests.optim.contract import contract
+from tests.optim.rows_averaging import ROWS
 from tests.optim.support import f32, same
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def iterates(tx, grads, params):

@@ -13,6 +13,11 @@ import fnn
 from fnn import errors
 from fnn.optim import constraints
 from tests.optim import rows_constraints
+from tests.optim.contract import contract
+from tests.optim.rows_constraints import ROWS
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
+
 
 arrays = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=5).map(np.float32)
 

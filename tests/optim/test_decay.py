@@ -5,6 +5,11 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.optim.contract import contract
+from tests.optim.rows_decay import ROWS
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
+
 
 o, sgd = fnn.optim, fnn.optim.sgd(0.1)
 

@@ -121,3 +121,15 @@ def test_60_steps_agree_or_are_in_the_table(name):
         np.allclose(got[k], want[k], rtol=1e-7, atol=1e-9 * np.abs(want[k]).max()) for k in got
     )
     assert agree != any(name in words(row[0]) for row in table("Steps"))
+
+
+def test_every_difference_from_optax_is_run():
+    """Each row of the table names a test that stands in this folder."""
+    heads = ("| method", "| ---")
+    lines = TEXT.split("## Arguments")[0].splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith(heads)]
+    named = [re.fullmatch(r".*\| `(test_\w+)` \|", row) for row in rows]
+    assert len(rows) > 30 and all(named)
+    tests = "".join(f.read_text() for f in pathlib.Path(__file__).parents[1].rglob("test_*.py"))
+    missing = [m.group(1) for m in named if m and f"def {m.group(1)}(" not in tests]
+    assert not missing

@@ -10,7 +10,11 @@ import pytest
 
 from fnn import optim
 from tests.optim import rows_factored
+from tests.optim.contract import contract
+from tests.optim.rows_factored import ROWS
 from tests.optim.support import first_update, normal, steps
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_sm3_of_a_vector_or_a_scalar_is_adagrad():

@@ -10,7 +10,11 @@ from numpy.testing import assert_allclose
 
 import fnn
 from fnn import errors, optim
+from tests.optim.contract import contract
+from tests.optim.rows_lbfgs import ROWS
 from tests.optim.support import check_runs, minimized, seeds
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_lbfgs_of_complex_params_is_that_of_their_parts():
@@ -18,15 +22,17 @@ def test_lbfgs_of_complex_params_is_that_of_their_parts():
         return jnp.sum(jnp.abs(jnp.asarray([[1, -2], [3j, 4]]) @ z) ** 1.5)
 
     def steps(f, x, number):
-        tx, seen = optim.lbfgs(), []
-        opt_state = tx.init(x)
-        for _ in range(number):
+        tx = optim.lbfgs()
+
+        def step(carry, _):
+            x, opt_state = carry
             value, g = jax.value_and_grad(f)(x)
             g = jnp.conj(g)
             u, opt_state = tx.update(g, opt_state, x, value=value, grad=g, value_fn=f)
             x = optim.apply_updates(x, u)
-            seen.append(x)
-        return jnp.stack(seen)
+            return (x, opt_state), x
+
+        return jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), None, number)[1])(x)
 
     with jax.enable_x64(True):
         z = jnp.asarray([1 - 1j, 1j])

@@ -9,7 +9,12 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.optim.contract import contract
+from tests.optim.rows_masking import ROWS
 from tests.optim.support import same, steps_of
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
+
 
 PARAMS = {
     "conv1": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},

@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 import fnn
 from fnn import errors, optim
 from tests.optim import rows_muon
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_muon import ROWS
 from tests.optim.support import seeds
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_five_steps_take_singular_values_near_one():

@@ -7,6 +7,10 @@ import optax
 import optax.contrib
 
 from fnn import optim
+from tests.optim.contract import contract
+from tests.optim.rows_polyak import ROWS
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_polyaks_step_is_scaled_and_not_cut():

@@ -7,7 +7,11 @@ import pytest
 
 import fnn
 from fnn import errors, optim
+from tests.optim.contract import contract
+from tests.optim.rows_prodigy import ROWS
 from tests.optim.support import minimized
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_prodigy_finds_the_distance():

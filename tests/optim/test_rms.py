@@ -9,8 +9,12 @@ from numpy.testing import assert_allclose
 
 from fnn import optim
 from tests.optim import rows_rms
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_rms import ROWS
 from tests.optim.support import normal, steps
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 @pytest.mark.parametrize("centered", [False, True])

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 import fnn
 from fnn import errors
 from fnn.testing import optimizers as kit
+from tests.optim.contract import contract
+from tests.optim.rows_safety import ROWS
 from tests.optim.support import f32, same
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
+
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,7 +10,11 @@ import pytest
 import fnn
 from fnn import errors, optim
 from tests.optim import rows_schedule_free
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_schedule_free import ROWS
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_schedule_free_reads_the_schedule_from_zero():

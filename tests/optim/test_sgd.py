@@ -4,6 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnn
+from tests.optim.contract import contract
+from tests.optim.rows_sgd import ROWS
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_small_rates_of_large_float16_gradients():

@@ -6,7 +6,11 @@ from numpy.testing import assert_allclose
 
 from fnn import optim
 from tests.optim import oracles
+from tests.optim.contract import contract
+from tests.optim.rows_sign import ROWS
 from tests.optim.support import updates_of
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_rprop_moves_by_the_gradient_it_was_given():

@@ -13,8 +13,12 @@ import fnn
 from fnn import errors, optim
 from fnn.optim.soap import inverse_fourth_root
 from tests.optim import rows_soap
+from tests.optim.contract import contract
 from tests.optim.rows import run
+from tests.optim.rows_soap import ROWS
 from tests.optim.support import minimized, seeds
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 @given(seed=seeds, equal=st.booleans())

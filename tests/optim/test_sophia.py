@@ -8,7 +8,11 @@ import pytest
 import fnn
 from fnn import errors, optim
 from fnn.optim.sophia import hutchinson
+from tests.optim.contract import contract
+from tests.optim.rows_sophia import ROWS
 from tests.optim.support import check_runs, minimized
+
+test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_sophia_is_newtons_method_on_a_diagonal_quadratic():

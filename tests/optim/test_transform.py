@@ -13,9 +13,13 @@ from numpy.testing import assert_allclose
 
 import fnn
 from fnn import errors, optim
-from tests.optim import rows_adam, rows_sgd
+from tests.optim import rows_adam, rows_sgd, rows_transform
+from tests.optim.contract import contract
 from tests.optim.support import f32, same, steps_of
 from tests.support import assert_close
+
+test_formula, test_optax, test_contract, test_missing_params = contract(rows_transform.ROWS)
+
 
 STEPS = 50
 

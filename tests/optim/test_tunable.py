@@ -161,10 +161,12 @@ def test_gradients_by_the_state_are_those_by_the_arguments():
     params, grads = tree(), tree(seed=1)
 
     def total(tx, opt_state):
-        for i in range(3):  # gradients that change: of equal ones Adam's b1 and b2 cancel
-            g = jax.tree.map(lambda g, i=i: g + jnp.asarray(i, g.dtype), grads)
+        def step(opt_state, i):  # gradients that change: of equal ones Adam's b1 and b2 cancel
+            g = jax.tree.map(lambda g: g + i.astype(g.dtype), grads)
             updates, opt_state = tx.update(g, opt_state, params)
-        return sum(jnp.sum(u**2) for u in jax.tree.leaves(updates))
+            return opt_state, sum(jnp.sum(u**2) for u in jax.tree.leaves(updates))
+
+        return jax.lax.scan(step, opt_state, jnp.arange(3))[1][-1]
 
     def plain(options):
         return total(adam(**options), adam(**options).init(params))
