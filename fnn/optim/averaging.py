@@ -203,10 +203,10 @@ def averaged_params(opt_state: Tree, params: Tree) -> Tree:
         )
     (node,) = found
     mean = plain(node.average if isinstance(node, AverageState) else node.slow)
-    return _in_place(mean, params)
+    return _like_params(mean, params)
 
 
-def _in_place(part: Tree, params: Tree) -> Tree:
+def _like_params(part: Tree, params: Tree) -> Tree:
     """The leaves of `part` in the dtypes of params, or those of params where it has None."""
 
     def one(a, p):

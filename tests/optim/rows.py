@@ -1,7 +1,7 @@
 """A row of the table of optimizers: how to build one, its float64 oracle, its legal options.
 
-Rows stand in rows_*.py, one file a family, and test_optimizers.py drives each through the same
-tests. An oracle is NumPy alone, written from the paper.
+The rows of fnn/optim/<module>.py and their oracles are in rows_<module>.py; test_<module>.py drives
+each through the same tests (contract.py). An oracle is NumPy alone, written from the paper.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Adam and AMSGrad: published facts, and where optax differs."""
+"""Adam, AMSGrad and Adamax: the contract, published facts, and where optax differs."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Adan by hand."""
+"""NAdam and Adan: the contract, and Adan by hand."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""RAdam and Yogi: closed forms, and where optax differs."""
+"""RAdam, AdaBelief and Yogi: the contract, closed forms, and where optax differs."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Weight decay."""
+"""Decoupled weight decay: the contract, and what is refused."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Optimistic gradient descent and Adam."""
+"""Optimistic gradient descent and Adam: the contract."""
 
 from tests.optim.contract import contract
 from tests.optim.rows_optimistic import ROWS

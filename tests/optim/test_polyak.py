@@ -1,4 +1,4 @@
-"""Polyak's step."""
+"""Polyak's step: the contract, and where optax differs."""
 
 import jax
 import jax.numpy as jnp

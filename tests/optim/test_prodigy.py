@@ -1,4 +1,4 @@
-"""Prodigy's distance."""
+"""Prodigy: the contract, and the distance it finds."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Gradient descent in narrow dtypes."""
+"""Gradient descent and its momentum: the contract, and narrow dtypes."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""Rprop by hand, and the sign of complex numbers."""
+"""signSGD, Signum, Lion and Rprop: the contract, and Rprop by hand."""
 
 import jax
 import optax
