@@ -557,7 +557,7 @@ REFUSED = [
     (lambda: schedules.piecewise_constant({0: 1.0}, [5]), "values to be a list"),
     (lambda: schedules.piecewise_interpolate([1.0, 2.0], 5), "boundaries to be a list"),
     (lambda: schedules.piecewise_interpolate([1.0, 2.0], [5], "cos"), "expected kind"),
-    (lambda: schedules.join([schedules.constant(1.0)], [5]), "join: expected one more of schedules"),
+    (lambda: schedules.join([schedules.constant(1.0)], [5]), "join: expected one more of sch"),
     (lambda: schedules.join([1.0], []), "join: expected schedules to be a function"),
     (lambda: schedules.linear(1.0, 0.0, 5)("a"), "a count of updates"),
     (lambda: schedules.linear(1.0, 0.0, 5)(2**31), "a count of updates"),
