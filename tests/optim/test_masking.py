@@ -46,7 +46,7 @@ def test_every_spelling_of_a_mask(mask):
     for _ in range(2):
         updates, opt_state = tx.update(PARAMS, opt_state)
     np.testing.assert_allclose(updates["conv1"]["kernel"], 1.9, rtol=1e-6)
-    for path, u in fnn.tree.flatten(updates).items():
+    for path, u in fnn.tree.to_paths(updates).items():
         assert path == "conv1/kernel" or (u == 1).all()
 
 
@@ -105,7 +105,7 @@ def test_masks_nest():
     inner = fnn.optim.masked(fnn.optim.sgd(0.5), "*/bias")
     tx = fnn.optim.masked(inner, "norm/*")
     updates, _ = tx.update(PARAMS, tx.init(PARAMS))
-    moved = {path for path, u in fnn.tree.flatten(updates).items() if (u != 1).any()}
+    moved = {path for path, u in fnn.tree.to_paths(updates).items() if (u != 1).any()}
     assert moved == {"norm/bias"}
 
 
@@ -118,7 +118,7 @@ def test_masks_of_either_library_hold_the_others(outer):
     ))  # fmt: skip
     tx = of_outer.masked(inner, {"conv1": True, "norm": False})
     updates, _ = tx.update(PARAMS, tx.init(PARAMS))
-    moved = {path for path, u in fnn.tree.flatten(updates).items() if (u != 1).any()}
+    moved = {path for path, u in fnn.tree.to_paths(updates).items() if (u != 1).any()}
     assert moved == {"conv1/bias"}
 
 
@@ -134,7 +134,7 @@ def test_partition_gives_each_leaf_to_its_label():
     opt_state = tx.init(PARAMS)
     assert sorted(opt_state.inner_states) == sorted(transforms)
     updates, _ = jax.jit(tx.update)(PARAMS, opt_state, PARAMS)
-    flat = fnn.tree.flatten(updates)
+    flat = fnn.tree.to_paths(updates)
     assert (flat["conv1/kernel"] == -1).all()
     assert (flat["conv1/bias"] == -1).all()
     np.testing.assert_allclose(flat["norm/scale"], -0.1, rtol=1e-6)
@@ -176,14 +176,14 @@ def test_masks_by_kind():
     params, _ = net.init(jax.random.key(0), (1, 4))
     mask = fnn.optim.of_kind(specs, "kernel")
     assert jax.tree.structure(mask) == jax.tree.structure(params)
-    chosen = {path for path, keep in fnn.tree.flatten(mask).items() if keep}
+    chosen = {path for path, keep in fnn.tree.to_paths(mask).items() if keep}
     assert chosen == {path for path in fnn.tree.paths(params) if "kernel" in path}
     assert len(chosen) == 3  # gain and direction stand where a kernel stood
-    both = fnn.tree.flatten(fnn.optim.of_kind(specs, "bias", "scale"))
+    both = fnn.tree.to_paths(fnn.optim.of_kind(specs, "bias", "scale"))
     assert {p for p, keep in both.items() if keep} == set(both) - chosen
     tx = fnn.optim.add_decayed_weights(0.1, mask)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    assert {p for p, u in fnn.tree.flatten(updates).items() if (u != 0).any()} == chosen
+    assert {p for p, u in fnn.tree.to_paths(updates).items() if (u != 0).any()} == chosen
 
 
 def test_kinds_that_there_are_not():
