@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.peers import torch_place
 from benchmarks.task import Call, Contender, Missing
 
 CHANNELS_FIRST = {2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}  # of kernels, by rank
@@ -235,13 +236,12 @@ def torch(case: Case) -> Call:
     """PyTorch, eager, images channels_last"""
     import torch
 
-    torch.set_flush_denormal(True)  # as XLA does
+    place = torch_place()
     made = making(case, "torch")(torch.nn, case.shapes[0][-1], case.n)
     model, call = made if isinstance(made, tuple) else (made, lambda model, *xs: model(*xs))
     weights, xs = arrays(case)
     if case.transposed:
         weights["kernel"] = weights["kernel"][::-1, ::-1].swapaxes(-1, -2)
-    place = "cuda" if torch.cuda.is_available() else "cpu"
     params = dict(model.named_parameters())
     with torch.no_grad():
         for path, p in params.items():
@@ -264,12 +264,17 @@ def torch(case: Case) -> Call:
     return run
 
 
+def on_host(leaf: Any) -> Any:
+    """What NumPy takes: PyTorch's tensors on a GPU it does not."""
+    return leaf.cpu() if hasattr(leaf, "cpu") else leaf
+
+
 def numbers(contender: Contender, case: Case) -> list[float]:
     """The value and the norm of each group of gradients, without dropout: masks cannot agree."""
     import numpy as np
 
     case = case if case.rate is None else replace(case, rate=0.0)
     value, grads, *_ = contender(case)()
-    groups = [[np.asarray(leaf, "float64") for leaf in leaves] for leaves in grads]
+    groups = [[np.asarray(on_host(leaf), "float64") for leaf in leaves] for leaves in grads]
     norms = (sum(float(np.square(leaf).sum()) for leaf in leaves) ** 0.5 for leaves in groups)
     return [float(value), *norms]

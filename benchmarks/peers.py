@@ -6,11 +6,12 @@ Each takes a case of `networks.py` and returns the call that makes one step with
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.networks import RATE, Case, arrays, batches, build, cross_entropy, loop, weights
-from benchmarks.task import Call
+from benchmarks.task import EXACT, Call
 
 
 def stax(case: Case) -> Call:
@@ -265,11 +266,20 @@ def torch_network(case: Case) -> Any:
     return nn.Sequential(*layers)
 
 
+def torch_place() -> str:
+    """Where PyTorch runs, with its arithmetic set to what XLA does unasked."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    tf32 = EXACT not in os.environ  # as XLA does, where there is any
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def torch_training(model: Any, case: Case) -> Call:
     import torch
 
-    torch.set_flush_denormal(True)  # as XLA does
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch_place()
     model = model.to(place).to(memory_format=torch.channels_last)  # pyright: ignore
     optimizer = torch.optim.Adam(model.parameters(), RATE, fused=True)
     loss = torch.nn.CrossEntropyLoss()

@@ -93,15 +93,18 @@ def state(verdict: Mapping[str, Any]) -> str:
     return f"{line}. {verdict['why']}".rstrip(". ") + "."
 
 
-def table(rows: Mapping[str, Row], baseline: str, samples: int | None = None) -> str:
+def table(
+    rows: Mapping[str, Row], baseline: str, samples: int | None = None, first: bool = True
+) -> str:
     """The rows as aligned Markdown, fastest first; then those without times, with the reason.
 
-    With the `samples` of a call, its median is also how many of them a second."""
+    With the `samples` of a call, its median is also how many of them a second. `first`: with the
+    first call, which was timed alone."""
     timed = {name: row for name, row in rows.items() if "seconds" in row}
     references = [r for r in dict.fromkeys((baseline, "fnn")) if r in timed]
     head = ["contender", "median", "quartiles", "fastest", *(f"/ {r}" for r in references)]
     head += ["samples / s"] if samples else []
-    cells = [[*head, "first call", "peak memory"]]
+    cells = [[*head, *["first call"][:first], "peak memory"]]
     for name, row in sorted(timed.items(), key=lambda item: median(item[1]["seconds"])):
         times = row["seconds"]
         low, middle, high = quantiles(times, n=4, method="inclusive") if times[1:] else times * 3
@@ -109,7 +112,8 @@ def table(rows: Mapping[str, Row], baseline: str, samples: int | None = None) ->
             [name, duration(middle), f"{duration(low)} to {duration(high)}", duration(min(times))]
             + [f"{ratio(times, timed[r]['seconds']):.2f}" for r in references]
             + ([f"{samples / middle:,.0f}"] if samples else [])
-            + [duration(row["first_call"]), f"{row['peak_mib']:.0f} MiB"]
+            + [duration(row["first_call"])][:first]
+            + [f"{row['peak_mib']:.0f} MiB"]
         )
     lines = aligned(cells)
     lines += [""] if any("seconds" not in row for row in rows.values()) else []
@@ -147,12 +151,27 @@ def pair_table(cases: Mapping[str, Mapping[str, Row]], pairs: Mapping[str, str])
     return "\n".join([*aligned(cells), *([""] if failed else []), *failed])
 
 
+def heading(task: str, platform: str) -> str:
+    return task if platform == "cpu" else f"{task} on {platform.upper()}"
+
+
 def section(result: Mapping[str, Any]) -> str:
     """One task's part of the report."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    kept, alone = result.get("fresh") == 0, result.get("jobs", 1) == 1
+    counts = sorted(
+        {
+            len(row["seconds"])
+            for rows in result["cases"].values()
+            for row in rows.values()
+            if row.get("seconds")
+        }
+    )
+    rounds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else result["rounds"]
+    how = f"{' (quick)' if result['quick'] else ''}{' of the same processes' if kept else ''}"
     lines = [
-        f"## {result['task']}: {result['title']}\n",
-        f"{result['device']}; {result['rounds']} rounds{' (quick)' if result['quick'] else ''}, "
+        f"## {heading(result['task'], result['platform'])}: {result['title']}\n",
+        f"{result['device']}; {rounds} rounds{how}, "
         f"{result['when']}, load average {result['load'][0]:.1f} before and "
         f"{result['load'][1]:.1f} after, commit {result['commit']}. {versions}.\n",
     ]
@@ -164,7 +183,8 @@ def section(result: Mapping[str, Any]) -> str:
         goals = [goal for goal in goals if goal["met"] is False]
     else:
         for case, rows in result["cases"].items():
-            lines += [f"### {case}\n", table(rows, result["baseline"], samples.get(case)) + "\n"]
+            rows = table(rows, result["baseline"], samples.get(case), alone)
+            lines += [f"### {case}\n", rows + "\n"]
     lines += ["### Goals\n", *(f"- {state(v)}" for v in goals), ""] if goals else []
     lines += [f"`{name}`: {legend}.  " for name, legend in result["legends"].items()]
     return "\n".join(lines)
@@ -181,7 +201,7 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     (results / name).write_text(json.dumps(result, indent=1) + "\n")
     there = [json.loads(file.read_text()) for file in results.glob("*.json")]
     parts = {(one["task"], one["platform"]): section(one) for one in there}
-    timed = {task for task, _ in parts}
+    timed = {heading(*key) for key in parts}
     for part in path.read_text().split("\n## ")[1:] if path.exists() else ():
         task = part.split(":", 1)[0]
         if task not in timed:

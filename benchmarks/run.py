@@ -9,6 +9,10 @@ then times them in rounds: in each round every contender times one block, in an 
 round, while the others wait. Every few rounds all start anew in fresh processes. In a cold task
 each block is the first call of a fresh process; contenders that are pairs share one. Goals are
 judged at the end; a missed one is printed with its cause. Exits with 1 if a row failed.
+
+On an accelerator, where starting a process takes as long as timing it, `--jobs 8` prepares so many
+contenders at once (their first calls then say nothing, and are left out of the report), and
+`--fresh 0` keeps the processes through all rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -126,7 +132,7 @@ class Measurement:
                 worker.close()
 
     def prepare(self, contender: str) -> None:
-        """Build, first call, check, and how many calls fill a block."""
+        """Build, first call, and the numbers to check."""
         row = self.rows[contender] = {"seconds": []}
         beside = next(iter(self.workers.values()), None) if self.task.pairs else None
         worker = self.workers[contender] = Worker(self.name, self.case, contender, beside)
@@ -136,17 +142,26 @@ class Measurement:
         row["peak_mib"] = worker.ask("memory")
         row["numbers"] = worker.ask("check")
         self.device = self.device or worker.ask("device")
-        checked = {name: r["numbers"] for name, r in self.rows.items() if "numbers" in r}
-        pair = self.task.pairs.get(contender, contender) if self.task.pairs else next(iter(checked))
-        trusted = checked.get(pair, row["numbers"])
-        if row["numbers"] is not None:
-            if words := report.disagreement(row["numbers"], trusted, self.task.rtol):
-                raise Failed(words)
-        if not self.task.cold:
-            row["calls"] = max(1, math.ceil(self.block / worker.ask("time 3")))
-        print(f"  {contender}: first call {report.duration(row['first_call'])}", file=sys.stderr)
+        first = report.duration(row["first_call"])
+        print(f"  {self.case} {contender}: first call {first}", file=sys.stderr)
         if self.task.cold:
             self.workers.pop(contender).close()
+
+    def agree(self, contender: str) -> None:
+        """Whether it computed what the first in the table did, or its pair."""
+        numbers = self.rows[contender]["numbers"]
+        checked = {name: r["numbers"] for name, r in self.rows.items() if "numbers" in r}
+        pair = self.task.pairs.get(contender, contender) if self.task.pairs else next(iter(checked))
+        if numbers is not None:
+            trusted = checked.get(pair) or numbers
+            if words := report.disagreement(numbers, trusted, self.task.rtol):
+                raise Failed(words)
+
+    def fill(self, contender: str) -> None:
+        """How many calls fill a block."""
+        one = self.workers[contender].ask("time 1")
+        one = one if one > self.block else self.workers[contender].ask("time 3")
+        self.rows[contender]["calls"] = max(1, math.ceil(self.block / one))
 
     def time(self, contender: str) -> None:
         """One block; in a cold task, one fresh process."""
@@ -168,12 +183,16 @@ class Measurement:
         self.rows[contender]["first_calls"].append(worker.ask("first"))
         worker.ask("time 3")
 
-    def run(self, contenders: Iterable[str], rounds: int) -> None:
-        for contender in contenders:
-            self.attempt(contender, self.prepare)
+    def run(self, rounds: int, fresh: int) -> None:
+        """All rounds, once all have been prepared; every `fresh` of them in new processes."""
+        steps = (self.agree,) if self.task.cold else (self.agree, self.fill)
+        for step in steps:
+            for contender in [name for name, row in self.rows.items() if "seconds" in row]:
+                self.attempt(contender, step)
         order = random.Random(0)
         for i in range(rounds):
-            if i and i % FRESH == 0 and not self.task.cold and not self.task.pairs:
+            renewed = fresh and i and i % fresh == 0
+            if renewed and not self.task.cold and not self.task.pairs:
                 for contender in list(self.workers):
                     self.attempt(contender, self.restart)
             live = [name for name, row in self.rows.items() if "seconds" in row]
@@ -181,6 +200,19 @@ class Measurement:
                 self.attempt(contender, self.time)
         for worker in self.workers.values():
             worker.close()
+
+
+def prepare(some: list[Measurement], contenders: Iterable[str], jobs: int) -> None:
+    """All contenders of some cases, one after another or, with jobs, so many at a time."""
+    todo = [(measurement, contender) for measurement in some for contender in contenders]
+    for measurement, contender in todo:
+        measurement.rows[contender] = {}  # in the table's order, whichever is ready first
+    if jobs > 1 and not any(measurement.task.pairs for measurement in some):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda one: one[0].attempt(one[1], one[0].prepare), todo))
+    else:
+        for measurement, contender in todo:
+            measurement.attempt(contender, measurement.prepare)
 
 
 def versions() -> dict[str, str]:
@@ -218,8 +250,17 @@ def commit() -> str:
         return "unknown"
 
 
-def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one task; its result is plain data."""
+def earlier(name: str, device: list[str] | None, options: argparse.Namespace) -> dict[str, Any]:
+    """The cases already in the result to which this one is added: of this device and versions."""
+    place = device[0] if device else "cpu"
+    path = (options.out or ROOT / "benchmarks") / "results" / f"{name}-{place}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    same = old and (old["device"], old["versions"]) == (machine(device), versions())
+    return old["cases"] if same else {}
+
+
+def run(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run one task: its result, plain data, whenever it has more cases; the last one has all."""
     task, load_before = load(name), os.getloadavg()[0]
     cases = options.cases.split(",") if options.cases else list(task.cases)
     contenders = options.contenders.split(",") if options.contenders else list(task.contenders)
@@ -229,36 +270,52 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"{name}: no {kind} {sorted(unknown)}; there are {sorted(known)}")
     contenders = [c for c in task.contenders if c in contenders]  # in the table's order
     rounds = options.rounds or (min(3, task.rounds) if options.quick else task.rounds)
+    block = task.block / 10 if options.quick else task.block
+    docs = {c: (made.__doc__ or "").strip().splitlines() for c, made in task.contenders.items()}
     measured: dict[str, Measurement] = {}
-    for case in cases:
-        print(f"{name} {case}", file=sys.stderr)
-        measured[case] = Measurement(
-            task, name, case, task.block / 10 if options.quick else task.block
-        )
-        measured[case].run(contenders, rounds)
-    device = next((m.device for m in measured.values() if m.device), None)
-    goals = [g for g in task.goals if {g.case, g.than or g.case} <= set(measured)]
-    docs = {c: (task.contenders[c].__doc__ or "").strip().splitlines() for c in contenders}
-    return {
-        "task": name,
-        "title": task.title,
-        "when": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "platform": device[0] if device else "cpu",
-        "device": machine(device),
-        "versions": versions(),
-        "load": [load_before, os.getloadavg()[0]],
-        "quick": options.quick,
-        "rounds": rounds,
-        "baseline": task.baseline,
-        "samples": dict(task.samples),
-        "pairs": dict(task.pairs),
-        "legends": {c: lines[0] for c, lines in docs.items() if lines},
-        "cases": {case: m.rows for case, m in measured.items()},
-        "goals": [
-            report.judge(g, measured[g.case].rows, measured[g.than or g.case].rows) for g in goals
-        ],
-    }
+    at_once = max(1, options.jobs // len(contenders))  # cases, whose contenders are prepared
+    for i in range(0, len(cases), at_once):
+        for case in cases[i : i + at_once]:
+            print(f"{name} {case}", file=sys.stderr)
+            measured[case] = Measurement(task, name, case, block)
+        some = [measured[case] for case in cases[i : i + at_once]]
+        prepare(some, contenders, options.jobs)
+        for measurement in some:
+            measurement.run(rounds, options.fresh)
+        device = next((m.device for m in measured.values() if m.device), None)
+        found = {case: m.rows for case, m in measured.items()}
+        old = earlier(name, device, options) if options.add else {}
+        rows = {
+            case: found.get(case) or old[case]
+            for case in task.cases
+            if case in found or case in old
+        }
+        timed = {contender for of_case in rows.values() for contender in of_case}
+        goals = [g for g in task.goals if {g.case, g.than or g.case} <= set(rows)]
+        if options.jobs > 1:
+            goals = [goal for goal in goals if goal.of != "first_calls"]
+        if device and device[0] != "cpu":
+            goals = [replace(goal, cause="") for goal in goals]  # it was found on CPU
+        yield {
+            "task": name,
+            "title": task.title,
+            "when": time.strftime("%Y-%m-%d"),
+            "commit": commit(),
+            "platform": device[0] if device else "cpu",
+            "device": machine(device),
+            "versions": versions(),
+            "load": [load_before, os.getloadavg()[0]],
+            "quick": options.quick,
+            "rounds": rounds,
+            "jobs": options.jobs,
+            "fresh": options.fresh,
+            "baseline": task.baseline,
+            "samples": dict(task.samples),
+            "pairs": dict(task.pairs),
+            "legends": {c: lines[0] for c, lines in docs.items() if lines and c in timed},
+            "cases": rows,
+            "goals": [report.judge(g, rows[g.case], rows[g.than or g.case]) for g in goals],
+        }
 
 
 def main() -> None:
@@ -269,6 +326,9 @@ def main() -> None:
     add("--cases", help="comma-separated; all unless given")
     add("--contenders", help="comma-separated; all unless given")
     add("--rounds", type=int, help="timed blocks of each contender")
+    add("--jobs", type=int, default=1, help="contenders prepared at a time")
+    add("--fresh", type=int, default=FRESH, help="rounds until processes start anew; 0: never")
+    add("--add", action="store_true", help="keep the cases that the result in --out has already")
     add("--quick", action="store_true", help="a few short rounds, to see that it runs")
     add("--out", type=Path, help="where to write RESULTS.md and results/*.json; unless given, a "
         "whole run writes benchmarks/ and any other only prints")  # fmt: skip
@@ -279,10 +339,11 @@ def main() -> None:
     names = sorted(f.stem for f in files) if options.task == "all" else [options.task]
     failed = False
     for name in names:
-        result = run(name, options)
+        result: dict[str, Any] = {}
+        for result in run(name, options):  # what is done is kept, should the rest be cut off
+            if folder:
+                report.write(result, folder)
         print(report.section(result), flush=True)
-        if folder:
-            report.write(result, folder)
         failed |= any("failed" in row for rows in result["cases"].values() for row in rows.values())
     sys.exit(failed)
 

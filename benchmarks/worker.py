@@ -3,7 +3,7 @@ JSON lines. Each command follows the name of the contender that it is for.
 
     build     make the call (imports the library)
     first     seconds of the first call: traces and compiles
-    check     the numbers on which all contenders must agree
+    check     the numbers on which all contenders must agree, in full float32
     time N    seconds a call, over N calls after one untimed
     memory    peak memory of this process, MiB
     device    what JAX or PyTorch runs on here
@@ -13,15 +13,17 @@ Between commands it waits for its next line, so that only the contender being ti
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.task import Call, Missing, load
+from benchmarks.task import EXACT, Call, Missing, load
 
 
 def wait(out: Any) -> None:
@@ -50,6 +52,23 @@ def device() -> list[str] | None:
     return None
 
 
+@contextlib.contextmanager
+def float32() -> Iterator[None]:
+    """Products of float32 in float32: a GPU's are of 10 bits otherwise, and what is checked in the
+    first steps of two libraries, equal but for their rounding, would differ by some of these."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    before = torch and (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    if torch:
+        torch.backends.cudnn.allow_tf32 = False
+    os.environ[EXACT] = "1"
+    with jax.default_matmul_precision("highest") if jax else contextlib.nullcontext():
+        yield
+    del os.environ[EXACT]
+    if torch:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def main(task_name: str, case_name: str) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints goes to stderr, not among the answers
@@ -65,7 +84,8 @@ def main(task_name: str, case_name: str) -> None:
             case "first":
                 return seconds(calls[name], 1)
             case "check":
-                return task.check(contender, case) if task.check else []
+                with float32():
+                    return task.check(contender, case) if task.check else []
             case "time":
                 wait(calls[name]())
                 return seconds(calls[name], n)

@@ -23,7 +23,7 @@ from benchmarks.networks import (
     fnn_training,
     weights,
 )
-from benchmarks.peers import torch_network
+from benchmarks.peers import torch_network, torch_place
 from benchmarks.task import Call, Contender, Goal, Task
 from benchmarks.tasks.sweep import optax_step
 
@@ -126,19 +126,18 @@ def jax_loop(epoch: Epoch) -> Call:
 
 
 def torch_parts(epoch: Epoch) -> tuple[Callable[[Any, Any], Any], tuple[Any, Any]]:
-    """The step, and the data on the device."""
+    """The step, which takes its batch to the device, and the data there."""
     import torch
     from torch import nn
 
-    torch.set_flush_denormal(True)  # as XLA does
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = torch_place()
     model = torch_network(epoch.case).to(place).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), epoch.rate, fused=True)
     loss_fn = nn.CrossEntropyLoss()
 
     def step(x: Any, y: Any) -> Any:
         optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
+        loss = loss_fn(model(x.to(place)), y.to(place))
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -174,7 +173,8 @@ def torch_loader(epoch: Epoch) -> Call:
     from torch.utils.data import DataLoader, TensorDataset
 
     step, tensors = torch_parts(epoch)
-    loader = DataLoader(TensorDataset(*tensors), batch_size=epoch.batch, shuffle=True)
+    dataset = TensorDataset(*(tensor.cpu() for tensor in tensors))
+    loader = DataLoader(dataset, batch_size=epoch.batch, shuffle=True)
     return lambda: torch.stack([step(x, y) for x, y in loader]).mean()
 
 

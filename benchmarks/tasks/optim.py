@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.peers import torch_place
 from benchmarks.task import Call, Contender, Goal, Task
 
 Case = tuple[int, int]  # how many arrays, of how many values
@@ -114,8 +115,10 @@ def torch(case: Case, **options: bool) -> Call:
     """torch.optim.Adam(foreach=True)"""
     import torch
 
-    options = options or {"foreach": True}
-    params, grads = ([torch.from_numpy(a) for a in arrays(case, s).values()] for s in (0, 1))
+    options, place = options or {"foreach": True}, torch_place()
+    params, grads = (
+        [torch.from_numpy(a).to(place) for a in arrays(case, s).values()] for s in (0, 1)
+    )
     for p, g in zip(params, grads, strict=True):
         p.grad = g
     optimizer = torch.optim.Adam(params, RATE, (B1, B2), EPS, **options)
@@ -133,11 +136,23 @@ def torch_fused(case: Case) -> Call:
 
 
 def memory(case: Case) -> Call:
-    """NumPy adds 1 in place: reads 14 and writes 14 bytes for each value of the params"""
+    """adds 1 in place, on CPU by NumPy: reads and writes 14 bytes for each value of the params"""
     import os
     from concurrent.futures import ThreadPoolExecutor
 
+    import jax
     import numpy as np
+
+    if jax.default_backend() != "cpu":
+        whole = jax.numpy.ones(case[0] * case[1] * 7 // 2)
+        add = jax.jit(lambda whole: whole + 1, donate_argnums=0)
+
+        def call_device() -> Any:
+            nonlocal whole
+            whole = add(whole)
+            return [whole]
+
+        return call_device
 
     threads = os.cpu_count() or 1
     values = case[0] * case[1] * 7 // 2 // threads

@@ -21,7 +21,7 @@ from benchmarks.networks import (
     fnn_network,
     forward,
 )
-from benchmarks.peers import equinox_network, torch_network
+from benchmarks.peers import equinox_network, torch_network, torch_place
 from benchmarks.task import Call, Contender, Goal, Task
 
 SEEDS = 8
@@ -323,9 +323,8 @@ def torch_parts(runs: Runs) -> tuple[Any, str]:
     """The model before it is scaled, and the device."""
     import torch
 
-    torch.set_flush_denormal(True)  # as XLA does
+    place = torch_place()
     torch.set_num_threads(1)  # operations this small are slower shared, 8 x beside another process
-    place = "cuda" if torch.cuda.is_available() else "cpu"
     return torch_network(runs.case).to(place), place
 
 
