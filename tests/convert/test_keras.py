@@ -9,6 +9,7 @@ from fnn import convert, errors, tree
 from tests.convert.naming import C, dense, orders
 from tests.convert.support import conv_transpose_chw, draw, draw_var, same
 from tests.layers import oracles
+from tests.layers.conv import oracles as conv_oracles
 from tests.support import assert_close
 
 
@@ -45,10 +46,11 @@ KERAS_PATHS = (
 
 
 def keras_oracle(x, w):
-    y = oracles.conv(x, w[0], w[1])
+    y = conv_oracles.conv(x, w[0], w[1])
     y = np.maximum(oracles.batch_norm_eval(y, *w[2:6], eps=1e-3), 0)
     each = [
-        oracles.conv(y[..., c, None], w[6][:, :, c, None, m, None])  # one channel, one multiple
+        # one channel, one multiple
+        conv_oracles.conv(y[..., c, None], w[6][:, :, c, None, m, None])
         for c in range(4)
         for m in range(2)
     ]

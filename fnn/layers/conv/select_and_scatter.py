@@ -1,8 +1,9 @@
-"""The maximum over windows that do not overlap, as that of slices.
+"""The maximum over windows as that of slices: on CPU if they do not overlap; in 64 bits off CPU.
 
 XLA's gradient of `reduce_window`, a select-and-scatter, takes several times as long on CPU (jaxlib
 0.10). To be deleted when the row `max_pool` of benchmarks/tasks/layers.py shows the floor, which is
-`reduce_window`, as fast as fnn.
+`reduce_window`, as fast as fnn. Off CPU, JAX rounds the tangents of overlapping windows in float64
+to 32 bits, with a warning (JAX 0.11).
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import pytest
 from jax.test_util import check_grads
 
 import fnn
+from fnn.layers.conv import pool
+from fnn.layers.conv.select_and_scatter import max_of_slices
 from tests.layers.conv import oracles
 from tests.layers.conv.support import special_values
 from tests.layers.support import run_and_pull
@@ -132,3 +134,26 @@ def test_large_max_pools_are_first_maxima_too():
         dy = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
         wanted = oracles.max_pool_backward(x, dy, window, padding=padding)
         np.testing.assert_allclose(pull(jnp.asarray(dy))[0], wanted, rtol=1e-6)
+
+
+def test_tangents_of_overlapping_windows_are_not_rounded_on_a_gpu():
+    """JAX's own are rounded in 64 bits; it warns while lowering, and a warning is an error here."""
+    layer = fnn.max_pool((3, 3), strides=2, padding="SAME")
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 7, 6, 3))
+        tangent = jax.jit(lambda x: jax.jvp(partial(layer, {}), (x,), (x,)))
+        assert "slice" in tangent.trace(x).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME", 1])
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_overlapping_windows_as_slices_are_those_of_reduce_window(size, padding):
+    """What a GPU runs in 64 bits, with ties, and the gradient of each."""
+    win = pool.pool_window((size, size), 2, padding)
+    x = np.random.default_rng(7).integers(0, 9, (2, 11, 8, 3)).astype(np.float32)
+    lowest = np.float32(-np.inf)
+    slices, back = jax.vjp(lambda x: max_of_slices(x, win), jnp.asarray(x))
+    reduced, known = jax.vjp(lambda x: pool._reduce(x, lowest, jax.lax.max, win), jnp.asarray(x))
+    np.testing.assert_array_equal(slices, reduced)
+    dy = np.random.default_rng(8).integers(-9, 9, slices.shape).astype(np.float32)
+    np.testing.assert_array_equal(*(np.asarray(f(jnp.asarray(dy))[0]) for f in (back, known)))
