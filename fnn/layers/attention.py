@@ -58,7 +58,8 @@ def attention(
       the state in evaluation mode too: `y, state = net.apply(params, state, x)`. Beyond the last
       position it raises InputError, also inside `repeat`, or, under `jit`, gives NaN.
     - `implementation`: `"xla"` or `"cudnn"` calls `jax.nn.dot_product_attention`; None computes
-      the products above, which is faster on CPU.
+      the products above, which is faster on CPU. On a GPU `"cudnn"`, for bfloat16 and float16
+      alone, took less than half the time.
 
     Params: `q`, `k`, `v`, `out`, each `kernel` and `bias`. Raises OptionError, ShapeError for
     inputs or a mask that do not fit, DtypeError for a mask that is not boolean.
@@ -108,7 +109,8 @@ def attention(
             seen = past if seen is None else seen & past
         elif rotary is not None:
             q, k = (_rotate(values, rotary, 0) for values in (q, k))
-        y = _attend(q, k, v, seen, implementation)
+        plain = causal and mask is None and cache is None
+        y = _attend(q, k, v, seen, implementation, plain)
         y = f.out(y.reshape(*y.shape[:-2], heads * size))
         return y if stray is None else in_rows(~stray, y, jnp.nan)
 
@@ -197,9 +199,17 @@ def in_rows(rows: jax.Array, x: jax.Array, other: float) -> jax.Array:
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None, implementation: str | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array | None,
+    implementation: str | None,
+    causal: bool,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where all s are masked."""
+    """softmax(q k^T / sqrt(D)) v over [..., T, N, D], with zeros where all s are masked.
+
+    - `causal`: `seen` is exactly the past, which cuDNN then need not read from a mask.
+    """
     *lead, t, n, d = q.shape
     if 0 in q.shape or 0 in k.shape:
         return jnp.zeros_like(q)
@@ -214,7 +224,7 @@ def _attend(
     if implementation is None or q.dtype == jnp.float64:  # jax.nn's would compute in float32
         y = _attend_by_hand(q, k, v, seen, bad)
     else:
-        y = _attend_by_jax(q, k, v, seen, bad, implementation)
+        y = _attend_by_jax(q, k, v, seen, bad, implementation, causal)
     if seen is not None:
         y = jnp.where(_any_of(seen), y, jnp.zeros_like(y))
     return y.reshape(*lead, t, n, d)
@@ -225,14 +235,19 @@ def _any_of(seen: jax.Array) -> jax.Array:
     return jnp.swapaxes(jnp.any(seen, axis=-1), 1, 2)[..., None]
 
 
-def _attend_by_jax(q: Any, k: Any, v: Any, seen: Any, bad: Any, implementation: Any) -> jax.Array:
+def _attend_by_jax(
+    q: Any, k: Any, v: Any, seen: Any, bad: Any, implementation: Any, causal: bool
+) -> jax.Array:
     mask = None
     if seen is not None:
         bad = bad | ~jnp.all(jnp.isfinite(k), axis=(-2, -1))  # it may mask by adding
         k = jnp.where(bad[..., None, None], jnp.zeros_like(k), k)
-        mask = jnp.broadcast_to(seen, (*seen.shape[:2], q.shape[1], k.shape[1]))
+        if not causal:
+            mask = jnp.broadcast_to(seen, (*seen.shape[:2], q.shape[1], k.shape[1]))
     with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats inside
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+        y = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation=implementation
+        )
     if seen is None:
         return y
     return jnp.where(_any_of(seen & bad[:, None, None, :]), jnp.asarray(jnp.nan, y.dtype), y)
