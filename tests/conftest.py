@@ -26,7 +26,25 @@ if "FNN_QUICK" in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="fnn-data-")  # the home stays clean
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    if jax.default_backend() != "cpu":
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="runs only on CPU"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module():
+    """In the full run, compiled programs are dropped after each module: they fill the memory."""
+    yield
+    if "FNN_QUICK" not in os.environ:
+        jax.clear_caches()
+
 
 slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("quick", max_examples=5, deadline=None, suppress_health_check=slow)

@@ -137,6 +137,7 @@ def test_any_split_in_any_order_added_or_updated(seed):
     assert_oracles(jit_compute(jax.tree.map(jnp.add, a, b)), data)
 
 
+@pytest.mark.cpu
 def test_scan_vmap_and_devices_are_the_loop():
     """8 batches of 3: scanned, as lanes that are added, and one a device that are psummed."""
     data = draw_all(3)

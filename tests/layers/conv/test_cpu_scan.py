@@ -148,6 +148,7 @@ def test_all_derivatives_keep_the_order_of_axes_that_is_fast_in_a_loop(name):
     assert found and set(found) == {f"[b, {axes}, f]x[{axes}, i, o]->[b, {axes}, f]"}
 
 
+@pytest.mark.cpu
 def test_a_scan_is_compiled_to_fast_convolutions_alone():
     """In the compiled program too, where each stands by itself: a fused one is a slow loop."""
     run, _, x, kernel = example("plain")
