@@ -131,22 +131,22 @@ def fnn(runs: Runs) -> Call:
     import jax
     import numpy as np
 
-    from fnn.search.lanes import Lanes
+    from fnn.search.executor import Executor
     from fnn.search.store import Group, Store
 
-    def lanes(keys: Any, strategy: str) -> Any:
+    def executor(keys: Any, strategy: str) -> Any:
         rows = np.arange(runs.rates * len(keys)).reshape(runs.rates, -1)
         group = Group({}, {}, {"rate": rates(runs)}, keys, rows)
-        return Lanes(fnn_run(runs), group, strategy, None, 2**30, Store(None, group))
+        return Executor(fnn_run(runs), group, strategy, None, 2**30, Store(None, group))
 
     def chosen() -> str:
-        long = lanes(jax.random.split(jax.random.key(0), LONG), "auto")
+        long = executor(jax.random.split(jax.random.key(0), LONG), "auto")
         for _ in long.chunks():
             if long.strategy != "auto":
                 break
         return long.strategy
 
-    these = functools.cache(lambda: lanes(keys(), chosen()))
+    these = functools.cache(lambda: executor(keys(), chosen()))
 
     def call() -> Any:
         results = np.empty(runs.count, np.float32)

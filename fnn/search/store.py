@@ -20,7 +20,7 @@ from fnn.core import errors
 EVERY = 5.0  # seconds of work in a file at least, but for the last
 DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 
-Results = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
+Finished = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
 
 
 class Group(NamedTuple):
@@ -38,7 +38,7 @@ class Store:
 
     def __init__(self, directory: pathlib.Path | None, group: Group):
         self.directory, self.group = directory, group
-        self.unwritten: list[Results] = []
+        self.unwritten: list[Finished] = []
         self.seconds = 0.0  # that they took
 
     @functools.cached_property
@@ -73,7 +73,7 @@ class Store:
         os.replace(temporary, path)
         self.unwritten, self.seconds = [], 0.0
 
-    def kept(self, one: Callable[..., Any]) -> Iterator[Results]:
+    def kept(self, one: Callable[..., Any]) -> Iterator[Finished]:
         """All that is there, in the form of what `one(point, key)` returns."""
         paths = sorted(self.directory.glob(f"{self._digest}-*.npz")) if self.directory else []
         if not paths:

@@ -17,7 +17,7 @@ import numpy as np
 from fnn.core import checks, errors, trees
 from fnn.core.progress import Bar
 from fnn.core.types import Key, Tree
-from fnn.search.lanes import Lanes
+from fnn.search.executor import Executor
 from fnn.search.store import Group, Store
 
 PLAIN = (bool, int, float, str, np.generic)
@@ -156,16 +156,16 @@ def sweep(
     folder = None if directory is None else pathlib.Path(directory)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    filled, used = _Filled(plan.runs), {}
+    buffer, used = _Buffer(plan.runs), {}
     with Bar(plan.runs, progress, "run") as shown:
         for group in plan.groups():
-            lanes = Lanes(run_fn, group, strategy, chunk, memory, Store(folder, group))
-            with contextlib.closing(lanes.chunks()) as chunks:
+            executor = Executor(run_fn, group, strategy, chunk, memory, Store(folder, group))
+            with contextlib.closing(executor.chunks()) as chunks:
                 for rows, result in chunks:
-                    filled.put(rows, result)
+                    buffer.put(rows, result)
                     shown.advance(len(rows))
-            used[tuple(group.labels.values())] = lanes.strategy
-    return Sweep(plan.settings(), filled.tree(), plan.shape, used)
+            used[tuple(group.labels.values())] = executor.strategy
+    return Sweep(plan.settings(), buffer.tree(), plan.shape, used)
 
 
 # --- what is to be run
@@ -249,7 +249,7 @@ def _numbers(given: Any) -> np.ndarray | None:
 # --- what came of it
 
 
-class _Filled:
+class _Buffer:
     """Results by row, as they come."""
 
     def __init__(self, runs: int):

@@ -17,7 +17,7 @@ from fnn.data.batching import eval_batches
 from fnn.metrics.metric import check_metrics
 from fnn.train.drivers import DRIVERS, calls
 from fnn.train.step import TrainState, check_train_state, inputs_and_labels
-from fnn.train.weights import Of, both, counting, measure
+from fnn.train.weights import FromBatch, both, counting, measure
 
 
 def fit(
@@ -105,9 +105,9 @@ def evaluator(
     *,
     batch_size: int = 256,
     names: tuple[str, str] = ("image", "label"),
-    mask: Of = None,
-    weights: Of = None,
-    lengths: Of = None,
+    mask: FromBatch = None,
+    weights: FromBatch = None,
+    lengths: FromBatch = None,
     class_weights: Any = None,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.

@@ -23,7 +23,7 @@ from fnn.optim.safety import unless_skipped
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
-from fnn.train.weights import Of, counting, losses_of, measure
+from fnn.train.weights import FromBatch, counting, losses_of, measure
 
 
 class TrainState(NamedTuple):
@@ -252,9 +252,9 @@ def supervised(
     metrics: Mapping[str, Callable] | None = None,
     *,
     names: tuple[str, str] = ("image", "label"),
-    mask: Of = None,
-    weights: Of = None,
-    lengths: Of = None,
+    mask: FromBatch = None,
+    weights: FromBatch = None,
+    lengths: FromBatch = None,
     class_weights: Any = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Callable:

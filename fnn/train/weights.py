@@ -14,10 +14,12 @@ from fnn.losses.inputs import array, integers
 from fnn.losses.masking import bools, class_weights, length_mask, reals
 from fnn.metrics.metric import Metric
 
-Of = str | Callable[[Any], Any] | None  # an entry of the batch, or a function of the batch
+FromBatch = str | Callable[[Any], Any] | None  # an entry of the batch, or a function of the batch
 
 
-def counting(mask: Of, weights: Of, lengths: Of, classes: Any) -> Callable[[Any, Any], tuple]:
+def counting(
+    mask: FromBatch, weights: FromBatch, lengths: FromBatch, classes: Any
+) -> Callable[[Any, Any], tuple]:
     """A function of (batch, labels) that gives the mask and the weights, None where there are none.
 
     What weighs 0 is masked too.

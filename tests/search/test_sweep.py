@@ -13,7 +13,7 @@ import pytest
 
 import fnn
 from fnn import errors
-from fnn.search import lanes, store
+from fnn.search import executor, store
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 RATES, POWERS = np.float32([0.5, 2.0]), [1.0, 2.0, 3.0]
@@ -47,7 +47,7 @@ def swept(run_fn=run_fn, **options):
 
 def on_cores(n, monkeypatch):
     """As on a CPU of so many cores, and not as eight devices."""
-    monkeypatch.setattr(lanes, "_cores", lambda: n)
+    monkeypatch.setattr(executor, "_cores", lambda: n)
     monkeypatch.setattr(jax, "devices", lambda: [None])
 
 
@@ -69,10 +69,10 @@ def test_every_run_is_the_function_of_its_settings(strategy, static):
 
 @pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_auto_tries_both_ways(chunk, monkeypatch):
-    monkeypatch.setattr(lanes, "PATIENCE", 0.0)
-    compiled, program = set(), lanes.Lanes._program
+    monkeypatch.setattr(executor, "PATIENCE", 0.0)
+    compiled, program = set(), executor.Executor._program
     monkeypatch.setattr(
-        lanes.Lanes, "_program", lambda self, way: compiled.add(way) or program(self, way)
+        executor.Executor, "_program", lambda self, way: compiled.add(way) or program(self, way)
     )
     check(swept(chunk=chunk))
     assert compiled == ({"loop"} if chunk == 1 else {"loop", "vmap"})
@@ -90,8 +90,8 @@ def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
     def run_fn(key, rate):
         return on_host(wait, rate, "expand_dims")
 
-    monkeypatch.setattr(lanes, "PATIENCE", 0.0)
-    monkeypatch.setattr(lanes, "_cores", lambda: 1)
+    monkeypatch.setattr(executor, "PATIENCE", 0.0)
+    monkeypatch.setattr(executor, "_cores", lambda: 1)
     rates = np.arange(32, dtype=np.float32)
     found = fnn.search.sweep(run_fn, {"rate": rates}, keys=KEYS[:1], progress=False)
     assert found.strategy == {(): wanted}
@@ -100,8 +100,10 @@ def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
 
 def test_a_short_sweep_is_compiled_once(monkeypatch):
     """What the runs that are left take is less than what another program would."""
-    monkeypatch.setattr(lanes.Lanes, "_vmap_size", lambda self: pytest.fail("tried side by side"))
-    monkeypatch.setattr(lanes, "PATIENCE", 1e6)
+    monkeypatch.setattr(
+        executor.Executor, "_vmap_size", lambda self: pytest.fail("tried side by side")
+    )
+    monkeypatch.setattr(executor, "PATIENCE", 1e6)
     found = swept()
     check(found)
     assert found.strategy == {(): "loop"}
@@ -230,7 +232,7 @@ def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
 
     rates = np.arange(points, dtype=np.float32)
     keys = jax.random.split(jax.random.key(1), seeds)
-    spread = lanes._spread
+    spread = executor._spread
 
     def watched(*inputs):
         inputs = spread(*inputs)
@@ -238,7 +240,7 @@ def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
         assert all(len(a.sharding.device_set) == 8 for a in inputs)
         return inputs
 
-    monkeypatch.setattr(lanes, "_spread", watched)
+    monkeypatch.setattr(executor, "_spread", watched)
     found = fnn.search.sweep(run_fn, {"rate": rates}, keys=keys, strategy="vmap", progress=False)
     np.testing.assert_array_equal(found.grid(found.results), np.repeat(rates[:, None], seeds, 1))
     assert placed == 2 * [share]  # to compile, and to run

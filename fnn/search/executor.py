@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import errors
-from fnn.search.store import Group, Results, Store
+from fnn.search.store import Finished, Group, Store
 
 RUNS_PER_CALL = 4  # runs of "map" in a call
 CACHE = 2**22  # bytes; what stands side by side on a core of a CPU, and takes more, is slower
@@ -40,7 +40,7 @@ class Program(NamedTuple):
     seconds: float  # that it took to compile
 
 
-class Lanes:
+class Executor:
     """How the runs of a group are made.
 
     Side by side, what a key alone decides is computed once. On CPU as many programs run at once as
@@ -70,7 +70,7 @@ class Lanes:
         self.done = np.zeros(group.rows.size, bool)
         self.lock = threading.Lock()  # for what is done, and the store
 
-    def chunks(self) -> Generator[Results, None, None]:
+    def chunks(self) -> Generator[Finished, None, None]:
         """All runs: those on disk, and then the others as they are made, in any order."""
         self.done[:] = False
         for made in self.store.kept(self.one):
@@ -149,7 +149,7 @@ class Lanes:
 
     # --- how they are made
 
-    def _trial(self) -> Generator[Results, None, None]:
+    def _trial(self) -> Generator[Finished, None, None]:
         """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
         strategy = "vmap" if self.seconds else "loop"
         compiling = self._program(strategy).seconds
@@ -167,7 +167,7 @@ class Lanes:
         if decided or self._size("vmap") == (1, 1):
             self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
 
-    def _made(self, strategy: str, chunks: Iterable[Chunk]) -> Generator[Results, None, None]:
+    def _made(self, strategy: str, chunks: Iterable[Chunk]) -> Generator[Finished, None, None]:
         """Every point of each chunk with every key, as they are done, and kept by then."""
         program, chunks = self._program(strategy), iter(chunks)
         workers = self.workers
@@ -190,7 +190,7 @@ class Lanes:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, strategy: str, call: Callable[..., Any], chunk: Chunk) -> Results:
+    def _make(self, strategy: str, call: Callable[..., Any], chunk: Chunk) -> Finished:
         """One call: of the runs of a chunk those that are new, [runs, ...] in NumPy."""
         p, k = len(chunk[0]), len(chunk[1])
 
@@ -206,7 +206,7 @@ class Lanes:
             self.store.keep(runs, result, seconds)
         return runs, result
 
-    def _new(self, runs: np.ndarray, result: Any) -> Results:
+    def _new(self, runs: np.ndarray, result: Any) -> Finished:
         """Of the runs of these numbers those that were not done before, and are from now on."""
         new = ~self.done[runs]
         self.done[runs] = True
