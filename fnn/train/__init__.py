@@ -1,4 +1,4 @@
-"""Training: one noun, the step, a pure (train_state, batch) -> (train_state, metrics)."""
+"""Training: the step, a pure (train_state, batch) -> (train_state, metrics), and its loops."""
 
 from fnn.train.fit import evaluator, fit
 from fnn.train.hypergradients import forward_value_and_grad

@@ -1,4 +1,4 @@
-"""How `fit` makes its steps: one a call, several a call, or an epoch a call."""
+"""How `fit` takes its steps: one, several or a whole epoch per call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,31 @@ import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.shapes import natives
+from fnn.core.types import Tree
 from fnn.data.batching import on_host, rows_of, rows_of_batches
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import TrainState, data_key, jit_step
+from fnn.train.step import Step, TrainState, data_key, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
-PATIENCE = 1.0  # seconds: an epoch that takes longer shows how far it is
+PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
 
-Calls = Iterator[tuple[TrainState, Mapping[str, Any], int]]
+Calls: TypeAlias = Iterator[tuple[TrainState, Mapping[str, Any], int]]
+CallsOf: TypeAlias = Callable[[int, TrainState], Calls]  # from an epoch of this `fit` and its state
+Order: TypeAlias = Callable[[int], np.ndarray]  # from an epoch to the rows of its batches
 
 
 def calls(
-    step: Callable,
+    step: Step,
     train_state: TrainState,
     data: Any,
     batch_size: int | None,
     driver: str,
     chunk: int,
-) -> tuple[str, int | None, Callable[[int, TrainState], Calls]]:
-    """The driver taken, the steps of an epoch (None if unknown), and a function of this call's
-    epoch and the training state that yields (training state, metrics, steps) call by call."""
+) -> tuple[str, int | None, CallsOf]:
+    """The driver's name, the steps per epoch (None if unknown), and the calls of an epoch.
+
+    Each call yields (training state, metrics, number of steps).
+    """
     chunk = checks.count("chunk", chunk)
     if callable(data) or hasattr(data, "__next__"):
         _check_stream(data, driver)
@@ -44,7 +49,7 @@ def calls(
         raise errors.OptionError(
             "a batch_size for arrays",
             "None",
-            "pass batch_size=64, or as data a function of the epoch that gives its batches",
+            "pass batch_size=64, or a function of the epoch that returns its batches as data",
         )
     batch_size = checks.count("batch_size", batch_size)
     total = check_batches(data, batch_size)
@@ -61,7 +66,7 @@ def calls(
     return driver, total, partial(scanned, total if driver == "scan" else chunk)
 
 
-def _looped(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
+def _looped(step: Step, data: Tree, order_of: Order) -> CallsOf:
     arrays = on_host(data)
 
     def batches_of(epoch):
@@ -71,7 +76,7 @@ def _looped(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) ->
     return partial(_loop, step, batches_of)
 
 
-def _scanned(step: Callable, data: Any, order_of: Callable[[int], np.ndarray]) -> Callable:
+def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[[int, int, TrainState], Calls]:
     resident = jax.device_put(natives(data, "data"))
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
@@ -89,8 +94,8 @@ def _check_stream(data: Any, driver: str) -> None:
     if not callable(data):
         raise errors.InputError(
             "arrays, or a function of the epoch",
-            "an iterator, which one epoch would use up",
-            "pass a function of the epoch that makes its batches",
+            "an iterator, which the first epoch would use up",
+            "pass a function of the epoch that returns its batches",
         )
     if driver not in ("loop", "auto"):
         raise errors.OptionError(
@@ -100,28 +105,27 @@ def _check_stream(data: Any, driver: str) -> None:
         )
 
 
-def _loop(step: Callable, batches_of: Callable, epoch: int, train_state: TrainState) -> Calls:
+def _loop(step: Step, batches_of: Callable, epoch: int, train_state: TrainState) -> Calls:
     for batch in batches_of(epoch):
         train_state, metrics = step(train_state, natives(batch, "batch"))
         yield train_state, metrics, 1
 
 
-def _program(step: Callable) -> Callable:
-    """(train_state, data, rows) -> (train_state, metrics): a step for each of the rows."""
-
+def _program(step: Step) -> Callable:
+    """(train_state, data, rows) -> (train_state, metrics): one step per row of example numbers."""
     return jit_step(partial(steps_over, step))
 
 
-# So that a later call of `fit` compiles nothing; a few, since each keeps its step alive.
+# A later call of `fit` compiles nothing; only a few are kept, since each keeps its step alive.
 _kept_program = functools.lru_cache(maxsize=4)(_program)
 
 
-def _orders(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[[int], np.ndarray]:
-    """A function from the epoch of this call to the rows of its batches, [total, batch_size]."""
+def _orders(data: Tree, batch_size: int, total: int, ts: TrainState) -> Order:
+    """From an epoch of this call of `fit` to the rows of its batches, [total, batch_size]."""
     key, begun, n = data_key(ts), int(ts.step), len(jax.tree.leaves(data)[0])
 
     def order_of(epoch: int) -> np.ndarray:
-        """Steps begun + epoch * total and on, wherever in the data's own epochs they lie."""
+        """`total` steps from begun + epoch * total on; they may span two epochs of the data."""
         own, skipped = divmod(begun + epoch * total, total)
         epochs = (own, own + 1) if skipped else (own,)
         rows = np.concatenate([rows_of_batches(key, epoch, n, batch_size) for epoch in epochs])
@@ -130,8 +134,8 @@ def _orders(data: Any, batch_size: int, total: int, ts: TrainState) -> Callable[
     return order_of
 
 
-def _seconds(calls_of: Callable[[int, TrainState], Calls], ts: TrainState, count: int) -> float:
-    """The time of so many calls from `ts` on, whose results are thrown away."""
+def _seconds(calls_of: CallsOf, ts: TrainState, count: int) -> float:
+    """The time of `count` calls from `ts`; their results are discarded."""
 
     def once() -> float:
         copy = jax.block_until_ready(jax.tree.map(jnp.copy, ts))  # a step may donate its state

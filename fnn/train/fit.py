@@ -8,20 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fnn.core import checks, errors
 from fnn.core.layer import Layer
 from fnn.core.progress import Bar
 from fnn.core.shapes import natives
+from fnn.core.types import Tree
 from fnn.data.batching import eval_batches
 from fnn.metrics.metric import check_metrics
 from fnn.train.drivers import DRIVERS, calls
-from fnn.train.step import TrainState, check_train_state, inputs_and_labels
+from fnn.train.step import Step, TrainState, check_train_state, inputs_and_labels
 from fnn.train.weights import FromBatch, both, counting, measure
 
 
 def fit(
-    step: Callable,
+    step: Step,
     train_state: TrainState,
     data: Any,
     *,
@@ -35,23 +37,24 @@ def fit(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Run `step` over `data` for `epochs`; return the training state and the history.
 
-    - `step`: of `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
-    - `data`: a tree of arrays [N, ...], shuffled anew each epoch and cut into batches of
-      `batch_size`; or a function of the epoch, counted from 0, that gives its batches.
-    - `evaluate(train_state) -> dict`: called after each epoch, as `fnn.train.evaluator` makes it.
-    - `driver`: how steps are made. `"loop"` calls each, with its batch from the host; `"chunk"`
-      makes `chunk` of them in one compiled scan, over data that is on the device; `"scan"` a whole
-      epoch. `"auto"` times the first two on steps that it throws away and takes the faster, as
-      `"scan"` where an epoch takes less than a second; for batches from a function it is `"loop"`.
-      All make the same steps on the same batches, equal bitwise for dense networks and to 1e-6 or
-      so for others, and each the same bits every time, which is why `"auto"` is not the default.
-    - `callback(train_state, metrics)`: called after each of these calls, with the metrics of a
-      step, or [k] of k; something true in return, as `metrics["loss"] < 0.1`, ends the run: early
-      stopping. It may also keep a checkpoint, which is the leaves of the training state.
+    - `step`: from `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
+    - `data`: a tree of arrays [N, ...], shuffled in each epoch and cut into batches of
+      `batch_size`; or a function of the epoch, counted from 0, that returns its batches.
+    - `evaluate(train_state) -> dict`: called after each epoch; see `fnn.train.evaluator`.
+    - `driver`: how steps are taken. `"loop"` calls each one, with its batch from the host;
+      `"chunk"` takes `chunk` of them in one compiled scan, over data on the device; `"scan"` takes
+      a whole epoch. `"auto"` times the first two on steps that it discards and chooses the faster,
+      as `"scan"` if an epoch takes less than a second; for batches from a function it is `"loop"`.
+      All take the same steps on the same batches, with bitwise equal results for dense networks and
+      within about 1e-6 for others. Each driver repeats its own results bitwise, but `"auto"` may
+      choose differently, so it is not the default.
+    - `callback(train_state, metrics)`: called after each call, with the metrics of one step, or
+      [k] of k steps. A true return value, such as `metrics["loss"] < 0.1`, ends the run (early
+      stopping). It may also write a checkpoint: the leaves of the training state.
     - `progress`: show a bar (extra `progress`).
 
-    With arrays the order is a pure function of the run's key and the step: training 2 epochs, or
-    1 and then 1 more from the returned state, gives the same result bitwise.
+    With arrays, the order is a pure function of the run's key and the step: training for 2 epochs,
+    or for 1 and then 1 more from the returned state, gives the same result bitwise.
 
     The history is `{"train": {name: [steps]}, "eval": {name: [epochs]}, "driver": its name}`.
     Raises OptionError for a missing batch_size or a driver that needs arrays, and InputError for
@@ -89,7 +92,7 @@ def fit(
                 raise errors.InputError(
                     "batches in every epoch",
                     f"none in epoch {epoch}",
-                    "pass a function of the epoch that makes its iterator anew",
+                    "pass a function of the epoch that makes a new iterator",
                 )
             if evaluate is not None:
                 evaluated.append(jax.tree.map(np.asarray, dict(evaluate(train_state))))
@@ -100,7 +103,7 @@ def fit(
 @errors.named
 def evaluator(
     net: Layer,
-    data: Any,
+    data: Tree,
     metrics: Mapping[str, Callable],
     *,
     batch_size: int = 256,
@@ -108,17 +111,17 @@ def evaluator(
     mask: FromBatch = None,
     weights: FromBatch = None,
     lengths: FromBatch = None,
-    class_weights: Any = None,
+    class_weights: ArrayLike | None = None,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.
 
     - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
-    - `metrics`: by name, as of `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
-      `(outputs, labels)` of values per example, [B, ...], for their mean.
-    - `names`, `mask`, `weights`, `lengths`, `class_weights`: as of `fnn.train.supervised`.
+    - `metrics`: by name, as in `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
+      `(outputs, labels)` that returns one value per example, [B, ...], to be averaged.
+    - `names`, `mask`, `weights`, `lengths`, `class_weights`: as in `fnn.train.supervised`.
 
-    Each value is that of all N examples together, whatever the batch size; for a mean, within a
-    few roundings of float32. Raises InputError where data has no examples.
+    Each value is that of all N examples together, whatever the batch size; means agree within a
+    few roundings of float32. Raises InputError if data has no examples.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3))
@@ -152,7 +155,9 @@ def evaluator(
         for batch, mask in eval_batches(data, batch_size):
             accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
         if accumulators is start:
-            raise errors.InputError("data to evaluate on", "no examples", "pass some")
+            raise errors.InputError(
+                "data to evaluate on", "no examples", "pass at least one example"
+            )
         values = compute(accumulators)
         return {name: jax.tree.map(lambda v: np.asarray(v)[()], values[name]) for name in measures}
 

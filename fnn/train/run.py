@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array, natives
+from fnn.core.types import Tree
 from fnn.data.batching import rows_of_batches
-from fnn.train.step import TrainState, check_train_state, data_key
+from fnn.train.step import Step, TrainState, check_train_state, data_key
 
 
 @errors.named
 def run(
-    step: Callable,
+    step: Step,
     train_state: TrainState,
-    data: Any,
+    data: Tree,
     *,
     steps: int,
     batch_size: int,
@@ -68,7 +69,7 @@ def run(
     check_train_state(train_state)
     if (evaluate_every is None) != (evaluate is None):
         raise errors.OptionError(
-            "evaluate_every and evaluate together", "one of them", "give both, or none"
+            "evaluate_every and evaluate together", "one of them", "give both or neither"
         )
     if evaluate_every is not None:
         checks.count("evaluate_every", evaluate_every)
@@ -97,7 +98,7 @@ def run(
             following = jax.lax.cond(reaches, order_of, lambda _: order, epoch + 1)
             orders = jnp.stack([order, following])
         else:
-            # one by one, since under vmap generators other than threefry draw other numbers
+            # one by one: under vmap, generators other than threefry draw other numbers
             more = 1 + jnp.arange(-(-count // per_epoch), dtype=epoch.dtype)
             orders = jnp.concatenate([order[None], jax.lax.map(order_of, epoch + more)])
         rows = jax.lax.dynamic_slice_in_dim(orders.reshape(-1, batch_size), start, count)
@@ -119,9 +120,9 @@ def run(
 
 
 def steps_over(
-    step: Callable,
+    step: Step,
     train_state: TrainState,
-    data: Any,
+    data: Tree,
     rows: jax.Array,
     checkpoint_every: int | None = None,
 ) -> tuple[TrainState, Any]:
@@ -129,18 +130,18 @@ def steps_over(
 
     def one(train_state, rows):
         batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0, mode="clip"), data)
-        return step(train_state, batch)  # rows are never out of bounds, and not checking is faster
+        return step(train_state, batch)  # rows are never out of bounds; no check is faster
 
     return scan(one, train_state, rows, checkpoint_every=checkpoint_every)
 
 
-def check_batches(data: Any, batch_size: int) -> int:
+def check_batches(data: Tree, batch_size: int) -> int:
     """The number of full batches in an epoch, at least one."""
     n = checks.examples("data", data)
     if n < batch_size:
         raise errors.OptionError(
             f"a batch_size of at most the {n} examples",
             f"{batch_size}",
-            "make it smaller: a batch that is not full is dropped",
+            "make it smaller: batches that are not full are dropped",
         )
     return n // batch_size

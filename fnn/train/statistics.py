@@ -1,4 +1,4 @@
-"""Batch statistics of params that were not trained with them: of averages, of transferred ones."""
+"""Batch statistics for params that were not trained with them: averaged or transferred ones."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks, errors, trees
+from fnn.core.declarations import arrays_of
 from fnn.core.layer import Layer
+from fnn.core.types import Key, Tree
 
 
 @errors.named
 def refresh_statistics(
     net: Layer,
-    params: Any,
-    state: Any,
-    batches: Iterable[Any],
+    params: Tree,
+    state: Tree,
+    batches: Iterable[Tree],
     *,
-    key: Any = None,
-    inputs: Callable[[Any], Any] | None = None,
-) -> Any:
-    """The network's state with batch statistics anew: the mean over batches of what each has.
+    key: Key | None = None,
+    inputs: Callable[[Tree], Any] | None = None,
+) -> Tree:
+    """The network's state with new batch statistics: the mean over batches of each batch's own.
 
-    The statistics that training leaves behind belong to the params it passed; those of averaged
-    params (`fnn.optim.average_params`, a mean of checkpoints) are others. Here the network runs in
-    training mode over the batches, and every leaf declared as a "statistic" becomes the mean of the
-    batches' own, each weighed by its number of examples, whatever the layer's momentum.
+    The statistics that training leaves belong to the params it passed through; averaged params
+    (`fnn.optim.average_params`, a mean of checkpoints) need their own. The network runs in training
+    mode over the batches, and every leaf declared as a "statistic" becomes the mean of the batches'
+    statistics, weighted by their numbers of examples, whatever the layer's momentum.
 
-    - `params`, `state`: of the network; other leaves of the state stay as they are.
-    - `batches`: some tens of batches as in training are enough.
+    - `params`, `state`: of the network; other leaves of the state do not change.
+    - `batches`: as in training; a few dozen are enough.
     - `key`: for networks with dropout; batch i draws from it folded with i.
-    - `inputs(batch)`: what of a batch the network takes. None takes "image" of a dict, the first of
-      a pair, or else the batch.
+    - `inputs(batch)`: the part of a batch that the network takes. None takes "image" of a dict, the
+      first of a pair, or else the whole batch.
 
-    Raises InputError if there is no batch. As `torch.optim.swa_utils.update_bn`; Izmailov et al.
+    Raises InputError if there is no batch. Like `torch.optim.swa_utils.update_bn`; Izmailov et al.
     (2018), section 3.2.
 
     >>> import fnn
@@ -48,7 +50,7 @@ def refresh_statistics(
     """
     take = _inputs if inputs is None else inputs
     key = None if key is None else checks.typed_key(key)
-    total: Any = None
+    total: Tree = None
     examples, start, kept = 0, None, None
 
     @jax.jit
@@ -59,7 +61,7 @@ def refresh_statistics(
         x = take(batch)
         number = checks.examples("a batch", x)
         own_key = None if key is None else jax.random.fold_in(key, i)
-        if total is None:  # a statistic s goes to k s + (1 - k) b, of the batch's own b
+        if total is None:  # a statistic s becomes k s + (1 - k) b, with b the batch's own
             chosen = _statistics(net, state, x)
             start, ones = (_filled(chosen, state, value) for value in (0.0, 1.0))
             at_zero, at_one = (after(params, s, x, own_key) for s in (start, ones))
@@ -70,38 +72,32 @@ def refresh_statistics(
         total = _map(chosen, total, lambda t, n, m=number: t + m * n, total, new)
         examples += number
     if total is None:
-        raise errors.InputError("one batch or more", "none", "an iterator can be used once")
+        raise errors.InputError("one batch or more", "none", "an iterator can be used only once")
 
     def mean(old, total, kept):
         new = total / jnp.where(kept < 1, (1 - kept) * examples, 1)
-        return jnp.where(kept < 1, new, old)  # what does not follow its batch stays
+        return jnp.where(kept < 1, new, old)  # what does not depend on the batch stays
 
     return _map(chosen, state, mean, state, total, kept)
 
 
-def _statistics(net: Layer, state: Any, x: Any) -> Any:
+def _statistics(net: Layer, state: Tree, x: Any) -> Tree:
     """Which leaves of the state are declared as statistics."""
     _, declared = net.specs(x)
-    kinds = jax.tree.map(lambda spec: spec.kind == "statistic", declared)
-    if jax.tree.structure(kinds) != jax.tree.structure(state):
-        raise errors.ParamsError(
-            f"a state like {jax.tree.structure(kinds)}",
-            f"{jax.tree.structure(state)}",
-            "pass the state of this network",
-        )
-    return kinds
+    trees.alike("state", state, "declared", arrays_of(declared), "pass the state of this network")
+    return jax.tree.map(lambda spec: spec.kind == "statistic", declared)
 
 
-def _map(chosen: Any, state: Any, fn: Callable, *trees: Any) -> Any:
-    """fn of the chosen leaves, and the state's others."""
+def _map(chosen: Tree, state: Tree, fn: Callable, *trees: Tree) -> Tree:
+    """fn of the chosen leaves; the others are the state's."""
     return jax.tree.map(lambda keep, s, *leaves: fn(*leaves) if keep else s, chosen, state, *trees)
 
 
-def _filled(chosen: Any, state: Any, value: float) -> Any:
+def _filled(chosen: Tree, state: Tree, value: float) -> Tree:
     return _map(chosen, state, lambda leaf: jnp.full_like(leaf, value), state)
 
 
-def _inputs(batch: Any) -> Any:
+def _inputs(batch: Tree) -> Any:
     if isinstance(batch, Mapping) and "image" in batch:
         return batch["image"]
     return batch[0] if isinstance(batch, tuple) and len(batch) == 2 else batch

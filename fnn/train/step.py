@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.notes import notes as noted
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
-from fnn.core.types import Tree
+from fnn.core.types import Key, Scalar, Schedule, Tree
 from fnn.losses.means import Mean, Measured, Weighed, mean, values
 from fnn.metrics.metric import check_metrics
 from fnn.optim.arithmetic import increment
@@ -29,37 +30,48 @@ from fnn.train.weights import FromBatch, counting, losses_of, measure
 class TrainState(NamedTuple):
     """All that a training run carries from step to step; a plain tree.
 
-    - `step`: how many steps have been made, int32.
+    - `step`: the number of steps taken, int32.
     - `params`, `state`: of the network.
     - `opt_state`: of the optimizer.
     - `key`: of the run; step n draws from the key folded with n, so the key itself never changes.
 
     A checkpoint is its leaves, `jax.tree.leaves`, with `jax.random.key_data` of the key: a run that
-    goes on from them goes on as if it had never stopped.
+    starts from them continues as if it had never stopped.
     """
 
     step: jax.Array
-    params: Any
-    state: Any
-    opt_state: Any
-    key: jax.Array
+    params: Tree
+    state: Tree
+    opt_state: Tree
+    key: Key
+
+
+Step: TypeAlias = Callable[
+    [TrainState, Tree], tuple[TrainState, Any]
+]  # (.., batch) -> (.., metrics)
 
 
 @errors.named
 def init(
-    net: Layer, tx: Transform, key, *xs, params: Any = None, state: Any = None, **inputs
+    net: Layer,
+    tx: Transform,
+    key: Key,
+    *xs: Any,
+    params: Tree = None,
+    state: Tree = None,
+    **inputs: Any,
 ) -> TrainState:
     """The training state before the first step, for inputs like `xs` (arrays or shapes).
 
-    Params are those of `net.init(key, *xs)`; the run's own key is folded from the same key.
+    The params are those of `net.init(key, *xs)`; the run's own key is folded from the same key.
 
-    - `params`, `state`: what to start from instead, or any part of it, as trained params of some
-      layers, at their paths; the rest is drawn. Params of a network without `lora`, `frozen` and
-      their like go through `fnn.unmerge` first.
+    - `params`, `state`: values to start from instead, or any part of them, such as the trained
+      params of some layers, at their paths; the rest is drawn. Params of a network without `lora`,
+      `frozen` and the like go through `fnn.unmerge` first.
 
-    Raises ParamsError for a given entry that the network does not have, or has in another shape or
-    dtype, and for an optimizer that minds stacks of layers, as those of `repeat`, and was not told
-    of the network's (see `fnn.optim.stacked`).
+    Raises ParamsError for an entry that the network does not have, or has with another shape or
+    dtype, and for an optimizer that depends on stacks of layers, such as those of `repeat`, but
+    does not know the network's (see `fnn.optim.stacked`).
 
     >>> import fnn
     >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
@@ -83,8 +95,8 @@ def init(
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
 
 
-def _given(what: str, drawn: Any, part: Any) -> Any:
-    """The tree that was drawn, with a part of it that is given in its place."""
+def _given(what: str, drawn: Tree, part: Tree) -> Tree:
+    """The drawn tree, with the given part in place of its own."""
     if not isinstance(drawn, Mapping):
         part = from_numpy(part)
         trees.check_same(what, part, drawn)
@@ -97,8 +109,8 @@ def _given(what: str, drawn: Any, part: Any) -> Any:
     return out
 
 
-def data_key(train_state: TrainState) -> jax.Array:
-    """What a run's order of the data is drawn from."""
+def data_key(train_state: TrainState) -> Key:
+    """The key from which a run's order of the data is drawn."""
     return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
 
 
@@ -114,9 +126,9 @@ def step(
     tx: Transform,
     *,
     grad: Callable = jax.value_and_grad,
-    learning_rate: Any = None,
+    learning_rate: Scalar | Schedule | None = None,
     grad_norm: bool = False,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+) -> Step:
     """A pure, jitted training step: `(train_state, batch) -> (train_state, metrics)`.
 
         (loss, (state, metrics)), g = value_and_grad(loss_fn)(params, state, batch, key)
@@ -124,24 +136,22 @@ def step(
         params = params + updates
 
     - `loss_fn(params, state, batch, key) -> (loss, (state, metrics))`: your own function; the loss
-      is a scalar, metrics a dict of arrays, batch any tree. A masked or weighted mean is better
-      returned as `fnn.losses.mean(losses, mask)`, among the metrics too: it knows its weight, so
-      that `optim.accumulate` gives what the whole batch gives.
+      is a scalar, metrics a dict of arrays, batch any tree. Return a masked or weighted mean as
+      `fnn.losses.mean(losses, mask)`, among the metrics too: it carries its weight, so that
+      `optim.accumulate` gives the result of the whole batch.
     - `tx`: the optimizer; `value_fn(params)` gives it the loss of this batch at other params.
     - `grad`: how to differentiate, called as `grad(fn, has_aux=True)(params, batch, key)`:
-      `jax.value_and_grad`, or `partial(fnn.optim.accumulate, k=4)`, `fnn.optim.sam` or another of
-      that kind.
+      `jax.value_and_grad`, or `partial(fnn.optim.accumulate, k=4)`, `fnn.optim.sam` or the like.
+    - `learning_rate`: the number or schedule that `tx` was built with; adds its value at this step
+      to the metrics.
+    - `grad_norm`: whether to add the global norm of the gradient to the metrics.
 
-    - `learning_rate`: the number or schedule that `tx` was built with, to have its value at this
-      step among the metrics.
-    - `grad_norm`: whether to have the global norm of the gradient among them.
-
-    A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state as they were,
-    bit by bit, its counters aside. Returned metrics are loss_fn's, `loss`, and what was asked for.
+    A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state bitwise
+    unchanged, counters aside. The returned metrics are loss_fn's, `loss`, and those asked for.
     The step works under `jax.vmap` over stacked training states (an ensemble, trained at once) and
     inside `jax.lax.scan`.
-    Raises ShapeError if the loss is not a scalar, ParamsError if the state came back with another
-    structure or metrics has a `loss` of its own.
+    Raises ShapeError if the loss is not a scalar, ParamsError if the state comes back with another
+    structure or metrics has its own `loss`.
 
     >>> import fnn
     >>> net, tx = fnn.serial(fnn.dense(1), fnn.dropout(0.1)), fnn.optim.sgd(0.1)
@@ -174,7 +184,7 @@ def step(
         grad_fn = grad(value_fn, has_aux=True)
         (loss, aux), grads = grad_fn(train_state.params, batch, key)
         state, metrics = aux.aux if isinstance(aux, Weighed) else aux
-        grads = jax.tree.map(jnp.conj, grads)  # of complex params: the way up
+        grads = jax.tree.map(jnp.conj, grads)  # for complex params, the direction of ascent
         updates, opt_state = tx_update(
             grads,
             train_state.opt_state,
@@ -209,7 +219,7 @@ def step(
 def jit_step(step: Callable) -> Callable:
     """`jax.jit` of a function `(train_state, *inputs) -> (train_state, metrics)`.
 
-    The run's key, which never changes, does not pass through: jit is slow to return a typed key.
+    The run's key never changes and is not returned through jit, which is slow for typed keys.
     """
 
     @jax.jit
@@ -224,8 +234,8 @@ def jit_step(step: Callable) -> Callable:
     return jitted
 
 
-def _check_returned(out: Any, state: Any) -> None:
-    """What a loss function must return: a scalar, the state of the same structure, and metrics."""
+def _check_returned(out: Any, state: Tree) -> None:
+    """Refuse what is not (scalar, (state of the same structure, metrics))."""
     pair = isinstance(out, tuple) and len(out) == 2
     if not (pair and isinstance(out[1], tuple) and len(out[1]) == 2):
         checks.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
@@ -241,44 +251,44 @@ def _check_returned(out: Any, state: Any) -> None:
     checks.mapping("metrics", metrics)
     if "loss" in metrics:
         raise errors.ParamsError(
-            "metrics without a loss, which the step adds", "one", "give it another name"
+            "metrics without a loss, which the step adds", "a loss", "give it another name"
         )
 
 
 @errors.named
 def supervised(
     net: Layer,
-    loss: Callable,
+    loss: Callable[..., jax.Array],
     metrics: Mapping[str, Callable] | None = None,
     *,
     names: tuple[str, str] = ("image", "label"),
     mask: FromBatch = None,
     weights: FromBatch = None,
     lengths: FromBatch = None,
-    class_weights: Any = None,
-    notes: Mapping[str, Any] | None = None,
+    class_weights: ArrayLike | None = None,
+    notes: Mapping[str, Scalar] | None = None,
 ) -> Callable:
-    """The usual loss function of `step`: the mean over the batch of `loss(outputs, labels)`.
+    """The usual loss function for `step`: the mean over the batch of `loss(outputs, labels)`.
 
         sum of w_i loss_i / sum of w_i + sum of c_j note_j
 
     The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`. Without a
-    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, whose value the step takes.
+    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, of which the step takes the
+    value.
 
-    - `loss(outputs, labels)`: per example, as `fnn.losses.softmax_cross_entropy`; if it takes
-      `mask=`, it is given which examples count.
-    - `metrics`: by name, an `fnn.metrics.Metric`, as `fnn.metrics.accuracy()`, or a function like
-      `loss`, taken as `fnn.metrics.mean` of it; they are returned beside the loss, with a `value`
-      that the step takes.
-    - `names`: what x and labels are called in a batch that is a dict; a batch may also be the
-      pair (x, labels).
+    - `loss(outputs, labels)`: per example, such as `fnn.losses.softmax_cross_entropy`; if it takes
+      `mask=`, it gets the mask of the examples that count.
+    - `metrics`: by name, each an `fnn.metrics.Metric`, such as `fnn.metrics.accuracy()`, or a
+      function like `loss`, to be averaged. They are returned beside the loss, each with a `value`
+      for the step.
+    - `names`: of x and labels in a batch that is a dict; a batch may also be the pair (x, labels).
     - `mask`, `weights`, `lengths`: which examples count, in the loss and in the metrics, and how
-      much. Each is a name in the batch, or a function of the batch, as
+      much. Each is a name in the batch or a function of the batch, such as
       `lambda batch: batch["label"] >= 0`. Masks are bools and weights real numbers at least 0, of
-      the losses' shape or its first axes; lengths, integers [B], say how many of the times of
-      labels [B, T, ...] are there. The network sees all of x.
-    - `class_weights`: [C], what an example counts by its integer label, times its weight.
-    - `notes`: what is added of the network's notes (see `fnn.notes`), by glob of their paths, as
+      the losses' shape or its first axes; lengths, integers [B], give the number of valid times in
+      labels [B, T, ...]. The network sees all of x.
+    - `class_weights`: [C], a factor on the weight of each example, by its integer label.
+    - `notes`: the factors c_j of the network's notes (see `fnn.notes`), by glob of their paths, as
       `{"*/balance": 0.01}`.
 
     >>> import fnn
@@ -313,8 +323,8 @@ def supervised(
     return loss_fn
 
 
-def _noted(state: Any, pattern: str) -> jax.Array:
-    """The sum of a network's notes that match."""
+def _noted(state: Tree, pattern: str) -> jax.Array:
+    """The sum of the notes whose paths match."""
     found = noted(state, pattern)
     if not found:
         known = errors.names(noted(state))
@@ -322,7 +332,7 @@ def _noted(state: Any, pattern: str) -> jax.Array:
     return sum(found.values(), jnp.zeros(()))
 
 
-def inputs_and_labels(batch: Any, names: tuple[str, str]) -> tuple[Any, Any]:
+def inputs_and_labels(batch: Tree, names: tuple[str, str]) -> tuple[Any, Any]:
     """The two halves of a supervised batch, a pair or a dict."""
     if isinstance(batch, Mapping) and all(name in batch for name in names):
         return batch[names[0]], batch[names[1]]
@@ -331,5 +341,5 @@ def inputs_and_labels(batch: Any, names: tuple[str, str]) -> tuple[Any, Any]:
     raise errors.InputError(
         f"a batch that is a dict with {errors.names(names)}, or a pair (x, labels)",
         errors.show(batch),
-        "say what x and labels are called, as names=('x', 'y'), or write your own loss function",
+        "pass the names of x and labels, as names=('x', 'y'), or write your own loss function",
     )

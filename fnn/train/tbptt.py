@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from fnn.core import checks, errors
 from fnn.core.shapes import as_array, natives
-from fnn.train.step import TrainState, jit_step
+from fnn.core.types import Tree
+from fnn.train.step import Step, TrainState, jit_step
 
 
 @errors.builder
-def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+def tbptt(step: Step, length: int) -> Step:
     """A step that learns from long sequences chunk by chunk, in one `jax.lax.scan`.
 
-    Every array of its batch, [B, T, ...], is cut into chunks of `length` steps, and `step` is made
-    on each in turn, [B, length, ...]: T / length updates of the params, each with the gradient of
-    its own chunk (Williams & Peng, 1990). What a stateful layer remembers goes on from chunk to
-    chunk and from batch to batch, by value; `fnn.forget` of the training state's state starts
-    again.
+    Every array of the batch, [B, T, ...], is cut into chunks of `length` times, and `step` runs on
+    each in turn, [B, length, ...]: T / length updates of the params, each with the gradient of its
+    own chunk (Williams & Peng, 1990). The carry of a stateful layer passes from chunk to chunk and
+    from batch to batch, by value; `fnn.forget` on the training state's `state` resets it.
 
-    - `step(train_state, batch) -> (train_state, metrics)`: as of `fnn.train.step`, of a network
+    - `step(train_state, batch) -> (train_state, metrics)`: as from `fnn.train.step`, for a network
       whose recurrent layers are `stateful=True`.
     - `length`: of a chunk; it divides T.
 
@@ -47,8 +46,8 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
             raise errors.ShapeError(
                 f"arrays [B, T, ...] with T a multiple of length={length}",
                 errors.show(array),
-                "cut T to a multiple, or choose a length that divides it; of sequences of other "
-                "lengths, give a mask [B, T]",
+                "cut T to a multiple, or choose a length that divides it; pad sequences of other "
+                "lengths, with a mask [B, T]",
             )
         b, t, *rest = array.shape
         return array.reshape(b, t // length, length, *rest).swapaxes(0, 1)
@@ -59,11 +58,11 @@ def tbptt(step: Callable, length: int) -> Callable[[TrainState, Any], tuple[Trai
             cut = jax.tree.map(chunks, batch)
             if len({a.shape[0] for a in jax.tree.leaves(cut)}) != 1:
                 raise errors.ShapeError(
-                    "arrays [B, T, ...] of one T", errors.show(batch), "give all the same T"
+                    "arrays [B, T, ...] with one T", errors.show(batch), "give all the same T"
                 )
         return jax.lax.scan(step, train_state, cut)
 
-    def long_step(train_state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+    def long_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
         with errors.within("tbptt"):
             batch = jax.tree.map(as_array, natives(batch, "batch"))
         return run(train_state, batch)

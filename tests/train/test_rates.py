@@ -216,5 +216,5 @@ def test_refreshing_leaves_the_rest_and_takes_batches_as_they_come():
                                         {}, [x]) == {}  # fmt: skip
     with pytest.raises(fnn.FnnError, match="one batch"):
         fnn.train.refresh_statistics(net, params, state, [])
-    with pytest.raises(fnn.FnnError, match="a state like"):
+    with pytest.raises(fnn.FnnError, match="state like declared"):
         fnn.train.refresh_statistics(net, params, {}, [x])

@@ -268,7 +268,7 @@ def test_a_loss_function_of_ones_own_returns_means():
         ({"mask": "lengths"}, errors.DtypeError, "mask of bools"),
         ({"weights": "mask"}, errors.DtypeError, "weights of real numbers"),
         ({"lengths": "mask"}, errors.DtypeError, "lengths of integers"),
-        ({"lengths": "label"}, errors.ShapeError, "before that of time"),
+        ({"lengths": "label"}, errors.ShapeError, "before the time axis"),
         ({"mask": "none"}, errors.InputError, "a dict with none, its mask"),
         ({"mask": lambda b: b["mask"][:, :2]}, errors.ShapeError, "first axes"),
         ({"mask": lambda b: b["mask"][:2], "weights": "weights"}, errors.ShapeError, "first axis"),
