@@ -1,4 +1,4 @@
-"""Looking at networks: tables of layers, what is not finite, operations, curvature, pictures."""
+"""Analysis of networks: summaries, non-finite values, FLOPs, curvature and plots."""
 
 from fnn.analysis import curvature, plot
 from fnn.analysis.flops import count_flops

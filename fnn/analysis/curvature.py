@@ -1,7 +1,7 @@
-"""How a loss bends, and what gradients of single examples tell: short functions over functions.
+"""Curvature of losses, gradients of single examples, and networks to first order.
 
-All of it takes plain functions of params, as `lambda p: net(p, x)`, and gives trees like params, so
-that `jit`, `vmap` and `grad` work on it as on anything else.
+All functions take plain functions of params, such as `lambda p: net(p, x)`, and return arrays or
+trees like params, so `jit`, `vmap` and `grad` work on them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating, wide, widened
 from fnn.core.lengths import as_length, length_of, scaled, value
+from fnn.core.types import Key, Tree
 
 __all__ = [
     "empirical_ntk",
@@ -30,14 +31,14 @@ __all__ = [
 
 
 @errors.named
-def per_example_gradients(loss: Callable[..., Any], params: Any, *examples: Any) -> Any:
+def per_example_gradients(loss: Callable[..., Any], params: Tree, *examples: Tree) -> Tree:
     """The gradient of every example: g_i = d loss(params, x_i) / d params, each leaf [N, ...].
 
-    - `loss(params, *example)`: a scalar, of one example.
+    - `loss(params, *example)`: a scalar, for one example.
     - `examples`: trees of arrays [N, ...].
 
-    (`fnn.optim.per_example_clip` clips them, for differential privacy.) Raises ShapeError for a
-    loss that is not a scalar, and for examples without one leading axis.
+    `fnn.optim.per_example_clip` clips them, for differential privacy. Raises ShapeError for a loss
+    that is not a scalar, and for examples whose leading axes differ.
 
     >>> grads = per_example_gradients(lambda w, x: w * x**2, 3.0, jnp.arange(4.0))
     >>> print(grads)
@@ -48,14 +49,14 @@ def per_example_gradients(loss: Callable[..., Any], params: Any, *examples: Any)
 
 
 @errors.named
-def gradient_noise_scale(grads: Any) -> jax.Array:
-    """The batch size at which noise and signal of a gradient are alike: tr(S) / |G|^2.
+def gradient_noise_scale(grads: Tree) -> jax.Array:
+    """The batch size at which a gradient's noise equals its signal: tr(S) / |G|^2, a scalar.
 
-    S is the covariance of the gradients of single examples and G their true mean, both estimated
-    without bias from N of them (McCandlish et al., 2018, equation 2.8): well below it, a larger
-    batch pays; well above it does not. A scalar, infinite where no signal is seen.
+    S is the covariance of the gradients of single examples and G their true mean; both estimates
+    from N examples are unbiased (McCandlish et al., 2018, equation 2.8). Well below this size a
+    larger batch pays; well above it does not. Infinite if no signal is found.
 
-    - `grads`: of `per_example_gradients`, leaves [N, ...], N at least 2.
+    - `grads`: from `per_example_gradients`, leaves [N, ...], N at least 2.
 
     >>> print(gradient_noise_scale(jnp.array([[2.0, 1.0], [2.0, -1.0]])))
     0.6666667
@@ -71,11 +72,11 @@ def gradient_noise_scale(grads: Any) -> jax.Array:
 
 
 @errors.named
-def hessian_vector_product(loss: Callable[[Any], Any], params: Any, v: Any) -> Any:
+def hessian_vector_product(loss: Callable[[Tree], Any], params: Tree, v: Tree) -> Tree:
     """H v, with H the Hessian of `loss(params)`: the slope of the gradient along v.
 
-    Two gradients' worth of work (Pearlmutter, 1994). `v` is a tree like params, and so is what
-    comes back. Raises ShapeError for a loss that is not a scalar, or a v unlike params.
+    It costs about two gradients (Pearlmutter, 1994). `v` and the result are trees like params.
+    Raises ShapeError for a loss that is not a scalar, or a v unlike params.
 
     >>> params = jnp.array([1.0, 2.0])
     >>> print(hessian_vector_product(lambda w: w[0] * w[1] ** 2, params, jnp.ones(2)))
@@ -87,14 +88,14 @@ def hessian_vector_product(loss: Callable[[Any], Any], params: Any, v: Any) -> A
 
 @errors.named
 def gauss_newton_vector_product(
-    f: Callable[[Any], Any], loss: Callable[[Any], Any], params: Any, v: Any
-) -> Any:
+    f: Callable[[Tree], Any], loss: Callable[[Any], Any], params: Tree, v: Tree
+) -> Tree:
     """J^T H J v, with J the Jacobian of the outputs f(params) and H the Hessian of loss(outputs).
 
-    What remains of the Hessian of loss(f(params)) where f is taken to be linear. It has no
-    negative eigenvalue if the loss is convex (Schraudolph, 2002).
+    The Hessian of loss(f(params)) without the term for the curvature of f. It has no negative
+    eigenvalue if the loss is convex (Schraudolph, 2002).
 
-    - `f(params)`: the outputs, as `lambda p: net(p, x)`; `loss(outputs)`: a scalar.
+    - `f(params)`: the outputs, such as `lambda p: net(p, x)`; `loss(outputs)`: a scalar.
 
     >>> f, loss = lambda w: jnp.sin(w), lambda y: jnp.sum(y**2)
     >>> print(gauss_newton_vector_product(f, loss, jnp.zeros(2), jnp.ones(2)))
@@ -106,8 +107,8 @@ def gauss_newton_vector_product(
 
 
 @errors.named
-def fisher_vector_product(f: Callable[[Any], jax.Array], params: Any, v: Any) -> Any:
-    """F v, with F the Fisher information of softmax(f(params)), f's logits [..., V].
+def fisher_vector_product(f: Callable[[Tree], jax.Array], params: Tree, v: Tree) -> Tree:
+    """F v, with F the Fisher information of softmax(f(params)), for logits [..., V] from f.
 
         F = mean over [...] of J^T (diag(p) - p p^T) J,   p = softmax(logits)
 
@@ -126,18 +127,18 @@ def fisher_vector_product(f: Callable[[Any], jax.Array], params: Any, v: Any) ->
 
 @errors.named
 def top_eigenvalues(
-    matvec: Callable[[Any], Any], like: Any, k: int, *, key: Any, steps: int | None = None
+    matvec: Callable[[Tree], Tree], like: Tree, k: int, *, key: Key, steps: int | None = None
 ) -> jax.Array:
     """The k largest eigenvalues of a symmetric matrix given by its products, largest first: [k].
 
-    Lanczos' method from a random start, made orthogonal anew in each step (Lanczos, 1950; Golub &
-    Van Loan, section 10.3).
+    Lanczos' method from a random start with full reorthogonalization (Lanczos, 1950; Golub & Van
+    Loan, section 10.3).
 
-    - `matvec(v)`: the product with a tree, as
+    - `matvec(v)`: the product with a tree, such as
       `lambda v: fnn.analysis.curvature.hessian_vector_product(loss, params, v)`.
-    - `like`: a tree like v, as params, of n values.
-    - `key`: of the start.
-    - `steps`: how many products; None is 2 k + 20, at most n. With n of them all is exact.
+    - `like`: a tree like v, such as params, of n values.
+    - `key`: for the random start.
+    - `steps`: the number of products; None is 2 k + 20, at most n. With n the result is exact.
 
     Raises OptionError for a k above the steps, or steps above n.
 
@@ -152,17 +153,15 @@ def top_eigenvalues(
     k = checks.count("k", k)
     steps = min(2 * k + 20, n) if steps is None else checks.count("steps", steps)
     if not k <= steps <= n:
-        raise errors.OptionError(
-            f"k <= steps <= n, the number of values {n}", f"k={k}, steps={steps}", "change them"
-        )
-
+        wanted = f"k <= steps <= n, the number of values {n}"
+        raise errors.OptionError(wanted, f"k={k}, steps={steps}", "change them")
     one = as_length(1.0, dtype)
 
     def product(v):
         return ravel_pytree(matvec(unravel(v.astype(flat.dtype))))[0].astype(dtype)
 
     def without(v, basis):
-        for _ in range(2):  # once more, for what rounding left
+        for _ in range(2):  # twice, for what rounding leaves
             v = v - basis.T @ (basis @ v)
         return v
 
@@ -172,7 +171,7 @@ def top_eigenvalues(
         w = product(v)
         rest = without(w, basis)
         length = value(length_of(rest))
-        # Where the space is exhausted, any other direction goes on, with no link to it.
+        # If the Krylov space is exhausted, continue in a new direction, decoupled from it.
         done = length <= jnp.finfo(dtype).eps * n * value(length_of(w))
         other = without(jax.random.normal(jax.random.fold_in(key, i), (n,), dtype), basis)
         along = jnp.where(done, other, rest)
@@ -189,13 +188,15 @@ def top_eigenvalues(
 
 
 @errors.named
-def empirical_ntk(f: Callable[[Any, Any], jax.Array], params: Any, x1: Any, x2: Any = None) -> Any:
+def empirical_ntk(
+    f: Callable[[Tree, Any], jax.Array], params: Tree, x1: Any, x2: Any = None
+) -> jax.Array:
     """The empirical neural tangent kernel, K = J(x1) J(x2)^T: [N, M, O, O].
 
-    J(x) is the Jacobian by all params of the O outputs for one x (Jacot, Gabriel & Hongler, 2018);
-    for a scalar output it is [N, M].
+    J(x) is the Jacobian of the O outputs for one x with respect to all params (Jacot, Gabriel &
+    Hongler, 2018); for a scalar output, K is [N, M].
 
-    - `f(params, x)`: the outputs [O], or a scalar, of one x, as a network is.
+    - `f(params, x)`: the outputs [O], or a scalar, for one x, as from a network.
     - `x1`, `x2`: [N, ...] and [M, ...]; None is x1.
 
     >>> print(empirical_ntk(lambda w, x: jnp.dot(w, x), jnp.zeros(2), jnp.eye(2)))
@@ -217,16 +218,15 @@ def empirical_ntk(f: Callable[[Any, Any], jax.Array], params: Any, x1: Any, x2: 
     if first.ndim == 2:
         return first @ second.T
     if first.ndim != 3:
-        raise errors.ShapeError(
-            "f to give [O], or a scalar, for one x", f"{first.shape[1:-1]}", "flatten it"
-        )
+        wanted = "f to return [O], or a scalar, for one x"
+        raise errors.ShapeError(wanted, f"{first.shape[1:-1]}", "flatten it")
     return jnp.einsum("iap,jbp->ijab", first, second)
 
 
-def linearize(f: Callable[..., Any], params: Any) -> Callable[..., Any]:
-    """The function as it is to first order: g(p, *xs) = f(params, *xs) + J(xs) (p - params).
+def linearize(f: Callable[..., Any], params: Tree) -> Callable[..., Any]:
+    """The first-order expansion of f: g(p, *xs) = f(params, *xs) + J(xs) (p - params).
 
-    A network that trains as an infinitely wide one would (Lee et al., 2019), of the same params.
+    It takes the same params and trains as an infinitely wide network would (Lee et al., 2019).
 
     >>> line = linearize(lambda w, x: w**2 * x, 3.0)
     >>> print(line(4.0, 1.0))
@@ -243,11 +243,11 @@ def linearize(f: Callable[..., Any], params: Any) -> Callable[..., Any]:
     return line
 
 
-# --- what they share
+# --- shared helpers
 
 
 def _grad(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The gradient of a loss that must be a scalar."""
+    """The gradient of a loss, which must be a scalar."""
 
     def scalar(*args):
         value = loss(*args)
@@ -258,12 +258,12 @@ def _grad(loss: Callable[..., Any]) -> Callable[..., Any]:
     return jax.grad(scalar)
 
 
-def _both(f: Callable[[Any], Any], params: Any) -> tuple[Any, Callable, Callable]:
-    """f(params), its derivative along a tree like params, and the transpose of that."""
+def _both(f: Callable[[Tree], Any], params: Tree) -> tuple[Any, Callable, Callable]:
+    """f(params), v -> J v, and u -> J^T u."""
     y, along = jax.linearize(f, params)
     transposed = jax.linear_transpose(along, params)
     return y, along, lambda u: transposed(u)[0]
 
 
-def _wide(tree: Any) -> Any:
+def _wide(tree: Tree) -> Tree:
     return jax.tree.map(lambda a: widened(a) if is_floating(a) else a, tree)

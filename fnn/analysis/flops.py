@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, counted in its traced program."""
+"""Floating-point operations of a function, counted in its jaxpr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# What only moves, selects or makes values.
+# These only move, select or create values.
 _FREE = frozenset(
     "broadcast_in_dim concatenate convert_element_type copy device_put dynamic_slice "
     "dynamic_update_slice expand_dims gather iota optimization_barrier pad reshape rev select_n "
@@ -18,13 +18,13 @@ _FREE = frozenset(
 
 
 def count_flops(fn: Callable, *args: Any) -> int:
-    """Floating-point operations of `fn(*args)`; of the arguments only shapes and dtypes matter.
+    """Floating-point operations of `fn(*args)`; only the arguments' shapes and dtypes matter.
 
-    A multiplication and the addition of its result are two, so that a matrix product [n, k] [k, m]
-    is 2 n k m. Any other elementary function counts one per value, moving and selecting none. A
-    `scan` counts as often as it runs, a `cond` as its dearest branch, and a `while_loop`, whose
-    length is not known, as one turn. What no result depends on is not counted; else it is what the
-    program says, and the compiler may do less.
+    A multiplication and an addition count one each, so that a matrix product [n, k] [k, m] is
+    2 n k m. Any other elementary function counts one per value; moving and selecting values counts
+    none. A `scan` counts every iteration, a `cond` its most expensive branch, and a `while_loop`,
+    whose length is unknown, one iteration. Operations on which no result depends are not counted.
+    The compiler may do fewer than these.
 
     >>> count_flops(lambda x, w: jnp.tanh(x @ w), jnp.ones((2, 3)), jnp.ones((3, 4)))
     56
@@ -33,7 +33,7 @@ def count_flops(fn: Callable, *args: Any) -> int:
 
 
 def _count(jaxpr: Any, wanted: list[bool] | None = None) -> int:
-    """Of the equations on which the results depend, or those `wanted` among them."""
+    """The operations on which the results depend, or only those results that are `wanted`."""
     results = [v for i, v in enumerate(jaxpr.outvars) if wanted is None or wanted[i]]
     needed = {v for v in results if not hasattr(v, "val")}  # a literal needs nothing
     total = 0
@@ -47,7 +47,7 @@ def _count(jaxpr: Any, wanted: list[bool] | None = None) -> int:
 
 def _count_equation(eqn: Any, used: list[bool]) -> int:
     name = eqn.primitive.name
-    if name == "custom_linear_solve":  # its other programs are for derivatives
+    if name == "custom_linear_solve":  # its other jaxprs are for derivatives
         return _count(eqn.params["jaxprs"].solve.jaxpr, used)
     inner = [_count(jaxpr) for jaxpr in _inner(eqn.params)]
     if inner:
@@ -71,7 +71,7 @@ def _count_equation(eqn: Any, used: list[bool]) -> int:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs inside an equation's parameters."""
+    """The jaxprs inside an equation's parameters."""
     for value in params.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
             each = getattr(each, "jaxpr", each)

@@ -1,7 +1,7 @@
-"""Seeing inside a network, and exchanging parts of it: all by `net.map`.
+"""Where a network first has a value that is not finite, by probes around its layers.
 
-State is the one side channel of a layer, so what is to be seen is carried out of the network as
-state: it then comes out of `repeat` and `ensemble` too, stacked.
+State is the one side channel of a layer, so each probe returns what it sees as state: out of
+`repeat` and `ensemble` it comes stacked.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, traced
 from fnn.core.reserved import FROZEN, map_under
 from fnn.core.shapes import from_numpy
+from fnn.core.types import Key, Tree
 from fnn.initializers import zeros
 from fnn.layers.frozen import held_in, joined
 from fnn.layers.tap import SEEN, declared_like, with_room, without_seen
 
 
 class NotFinite(NamedTuple):
-    """Where a network first holds a value that is not finite; `str` says it in words.
+    """Where a network first has a value that is not finite; `str` gives it as a sentence.
 
     - `path`: of the layer, "" for the whole network.
     - `tensor`: "input", "output", "gradient of output", "gradient of input", or the path of one of
       the layer's params, "kernel" or "gradient of kernel".
-    - `member`: which copy, in `repeat` or `ensemble`; () where there is one.
-    - `nan`, `inf`, `size`: how many of its values are NaN, infinite, and in all.
+    - `member`: which copy, in `repeat` or `ensemble`; () if there is only one.
+    - `nan`, `inf`, `size`: the numbers of its NaN, of its infinities and of all its values.
     """
 
     path: str
@@ -51,25 +52,24 @@ class NotFinite(NamedTuple):
 
 def nan_report(
     net: Layer,
-    params: Any,
+    params: Tree,
     *xs: Any,
-    state: Any = None,
-    key: Any = None,
+    state: Tree = None,
+    key: Key | None = None,
     train: bool = False,
     loss: Callable[[Any], Any] | None = None,
 ) -> NotFinite | None:
     """The first tensor that is not finite, forwards and then backwards; None if all are finite.
 
-    Forwards, in the order of calls, each layer's params, inputs and output are looked at; then, in
-    the opposite order, the gradients of its output, params and inputs. A layer whose input is bad
-    is fed so by the body around it; one whose params, output or input gradient is the first that is
-    bad is where it begins.
+    It checks each layer's params, inputs and output in the order of calls; then, in reverse order,
+    the gradients of its output, params and inputs. If a layer's input is reported, the fault lies
+    in the body around that layer; if its params, output or input gradient, in the layer itself.
 
-    - `xs`, `state`, `key`, `train`: of the call that goes wrong.
-    - `loss(y)`: a scalar of the output, whose gradient is looked at; None is the sum.
+    - `xs`, `state`, `key`, `train`: of the call to check.
+    - `loss(y)`: a scalar function of the output, whose gradient is checked; None is the sum.
 
-    Layers inside a transform that a body opens (`scan`, `vmap` ...) are seen as part of that body.
-    It runs eagerly, and is for looking, not for training.
+    Layers inside a transform that a body opens (`scan`, `vmap` ...) are reported as part of that
+    body. The report runs eagerly and is slow.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3), jnp.log)
@@ -90,10 +90,10 @@ def nan_report(
 
 def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | None:
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, xs, state))):
-        raise errors.InputError("values to look at", "traced arrays", "call it outside of jit")
+        raise errors.InputError("arrays with values", "traced arrays", "call it outside jit")
     if loss is not None:
         checks.function("loss", loss, "y")
-    order: dict[str, Layer] = {}  # by path, in the order in which calls end
+    order: dict[str, Layer] = {}  # by path, in the order in which their calls end
 
     def probe(path, layer):
         if any(path == h or path.startswith(f"{h}/") for h in hidden):
@@ -104,7 +104,6 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
     xs = jax.tree.map(from_numpy, xs)
     params_spec, state_spec = probed.specs(*xs)
     before = with_room({} if state is None else state, state_spec, "state")
-
     room = with_room(params, params_spec, "params")
 
     def run(params):
@@ -137,12 +136,12 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
 
 
 def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
-    """The layer with zeros added to what goes in and out, of which to take the gradient."""
+    """The layer with zeros added to its inputs and outputs, to differentiate by."""
 
     def declare(*xs):
         (params, state), y = outline(layer, xs)
         note()
-        if layer.carry and xs[0] is None:  # for the first one, which is like the next
+        if layer.carry and xs[0] is None:  # the first carry, which has the shapes of the next
             xs = (y[0], *xs[1:])
         room = {"input": _floats(xs), "output": _floats(y)}
         room, params = declared_like(room), declared_like(arrays_of(params))
@@ -163,33 +162,33 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
     return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
 
 
-def _at(tree: Any, path: str) -> Any:
-    """What stands at a path; nothing, where a reparametrization has named it otherwise."""
+def _at(tree: Tree, path: str) -> Mapping[str, Any]:
+    """The subtree at a path; {} if a reparametrization has renamed it."""
     for name in filter(None, path.split("/")):
         tree = tree.get(name, {}) if isinstance(tree, Mapping) else {}
     return tree if isinstance(tree, Mapping) else {}
 
 
-def _floats(tree: Any) -> dict[str, Any]:
+def _floats(tree: Tree) -> dict[str, Any]:
     """The arrays of floating dtype, numbered."""
     return {str(i): x for i, x in enumerate(jax.tree.leaves(tree)) if is_floating(x)}
 
 
-def _plus(tree: Any, zero: Mapping[str, Any]) -> Any:
+def _plus(tree: Tree, zero: Mapping[str, Any]) -> Tree:
     leaves, treedef = jax.tree.flatten(tree)
     moved = [x + zero[str(i)] if str(i) in zero else x for i, x in enumerate(leaves)]
     return jax.tree.unflatten(treedef, moved)
 
 
-def _total(y: Any) -> Any:
+def _total(y: Tree) -> jax.Array:
     return sum((jnp.sum(x.astype(wide(x.dtype))) for x in _floats(y).values()), jnp.zeros(()))
 
 
-# --- what is finite
+# --- the search for values that are not finite
 
 
-def _tensors(path: str, name: str, tree: Any, stacked: int) -> list[tuple]:
-    """(path, tensor, array, how many first axes count members) for each floating array."""
+def _tensors(path: str, name: str, tree: Tree, stacked: int) -> list[tuple]:
+    """(path, tensor, array, its number of leading member axes) for each floating array."""
     found = []
     for where, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
         own = errors.path_of(where)
@@ -200,7 +199,7 @@ def _tensors(path: str, name: str, tree: Any, stacked: int) -> list[tuple]:
 
 
 def _first(tensors: list[tuple], which: Callable) -> NotFinite | None:
-    """The first bad tensor; within a stack, of the member that `which` says runs first."""
+    """The first tensor that is not finite; in a stack, of the member chosen by `which`."""
     bad: list[tuple] = []
     depth = None
     for path, tensor, x, stacked in tensors:

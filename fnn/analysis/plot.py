@@ -1,7 +1,7 @@
-"""Pictures of training runs: one call each, which returns a matplotlib figure and shows nothing.
+"""Plots of training runs: each function returns a matplotlib figure and does not show it.
 
-They need the extra `plot`. Every function draws into `axes` if they are given, else into a new
-figure; `figure.savefig(path)` keeps it.
+They need the extra `plot`. Functions that take `axes` draw into them if given, else into a new
+figure; `figure.savefig(path)` writes it to a file.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from fnn import tree
 from fnn.core import checks, errors
+from fnn.core.types import Tree
 
 __all__ = ["confusion", "curves", "filters", "heat_map", "histograms", "metric"]
 
@@ -23,16 +25,16 @@ __all__ = ["confusion", "curves", "filters", "heat_map", "histograms", "metric"]
 def curves(
     histories: Mapping[str, Any] | Any,
     *,
-    steps: Any = None,
+    steps: ArrayLike | None = None,
     label: str = "loss",
     log: bool = False,
     axes: Any = None,
 ) -> Any:
     """Learning curves against steps: the median over seeds, and a band of their quartiles.
 
-    - `histories`: curves by name, each [steps], or [seeds, steps]; or one such array.
-    - `steps`: the count at each point; None counts from 1.
-    - `label`: what is drawn, for the axis. `log`: on a logarithmic axis.
+    - `histories`: curves by name, each [steps] or [seeds, steps]; or one such array.
+    - `steps`: the step of each point; None counts from 1.
+    - `label`: of the y axis. `log`: whether that axis is logarithmic.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = curves({"adam": np.ones((5, 20)), "sgd": np.ones(20)})
@@ -56,7 +58,7 @@ def curves(
 
 @errors.named
 def heat_map(
-    values: Any,
+    values: ArrayLike,
     rows: Sequence[Any],
     columns: Sequence[Any],
     *,
@@ -67,9 +69,9 @@ def heat_map(
 ) -> Any:
     """A sweep over two hyperparameters: the metric as colour, the best setting framed.
 
-    - `values`: [rows, columns]; what is not finite stays white.
-    - `rows`, `columns`: the settings; `names`: what they are called.
-    - `label`: the metric. `best`: whether "low" or "high" is.
+    - `values`: [rows, columns]; values that are not finite stay white.
+    - `rows`, `columns`: the settings; `names`: of the two hyperparameters.
+    - `label`: of the metric. `best`: "low" or "high".
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = heat_map([[3.0, 1.0], [2.0, 4.0]], [0.1, 1.0], [8, 16], names=("rate", "width"))
@@ -77,11 +79,9 @@ def heat_map(
     ('width', 'rate')
     """
     checks.choice("best", best, ("low", "high"))
-    grid = np.asarray(values, float)
-    if grid.shape != (len(rows), len(columns)) or not grid.size:
-        raise errors.ShapeError(
-            f"values ({len(rows)}, {len(columns)})", f"{grid.shape}", "one for each setting"
-        )
+    grid, wanted = np.asarray(values, float), (len(rows), len(columns))
+    if grid.shape != wanted or not grid.size:
+        raise errors.ShapeError(f"values {wanted}", f"{grid.shape}", "one for each setting")
     figure, axes = _axes(axes)
     finite = np.where(np.isfinite(grid), grid, np.nan)
     colours = "viridis_r" if best == "low" else "viridis"
@@ -102,7 +102,7 @@ def heat_map(
 
 @errors.named
 def metric(
-    settings: Any,
+    settings: ArrayLike,
     values: Mapping[str, Any] | Any,
     *,
     name: str = "",
@@ -112,8 +112,8 @@ def metric(
 ) -> Any:
     """A final metric against a hyperparameter: the median over seeds, and every seed as a dot.
 
-    - `settings`: [n]; `name`: what it is. `log`: on a logarithmic axis.
-    - `values`: [n], or [seeds, n], or several of these by name; not finite ones are left out.
+    - `settings`: [n]; `name`: of the hyperparameter. `log`: whether its axis is logarithmic.
+    - `values`: [n] or [seeds, n], or several of these by name; only finite ones are drawn.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = metric([0.1, 1.0], [[1.0, 2.0], [1.5, 3.0]], name="learning rate")
@@ -125,9 +125,8 @@ def metric(
     rows = {key: _rows(key, value) for key, value in named.items()}
     for key, value in rows.items():
         if value.shape[1:] != x.shape:
-            raise errors.ShapeError(
-                f"values [{x.size}], or [seeds, {x.size}]", f"{key} {value.shape}", "transpose"
-            )
+            wanted = f"values [{x.size}], or [seeds, {x.size}]"
+            raise errors.ShapeError(wanted, f"{key} {value.shape}", "transpose them")
     figure, axes = _axes(axes)
     for key, value in rows.items():
         value = np.where(np.isfinite(value), value, np.nan)
@@ -142,10 +141,10 @@ def metric(
 
 
 @errors.named
-def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = None) -> Any:
-    """A confusion matrix, as of `fnn.metrics.confusion_matrix`: rows are labels, columns guesses.
+def confusion(counts: ArrayLike, names: Sequence[str] | None = None, *, axes: Any = None) -> Any:
+    """A confusion matrix, as from `fnn.metrics.confusion_matrix`: rows are labels, columns guesses.
 
-    Colour is the share of the label's examples; the numbers are counts.
+    Colours are shares of the label's examples; the numbers are counts.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = confusion([[5, 1], [0, 7]], ["cat", "dog"])
@@ -174,11 +173,11 @@ def confusion(counts: Any, names: Sequence[str] | None = None, *, axes: Any = No
 
 
 @errors.named
-def filters(kernel: Any, *, columns: int = 8) -> Any:
+def filters(kernel: ArrayLike, *, columns: int = 8) -> Any:
     """The filters of a first convolution, each as a picture.
 
-    - `kernel`: [H, W, C, features]; with C of 3 in colour, else the mean over channels. Grey is
-      zero, and one scale holds for all.
+    - `kernel`: [H, W, C, features]; in colour if C is 3, else the mean over channels. Grey is zero;
+      all share one scale.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = filters(np.ones((3, 3, 1, 10)), columns=5)
@@ -208,10 +207,10 @@ def filters(kernel: Any, *, columns: int = 8) -> Any:
 
 
 @errors.named
-def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
-    """A histogram of every array of a tree, as of params or gradients, under its path.
+def histograms(params: Tree, *, bins: int = 50, columns: int = 3) -> Any:
+    """A histogram of every array of a tree, such as params or gradients, under its path.
 
-    What is not finite is left out of the bars, and counted in the title.
+    Values that are not finite are left out of the bars and counted in the title.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> figure = histograms({"dense1": {"bias": np.zeros(4), "kernel": np.ones((3, 4))}})
@@ -239,7 +238,7 @@ def histograms(params: Any, *, bins: int = 50, columns: int = 3) -> Any:
     return figure
 
 
-# --- what they share
+# --- shared helpers
 
 
 def _pyplot() -> Any:
@@ -265,9 +264,8 @@ def _rows(name: str, values: Any) -> np.ndarray:
     """[seeds, steps]."""
     rows = np.atleast_2d(np.asarray(jax.device_get(values), float))
     if rows.ndim != 2:
-        raise errors.ShapeError(
-            "curves [steps], or [seeds, steps]", f"{name} {rows.shape}".strip(), "flatten the seeds"
-        )
+        got, mend = f"{name} {rows.shape}".strip(), "flatten the seeds"
+        raise errors.ShapeError("curves [steps], or [seeds, steps]", got, mend)
     return rows
 
 

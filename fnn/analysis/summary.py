@@ -1,4 +1,4 @@
-"""What a network is made of: a table, and the same as data."""
+"""A network layer by layer, as a table and as data."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from fnn.core.inputs import by_position
 from fnn.core.layer import Declarer, Layer, as_layer, inputs_of, outline
 from fnn.core.reserved import without
 from fnn.core.shapes import as_struct, struct
+from fnn.core.types import Tree
 from fnn.initializers import zeros
 from fnn.layers.frozen import held_in
 
-_MARK = "(mark)"  # a state of every layer, whose stack tells how many copies there are
+_MARK = "(mark)"  # a state in every layer; its stack gives the number of copies
 
 
 class Row(NamedTuple):
     """One layer of a summary.
 
-    - `path`: in the network, "" for the whole of it; `kind`: the layer's name.
-    - `output`: shape and dtype of what one call gives, a tree of ShapeDtypeStructs.
-    - `copies`: how many there are of it, by `repeat` and `ensemble`.
-    - `params`, `state`: values in all copies; `frozen`: how many of the params are frozen.
-    - `flops`: operations of all calls of all copies.
-    - `leaf`: whether it has no layers inside.
+    - `path`: in the network, "" for the network itself; `kind`: the layer's name.
+    - `output`: of one call, a tree of ShapeDtypeStructs.
+    - `copies`: the number of copies that `repeat` and `ensemble` make of it.
+    - `params`, `state`: the numbers of values in all copies; `frozen`: of frozen params.
+    - `flops`: of all calls of all copies.
+    - `leaf`: whether it has no sublayers.
     """
 
     path: str
     kind: str
-    output: Any
+    output: Tree
     copies: int
     params: int
     state: int
@@ -46,7 +47,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of a network in the order of calls, the network itself last; `str` is a table."""
+    """The rows of a network in the order of calls, the network itself last; `str` gives a table."""
 
     rows: tuple[Row, ...]
     nbytes: int
@@ -68,7 +69,7 @@ class Summary:
         return self.rows[-1].flops
 
     def table(self) -> Any:
-        """The table of its leaf layers and the totals, for `rich.print` (extra `table`)."""
+        """The table of the leaf layers and the totals, for `rich.print` (extra `table`)."""
         try:
             from rich.table import Table
         except ImportError:
@@ -105,13 +106,13 @@ class Summary:
 def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary:
     """A row per layer: its path, output shape, parameters and FLOPs; and the totals.
 
-    - `xs`: inputs as of `net.init`; arrays, ShapeDtypeStructs or shapes, by position or by name.
+    - `xs`: inputs as for `net.init`: arrays, ShapeDtypeStructs or shapes, by position or by name.
       Nothing is computed.
-    - `train`: count the operations of training mode.
+    - `train`: whether to count the operations of training mode.
 
-    FLOPs are those of one forward pass on `xs` (see `count_flops`); what a body computes
-    between its sublayers stands in the row of the body. A layer called twice has one row, with the
-    FLOPs of both calls. `print` it for the table, which needs the extra `table`.
+    FLOPs are those of one forward pass on `xs` (see `count_flops`). The row of a body includes what
+    it computes between its sublayers. A layer called twice has one row, with the FLOPs of both
+    calls. `print` shows the table, which needs the extra `table`.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
@@ -167,11 +168,11 @@ class _Run(NamedTuple):
         return self.layer.apply(params, state, *xs, key=key, train=self.train)
 
 
-def _without(state: Any) -> Any:
+def _without(state: Tree) -> Tree:
     return {name: value for name, value in state.items() if name != _MARK}
 
 
-def _copies(state: Any, path: str) -> int:
+def _copies(state: Tree, path: str) -> int:
     for name in filter(None, path.split("/")):
         state = state[name]
     return math.prod(state[_MARK].stack)
@@ -182,7 +183,7 @@ def _times(row: Row, n: int) -> Row:
     return row._replace(copies=n, **counts)
 
 
-def _shapes(output: Any) -> str:
+def _shapes(output: Tree) -> str:
     return ", ".join(errors.show(a).replace(" float32", "") for a in jax.tree.leaves(output))
 
 

@@ -1,4 +1,4 @@
-"""The runs of one program, every point with every key: made in chunks, in one of three ways."""
+"""The runs of one program, every point with every key: in chunks, by one of three strategies."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from fnn.core import errors
+from fnn.core.types import Tree
 from fnn.search.store import Finished, Group, Store
 
-RUNS_PER_CALL = 4  # runs of "map" in a call
-CACHE = 2**22  # bytes; what stands side by side on a core of a CPU, and takes more, is slower
-PARTS = 4  # on CPU at most a fourth of all runs are tried side by side
-PATIENCE = 2.0  # and if the others, a run a call, would take longer than compiling did, times this
-AHEAD = 8  # calls that wait for each worker, so that it never waits itself
-SHORT = 0.1  # seconds; what takes less is timed three times, for the first call is slower
+RUNS_PER_CALL = 4  # of "map"
+CACHE = 2**22  # bytes per core of a CPU; runs side by side that need more are slower
+PARTS = 4  # on CPU, "auto" tries at most a fourth of all runs side by side
+PATIENCE = 2.0  # "auto" tries it if the rest, one run per call, takes this times the compile time
+AHEAD = 8  # calls queued per worker, so that none waits
+SHORT = 0.1  # seconds; shorter trials are timed three times, since the first call is slower
 TIMES = 3
 
-Chunk = tuple[np.ndarray, np.ndarray]  # the numbers of some points, and of the keys for each
+Chunk: TypeAlias = tuple[np.ndarray, np.ndarray]  # numbers of points, and of keys for each of them
 
 
 class Program(NamedTuple):
     """(points [P], keys [K]) -> results [P, K, ...]."""
 
-    call: Callable[..., Any]
-    bytes: int  # that it takes while it runs, as the compiler estimates it
-    seconds: float  # that it took to compile
+    call: Callable[..., Tree]
+    bytes: int  # needed while it runs, as the compiler estimates them
+    seconds: float  # of compiling
 
 
 class Executor:
-    """How the runs of a group are made.
+    """Computes the runs of a group.
 
-    Side by side, what a key alone decides is computed once. On CPU as many programs run at once as
-    there are cores, because a small network keeps but one busy; not on several (fake) devices,
-    where programs that wait for each other's parts could do so for ever.
+    Side by side, what depends on a key alone is computed once. On CPU, as many programs run at once
+    as there are cores, because a small network keeps only one core busy; but not on several (fake)
+    devices, where programs that wait for each other's shards could deadlock.
     """
 
     def __init__(
         self,
-        run_fn: Callable[..., Any],
+        run_fn: Callable[..., Tree],
         group: Group,
         strategy: str,
         most: int | None,
@@ -60,18 +62,18 @@ class Executor:
         self.run_fn, self.group, self.store = run_fn, group, store
         self.strategy = "loop" if group.rows.size == 1 else strategy
         if strategy == "auto" and str(jax.random.key_impl(group.keys)) != "threefry2x32":
-            self.strategy = "loop"  # other generators draw other numbers side by side
+            self.strategy = "loop"  # other generators draw other numbers under vmap
         self.on_cpu = jax.default_backend() == "cpu"
         self.workers = _cores() if self.on_cpu and len(jax.devices()) == 1 and not _checks() else 1
         self.most, self.memory = most, memory
         self.sizes: dict[str, tuple[int, int]] = {}
         self.programs: dict[str, Program] = {}
-        self.seconds: dict[str, float] = {}  # that a run took in a trial, by strategy
+        self.seconds: dict[str, float] = {}  # per run in a trial, by strategy
         self.done = np.zeros(group.rows.size, bool)
-        self.lock = threading.Lock()  # for what is done, and the store
+        self.lock = threading.Lock()  # for `done` and the store
 
     def chunks(self) -> Generator[Finished, None, None]:
-        """All runs: those on disk, and then the others as they are made, in any order."""
+        """All runs: those on disk, then the others as they finish, in any order."""
         self.done[:] = False
         for made in self.store.kept(self.one):
             runs, result = self._new(*made)
@@ -80,28 +82,27 @@ class Executor:
             self.strategy = "kept"
         try:
             while not self.done.all():
-                way = self.strategy
-                some = self._trial() if way == "auto" else self._made(way, self._chunks_left(way))
+                some = self._trial() if self.strategy == "auto" else self._rest()
                 with contextlib.closing(some):
                     for runs, result in some:
                         yield self.group.rows.flat[runs], result
-        finally:  # of an error or an interruption too
+        finally:  # also after an error or an interruption
             self.store.write()
 
-    def one(self, point: Any, key: Any) -> Any:
-        """The run at the point of this number, with the key of this number."""
+    def one(self, point: ArrayLike, key: ArrayLike) -> Tree:
+        """The run at the point and with the key of these numbers."""
         settings = {name: jnp.asarray(v)[point] for name, v in self.group.points.items()}
         result = self.run_fn(self.group.keys[key], **settings, **self.group.fixed)
         for leaf in jax.tree.leaves(result):
             if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-                mend = "return jax.random.key_data of them"
+                mend = "return their jax.random.key_data"
                 raise errors.RandomKeyError("results that are numbers", "typed keys", mend)
         return result
 
-    # --- which runs are made together
+    # --- which runs share a call
 
     def _chunks_left(self, strategy: str) -> Iterator[Chunk]:
-        """The chunks that hold what is not done."""
+        """The chunks with runs that are not done."""
         points, keys = self.group.rows.shape
         todo, (p, k) = ~self.done.reshape(points, keys), self._size(strategy)
         for i, j in itertools.product(range(0, points, p), range(0, keys, k)):
@@ -109,18 +110,14 @@ class Executor:
                 yield np.arange(i, min(i + p, points)), np.arange(j, min(j + k, keys))
 
     def _size(self, strategy: str) -> tuple[int, int]:
-        """How many points, and keys of each, in a call: all points come before a second key."""
+        """The numbers of points and of keys per call: all points come before a second key."""
         if strategy not in self.sizes:
-            size = {
-                "loop": lambda: (1, 1),
-                "map": self._map_size,
-                "vmap": self._vmap_size,
-            }[strategy]
-            self.sizes[strategy] = size()
+            sizes = {"loop": lambda: (1, 1), "map": self._map_size, "vmap": self._vmap_size}
+            self.sizes[strategy] = sizes[strategy]()
         return self.sizes[strategy]
 
     def _map_size(self) -> tuple[int, int]:
-        """As many as divide all, so that none is made twice."""
+        """Divisors of the totals, so that no run is computed twice."""
         points, keys = self.group.rows.shape
         share = -(-self.group.rows.size // self.workers)
         most = self.most or min(RUNS_PER_CALL, share)
@@ -128,7 +125,7 @@ class Executor:
         return points, _divisor(keys, most // points)
 
     def _vmap_size(self) -> tuple[int, int]:
-        """As many as fit, in chunks of one size; of several devices each has as many."""
+        """As many as fit, in chunks of one size; several devices get equally many each."""
         most, total = self.most, self.group.rows.size
         if most is None:
             each, space = self._program("loop").bytes, self.memory / self.workers
@@ -147,10 +144,10 @@ class Executor:
         a, b = _shares(points, keys)
         return -(-points // a) * a, -(-keys // b) * b
 
-    # --- how they are made
+    # --- how they are computed
 
     def _trial(self) -> Generator[Finished, None, None]:
-        """A call a worker: of a run each, then of many side by side; at the end, what is faster."""
+        """One call per worker, of one run, then of many side by side; then the faster is chosen."""
         strategy = "vmap" if self.seconds else "loop"
         compiling = self._program(strategy).seconds
         chunks = list(itertools.islice(self._chunks_left(strategy), self.workers))
@@ -167,8 +164,12 @@ class Executor:
         if decided or self._size("vmap") == (1, 1):
             self.strategy = min(self.seconds, key=lambda strategy: self.seconds[strategy])
 
+    def _rest(self) -> Generator[Finished, None, None]:
+        """All runs that are not done, by the strategy that is decided."""
+        return self._made(self.strategy, self._chunks_left(self.strategy))
+
     def _made(self, strategy: str, chunks: Iterable[Chunk]) -> Generator[Finished, None, None]:
-        """Every point of each chunk with every key, as they are done, and kept by then."""
+        """The runs of the chunks as they finish; each is in the store by then."""
         program, chunks = self._program(strategy), iter(chunks)
         workers = self.workers
         if workers * program.bytes > self.memory:
@@ -190,8 +191,8 @@ class Executor:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _make(self, strategy: str, call: Callable[..., Any], chunk: Chunk) -> Finished:
-        """One call: of the runs of a chunk those that are new, [runs, ...] in NumPy."""
+    def _make(self, strategy: str, call: Callable[..., Tree], chunk: Chunk) -> Finished:
+        """One call: the new runs of a chunk, [runs, ...] in NumPy."""
         p, k = len(chunk[0]), len(chunk[1])
 
         def rows(a):  # [P, K, ...]
@@ -206,14 +207,14 @@ class Executor:
             self.store.keep(runs, result, seconds)
         return runs, result
 
-    def _new(self, runs: np.ndarray, result: Any) -> Finished:
-        """Of the runs of these numbers those that were not done before, and are from now on."""
+    def _new(self, runs: np.ndarray, result: Tree) -> Finished:
+        """Those of these runs that were not done before; marks them as done."""
         new = ~self.done[runs]
         self.done[runs] = True
         return runs[new], jax.tree.map(lambda a: a[new], result)
 
     def _inputs(self, strategy: str, chunk: Chunk) -> tuple[Any, Any]:
-        """What a program takes: the last ones again where a chunk is not full."""
+        """The inputs of a program; a chunk that is not full repeats its last point or key."""
         points, keys = (
             np.pad(numbers, (0, size - len(numbers)), mode="edge").astype(np.int32)
             for numbers, size in zip(chunk, self._size(strategy), strict=True)
@@ -221,7 +222,7 @@ class Executor:
         return _spread(points, keys) if strategy == "vmap" else (points, keys)
 
     def _program(self, strategy: str) -> Program:
-        """The one of a strategy, compiled ahead of its timing."""
+        """The program of a strategy, compiled before it is timed."""
         if strategy not in self.programs:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
             inputs = self._inputs(strategy, (np.arange(1), np.arange(1)))
@@ -233,11 +234,11 @@ class Executor:
         return self.programs[strategy]
 
 
-# --- the strategies, (points [P], keys [K]) -> results [P, K, ...] of one(point, key)
+# --- the strategies: (points [P], keys [K]) -> results [P, K, ...] of one(point, key)
 
 
 def _side_by_side(one: Callable) -> Callable:
-    """Mapped twice, not once over the pairs: so what follows from the key alone is not repeated."""
+    """Two nested maps, not one over pairs: what depends on the key alone is not repeated."""
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))
 
 
@@ -259,16 +260,16 @@ def _divisor(n: int, most: int) -> int:
 
 
 def _even(n: int, most: int, workers: int) -> int:
-    """The size of n things in parts of one size, of at most so many; a part for every worker."""
+    """The size of equal parts of n, at most `most`, with a number of parts that workers divide."""
     rounds = -(-n // (most * workers))
     return -(-n // (rounds * workers))
 
 
 def _shares(points: int, keys: int) -> tuple[int, int]:
-    """All devices as a grid over points and keys, by which the fullest has the fewest runs."""
+    """All devices as a grid over points and keys that minimizes the most runs on any device."""
     devices = len(jax.devices())
-    ways = [(a, devices // a) for a in range(1, devices + 1) if devices % a == 0]
-    return min(ways, key=lambda way: -(-points // way[0]) * -(-keys // way[1]))
+    grids = [(a, devices // a) for a in range(1, devices + 1) if devices % a == 0]
+    return min(grids, key=lambda grid: -(-points // grid[0]) * -(-keys // grid[1]))
 
 
 def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
@@ -284,12 +285,12 @@ def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
 
 
 def _checks() -> bool:
-    """Whether JAX looks for NaN or infinity, which may be a setting of this thread alone."""
+    """Whether JAX checks for NaN or infinity, which may be set for this thread alone."""
     return any(getattr(jax.config, f"jax_debug_{kind}") for kind in ("nans", "infs"))
 
 
 def _cores() -> int:
-    """How many of them this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

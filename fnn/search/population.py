@@ -1,4 +1,4 @@
-"""Population-based training: many runs at once, of which the worst go on from the best."""
+"""Population-based training: many runs at once, of which the worst continue from the best."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import jax.numpy as jnp
 from fnn.core import checks, errors, trees
 from fnn.core.scan import scan
 from fnn.core.shapes import natives
+from fnn.core.types import Key, Tree
 from fnn.optim.arithmetic import increment
 
 
 class Population(NamedTuple):
-    """All that goes on from round to round; a plain tree, whose leaves lead with [n].
+    """All that passes from round to round: a plain tree over n members.
 
-    - `members`: what learns, as stacked training states.
-    - `hyper`: the hyperparameters of each, a tree of floats.
-    - `score`: of each after the last round, float32 (float64 in x64 mode); -inf before the first.
-    - `round`: how many rounds have been made, int32.
-    - `key`: of the whole; round r draws from the key folded with r.
+    - `members`: their training states or other trees, stacked: [n, ...].
+    - `hyper`: their hyperparameters, a tree of floats [n, ...].
+    - `score`: [n], after the last round, float32 (float64 with x64); -inf before the first.
+    - `round`: the number of rounds completed, int32.
+    - `key`: of the population; round r draws from the key folded with r.
     """
 
-    members: Any
-    hyper: Any
+    members: Tree
+    hyper: Tree
     score: jax.Array
     round: jax.Array
-    key: jax.Array
+    key: Key
 
 
 @errors.named
-def population(members: Any, hyper: Any, key: Any) -> Population:
+def population(members: Tree, hyper: Tree, key: Key) -> Population:
     """A population before its first round.
 
     - `members`, `hyper`: trees with one leading axis [n], the number of members.
 
-    Raises ShapeError where the leading axes differ, DtypeError for hyperparameters of no floats.
+    Raises ShapeError if the leading axes differ, DtypeError if hyperparameters are not floats.
 
     >>> import fnn
     >>> people = population({"w": jnp.zeros((4, 2))}, {"rate": jnp.ones(4)}, jax.random.key(0))
@@ -50,8 +51,8 @@ def population(members: Any, hyper: Any, key: Any) -> Population:
     return Population(members, hyper, jnp.full(n, -jnp.inf), jnp.int32(0), checks.typed_key(key))
 
 
-def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> Any:
-    """Every number times one of the factors, drawn for each (Jaderberg et al., 2017, section 4.1).
+def perturb(key: Key, hyper: Tree, factors: tuple[float, ...] = (0.8, 1.2)) -> Tree:
+    """Every number times one of the factors, drawn at random (Jaderberg et al., 2017, section 4.1).
 
     >>> print(perturb(jax.random.key(0), {"rate": jnp.float32(0.5), "decay": jnp.float32(1.0)}))
     {'decay': Array(1.2, dtype=float32), 'rate': Array(0.4, dtype=float32)}
@@ -69,29 +70,29 @@ def perturb(key: Any, hyper: Any, factors: tuple[float, ...] = (0.8, 1.2)) -> An
 
 @errors.named
 def evolve(
-    round_fn: Callable[[Any, Any, Any], tuple[Any, Any]],
+    round_fn: Callable[[Tree, Tree, Key], tuple[Tree, Any]],
     population: Population,
     *,
     rounds: int,
     fraction: float = 0.2,
-    explore: Callable[[Any, Any], Any] = perturb,
+    explore: Callable[[Key, Tree], Tree] = perturb,
 ) -> tuple[Population, dict[str, Any]]:
     """Train a population for some rounds, in one traceable function (Jaderberg et al., 2017).
 
     Before every round but the first, each of the lowest-scoring `fraction` becomes a copy of one
-    of the highest-scoring, drawn at random (exploit), with other hyperparameters (explore). Then
-    all make a round, side by side: so hyperparameters follow a schedule, found in one run.
+    of the highest-scoring, drawn at random (exploit), with new hyperparameters (explore). Then all
+    members train for a round, side by side: one run finds a schedule of hyperparameters.
 
-    - `round_fn(member, hyper, key) -> (member, score)`: one round of one member, as some steps of
-      `fnn.train.run` with an optimizer of these hyperparameters, and a scalar measured on data
-      held out, where higher is better. A score of NaN is the lowest. A copy has its donor's
-      training state, the key in it too: `ts._replace(key=key)` gives it batches of its own.
-    - `population`: of `population`, or of an earlier call, to go on: 3 rounds and 3 more are 6.
-    - `rounds`: static. `fraction`: in [0, 0.5]; with 0 nobody is replaced.
-    - `explore(key, hyper) -> hyper`: of one member; write your own to keep numbers in their range.
+    - `round_fn(member, hyper, key) -> (member, score)`: one round of one member, such as some steps
+      of `fnn.train.run` with these hyperparameters, and a scalar measured on held-out data, higher
+      being better. A score of NaN is the lowest. A copy has its donor's training state, including
+      its key: `ts._replace(key=key)` gives it its own batches.
+    - `population`: from `population`, or from an earlier call: 3 rounds and 3 more are 6.
+    - `rounds`: static. `fraction`: in [0, 0.5]; with 0, no member is replaced.
+    - `explore(key, hyper) -> hyper`: for one member; write your own to keep numbers in their range.
 
     Returns the population and the history, with leaves [rounds, n, ...]: `score`, the `hyper` of
-    each round, and `parent`, the member that each went on from, which is itself unless replaced.
+    each round, and `parent`, the member that each continued from (itself unless replaced).
     Raises OptionError for a fraction out of range, ShapeError for a score that is not a scalar.
 
     >>> def round_fn(theta, h, key):  # the paper's example: only h[0] = h[1] = 1 leads to the top
@@ -109,9 +110,8 @@ def evolve(
     checks.function("round_fn", round_fn, "(member, hyper, key)")
     checks.function("explore", explore, "(key, hyper)")
     if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 0.5:
-        raise errors.OptionError(
-            "a fraction in [0, 0.5], a plain number", f"{fraction}", "replace fewer"
-        )
+        wanted = "a fraction in [0, 0.5], a plain number"
+        raise errors.OptionError(wanted, f"{fraction}", "replace fewer")
     n = population.score.shape[0]
     replaced = min(max(1, int(fraction * n + 1e-9)), n // 2) if fraction else 0
 
@@ -127,7 +127,7 @@ def evolve(
         members, hyper = jax.tree.map(lambda a: a[parent], (now.members, now.hyper))
         moved = jax.vmap(explore)(jax.random.split(move, n), hyper)
         with errors.within("evolve"):
-            trees.alike("what explore returns", moved, "hyperparameters", hyper)
+            trees.alike("the result of explore", moved, "hyperparameters", hyper)
         hyper = jax.tree.map(lambda a, b: _where(parent != own, a, b), moved, hyper)
 
         out = jax.vmap(round_fn)(members, hyper, jax.random.split(train, n))
@@ -144,16 +144,18 @@ def _where(chosen: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(chosen.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
-def _check_hyper(hyper: Any) -> None:
-    checks.floating_leaves("hyperparameters", hyper, "cast them, and round where they are used")
+def _check_hyper(hyper: Tree) -> None:
+    checks.floating_leaves(
+        "hyperparameters", hyper, "cast them, and round them where they are used"
+    )
 
 
-def _check_returned(out: Any, before: Any, n: int) -> tuple[Any, Any]:
+def _check_returned(out: Any, before: Tree, n: int) -> tuple[Tree, jax.Array]:
     if not (isinstance(out, tuple) and len(out) == 2):
         checks.not_a_pair("round_fn", "(member, score)", out)
     members, score = out
-    mend = "return (member, score), a member as it came"
-    trees.alike("members that round_fn returns", members, "those it was given", before, mend)
+    mend = "return (member, score), the member with unchanged shapes and dtypes"
+    trees.alike("members from round_fn", members, "the members before", before, mend)
     if jnp.shape(score) != (n,):
         wanted, got = "round_fn to return a scalar score", f"{jnp.shape(score)[1:]}"
         raise errors.ShapeError(wanted, got, "average it: jnp.mean(score)")

@@ -1,4 +1,4 @@
-"""The runs of one program, and where their results are kept on disk."""
+"""The runs of one program, and their results on disk."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ import pathlib
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from fnn.core import errors
+from fnn.core.types import Key, Tree
 
-EVERY = 5.0  # seconds of work in a file at least, but for the last
+EVERY = 5.0  # seconds; the least work per file, except the last
 DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
 
-Finished = tuple[np.ndarray, Any]  # the numbers of some runs [runs], and their results [runs, ...]
+Finished: TypeAlias = tuple[np.ndarray, Tree]  # runs' numbers [runs], results [runs, ...]
 
 
 class Group(NamedTuple):
     """The runs of one program: its static values, and all its points, each with all keys."""
 
     fixed: dict[str, Any]
-    labels: dict[str, str]  # what the static values are called
-    points: dict[str, np.ndarray]  # by name, the value at each point [P, ...]
-    keys: Any  # [K]
+    labels: dict[str, str]  # the names of the static values
+    points: dict[str, np.ndarray]  # by setting, its value at each point [P, ...]
+    keys: Key  # [K]
     rows: np.ndarray  # the number of each run in the sweep [P, K]
 
 
 class Store:
-    """The results of a group's runs in a directory, if there is one; as files of some runs each."""
+    """The results of a group's runs in a directory, if there is one, as files of several runs."""
 
     def __init__(self, directory: pathlib.Path | None, group: Group):
         self.directory, self.group = directory, group
         self.unwritten: list[Finished] = []
-        self.seconds = 0.0  # that they took
+        self.seconds = 0.0  # of the unwritten runs
 
     @functools.cached_property
     def _digest(self) -> str:
-        """What tells these runs from others, by their settings and keys."""
+        """A hash that identifies these runs by their settings and keys."""
         fixed = {name: _content(value) for name, value in self.group.fixed.items()}
         digest = hashlib.sha256(repr((self.group.labels, fixed)).encode())
         for name, values in sorted(self.group.points.items()):
@@ -52,8 +53,8 @@ class Store:
         digest.update(np.asarray(jax.random.key_data(self.group.keys)).tobytes())
         return digest.hexdigest()[:16]
 
-    def keep(self, runs: np.ndarray, result: Any, seconds: float) -> None:
-        """These too, which took so long: no more than `EVERY` is lost with the process."""
+    def keep(self, runs: np.ndarray, result: Tree, seconds: float) -> None:
+        """Add runs that took `seconds`; write once `EVERY` seconds of work could be lost."""
         if self.directory and len(runs):
             self.unwritten.append((runs, result))
             self.seconds += seconds
@@ -61,7 +62,7 @@ class Store:
                 self.write()
 
     def write(self) -> None:
-        """All that is made and not yet on disk, as one file."""
+        """Write all runs that are not yet on disk, as one file."""
         if not self.directory or not self.unwritten:
             return
         runs, result = jax.tree.map(lambda *parts: np.concatenate(parts), *self.unwritten)
@@ -73,8 +74,8 @@ class Store:
         os.replace(temporary, path)
         self.unwritten, self.seconds = [], 0.0
 
-    def kept(self, one: Callable[..., Any]) -> Iterator[Finished]:
-        """All that is there, in the form of what `one(point, key)` returns."""
+    def kept(self, one: Callable[..., Tree]) -> Iterator[Finished]:
+        """All runs on disk, their results as trees like those of `one(point, key)`."""
         paths = sorted(self.directory.glob(f"{self._digest}-*.npz")) if self.directory else []
         if not paths:
             return
@@ -87,11 +88,11 @@ class Store:
                     leaves = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                     rows, names = file["rows"], file["names"].tolist()
                 if not all(len(a) == len(rows) for a in leaves) or max(rows) >= total:
-                    raise ValueError("its rows are not those of this sweep")
+                    raise ValueError("its rows are not from this sweep")
             except DAMAGED as error:
-                mend = "remove it, and its runs are made again"
-                raise errors.InputError("a whole file", f"{path}: {error}", mend) from error
-            if len(leaves) == len(wanted):  # NumPy knows no bfloat16: it reads two bytes
+                mend = "remove it, and its runs are computed again"
+                raise errors.InputError("a complete file", f"{path}: {error}", mend) from error
+            if len(leaves) == len(wanted):  # NumPy reads bfloat16 as two raw bytes
                 pairs = zip(leaves, wanted, strict=True)
                 leaves = [
                     a.view(w.dtype) if a.dtype == f"V{w.dtype.itemsize}" else a for a, w in pairs
@@ -102,17 +103,17 @@ class Store:
                 raise errors.InputError(
                     f"a directory of this sweep, with results {errors.show(outline)}",
                     f"{names} {errors.show(found)} in {path}",
-                    "give each run_fn, and x64 or not, a directory of its own",
+                    "use one directory per run_fn, and another with x64",
                 )
             yield rows, jax.tree.unflatten(treedef, leaves)
 
 
-def _names(tree: Any) -> list[str]:
+def _names(tree: Tree) -> list[str]:
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _content(value: Any) -> Any:
-    """What tells a static value from others, in the next process too; a function is its name."""
+    """What identifies a static value in any process; a function is identified by its name."""
     if isinstance(value, functools.partial):
         return _content((value.func, value.args, value.keywords))
     if isinstance(value, dict):

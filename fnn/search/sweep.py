@@ -1,4 +1,4 @@
-"""Many runs at once: over seeds and hyperparameters, compiled once, in chunks that fit."""
+"""Many runs over seeds and hyperparameters, compiled once, in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fnn.core import checks, errors, trees
 from fnn.core.progress import Bar
@@ -26,11 +27,11 @@ STRATEGIES = ("auto", "vmap", "map", "loop")
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found, one row per run.
+    """The results of a sweep, one row per run.
 
     - `settings`: {name: its value in each run}, and `seed`, the number of the key.
     - `results`: the tree that the run function returns, each leaf with a leading axis [runs].
-    - `shape`: how many values each name has, in order, and how many keys; `grid` folds by it.
+    - `shape`: the number of values of each name, in order, and of keys.
     - `strategy`: how the runs were computed, by the values of the static names, if any; "kept"
       if all were on disk.
 
@@ -42,17 +43,17 @@ class Sweep:
     """
 
     settings: dict[str, Any]
-    results: Any
+    results: Tree
     shape: dict[str, int]
     strategy: dict[tuple, str]
 
-    def grid(self, values: Any) -> np.ndarray:
+    def grid(self, values: ArrayLike) -> np.ndarray:
         """[runs, ...] with one axis per name, then the seeds: [len(a), len(b), keys, ...]."""
         values = np.asarray(values)
         return values.reshape(*self.shape.values(), *values.shape[1:])
 
     def rows(self) -> dict[str, np.ndarray]:
-        """Settings, and results that are one number per run, as columns by name."""
+        """The settings, and the results that are one number per run, as columns by name."""
         columns = {name: np.asarray(_shown(values)) for name, values in self.settings.items()}
         flat, _ = jax.tree_util.tree_flatten_with_path(self.results)
         for path, leaf in flat:
@@ -72,7 +73,7 @@ class Sweep:
     def table(self, by: str | None = None, best: str = "low", limit: int = 20) -> Any:
         """A rich table (extra `table`): each setting with its median over seeds, the best first.
 
-        - `by`: the column of `rows()` to sort by; None is the last one.
+        - `by`: the column of `rows()` to sort by; None is the last.
         """
         checks.choice("best", best, ("low", "high"))
         try:
@@ -153,8 +154,7 @@ def sweep(
     checks.number("memory", memory, 0, float("inf"))
     if chunk is not None:
         checks.count("chunk", chunk)
-    folder = None if directory is None else pathlib.Path(directory)
-    if folder:
+    if folder := None if directory is None else pathlib.Path(directory):
         folder.mkdir(parents=True, exist_ok=True)
     buffer, used = _Buffer(plan.runs), {}
     with Bar(plan.runs, progress, "run") as shown:
@@ -168,13 +168,13 @@ def sweep(
     return Sweep(plan.settings(), buffer.tree(), plan.shape, used)
 
 
-# --- what is to be run
+# --- the plan: which runs, in which groups
 
 
 class _Plan(NamedTuple):
     values: dict[str, Any]
     fixed: tuple[str, ...]
-    keys: Any
+    keys: Key
 
     @property
     def shape(self) -> dict[str, int]:
@@ -185,7 +185,7 @@ class _Plan(NamedTuple):
         return int(np.prod(list(self.shape.values())))
 
     def indices(self) -> dict[str, np.ndarray]:
-        """For each name, the number of its value in each run."""
+        """For each name, the index of its value in each run."""
         found = np.indices(tuple(self.shape.values())).reshape(len(self.shape), -1)
         return dict(zip(self.shape, found, strict=True))
 
@@ -208,7 +208,7 @@ class _Plan(NamedTuple):
             yield Group(fixed, called, points, self.keys, rows)
 
 
-def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
+def _plan(grid: Mapping[str, Any], keys: Key, static: Sequence[str]) -> _Plan:
     typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     if not typed or keys.ndim != 1 or not len(keys):
         raise errors.RandomKeyError(
@@ -216,15 +216,17 @@ def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
         )
     for name in static:
         if name not in grid:
-            raise errors.OptionError(f"one of {errors.names(grid)} in static", name, "name it")
+            raise errors.OptionError(
+                f"one of {errors.names(grid)} in static", name, "add it to grid"
+            )
     values, fixed = {}, []
     for name, given in grid.items():
         many = hasattr(given, "__len__") and getattr(given, "ndim", 1) > 0
         if name == "seed" or not many or isinstance(given, (str, Mapping)):
-            mend = "give a list, or an array, under another name than seed"
+            mend = "pass a list or an array, under another name than seed"
             raise errors.OptionError(f"values of {name}", errors.show(given), mend)
         if not len(given):
-            raise errors.OptionError(f"at least one value of {name}", "none", "give one")
+            raise errors.OptionError(f"at least one value of {name}", "none", "pass one")
         array = None if name in static else _numbers(given)
         values[name] = list(given) if array is None else array
         if array is None:
@@ -233,7 +235,7 @@ def _plan(grid: Mapping[str, Any], keys: Any, static: Sequence[str]) -> _Plan:
 
 
 def _numbers(given: Any) -> np.ndarray | None:
-    """Values that can be traced, as an array of JAX's dtype; None for any others."""
+    """Values that can be traced, as an array of JAX's dtype; else None."""
     try:
         array = np.asarray(given)
         if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
@@ -246,16 +248,16 @@ def _numbers(given: Any) -> np.ndarray | None:
     return cast
 
 
-# --- what came of it
+# --- the results
 
 
 class _Buffer:
-    """Results by row, as they come."""
+    """The results of all runs, filled as they finish."""
 
     def __init__(self, runs: int):
         self.runs, self.treedef, self.leaves = runs, None, []
 
-    def put(self, rows: np.ndarray, result: Any) -> None:
+    def put(self, rows: np.ndarray, result: Tree) -> None:
         leaves, treedef = jax.tree.flatten(result)
         if self.treedef is None:
             self.treedef = treedef
@@ -264,11 +266,11 @@ class _Buffer:
             jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in some])
             for tree, some in ((self.treedef, self.leaves), (treedef, leaves))
         )
-        trees.alike("results", now, "the first run", first, "return what they share")
+        trees.alike("results", now, "the first run", first, "return the same shapes in all")
         for whole, part in zip(self.leaves, leaves, strict=True):
             whole[rows] = part
 
-    def tree(self) -> Any:
+    def tree(self) -> Tree:
         return jax.tree.unflatten(self.treedef, self.leaves)
 
 
@@ -285,14 +287,13 @@ def _text(value: Any) -> str:
 
 
 def _labels(values: Sequence[Any]) -> list[str]:
-    """What each of some static values is called, in this process and the next: no two alike."""
+    """A unique name for each static value, the same in every process."""
     texts = [str(v) if isinstance(v, PLAIN) else _text(v) for v in values]
     alike = len(set(texts)) < len(texts)
     return [f"{text} {i}" if alike else text for i, text in enumerate(texts)]
 
 
 def _shown(values: Sequence[Any]) -> list[Any]:
-    """Values that a column can hold: names in the place of functions."""
-    if all(isinstance(v, PLAIN) for v in values):
-        return list(values)
-    return [_text(v) for v in values]
+    """Values that a column can hold: functions by their names."""
+    plain = all(isinstance(v, PLAIN) for v in values)
+    return list(values) if plain else [_text(v) for v in values]

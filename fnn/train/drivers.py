@@ -24,7 +24,7 @@ from fnn.train.step import Step, TrainState, data_key, jit_step
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
 
-Calls: TypeAlias = Iterator[tuple[TrainState, Mapping[str, Any], int]]
+Calls: TypeAlias = Iterator[tuple[TrainState, Mapping[str, Any], int]]  # state, metrics, steps
 CallsOf: TypeAlias = Callable[[int, TrainState], Calls]  # from an epoch of this `fit` and its state
 Order: TypeAlias = Callable[[int], np.ndarray]  # from an epoch to the rows of its batches
 
@@ -37,20 +37,14 @@ def calls(
     driver: str,
     chunk: int,
 ) -> tuple[str, int | None, CallsOf]:
-    """The driver's name, the steps per epoch (None if unknown), and the calls of an epoch.
-
-    Each call yields (training state, metrics, number of steps).
-    """
+    """The driver's name, the steps per epoch (None if unknown), and the calls of an epoch."""
     chunk = checks.count("chunk", chunk)
     if callable(data) or hasattr(data, "__next__"):
         _check_stream(data, driver)
         return "loop", None, partial(_loop, step, data)
     if batch_size is None:
-        raise errors.OptionError(
-            "a batch_size for arrays",
-            "None",
-            "pass batch_size=64, or a function of the epoch that returns its batches as data",
-        )
+        mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
+        raise errors.OptionError("a batch_size for arrays", "None", mend)
     batch_size = checks.count("batch_size", batch_size)
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state)

@@ -77,8 +77,7 @@ def fit(
     if callback is not None:
         checks.function("callback", callback, "(train_state, metrics)")
     driver, total, calls_of = calls(step, train_state, data, batch_size, driver, chunk)
-    train: list[Mapping[str, Any]] = []
-    evaluated: list[dict] = []
+    train, evaluated = [], []
     with Bar(total and epochs * total, progress) as bar:
         for epoch in range(epochs):
             before = len(train)

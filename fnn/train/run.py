@@ -68,9 +68,8 @@ def run(
         checks.count("checkpoint_every", checkpoint_every)
     check_train_state(train_state)
     if (evaluate_every is None) != (evaluate is None):
-        raise errors.OptionError(
-            "evaluate_every and evaluate together", "one of them", "give both or neither"
-        )
+        wanted = "evaluate_every and evaluate together"
+        raise errors.OptionError(wanted, "one of them", "give both or neither")
     if evaluate_every is not None:
         checks.count("evaluate_every", evaluate_every)
         checks.function("evaluate", evaluate, "the training state")
@@ -139,9 +138,6 @@ def check_batches(data: Tree, batch_size: int) -> int:
     """The number of full batches in an epoch, at least one."""
     n = checks.examples("data", data)
     if n < batch_size:
-        raise errors.OptionError(
-            f"a batch_size of at most the {n} examples",
-            f"{batch_size}",
-            "make it smaller: batches that are not full are dropped",
-        )
+        mend = "make it smaller: batches that are not full are dropped"
+        raise errors.OptionError(f"a batch_size of at most the {n} examples", f"{batch_size}", mend)
     return n // batch_size

@@ -46,20 +46,12 @@ class TrainState(NamedTuple):
     key: Key
 
 
-Step: TypeAlias = Callable[
-    [TrainState, Tree], tuple[TrainState, Any]
-]  # (.., batch) -> (.., metrics)
+Step: TypeAlias = Callable[[TrainState, Tree], tuple[TrainState, Any]]
 
 
 @errors.named
 def init(
-    net: Layer,
-    tx: Transform,
-    key: Key,
-    *xs: Any,
-    params: Tree = None,
-    state: Tree = None,
-    **inputs: Any,
+    net: Layer, tx: Transform, key: Key, *xs, params: Tree = None, state: Tree = None, **inputs
 ) -> TrainState:
     """The training state before the first step, for inputs like `xs` (arrays or shapes).
 
@@ -250,9 +242,8 @@ def _check_returned(out: Any, state: Tree) -> None:
         )
     checks.mapping("metrics", metrics)
     if "loss" in metrics:
-        raise errors.ParamsError(
-            "metrics without a loss, which the step adds", "a loss", "give it another name"
-        )
+        wanted = "metrics without a loss, which the step adds"
+        raise errors.ParamsError(wanted, "a loss", "give it another name")
 
 
 @errors.named
@@ -273,14 +264,12 @@ def supervised(
         sum of w_i loss_i / sum of w_i + sum of c_j note_j
 
     The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`. Without a
-    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, of which the step takes the
-    value.
+    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, whose value the step takes.
 
     - `loss(outputs, labels)`: per example, such as `fnn.losses.softmax_cross_entropy`; if it takes
       `mask=`, it gets the mask of the examples that count.
     - `metrics`: by name, each an `fnn.metrics.Metric`, such as `fnn.metrics.accuracy()`, or a
-      function like `loss`, to be averaged. They are returned beside the loss, each with a `value`
-      for the step.
+      function like `loss`, to be averaged; each is returned with a `value` for the step.
     - `names`: of x and labels in a batch that is a dict; a batch may also be the pair (x, labels).
     - `mask`, `weights`, `lengths`: which examples count, in the loss and in the metrics, and how
       much. Each is a name in the batch or a function of the batch, such as

@@ -57,9 +57,8 @@ def tbptt(step: Step, length: int) -> Step:
         with errors.within("tbptt"):
             cut = jax.tree.map(chunks, batch)
             if len({a.shape[0] for a in jax.tree.leaves(cut)}) != 1:
-                raise errors.ShapeError(
-                    "arrays [B, T, ...] with one T", errors.show(batch), "give all the same T"
-                )
+                wanted, mend = "arrays [B, T, ...] with one T", "give all the same T"
+                raise errors.ShapeError(wanted, errors.show(batch), mend)
         return jax.lax.scan(step, train_state, cut)
 
     def long_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:

@@ -73,14 +73,7 @@ def losses_of(loss: Callable, outputs: Any, labels: Any, keep: jax.Array | None)
     return loss(outputs, labels)
 
 
-def measure(
-    metric: Metric,
-    sums: Tree,
-    outputs: Any,
-    labels: Any,
-    keep: jax.Array | None,
-    w: jax.Array | None,
-) -> Tree:
+def measure(metric: Metric, sums: Tree, outputs: Any, labels: Any, keep: Any, w: Any) -> Tree:
     """A metric's accumulator with a batch added."""
     if w is None:
         return metric.update(sums, outputs, labels, keep)

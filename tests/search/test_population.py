@@ -159,7 +159,7 @@ def test_it_has_a_derivative_and_maps():
         (
             lambda: evolve(start(), 1, explore=lambda k, h: h[:1]),
             errors.ShapeError,
-            "what explore returns",
+            "the result of explore",
         ),
         (
             lambda: fnn.search.population(jnp.ones(3), jnp.arange(3), jax.random.key(0)),

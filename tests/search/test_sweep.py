@@ -416,7 +416,7 @@ def test_a_damaged_file_is_refused(tmp_path):
     swept(strategy="vmap", directory=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(errors.InputError, match=f"{path}.*its runs are made again"):
+    with pytest.raises(errors.InputError, match=f"{path}.*its runs are computed again"):
         swept(strategy="vmap", directory=tmp_path)
     path.unlink()
     check(swept(strategy="vmap", directory=tmp_path))
@@ -568,7 +568,7 @@ def test_what_would_be_cast_is_refused(tmp_path):
         fnn.search.sweep(run_fn, {"kind": [2**40, 1]}, **options)
     fnn.search.sweep(lambda key: 1.0 * key.size, directory=tmp_path, **options)
     for other in (lambda key: jnp.ones(3), lambda key: 1, lambda key: (1.0, 2.0)):
-        with pytest.raises(errors.InputError, match="directory of its own"):
+        with pytest.raises(errors.InputError, match="one directory per run_fn"):
             fnn.search.sweep(other, directory=tmp_path, **options)
 
 
@@ -655,7 +655,7 @@ def test_results_of_no_size(strategy):
 def test_the_names_of_what_is_kept_are_checked(tmp_path):
     options = dict(keys=KEYS, directory=tmp_path, progress=False)
     fnn.search.sweep(lambda key: {"acc": 1.0, "loss": 2.0}, **options)
-    with pytest.raises(errors.InputError, match="directory of its own"):
+    with pytest.raises(errors.InputError, match="one directory per run_fn"):
         fnn.search.sweep(lambda key: {"loss": 2.0, "zacc": 1.0}, **options)
 
 
