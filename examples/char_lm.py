@@ -4,10 +4,10 @@
 
 Reaches 1.82 bits per character of held-out text in 8 epochs, a few minutes on two cores (the text
 is Python 3.11's). gzip needs 2.19 and xz 1.79; the transformer of transformer_lm.py, which sees 128
-characters at a time, 2.11.
+characters at a time, needs 2.11.
 
-It reads 32 places of the text at once, from beginning to end, and learns from 64 characters at a
-time; what it remembers goes on from one such chunk to the next (`fnn.train.tbptt`).
+The text is cut into 32 streams, read side by side. The network learns from 64 characters at a time
+and carries its memory from one such chunk to the next (`fnn.train.tbptt`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ import fnn
 
 FEATURES, HIDDEN, RATE = 64, 384, 0.2
 EPOCHS = 8
-STREAMS, CHUNK, CHUNKS = 32, 64, 16  # how many places at once; characters and chunks in a call
+STREAMS, CHUNK, CHUNKS = 32, 64, 16  # streams; characters per chunk, chunks per call
 LEARNING_RATE, LARGEST_NORM = 4e-3, 1.0
 PROMPTS, LENGTH, TEMPERATURE = ("The ", "An object "), 300, 0.6
 
@@ -56,7 +56,7 @@ def streams(text, n):
 
 
 def network(join, rnn):
-    """The same parts, and so the same params, over whole sequences or step by step."""
+    """The network over whole sequences, or step by step; both take the same params."""
     return join(
         embed=fnn.embedding(len(alphabet), FEATURES),
         rnn=rnn,
@@ -76,13 +76,13 @@ def bits(logits, characters):
 
 @jax.jit
 def surprise(params, batch):
-    """Bits that each character costs [B, T]."""
+    """Bits per character, for each one: [B, T]."""
     return bits(reader(params, batch["x"]), batch["next"])
 
 
 @jax.jit
 def write(params, characters, lengths, key):
-    """Characters [B, T], gone on with after the first `lengths` [B] of each."""
+    """Characters [B, T]: the first `lengths` [B] are given, the network writes the rest."""
     return fnn.unroll_generate(
         writer, params, characters, lengths=lengths, key=key, temperature=TEMPERATURE
     ).x
@@ -139,7 +139,7 @@ def main():
 
 
 def draw(trained, measured, some, cost, path, columns=64, rows=14):
-    """Bits per character against epochs, and a held-out text, each character by what it cost."""
+    """Bits per character against epochs, and a held-out text, coloured by its bits."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12, 4.2), layout="constrained", width_ratios=(2, 3)
     )

@@ -1,11 +1,12 @@
-"""A small network learns from a large one, on images that nobody labelled (Hinton et al., 2015).
+"""A small network learns from a large one, on images without labels (Hinton et al., 2015).
 
     python examples/distillation.py              # 4,000 real digits, no network needed
 
-Of 4,000 images 400 have labels. A convolutional teacher learns from those 400, reaches 93.8% of
-the test digits, and tells the students its opinion of all 4,000. A dense student with a sixteenth
-of its parameters reaches 88.9%; the same student, from the same start and in as many steps, reaches
-85.5% from the 400 labels (means of 8; deviations 0.4 and 0.3). Half a minute of processor time.
+Only 400 of the 4,000 images have labels. A convolutional teacher learns from those 400, reaches
+93.8% accuracy on the test digits, and gives the students its logits for all 4,000. A dense student
+with a sixteenth of its parameters reaches 88.9%; the same student, from the same initial params and
+in as many steps, reaches 85.5% from the 400 labels (means of 8; standard deviations 0.4 and 0.3).
+It takes half a minute of processor time.
 """
 
 import argparse
@@ -19,13 +20,13 @@ import numpy as np
 
 import fnn
 
-LABELS = 400  # how many images have labels, for the teacher as for the students
+LABELS = 400  # the number of labelled images, for the teacher and the students
 TEMPERATURE = 4.0
 TEACHER_EPOCHS = 40
-STEPS, INTERVAL = 1200, 60  # of the students, in all and between two looks at the test digits
+STEPS, INTERVAL = 1200, 60  # of the students, in all and between evaluations
 BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
-PAIRS = 8  # of students that start alike; one learns from labels, the other from the teacher
+PAIRS = 8  # of students with the same initial params; one learns from labels, one from the teacher
 
 
 def load(name):
@@ -58,13 +59,13 @@ def from_labels(params, state, batch, key):
     return jnp.mean(fnn.losses.softmax_cross_entropy(logits, batch["label"])), (state, {})
 
 
-def from_teacher(params, state, batch, key):  # no label is looked at
+def from_teacher(params, state, batch, key):  # no labels are used
     logits, state = student.apply(params, state, batch["image"], key=key, train=True)
     return jnp.mean(fnn.losses.distillation(logits, batch["teacher"], TEMPERATURE)), (state, {})
 
 
 def train_teacher(labelled, test, tx, key, epochs):
-    """Its params and its accuracy on the test digits."""
+    """The teacher's params and its accuracy on the test digits."""
     step = fnn.train.step(fnn.train.supervised(teacher, fnn.losses.softmax_cross_entropy), tx)
     train_state = fnn.train.init(teacher, tx, key, labelled["image"][:1])
     train_state, _ = fnn.train.fit(
@@ -75,7 +76,7 @@ def train_teacher(labelled, test, tx, key, epochs):
 
 
 def train_students(loss_fn, data, test, tx, key, steps):
-    """PAIRS students side by side, by vmap; their test accuracies, [looks, PAIRS]."""
+    """Train PAIRS students side by side, by vmap: test accuracies, [evaluations, PAIRS]."""
 
     def init(key):
         return fnn.train.init(student, tx, key, data["image"][:1])
@@ -123,7 +124,7 @@ def main():
     evaluate = jax.jit(teacher)
     logits = [evaluate(params, batch["image"]) for batch, _ in fnn.data.eval_batches(train, 256)]
     logits = np.concatenate(logits)[: len(train["image"])]
-    told = {"image": train["image"], "teacher": logits}  # all the images, and no label
+    told = {"image": train["image"], "teacher": logits}  # all images, without labels
 
     count = fnn.tree.count(student.init(key, train["image"][:1])[0])
     print(f"students: {count:,} parameters")

@@ -3,10 +3,11 @@
     python examples/double_descent.py
     python examples/double_descent.py --noise 0 --seeds 3       # without noise, no peak
 
-Networks with one hidden layer are trained on 400 digits, a fifth of whose labels are random. Of the
-test digits 16 units misread 24.0%; 56 units, whose parameters are about as many as the numbers to
-fit, 38.7%; 400 units 20.6%. Without noise there is no such peak, and 400 units misread 1.9%.
-Medians over seeds, which run side by side: 85 runs of 4,000 steps, three minutes of processor time.
+Networks with one hidden layer are trained on 400 digits, a fifth of which have random labels. With
+16 units the test error is 24.0%; with 56 units, about as many parameters as numbers to fit, it is
+38.7%; with 400 units 20.6%. Without noise there is no such peak, and 400 units reach 1.9%. These
+are medians over seeds, which run side by side: 85 runs of 4,000 steps, in three minutes of
+processor time.
 After Belkin et al. (2019) and, for the noise, Nakkiran et al. (2020).
 """
 
@@ -30,13 +31,13 @@ EXAMPLES, CLASSES, NOISE = 400, 10, 0.2  # this share of the labels is drawn at 
 SEEDS, STEPS, LEARNING_RATE = 5, 4000, 1e-2
 
 digits = {split: fnn.data.load("digits", split) for split in ("train", "test")}
-# Centred: in as many steps Adam then comes far closer to an exact fit.
+# Centred, so that Adam comes far closer to an exact fit in the same number of steps.
 mean = digits["train"]["image"].mean(axis=0) / 255
 train, test = (
     {"image": jnp.asarray(d["image"] / 255 - mean, jnp.float32), "label": jnp.asarray(d["label"])}
     for d in digits.values()
 )
-# The width that has as many parameters as there are numbers to fit, one a class and example.
+# The width with as many parameters as there are numbers to fit, one per class and example.
 THRESHOLD = (EXAMPLES - 1) * CLASSES / (mean.size + 1 + CLASSES)
 
 
@@ -45,7 +46,7 @@ def network(width):
 
 
 def noisy(key, noise):
-    """Examples of this seed's own, `noise` of their labels replaced by any of the ten."""
+    """Examples drawn for one seed, with a share `noise` of their labels replaced at random."""
     chosen, struck, drawn = jax.random.split(key, 3)
     rows = jax.random.permutation(chosen, len(train["label"]))[:EXAMPLES]
     label = train["label"][rows]
@@ -59,7 +60,7 @@ def loss(outputs, labels):
 
 
 def run_fn(key, width, steps, noise):
-    """A whole run, from first values to errors: each step sees all examples."""
+    """A whole run, from initial values to errors; each step sees all examples."""
     data_key, net_key = jax.random.split(key)
     data, net = noisy(data_key, noise), network(width)
     tx = fnn.optim.adam(fnn.optim.schedules.cosine(LEARNING_RATE, steps))
@@ -107,7 +108,7 @@ def main():
 
 
 def draw(widths, errors, noise, path):
-    """Both errors against width, medians and quartiles over seeds, with the threshold and peak."""
+    """Both errors against width, as medians and quartiles over seeds, with threshold and peak."""
     figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
     middle = {name: np.median(values, axis=1) for name, values in errors.items()}
     lines = (
@@ -131,7 +132,7 @@ def draw(widths, errors, noise, path):
     rise = test - np.minimum.accumulate(test)  # above the best of the smaller widths
     peak = rise.argmax()
     points = (test[: peak + 1].argmin(), "", (8, -26)), (peak, "peak: ", (18, 26))
-    for i, text, offset in points if rise[peak] > 0.05 else ():  # less is noise of the seeds
+    for i, text, offset in points if rise[peak] > 0.05 else ():  # less is noise
         axes.annotate(f"{text}width {widths[i]}, {test[i]:.0%}", (widths[i], test[i]),
                       xytext=offset, textcoords="offset points", color="tab:red",
                       arrowprops={"arrowstyle": "-", "color": "tab:red"})  # fmt: skip

@@ -1,10 +1,10 @@
-"""One network written three ways, and what follows from it being a function of its parameters.
+"""One network written in three ways, and what it gains by being a function of its parameters.
 
     python examples/functions.py
 
-The three ways give the same numbers, and the network learns the solution of u'' = -pi^2 sin(pi x)
-from the equation alone, to within 6.9e-5 (3.7e-5 to 1.0e-4 over three seeds), in 3,000 steps that
-took 4 to 9 seconds on two busy cores, compiling included.
+The three give the same numbers. The network learns the solution of u'' = -pi^2 sin(pi x) from the
+equation alone, to within 6.9e-5 (3.7e-5 to 1.0e-4 over three seeds), in 3,000 steps that take 4 to
+9 seconds on two busy cores, including compilation.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import fnn
 
 WIDTH = 16
 STEPS = 3000
-POINTS = 64  # where the equation is held against the solution, drawn anew each step
+POINTS = 64  # where the residual is evaluated; drawn in each step
 LEARNING_RATE = 5e-3
 
-# One network three ways: a chain of layers,
+# One network in three ways: a chain of layers,
 
 chain = fnn.serial(
     fnn.dense(WIDTH), jnp.tanh,  # [..., 1] -> [..., WIDTH]
@@ -32,7 +32,7 @@ chain = fnn.serial(
 )  # fmt: skip
 
 
-# sublayers by name and their formula,
+# named sublayers and a formula,
 
 
 @fnn.compose(dense1=fnn.dense(WIDTH), dense2=fnn.dense(WIDTH), dense3=fnn.dense(1))
@@ -40,7 +40,7 @@ def formula(f, x):
     return f.dense3(jnp.tanh(f.dense2(jnp.tanh(f.dense1(x)))))
 
 
-# and plain functions over a dict of arrays, without any layer.
+# and plain functions of a dict of arrays, without layers.
 
 
 def affine(params, x):
@@ -53,9 +53,9 @@ def plain(params, x):
 
 
 def compare(key):
-    """The three from the same params."""
+    """The outputs of all three for the same params."""
     params, _ = chain.init(key, (1,))
-    again, _ = formula.init(key, (1,))  # first values go by name, and the names are the same
+    again, _ = formula.init(key, (1,))  # initial values depend on names, and the names are the same
     same = not fnn.tree.compare(params, again)
     x = jnp.linspace(0, 1, 101)[:, None]
     ys = [net(params, x) for net in (chain, formula, plain)]
@@ -64,7 +64,7 @@ def compare(key):
 
 
 def transform(key):
-    """Derivatives and batching are JAX's own, applied to the network as to any function."""
+    """Derivatives and batching are JAX's own, applied to the network like any function."""
     params, _ = chain.init(key, (1,))
     x = jnp.linspace(0, 1, 64)[:, None]
 
@@ -99,8 +99,8 @@ def transform(key):
 
 
 # A differential equation: u'' = -pi^2 sin(pi x) on [0, 1], u(0) = u(1) = 0. Its solution sin(pi x)
-# is never shown: training makes the residual small, in which the network's second derivative by
-# its input stands (Raissi, Perdikaris & Karniadakis, 2019).
+# is never shown: training minimizes the residual, which contains the network's second derivative
+# with respect to its input (Raissi, Perdikaris & Karniadakis, 2019).
 
 
 def u(params, x):  # [] -> []
@@ -117,7 +117,7 @@ def loss_fn(params, state, points, key):
 
 
 def solve(key, steps):
-    """The trained params, by one compiled program: a scan of training steps."""
+    """The trained params, from one compiled program: a scan of training steps."""
 
     def cosine(count):  # from LEARNING_RATE down to zero
         return LEARNING_RATE * (1 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1))) / 2
@@ -157,7 +157,7 @@ def main():
 
 
 def draw(x, learnt, rest, path):
-    """The learnt solution on the exact one, how far they are apart, and the residual."""
+    """The learnt and the exact solution, their difference, and the residual."""
     exact = jnp.sin(jnp.pi * x)
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
     left.plot(x, exact, color="tab:gray", alpha=0.4, linewidth=6, label="sin(πx)")

@@ -2,10 +2,10 @@
 
     python examples/lstm_sequences.py
 
-An LSTM of 50 units learns from sequences of shape (10, 1) whether their sum is above five: it is
-right on 97.7% of held-out ones. Then the adding problem (Hochreiter & Schmidhuber, 1997): two of
-100 numbers are marked, and their sum is asked for. Always saying one leaves a mean squared error of
-0.167. An LSTM is below 0.01 after 300 steps of 64 sequences, a GRU after 120, and a simple
+An LSTM of 50 units learns whether the sum of a sequence of shape (10, 1) is above five, with 97.7%
+accuracy on held-out sequences. Then the adding problem (Hochreiter & Schmidhuber, 1997): two of 100
+numbers are marked, and the network outputs their sum. Always answering one gives a mean squared
+error of 0.167. An LSTM is below 0.01 after 300 steps of 64 sequences, a GRU after 120, and a simple
 recurrent network never. All of it takes a minute of processor time.
 """
 
@@ -22,7 +22,7 @@ import fnn
 
 SHORT, UNITS = 10, 50  # the classifier's
 LONG, HIDDEN = 100, 64  # the adder's
-STEPS, INTERVAL = 1000, 20  # and how many are averaged into one point of the picture
+STEPS, INTERVAL = 1000, 20  # and the steps averaged into one point of the plot
 BATCH_SIZE, HELD_OUT = 64, 2000
 LEARNING_RATE, LARGEST_NORM = 1e-2, 1.0
 SOLVED = 0.01
@@ -35,13 +35,13 @@ LAYERS = {
 
 
 def sums(key, n):
-    """Numbers [n, 10, 1], and whether they come to more than five [n]."""
+    """Numbers [n, 10, 1], and whether their sum is above five [n]."""
     x = jax.random.uniform(key, (n, SHORT, 1))
     return x, x.sum(axis=(1, 2)) > SHORT / 2
 
 
 def additions(key, n):
-    """Numbers and marks [n, 100, 2], and the sum of the two that are marked [n, 1]."""
+    """Numbers and marks [n, 100, 2], and the sum of the two marked numbers [n, 1]."""
     numbers, first, second = jax.random.split(key, 3)
     values = jax.random.uniform(numbers, (n, LONG))
     places = [
@@ -53,13 +53,13 @@ def additions(key, n):
 
 
 def learn(net, draw, loss, steps, seed):
-    """Train on fresh examples; (training state, the loss of each step)."""
+    """Train on fresh examples; return (training state, the loss of each step)."""
     tx = fnn.optim.chain(fnn.optim.clip_by_global_norm(LARGEST_NORM), fnn.optim.adam(LEARNING_RATE))
     step = fnn.train.step(fnn.train.supervised(net, loss), tx)
     keys = jax.random.split(jax.random.key(seed), steps)
     train_state = fnn.train.init(net, tx, jax.random.key(seed), draw(keys[0], 1)[0])
 
-    @jax.jit  # the whole run is one program, which draws its own data
+    @jax.jit  # the whole run is one program that draws its own data
     def run(train_state):
         return jax.lax.scan(lambda ts, key: step(ts, draw(key, BATCH_SIZE)), train_state, keys)
 

@@ -1,14 +1,14 @@
-"""A learning rate, and then a whole schedule, learnt by gradient through the training run.
+"""A learning rate, and then a whole schedule, learnt by gradients through the training run.
 
     python examples/meta_learning_rate.py
 
 A run is 100 steps of sgd with momentum on half of the training digits; its loss on the other half
-has a derivative by the rate, and by the rates at six knots. The constant rate goes from 0.01 to
-0.18 and ends in a tie with the best of a grid of 16 (0.155 against 0.151 over 16 new seeds), in
-twice the grid's time: for one number, take the grid. From there a schedule comes to 0.126, on 15
-of 16 seeds below that best, in five times the grid's time, where a grid over six rates is 16^6
-settings. Linear decay, which people know to try, reaches 0.127 by a grid over its first rate.
-All of it takes 70 s of processor time.
+is differentiated with respect to the rate, or to the rates at six knots. The constant rate goes
+from 0.01 to 0.18 and ties with the best of a grid of 16 (0.155 against 0.151 over 16 new seeds), in
+twice the grid's time: for one number, use the grid. From there a schedule reaches 0.126, below that
+best on 15 of 16 seeds, in five times the grid's time; a grid over six rates has 16^6 settings.
+Linear decay, a common choice, reaches 0.127 by a grid over its first rate. All of it takes 70 s of
+processor time.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import fnn
 RATES = np.geomspace(1e-3, 1.0, 16, dtype=np.float32)  # the grid
 STEPS, BATCH_SIZE, MOMENTUM = 100, 32, 0.9  # of a run
 KNOTS = np.linspace(0, STEPS, 6)
-FIRST_RATE, SEEDS, LARGEST_NORM = 0.01, 8, 0.2  # seeds are runs for each gradient
-COMPARED = 16  # seeds that were not learnt on
+FIRST_RATE, SEEDS, LARGEST_NORM = 0.01, 8, 0.2  # seeds per gradient
+COMPARED = 16  # seeds not used in learning
 
 digits = {split: fnn.data.load("digits", split) for split in ("train", "test")}
 data = {
@@ -49,13 +49,13 @@ def decaying(rates):
 
 
 def knotted(rates):
-    """Straight lines from knot to knot, in the logarithm."""
+    """Linear interpolation between knots, of the logarithm."""
     line = fnn.optim.schedules.piecewise_interpolate(jnp.log(rates), KNOTS[1:])
     return lambda count: jnp.exp(line(count))
 
 
 def run_fn(key, schedule, rates):
-    """A whole run, from first values to losses."""
+    """A whole run, from initial values to losses."""
     tx = fnn.optim.sgd(schedule(rates), MOMENTUM)
     train_state = fnn.train.init(net, tx, key, data["train"]["image"][:1])
     train_state, _ = fnn.train.run(
@@ -71,7 +71,7 @@ def run_fn(key, schedule, rates):
 
 
 def learn(schedule, rates, outer_rate, steps, grad):
-    """Adam on log rates: (rates [steps, knots], losses [steps], how many plain runs' time)."""
+    """Adam on log rates: (rates [steps, knots], losses [steps], the time in plain runs)."""
 
     def objective(log_rates, state, _, key):  # a loss function like any other, on new seeds
         keys, rates = jax.random.split(key, SEEDS), jnp.exp(log_rates)
@@ -79,7 +79,7 @@ def learn(schedule, rates, outer_rate, steps, grad):
         return losses.mean(), (state, {"rates": rates})
 
     tx = fnn.optim.chain(
-        fnn.optim.clip_by_global_norm(LARGEST_NORM),  # where runs diverge, gradients are huge
+        fnn.optim.clip_by_global_norm(LARGEST_NORM),  # gradients are huge when runs diverge
         fnn.optim.adam(fnn.optim.schedules.cosine(outer_rate, steps), b1=0.8),
     )
     log_rates, seconds, path = jnp.log(rates), [], []
@@ -87,12 +87,12 @@ def learn(schedule, rates, outer_rate, steps, grad):
     step, plain = fnn.train.step(objective, tx, grad=grad), jax.jit(objective)
     for _ in range(steps):
         start = time.perf_counter()
-        jax.block_until_ready(plain(outer.params, {}, None, outer.key))  # for its time alone
+        jax.block_until_ready(plain(outer.params, {}, None, outer.key))  # only to time it
         between = time.perf_counter()
         outer, metrics = jax.block_until_ready(step(outer, None))
         seconds.append((between - start, time.perf_counter() - between))
         path.append(metrics)
-    without, with_gradient = np.median(seconds[1:], axis=0)  # the first ones compiled
+    without, with_gradient = np.median(seconds[1:], axis=0)  # the first calls compile
     path = jax.tree.map(lambda *rows: np.stack(rows), *path)
     print(f"{schedule.__name__}: validation loss {path['loss'][0]:.3f} at first, then "
           f"{path['loss'][-1]:.3f}; {steps} gradients through {SEEDS} runs, each in the time of "
@@ -108,7 +108,7 @@ def main():
     )
     args = parser.parse_args()
 
-    # One number: forward mode. Several: reverse mode, from the constant rate that was learnt.
+    # One number: forward mode. Several: reverse mode, from the learnt constant rate.
     one = learn(constant, np.float32([FIRST_RATE]), 0.2, args.steps,
                 fnn.train.forward_value_and_grad)  # fmt: skip
     all_knots = learn(knotted, np.repeat(one[0][-1], len(KNOTS)), 0.1, args.steps,
@@ -145,7 +145,7 @@ def main():
 
 
 def draw(found, one, all_knots, decay, path):
-    """The validation loss against a constant rate, and the schedule on its way."""
+    """The validation loss against a constant rate, and the schedule as it is learnt."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     losses = found[constant]["validation"][: len(RATES)]  # [rates, seeds]
     left.fill_between(RATES, losses.min(axis=1), losses.max(axis=1), color="gainsboro")

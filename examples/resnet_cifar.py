@@ -3,8 +3,8 @@
     python examples/resnet_cifar.py                     # 1,438 digits of 8x8, no network needed
     python examples/resnet_cifar.py --data cifar10      # 50,000 images of 32x32, downloaded
 
-Reaches 98.6% of the 359 test digits (98.1 to 98.6 over three seeds), in 50 s on two busy cores; the
-first epoch takes 17 of them, most of it compiling. Not yet run on CIFAR-10, which wants a GPU.
+Reaches 98.6% accuracy on 359 test digits (98.1 to 98.6 over three seeds), in 50 s on two busy
+cores; the first epoch takes 17 s, mostly compilation. Not yet run on CIFAR-10, which needs a GPU.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import fnn
 class Settings(NamedTuple):
     width: int  # channels of the first stage; 64 is the paper's
     epochs: int
-    shift: int  # by how many pixels augmentation moves an image
-    flip: bool  # whether it mirrors; a mirrored digit is none
+    shift: int  # the most pixels by which augmentation shifts an image
+    flip: bool  # whether it mirrors; a mirrored digit is not a digit
 
 
 SETTINGS = {
@@ -52,7 +52,7 @@ def conv_bn(features, size, strides=1):
 
 
 def block(features, strides):
-    """Two 3x3 convolutions and a way around them (He et al., 2016, figure 2)."""
+    """Two 3x3 convolutions and a shortcut (He et al., 2016, figure 2)."""
     around = conv_bn(features, 1, strides) if strides > 1 else lambda x: x
 
     @fnn.compose(conv1=conv_bn(features, 3, strides), conv2=conv_bn(features, 3), shortcut=around)
@@ -82,7 +82,7 @@ def resnet18(classes, width):
 
 @functools.partial(jax.jit, static_argnames=("shift", "flip"))
 def augment(key, images, *, shift, flip):
-    """Each image moved by up to `shift` pixels and, if `flip`, mirrored half the time."""
+    """Each image shifted by up to `shift` pixels and, if `flip`, mirrored with probability 1/2."""
 
     def one(key, image):  # [H, W, C]
         move, mirror = jax.random.split(key)
@@ -153,7 +153,7 @@ def main():
 
 
 def draw(history, test, found, path):
-    """Cross-entropy and error by epoch, and the test images whose label is found least probable."""
+    """Cross-entropy and error by epoch, and the test images with the least probable labels."""
     figure = plt.figure(figsize=(10, 3.4), layout="constrained")
     curves, images = figure.subfigures(1, 2, width_ratios=(1.7, 1))
     left, right = curves.subplots(1, 2)

@@ -2,9 +2,9 @@
 
     python examples/sweep_learning_rate.py       # 8 seeds x 16 rates x 3 optimizers
 
-All 384 runs of 200 steps take 8 s on two cores, compiling included, which is most of it; each
-optimizer has a program of its own. Adam at a rate of 0.024 errs on 4.2% of held-out digits, the
-median of eight seeds; sgd gets to 4.5% at 0.76, lion to 5.2% at 0.012.
+All 384 runs of 200 steps take 8 s on two cores, most of it compilation; each optimizer has its own
+program. The error on held-out digits, as the median of eight seeds, is 4.2% for adam at a rate of
+0.024, 4.5% for sgd at 0.76 and 5.2% for lion at 0.012.
 """
 
 import argparse
@@ -33,7 +33,7 @@ loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
 
 
 def run_fn(key, optimizer, rate):
-    """A whole run, from first values to test error."""
+    """A whole run, from initial values to test error."""
     tx = optimizer(rate)
     train_state = fnn.train.init(net, tx, key, train["image"][:1])
     train_state, history = fnn.train.run(
@@ -68,7 +68,7 @@ def main():
 
 
 def draw(found, path):
-    """Learning curves at each optimizer's best rate, and the test error over all settings."""
+    """Learning curves at each optimizer's best rate, and the test error of all settings."""
     names = [optimizer.__name__ for optimizer in OPTIMIZERS]
     errors = found.grid(found.results["error"])  # [optimizer, rate, seed]
     losses = found.grid(found.results["loss"])  # [optimizer, rate, seed, step]

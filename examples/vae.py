@@ -3,8 +3,8 @@
     python examples/vae.py                       # 4,000 real digits, no network needed
     python examples/vae.py --data mnist          # all 60,000
 
-Reaches an evidence lower bound of -106.3 nats per test image, black and white, in 60 epochs:
-40 seconds of processor time.
+Reaches an evidence lower bound of -106.3 nats per binarized test image in 60 epochs, 40 seconds of
+processor time.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def vae(f, x):  # [B, 784]
 def loss_fn(params, state, images, key):
     """Minus the evidence lower bound, KL(q(z | x) || p(z)) - E_q[log p(x | z)], in nats.
 
-    p(x | z) speaks of black and white, so x is drawn from the grey image, anew in each step.
+    p(x | z) is for black and white pixels, so x is drawn from the grey image, in each step.
     """
     ink, noise = jax.random.split(key)
     x = jax.random.bernoulli(ink, images).astype(images.dtype)
@@ -73,7 +73,7 @@ def main():
     step = fnn.train.step(loss_fn, tx)
 
     @jax.jit
-    def measure(params, state):  # the same black and white, and the same z, each time
+    def measure(params, state):  # the same pixels and the same z each time
         loss, (_, parts) = loss_fn(params, state, test, jax.random.key(args.seed))
         return {"bound": -loss, **parts}
 
@@ -103,7 +103,7 @@ def main():
 
 
 def draw(params, test, bounds, seed, path, side=8):
-    """Test digits beside their reconstructions, digits that nobody wrote, and the bound."""
+    """Test digits beside their reconstructions, generated digits, and the bound."""
 
     def paper(images):  # [side * side, 784] -> one picture
         tiles = np.asarray(images).reshape(side, side, 28, 28)
