@@ -6,7 +6,7 @@ import collections
 import functools
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -32,7 +32,7 @@ Order: TypeAlias = Callable[[int], np.ndarray]  # from an epoch to the rows of i
 def calls(
     step: Step,
     train_state: TrainState,
-    data: Any,
+    data: Tree | Callable[[int], Iterable[Tree]],
     batch_size: int | None,
     driver: str,
     chunk: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from fnn.train.weights import FromBatch, both, counting, measure
 def fit(
     step: Step,
     train_state: TrainState,
-    data: Any,
+    data: Tree | Callable[[int], Iterable[Tree]],
     *,
     epochs: int,
     batch_size: int | None = None,
