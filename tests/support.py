@@ -1,5 +1,10 @@
 """What tests of all parts use: how close is close, and what a good message is."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,3 +80,11 @@ def shape_mutations(shape):
 
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 3e-2, "float16": 3e-3}
+
+
+def python(code, **env):
+    """What another process prints, run from the repository with the same environment."""
+    command, env = [sys.executable, "-c", code], os.environ | env
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -44,6 +44,16 @@ def numbers(pattern, text):
     return [float(match) for match in re.findall(pattern, text)]
 
 
+# --- mnist_cnn
+
+
+def test_mnist_cnn(tmp_path, monkeypatch, capsys):
+    cnn = example("mnist_cnn")
+    out = run(cnn, "--data digits --epochs 1", tmp_path, monkeypatch, capsys)
+    assert "test accuracy" in out and "parameters on" in out
+    assert {p.name for p in tmp_path.iterdir()} == {"curves.png", "mistakes.png"}
+
+
 # --- transformer_lm
 
 

@@ -1,8 +1,5 @@
 """However `fit` makes its steps, they are the same ones."""
 
-import itertools
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.train.support import assert_same_bits, looped
 
 N, SIZE, TOTAL = 23, 4, 5  # five batches an epoch, three examples left out
 DATA = {
@@ -38,19 +36,9 @@ def fit(ts, step=STEPS["dense"][1], data=DATA, epochs=2, **options):
     return fnn.train.fit(step, ts, data, epochs=epochs, **options)
 
 
-def looped(step, ts, steps):
-    """The steps by hand, over the batches of `fnn.data`; (params, losses)."""
-    key, losses = jax.random.fold_in(ts.key, zlib.crc32(b"data")), []
-    epochs = (fnn.data.batches(DATA, SIZE, key=key, epoch=e) for e in itertools.count())
-    for batch in itertools.islice(itertools.chain.from_iterable(epochs), int(ts.step), None):
-        ts, metrics = step(ts, batch)
-        losses.append(metrics["loss"])
-        if len(losses) == steps:
-            return ts.params, np.stack(losses)
-
-
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+def by_hand(step, ts, steps):
+    ts, losses = looped(step, ts, DATA, SIZE, steps)
+    return ts.params, losses
 
 
 @pytest.mark.parametrize(("driver", "chunk"), [("scan", 1), ("chunk", 2), ("chunk", 7)])
@@ -58,9 +46,9 @@ def test_a_dense_network_learns_the_same_bits(driver, chunk):
     for begun in (0, 3):  # in the middle of an epoch too
         ts = start()._replace(step=jnp.int32(begun))
         after, history = fit(ts, driver=driver, chunk=chunk)
-        params, losses = looped(STEPS["dense"][1], ts, 2 * TOTAL)
-        same(after.params, params)
-        same(history["train"]["loss"], losses)
+        params, losses = by_hand(STEPS["dense"][1], ts, 2 * TOTAL)
+        assert_same_bits(after.params, params)
+        assert_same_bits(history["train"]["loss"], losses)
         assert history["driver"] == driver and int(after.step) == begun + 2 * TOTAL
 
 
@@ -68,7 +56,7 @@ def test_a_dense_network_learns_the_same_bits(driver, chunk):
 def test_a_convolution_learns_the_same_within_rounding(driver):
     net, step = STEPS["conv"]
     after, history = fit(start(net), step, driver=driver, chunk=3)
-    params, losses = looped(step, start(net), 2 * TOTAL)
+    params, losses = by_hand(step, start(net), 2 * TOTAL)
     np.testing.assert_allclose(history["train"]["loss"], losses, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.params, params)
 
@@ -78,9 +66,9 @@ def test_each_driver_repeats_itself_and_goes_on(driver):
     net, step = STEPS["conv"]
     options = {"driver": driver, "chunk": 2}
     whole, _ = fit(start(net), step, **options)
-    same(fit(start(net), step, **options)[0].params, whole.params)
+    assert_same_bits(fit(start(net), step, **options)[0].params, whole.params)
     half, _ = fit(start(net), step, epochs=1, **options)
-    same(fit(half, step, epochs=1, **options)[0].params, whole.params)
+    assert_same_bits(fit(half, step, epochs=1, **options)[0].params, whole.params)
 
 
 def test_auto_is_the_driver_that_it_names():
@@ -88,8 +76,8 @@ def test_auto_is_the_driver_that_it_names():
     after, history = fit(start(net), step, driver="auto", chunk=2)
     pinned, again = fit(start(net), step, driver=history["driver"], chunk=2)
     assert history["driver"] in ("scan", "chunk", "loop")
-    same(after.params, pinned.params)
-    same(history["train"], again["train"])
+    assert_same_bits(after.params, pinned.params)
+    assert_same_bits(history["train"], again["train"])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +85,7 @@ def test_auto_is_the_driver_that_it_names():
     [(1.0, 2.0, 9.0, "loop"), (2.0, 1.0, 9.0, "scan"), (2.0, 1.0, 0.1, "chunk")],
 )
 def test_auto_takes_the_faster(monkeypatch, alone, together, patience, taken):
-    """By the times that it measures, which stand here in the place of a clock."""
+    """By the times that it measures, which replace a clock here."""
 
     def seconds(calls_of, ts, count):
         return alone if count > 1 else together
@@ -111,7 +99,7 @@ def test_auto_takes_the_faster(monkeypatch, alone, together, patience, taken):
 def test_a_step_may_donate_its_state(driver):
     step = jax.jit(STEPS["dense"][1], donate_argnums=0)
     after, _ = fit(start(), step, driver=driver, chunk=2)
-    same(after.params, fit(start())[0].params)
+    assert_same_bits(after.params, fit(start())[0].params)
 
 
 def test_a_function_of_the_epoch_is_looped_over():
@@ -131,16 +119,18 @@ def test_a_callback_sees_every_call(driver, shapes):
 
     _, history = fit(start(), driver=driver, chunk=2, callback=callback)
     assert [loss.shape for _, loss in seen] == shapes
-    same(np.concatenate([np.reshape(loss, -1) for _, loss in seen]), history["train"]["loss"])
+    assert_same_bits(
+        np.concatenate([np.reshape(loss, -1) for _, loss in seen]), history["train"]["loss"]
+    )
     ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
     assert [step for step, _ in seen] == list(ends)
 
 
 def test_a_callback_ends_the_run():
     after, history = fit(start(), driver="chunk", chunk=2, callback=lambda ts, _: ts.step >= 7)
-    params, losses = looped(STEPS["dense"][1], start(), 7)
-    same(after.params, params)
-    same(history["train"]["loss"], losses)
+    params, losses = by_hand(STEPS["dense"][1], start(), 7)
+    assert_same_bits(after.params, params)
+    assert_same_bits(history["train"]["loss"], losses)
 
 
 @pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
@@ -163,7 +153,7 @@ def test_a_step_need_not_hash():
             return STEPS["dense"][1](ts, batch)
 
     after, _ = fit(start(), Step(), driver="scan")
-    same(after.params, fit(start(), driver="scan")[0].params)
+    assert_same_bits(after.params, fit(start(), driver="scan")[0].params)
 
 
 def test_the_bar_counts_steps(capsys):

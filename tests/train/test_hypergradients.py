@@ -50,7 +50,7 @@ def final_loss(hyper, **options):
     return jnp.mean(fnn.losses.softmax_cross_entropy(net(ts.params, held_out), jnp.arange(7) % 3))
 
 
-WAYS = {
+MODES = {
     "reverse": (jax.value_and_grad, {}),
     "reverse, a state in 4": (jax.value_and_grad, {"checkpoint_every": 4}),
     "forward": (fnn.train.forward_value_and_grad, {}),
@@ -58,24 +58,24 @@ WAYS = {
 
 
 @functools.cache
-def compiled(way):
-    grad, options = WAYS[way]
+def compiled(mode):
+    grad, options = MODES[mode]
     return jax.jit(grad(functools.partial(final_loss, **options)))
 
 
-def test_every_way_is_the_difference():
+def test_every_mode_is_the_difference():
     with jax.enable_x64(True):
         hyper, loss = jax.tree.map(jnp.asarray, HYPER), jax.jit(final_loss)
-        found = {way: compiled(way)(hyper) for way in WAYS}
+        found = {mode: compiled(mode)(hyper) for mode in MODES}
         random, h = np.random.default_rng(0), 1e-6
         for _ in range(4):
             along = jax.tree.map(lambda a: random.normal(size=a.shape), hyper)
             ahead = loss(jax.tree.map(lambda a, d: a + h * d, hyper, along))
             behind = loss(jax.tree.map(lambda a, d: a - h * d, hyper, along))
-            for way, (value, grads) in found.items():
+            for mode, (value, grads) in found.items():
                 slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, along)))
                 numeric = (ahead - behind) / (2 * h)
-                np.testing.assert_allclose(slope, numeric, rtol=2e-5, err_msg=way)
+                np.testing.assert_allclose(slope, numeric, rtol=2e-5, err_msg=mode)
                 np.testing.assert_allclose(value, loss(hyper), rtol=1e-12)
 
 
@@ -83,8 +83,8 @@ def test_every_way_is_the_difference():
 def test_a_rate_of_zero_and_gradients_of_zero_have_finite_hypergradients(name):
     with jax.enable_x64(True):
         hyper = jax.tree.map(jnp.asarray, HYPER | {name: np.zeros_like(HYPER[name])})
-        for way in WAYS:
-            assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(compiled(way)(hyper))), way
+        for mode in MODES:
+            assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(compiled(mode)(hyper))), mode
 
 
 def test_checkpoints_keep_less():
@@ -117,7 +117,7 @@ def test_aux_and_arguments_pass():
     np.testing.assert_allclose(grads["a"], [6.0, 12.0])
 
 
-def test_it_stands_in_the_place_of_value_and_grad():
+def test_it_replaces_value_and_grad():
     net, tx, data = fnn.dense(2), fnn.optim.sgd(0.1), (jnp.ones((3, 4)), jnp.ones((3, 2)))
     loss = fnn.train.supervised(net, fnn.losses.squared_error)
     ts = fnn.train.init(net, tx, jax.random.key(0), (1, 4))

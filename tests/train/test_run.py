@@ -1,8 +1,5 @@
 """A whole run as one function: it is the loop of its steps, goes on, maps and has derivatives."""
 
-import itertools
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.train.support import assert_same_bits, looped
 
 N, SIZE = 23, 5  # four batches an epoch, three examples left out
 DATA = {
@@ -26,36 +24,22 @@ def start(seed=0):
     return fnn.train.init(NET, TX, jax.random.key(seed), DATA["image"][:1])
 
 
-def same(a, b):
-    for one, other in zip(*map(jax.tree.leaves, (a, b)), strict=True):
-        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, other = map(jax.random.key_data, (one, other))
-        np.testing.assert_array_equal(one, other)
-
-
-def looped(ts, steps):
-    """The same steps by hand, over the batches of `fnn.data`."""
-    key, losses = jax.random.fold_in(ts.key, zlib.crc32(b"data")), []
-    epochs = (fnn.data.batches(DATA, SIZE, key=key, epoch=e) for e in itertools.count())
-    for batch in itertools.islice(itertools.chain.from_iterable(epochs), int(ts.step), None):
-        ts, metrics = STEP(ts, batch)
-        losses.append(metrics["loss"])
-        if len(losses) == steps:
-            return ts, np.stack(losses)
+def by_hand(steps):
+    return looped(STEP, start(), DATA, SIZE, steps)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 11])
 def test_a_run_is_the_loop_of_its_steps_bitwise(steps):
     ts, history = RUN(STEP, start(), DATA, steps=steps, batch_size=SIZE)
-    by_hand, losses = looped(start(), steps)
-    same(ts, by_hand)
+    wanted, losses = by_hand(steps)
+    assert_same_bits(ts, wanted)
     np.testing.assert_array_equal(history["train"]["loss"], losses)
 
 
 def test_a_run_is_what_fit_does():
     ts, history = RUN(STEP, start(), DATA, steps=8, batch_size=SIZE)
     fitted, shown = fnn.train.fit(STEP, start(), DATA, epochs=2, batch_size=SIZE, progress=False)
-    same(ts, fitted)
+    assert_same_bits(ts, fitted)
     np.testing.assert_array_equal(history["train"]["loss"], shown["train"]["loss"])
 
 
@@ -78,7 +62,7 @@ def test_a_run_that_is_resumed_is_the_whole_run_bitwise(first):
     whole, history = RUN(STEP, start(), DATA, steps=11, batch_size=SIZE)
     half, before = RUN(STEP, start(), DATA, steps=first, batch_size=SIZE)
     both, after = RUN(STEP, half, DATA, steps=11 - first, batch_size=SIZE)
-    same(both, whole)
+    assert_same_bits(both, whole)
     losses = np.concatenate([before["train"]["loss"], after["train"]["loss"]])
     np.testing.assert_array_equal(losses, history["train"]["loss"])
 
@@ -89,8 +73,8 @@ def test_checkpoints_change_no_bit(every):
         lambda ts: fnn.train.run(STEP, ts, DATA, steps=11, batch_size=SIZE, checkpoint_every=every)
     )
     ts, history = fn(start())
-    by_hand, losses = looped(start(), 11)
-    same(ts, by_hand)
+    wanted, losses = by_hand(11)
+    assert_same_bits(ts, wanted)
     np.testing.assert_array_equal(history["train"]["loss"], losses)
 
 
@@ -107,8 +91,8 @@ def test_evaluation_sees_the_state_of_its_step(every):
     assert int(ts.step) == 9 and history["train"]["loss"].shape == (9,)
     np.testing.assert_array_equal(history["eval"]["step"], np.arange(every, 10, every))
     for step, first in zip(history["eval"]["step"], history["eval"]["first"], strict=True):
-        by_hand, _ = looped(start(), int(step))
-        np.testing.assert_array_equal(first, by_hand.params["dense1"]["kernel"][0, 0])
+        wanted, _ = by_hand(int(step))
+        np.testing.assert_array_equal(first, wanted.params["dense1"]["kernel"][0, 0])
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
@@ -176,7 +160,7 @@ def test_the_derivative_through_a_run_is_the_difference():
 
 def test_no_steps_change_nothing():
     ts, history = RUN(STEP, start(), DATA, steps=0, batch_size=SIZE)
-    same(ts, start())
+    assert_same_bits(ts, start())
     assert history["train"]["loss"].shape == (0,)
 
 
