@@ -50,6 +50,7 @@ class NotFinite(NamedTuple):
         return f"{where}{member}: {self.tensor} has {self.nan} NaN, {self.inf} inf of {self.size}"
 
 
+@errors.named
 def nan_report(
     net: Layer,
     params: Tree,
@@ -80,7 +81,7 @@ def nan_report(
     hidden: set[str] = set()
     while True:
         try:
-            with errors.within("nan_report"), jax.debug_nans(False), jax.debug_infs(False):
+            with jax.debug_nans(False), jax.debug_infs(False):
                 return _report(as_layer(net), params, xs, state, key, train, loss, hidden)
         except errors.TransformError as error:
             if not error.path or error.path in hidden:

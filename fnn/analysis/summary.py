@@ -13,7 +13,7 @@ from fnn.analysis.flops import count_flops
 from fnn.core import errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.inputs import by_position
-from fnn.core.layer import Declarer, Layer, as_layer, inputs_of, outline
+from fnn.core.layer import Layer, as_layer, inputs_of, outline, traced
 from fnn.core.reserved import without
 from fnn.core.shapes import as_struct, struct
 from fnn.core.types import Tree
@@ -138,22 +138,17 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
                 found[path] = again._replace(flops=again.flops + flops)
             return (params, {**state, _MARK: Param((), zeros)}), y
 
-        def declare(*xs):
-            kept = []
-            jax.eval_shape(lambda *xs: kept.append(look(xs, calls=False)[0]), *xs)
-            return kept[0]
-
         def apply(params, state, *xs, key=None, train=False):
             y, after = layer.apply(params, _without(state), *xs, key=key, train=train)
             return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
 
-        specs = Declarer(declare, lambda *xs: look(xs, calls=True), inputs_of(layer))
+        alone = traced(lambda *xs: look(xs, calls=False), inputs_of(layer))
+        specs = replace(alone, with_output=lambda *xs: look(xs, calls=True))
         return replace(layer, specs=specs, apply=apply)
 
-    watched, specs = as_layer(net).map(watch), []
+    watched = as_layer(net).map(watch)
     xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
-    jax.eval_shape(lambda *xs: specs.append(outline(watched, xs)[0]), *xs)
-    params, state = specs[0]
+    params, state = traced(lambda *xs: outline(watched, xs), inputs_of(watched)).declare(*xs)
     rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
     arrays = arrays_of((params, without(_MARK, state)))
     return Summary(rows, tree.nbytes(arrays))

@@ -126,13 +126,11 @@ def evolve(
 
         members, hyper = jax.tree.map(lambda a: a[parent], (now.members, now.hyper))
         moved = jax.vmap(explore)(jax.random.split(move, n), hyper)
-        with errors.within("evolve"):
-            trees.alike("the result of explore", moved, "hyperparameters", hyper)
+        trees.alike("the result of explore", moved, "hyperparameters", hyper)
         hyper = jax.tree.map(lambda a, b: _where(parent != own, a, b), moved, hyper)
 
         out = jax.vmap(round_fn)(members, hyper, jax.random.split(train, n))
-        with errors.within("evolve"):
-            members, score = _check_returned(out, now.members, n)
+        members, score = _check_returned(out, now.members, n)
         score = score.astype(now.score.dtype)
         later = Population(members, hyper, score, increment(now.round), now.key)
         return later, {"score": score, "hyper": hyper, "parent": parent}

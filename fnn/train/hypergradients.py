@@ -13,6 +13,7 @@ from fnn.core.shapes import as_array
 from fnn.core.types import Tree
 
 
+@errors.named
 def forward_value_and_grad(fn: Callable, *, has_aux: bool = False) -> Callable:
     """`jax.value_and_grad` with respect to the first argument, in forward mode.
 
