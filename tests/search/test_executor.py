@@ -35,6 +35,7 @@ def test_auto_tries_both_ways(chunk, monkeypatch):
     assert compiled == ({"loop"} if chunk == 1 else {"loop", "vmap"})
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("together, wanted", [(1, "vmap"), (20, "loop")])
 def test_auto_goes_on_with_what_is_faster(together, wanted, monkeypatch):
     """Runs that wait: of several side by side either all as long as one, or much longer."""
@@ -65,6 +66,7 @@ def test_a_short_sweep_is_compiled_once(monkeypatch):
     assert found.strategy == {(): "loop"}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("strategy", ["loop", "map", "vmap"])
 def test_cores_make_runs_at_once(strategy, monkeypatch):
     """Each call waits for another one, so that one at a time would never end."""
@@ -85,6 +87,7 @@ def test_cores_make_runs_at_once(strategy, monkeypatch):
     np.testing.assert_array_equal(found.results, rates)
 
 
+@pytest.mark.cpu
 def test_memory_bounds_how_many_run_at_once(monkeypatch):
     """What one run takes alone is all that there is."""
     running, most = [0], [0]
@@ -127,6 +130,7 @@ def test_a_small_memory_makes_small_chunks():
     check(swept(strategy="vmap", memory=1.0))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "points, seeds, share", [(13, 1, [2, 1]), (2, 3, [1, 1]), (5, 16, [5, 2]), (8, 2, [2, 1])]
 )
@@ -153,6 +157,7 @@ def test_runs_are_shared_among_devices(monkeypatch, points, seeds, share):
     assert placed == 2 * [share]  # to compile, and to run
 
 
+@pytest.mark.cpu
 def test_what_the_key_decides_alone_is_computed_once_a_seed():
     """Seen by how often a call to the host is made, one for each lane of a batch."""
     drawn = []
@@ -209,6 +214,7 @@ def test_results_of_no_size(strategy):
     assert found.results.shape == (3, 3, 0)
 
 
+@pytest.mark.cpu
 def test_one_chunk_is_made_once(monkeypatch):
     """Where nothing is left to decide by it, nothing is timed again."""
     made = []

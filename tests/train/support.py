@@ -50,7 +50,7 @@ def assert_same_bits(one, two):
 def looped(step, ts, data, size, steps):
     """The steps by hand, over the batches of `fnn.data`: (training state, losses)."""
     key, losses, begun = jax.random.fold_in(ts.key, zlib.crc32(b"data")), [], int(ts.step)
-    epochs = (fnn.data.batches(data, size, seed=key, epoch=e) for e in itertools.count())
+    epochs = (fnn.data.batches(data, size, key=key, epoch=e) for e in itertools.count())
     for batch in itertools.islice(itertools.chain.from_iterable(epochs), begun, begun + steps):
         ts, metrics = step(ts, batch)
         losses.append(metrics["loss"])
