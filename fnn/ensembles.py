@@ -19,15 +19,9 @@ from fnn.losses.inputs import floating
 from fnn.losses.numerics import kl
 
 __all__ = [
-    "Uncertainty",
-    "each",
-    "gaussian_uncertainty",
-    "greedy_soup",
-    "mean_logits",
-    "soup",
-    "stack",
-    "uncertainty",
-]
+    "Uncertainty", "each", "gaussian_uncertainty", "greedy_soup", "mean_logits", "soup",
+    "stack", "uncertainty",
+]  # fmt: skip
 
 
 class Uncertainty(NamedTuple):

@@ -18,21 +18,10 @@ from fnn.core.params import Constant, Distribution
 from fnn.core.types import Scalar, Shape
 
 __all__ = [
-    "constant",
-    "glorot_normal",
-    "glorot_uniform",
-    "he_normal",
-    "he_uniform",
-    "lecun_normal",
-    "lecun_uniform",
-    "normal",
-    "ones",
-    "orthogonal",
-    "truncated_normal",
-    "uniform",
-    "variance_scaling",
-    "zeros",
-]
+    "constant", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal",
+    "lecun_uniform", "normal", "ones", "orthogonal", "truncated_normal", "uniform",
+    "variance_scaling", "zeros",
+]  # fmt: skip
 
 zeros = Constant(0.0)
 ones = Constant(1.0)

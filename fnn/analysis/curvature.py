@@ -19,15 +19,10 @@ from fnn.core.lengths import as_length, length_of, scaled, value
 from fnn.core.types import Key, Tree
 
 __all__ = [
-    "empirical_ntk",
-    "fisher_vector_product",
-    "gauss_newton_vector_product",
-    "gradient_noise_scale",
-    "hessian_vector_product",
-    "linearize",
-    "per_example_gradients",
+    "empirical_ntk", "fisher_vector_product", "gauss_newton_vector_product",
+    "gradient_noise_scale", "hessian_vector_product", "linearize", "per_example_gradients",
     "top_eigenvalues",
-]
+]  # fmt: skip
 
 
 @errors.named

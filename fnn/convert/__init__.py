@@ -36,14 +36,6 @@ from fnn.convert.keras import from_keras, to_keras
 from fnn.convert.torch import from_torch, to_torch
 
 __all__ = [
-    "from_flax",
-    "from_haiku",
-    "from_keras",
-    "from_nnx",
-    "from_torch",
-    "to_flax",
-    "to_haiku",
-    "to_keras",
-    "to_nnx",
-    "to_torch",
-]
+    "from_flax", "from_haiku", "from_keras", "from_nnx", "from_torch", "to_flax", "to_haiku",
+    "to_keras", "to_nnx", "to_torch",
+]  # fmt: skip

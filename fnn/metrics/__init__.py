@@ -15,21 +15,7 @@ from fnn.metrics.regression import mean_squared_error, r2
 from fnn.metrics.scores import average_precision, calibration_error, perplexity, roc_auc
 
 __all__ = [
-    "Metric",
-    "accuracy",
-    "after",
-    "average_precision",
-    "binary_accuracy",
-    "calibration_error",
-    "confusion_matrix",
-    "each",
-    "f1",
-    "mean",
-    "mean_squared_error",
-    "perplexity",
-    "precision",
-    "r2",
-    "recall",
-    "roc_auc",
-    "top_k",
-]
+    "Metric", "accuracy", "after", "average_precision", "binary_accuracy", "calibration_error",
+    "confusion_matrix", "each", "f1", "mean", "mean_squared_error", "perplexity", "precision",
+    "r2", "recall", "roc_auc", "top_k",
+]  # fmt: skip

@@ -8,14 +8,6 @@ from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [
-    "TrainState",
-    "evaluator",
-    "fit",
-    "forward_value_and_grad",
-    "init",
-    "refresh_statistics",
-    "run",
-    "step",
-    "supervised",
-    "tbptt",
-]
+    "TrainState", "evaluator", "fit", "forward_value_and_grad", "init", "refresh_statistics",
+    "run", "step", "supervised", "tbptt",
+]  # fmt: skip

@@ -14,18 +14,6 @@ from fnn.tree.selection import count, mask, merge, nbytes, select, split, stop_g
 from fnn.tree.surgery import update
 
 __all__ = [
-    "Difference",
-    "Differences",
-    "compare",
-    "count",
-    "from_paths",
-    "mask",
-    "merge",
-    "nbytes",
-    "paths",
-    "select",
-    "split",
-    "stop_gradient",
-    "to_paths",
-    "update",
-]
+    "Difference", "Differences", "compare", "count", "from_paths", "mask", "merge", "nbytes",
+    "paths", "select", "split", "stop_gradient", "to_paths", "update",
+]  # fmt: skip

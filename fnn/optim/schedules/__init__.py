@@ -30,19 +30,7 @@ from fnn.optim.schedules.single import (
 )
 
 __all__ = [
-    "constant",
-    "cosine",
-    "exponential",
-    "inverse_sqrt",
-    "join",
-    "linear",
-    "one_cycle",
-    "piecewise_constant",
-    "piecewise_interpolate",
-    "polynomial",
-    "restarts",
-    "warmup_constant",
-    "warmup_cosine",
-    "warmup_exponential",
-    "warmup_linear",
-]
+    "constant", "cosine", "exponential", "inverse_sqrt", "join", "linear", "one_cycle",
+    "piecewise_constant", "piecewise_interpolate", "polynomial", "restarts", "warmup_constant",
+    "warmup_cosine", "warmup_exponential", "warmup_linear",
+]  # fmt: skip

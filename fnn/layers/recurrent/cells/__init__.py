@@ -10,13 +10,6 @@ from fnn.layers.recurrent.cells.lstm import lstm
 from fnn.layers.recurrent.cells.simple import simple_rnn
 
 __all__ = [
-    "as_cell",
-    "conv_lstm",
-    "gru",
-    "lstm",
-    "mgu",
-    "serial",
-    "simple_rnn",
-    "variational_dropout",
+    "as_cell", "conv_lstm", "gru", "lstm", "mgu", "serial", "simple_rnn", "variational_dropout",
     "zoneout",
-]
+]  # fmt: skip
