@@ -1,7 +1,5 @@
 """Activations with parameters; those without are plain functions, as in `jax.nn`."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from fnn.core import checks, errors

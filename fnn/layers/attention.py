@@ -1,7 +1,5 @@
 """Attention, and its cache for decoding."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Layers made of layers by `compose`: in a row, side by side, around a shortcut."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Kernels pruned and quantized."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Affine maps."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from fnn.core import checks, errors

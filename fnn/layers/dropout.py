@@ -1,7 +1,5 @@
 """Layers that draw noise in training."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

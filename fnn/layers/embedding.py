@@ -1,7 +1,5 @@
 """Learned arrays: rows looked up by integers, and whole arrays."""
 
-from __future__ import annotations
-
 import jax
 import jax.core
 import jax.numpy as jnp

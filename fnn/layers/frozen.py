@@ -1,7 +1,5 @@
 """Params that do not learn: the state holds them, out of reach of gradients and optimizers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase

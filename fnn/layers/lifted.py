@@ -4,8 +4,6 @@ These are no levels of their own: their params are named as the layer's are, so 
 unwrapping it renames nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Low-rank adaptation."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The params of a reparametrized network as those of the plain one, and back."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast

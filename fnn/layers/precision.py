@@ -1,7 +1,5 @@
 """Mixed precision: a network computed in another dtype than that of its params."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Weight and spectral norm, LoRA, pruning and quantization are each a pair of functions for `reparam`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

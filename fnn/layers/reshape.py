@@ -1,7 +1,5 @@
 """Layers that only rearrange values."""
 
-from __future__ import annotations
-
 import math
 
 from fnn.core import checks, errors

@@ -1,7 +1,5 @@
 """Time steps and positions as sines and cosines."""
 
-from __future__ import annotations
-
 import math
 
 import jax

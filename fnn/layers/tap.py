@@ -1,7 +1,5 @@
 """Layers of a network replaced, and their outputs recorded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase

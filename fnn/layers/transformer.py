@@ -1,7 +1,5 @@
 """The block that transformers repeat."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

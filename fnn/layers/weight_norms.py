@@ -1,7 +1,5 @@
 """Kernels divided by a norm of their own."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Which form of a convolution a backend computes fast; each detour has a file of its own."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

@@ -1,7 +1,5 @@
 """Convolutions over any number of spatial axes, channels last."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

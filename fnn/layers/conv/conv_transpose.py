@@ -1,7 +1,5 @@
 """Transposed convolutions: the adjoint of a convolution's map from image to image."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """What a convolution computes, in the textbook's two forms: XLA's, and a product with patches."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple

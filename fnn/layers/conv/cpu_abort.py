@@ -7,8 +7,6 @@ groups, having other than as many inputs as taps, a check in XLA fails: in jaxli
 JAX's own gradients too.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

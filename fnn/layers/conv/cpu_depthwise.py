@@ -5,8 +5,6 @@ be deleted when the row `depthwise_conv` of benchmarks/tasks/layers.py shows the
 XLA's, as fast as fnn.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import operator

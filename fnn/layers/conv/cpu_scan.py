@@ -12,8 +12,6 @@ To be deleted when the row `floor` of benchmarks/tasks/scan.py, JAX's own gradie
 of the row `fnn`; the rows `conv` of scan_layers.py would then show it too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

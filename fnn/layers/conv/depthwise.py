@@ -1,7 +1,5 @@
 """Convolutions of each channel alone, and followed by a mix of the channels."""
 
-from __future__ import annotations
-
 from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.layer import Layer, leaf

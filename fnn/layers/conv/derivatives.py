@@ -1,7 +1,5 @@
 """Derivatives stated by hand, where JAX makes slow ones: of products, and of linear functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pools whose windows depend on the size of the image."""
 
-from __future__ import annotations
-
 import math
 
 import jax

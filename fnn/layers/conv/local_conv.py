@@ -1,7 +1,5 @@
 """Convolutions whose kernel is not shared between positions."""
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """The pool between the mean and the maximum."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,7 +1,5 @@
 """Pools: one value per window and channel, over any number of spatial axes."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

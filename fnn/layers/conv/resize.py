@@ -1,7 +1,5 @@
 """Layers that change the resolution without parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

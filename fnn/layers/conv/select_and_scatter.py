@@ -6,8 +6,6 @@ XLA's gradient of `reduce_window`, a select-and-scatter, takes several times as 
 to 32 bits, with a warning (JAX 0.11).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Windows that slide over the spatial axes of [..., H, W, C], for convolutions and pools."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Generation: a cell whose outputs are its next inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

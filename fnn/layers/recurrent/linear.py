@@ -1,7 +1,5 @@
 """A linear recurrence, which can be computed for all times at once."""
 
-from __future__ import annotations
-
 import math
 
 import jax

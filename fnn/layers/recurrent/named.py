@@ -1,7 +1,5 @@
 """Recurrent layers by the name of their cell, and in both directions at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Recurrent networks: a cell run along time by one `jax.lax.scan`."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A carry kept in the state, from one call to the next."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The axis of time: masks, lengths, and where episodes start."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

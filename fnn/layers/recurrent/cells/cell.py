@@ -10,8 +10,6 @@ is written by hand: the scan then keeps just one factor per product for the back
 time is that of reading what was kept.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any

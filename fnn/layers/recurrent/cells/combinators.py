@@ -1,7 +1,5 @@
 """Cells made of cells and layers, and noise drawn once for a whole sequence."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace

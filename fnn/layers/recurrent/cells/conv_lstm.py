@@ -1,7 +1,5 @@
 """Long short-term memory of images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import jax.numpy as jnp

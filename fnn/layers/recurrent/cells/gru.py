@@ -1,7 +1,5 @@
 """Gated recurrent cells, with two gates and with one."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

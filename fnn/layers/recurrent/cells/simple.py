@@ -1,7 +1,5 @@
 """The simple recurrent cell."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax.numpy as jnp
