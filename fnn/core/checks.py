@@ -19,6 +19,7 @@ from fnn.core.errors import (
     OptionError,
     RandomKeyError,
     ShapeError,
+    SublayerError,
     TransformError,
     names,
     path_of,
@@ -311,9 +312,8 @@ def unknown_params(name: str) -> NoReturn:
 
 
 def unknown_name(name: str, known: Iterable[str]) -> NoReturn:
-    raise AttributeError(
-        f"{name}: expected one of the declared sublayers {names(known)}, got {name}; "
-        "declare it in compose"
+    raise SublayerError(
+        f"one of the declared sublayers {names(known)}", name, "declare it in compose"
     )
 
 

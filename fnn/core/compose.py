@@ -22,7 +22,7 @@ from fnn.core.shapes import as_struct, from_numpy, struct
 from fnn.core.types import Key
 
 
-def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
+def compose(*bodies: Callable, **layers: Layer | Callable) -> Callable[[Callable], Layer]:
     """A layer of layers: sublayers are declared here, by name, and the body is the mathematics.
 
     The body is called with `f` and the inputs. `f.name` is that sublayer, bound to its params,
@@ -43,6 +43,10 @@ def compose(**layers: Layer | Callable) -> Callable[[Callable], Layer]:
     >>> jax.tree.map(jnp.shape, params)
     {'down': {'bias': (3,), 'kernel': (8, 3)}, 'up': {'bias': (8,), 'kernel': (3, 8)}}
     """
+    if bodies:
+        raise errors.ComposeError(
+            "sublayers, by name", "a body", "decorate it by @fnn.compose(), with the parentheses"
+        )
     children: dict[str, Layer] = {}
     for name, layer in layers.items():
         reserved = name in ("key", "note", "train") or name.startswith("_") or iskeyword(name)

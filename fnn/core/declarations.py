@@ -44,6 +44,16 @@ class Param:
             raise errors.OptionError(
                 "a Param's shape to be a tuple", errors.show(self.shape), "write (n,) for one axis"
             )
+        if self.init is not None and not callable(self.init):
+            raise errors.OptionError(
+                "a Param's init to be f(key, shape, dtype)",
+                errors.show(self.init),
+                "pass an initializer, such as fnn.initializers.zeros",
+            )
+        if self.axes is not None and len(self.axes) != len(self.shape):
+            raise errors.OptionError(
+                f"a name for each axis of {self.shape}", f"{self.axes}", "name those of one member"
+            )
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class ComposeError(FnnError, ValueError):
     """A body that does not use its sublayers as declared in `compose`."""
 
 
+class SublayerError(ComposeError, AttributeError):
+    """A sublayer that `compose` does not declare."""
+
+
 class TransformError(FnnError, ValueError):
     """A sublayer that needs a key or changes state inside a transform opened by the body."""
 

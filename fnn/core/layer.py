@@ -230,7 +230,8 @@ def leaf(
             if not (isinstance(out, tuple) and len(out) == 2):
                 checks.not_a_pair("apply", "(y, state)", out)
             if out[1] is not state:
-                trees.check_tree("the new state", out[1], state_spec, arrays_of(state_spec), xs)
+                want, mend = arrays_of(state_spec), "return from apply what specs declares"
+                trees.check_tree("the new state", out[1], state_spec, want, xs, mend)
             return out
 
     return Layer(name, Declarer(declare, with_output, inputs), checked_apply, carry=carry)
@@ -243,7 +244,11 @@ def as_layer(fn: Any) -> Layer:
     name = getattr(fn, "__name__", type(fn).__name__)
     if not callable(fn) or errors.is_builder(fn):
         got = f"the builder {name}" if callable(fn) else errors.show(fn)
-        raise errors.InputError("a layer or a function", got, "build it, as fnn.dense(10)")
+        mend = "build it, as fnn.dense(10)"
+        if not callable(fn):
+            mend = "unpack it: serial(*layers)" if isinstance(fn, (list, tuple)) else mend
+            mend = "pass the function itself, such as jax.nn.relu" if isinstance(fn, str) else mend
+        raise errors.InputError("a layer or a function", got, mend)
 
     inputs = signature(fn)
 

@@ -63,19 +63,23 @@ def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 
-def check_tree(what: str, have: Tree, specs: Mapping, want: Mapping, xs: tuple) -> None:
+def check_tree(
+    what: str, have: Tree, specs: Mapping, want: Mapping, xs: tuple, mend: str = ""
+) -> None:
     """Check a leaf layer's params or state against its declarations: names, shapes, dtypes.
 
     `specs` are the declarations for the inputs `xs`, `want` the shapes and dtypes of their arrays.
     """
-    check_names(what, have, specs, specs)
-    mend = f"take {what} from net.init of this network"
+    check_names(what, have, specs, specs, mend)
+    mend = mend or f"take {what} from net.init of this network"
     floating = any(map(is_floating, jax.tree.leaves(xs)))
     for name, spec in specs.items():
         value, wanted = have[name], want[name]
         if isinstance(wanted, Mapping):
             with at(name):
-                check_tree(what, value, spec if isinstance(spec, Mapping) else wanted, wanted, xs)
+                check_tree(
+                    what, value, spec if isinstance(spec, Mapping) else wanted, wanted, xs, mend
+                )
             continue
         if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
             raise ParamsError(f"{name} {show(wanted)}", f"{name} {show(value)}", mend)
@@ -104,17 +108,17 @@ def check_tree(what: str, have: Tree, specs: Mapping, want: Mapping, xs: tuple) 
         )
 
 
-def check_same(what: str, have: Tree, want: Tree) -> None:
+def check_same(what: str, have: Tree, want: Tree, mend: str = "") -> None:
     """Check a tree of arrays against the arrays it should have: names, shapes, dtypes."""
-    mend = f"take {what} from net.init of this network"
+    mend = mend or f"take {what} from net.init of this network"
     if not isinstance(want, Mapping):
         if any(getattr(have, of, None) != getattr(want, of) for of in ("shape", "dtype")):
             raise ParamsError(f"{what} {show(want)}", f"{what} {show(have)}", mend)
         return
-    check_names(what, have, want, want)
+    check_names(what, have, want, want, mend)
     for name, wanted in want.items():
         with at(name):
-            check_same(name, have[name], wanted)
+            check_same(name, have[name], wanted, mend)
 
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:
@@ -133,10 +137,12 @@ def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tupl
         )
 
 
-def check_names(what: str, have: Tree, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+def check_names(
+    what: str, have: Tree, known: Iterable[str], needed: Iterable[str] = (), mend: str = ""
+) -> None:
     """Refuse a tree of params or state with missing or unknown names."""
     known, needed = list(known), list(needed)
-    mend = f"take {what} from net.init of this network"
+    mend = mend or f"take {what} from net.init of this network"
     if not isinstance(have, Mapping):
         if isinstance(have, tuple):
             mend = "net.init returns two: params, state = net.init(key, x)"
@@ -146,7 +152,8 @@ def check_names(what: str, have: Tree, known: Iterable[str], needed: Iterable[st
     if missing:
         if what == "state" and not have:
             mend = "this network has state: pass it, as net(params, x, state=state)"
-        raise ParamsError(f"{what} with {names(needed)}", f"no {names(missing)}", mend)
+        got = f"no {names(missing)}" + (f", but {names(map(str, extra))}" if extra else "")
+        raise ParamsError(f"{what} with {names(needed)}", got, mend)
     if extra:
         wanted = f"{what} with no more than {names(known)}" if known else f"{what} to be empty"
         raise ParamsError(wanted, f"also {names(map(str, extra))}", mend)

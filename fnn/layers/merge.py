@@ -71,7 +71,8 @@ def unmerge(
     specs = net.specs(*xs, **inputs)
     state = {} if state is None else state
     declared = _whole(specs)
-    trees.check_same("params", params, arrays_of(_plain(declared)))
+    mend = "take params from net.init of the plain network, without frozen, lora and their like"
+    trees.check_same("params", params, arrays_of(_plain(declared)), mend)
     trees.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
     whole = _forth(declared, params, key)
     learnt = _only(arrays_of(specs[0]), whole)

@@ -234,7 +234,11 @@ def leafwise(
         times = functools.cache(lambda dtype: None if t is None else t.astype(dtype))
 
         def counted(p, g, *slots):
-            return traced_once(times(real_part(g.dtype)), p, g, *slots)
+            row = traced_once(times(real_part(g.dtype)), p, g, *slots)
+            if not isinstance(row, tuple) or len(row) != 1 + n:
+                wanted = ", ".join(["u", *(f for f in state._fields if f != "count")])
+                checks.not_a_pair("rule", f"({wanted})" if n else "(u,)", row)
+            return row
 
         updates, *slots = each_leaf(counted, grads, params, slots)
         return updates, state(t, *slots) if counts else state(*slots)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from fnn.core import checks, errors, trees
 from fnn.core.progress import Bar
@@ -47,10 +46,11 @@ class Sweep:
     shape: dict[str, int]
     strategy: dict[tuple, str]
 
-    def grid(self, values: ArrayLike) -> np.ndarray:
-        """[runs, ...] with one axis per name, then the seeds: [len(a), len(b), keys, ...]."""
-        values = np.asarray(values)
-        return values.reshape(*self.shape.values(), *values.shape[1:])
+    def grid(self, values: Tree) -> Tree:
+        """Arrays [runs, ...] with an axis per name, then the seeds: [len(a), len(b), keys, ...]."""
+        shape = tuple(self.shape.values())
+        values = np.asarray(values) if isinstance(values, list) else values
+        return jax.tree.map(lambda a: np.reshape(a, shape + np.shape(a)[1:]), values)
 
     def rows(self) -> dict[str, np.ndarray]:
         """The settings, and the results that are one number per run, as columns by name."""
@@ -73,7 +73,7 @@ class Sweep:
     def table(self, by: str | None = None, best: str = "low", limit: int = 20) -> Any:
         """A rich table (extra `table`): each setting with its median over seeds, the best first.
 
-        - `by`: the column of `rows()` to sort by; None is the last.
+        - `by`: the column of `rows()` to sort by; None is the last result that is a scalar.
         """
         checks.choice("best", best, ("low", "high"))
         try:
@@ -81,9 +81,11 @@ class Sweep:
         except ImportError:
             raise ImportError("Sweep.table needs rich: pip install 'fnn[table]'") from None
         rows = self.rows()
-        by = list(rows)[-1] if by is None else by
+        scalars = [name for name in rows if name not in self.settings]
+        by = scalars[-1] if by is None and scalars else by
         if by not in rows:
-            raise errors.OptionError(f"one of {errors.names(rows)}", by, "name a column")
+            mend = "name a column, or return a scalar from each run"
+            raise errors.OptionError(f"one of {errors.names(rows)}", f"{by}", mend)
         names = [name for name in self.settings if name != "seed"]
         seeds = self.grid(rows[by]).reshape(-1, self.shape["seed"]).astype(float)
         firsts = {name: self.grid(rows[name]).reshape(-1, self.shape["seed"]) for name in names}

@@ -6,6 +6,7 @@ names the property, the layer and the numbers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from fnn.core import errors
 from fnn.core.declarations import arrays_of
 from fnn.core.dtypes import is_floating
 from fnn.core.layer import Layer
+from fnn.core.reserved import NOTES, without
 from fnn.core.shapes import as_dtype, as_struct
 from fnn.core.types import Tree
 
@@ -98,6 +100,7 @@ def check_state(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
 
 def check_strict(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     """A missing, extra or misshapen entry anywhere in params or state is refused."""
+    state = without(NOTES, state)  # which evaluation does not need
     for what, tree in (("params", params), ("state", state)):
         for wrong, mutated in mutations(tree):
             trees = (mutated, state) if what == "params" else (params, mutated)
@@ -191,8 +194,12 @@ def check_derivatives(layer: Layer, xs: tuple, step: float = 1e-6) -> None:
         xs = tuple(as_dtype(x, jnp.float64) for x in xs)
         params, state = layer.init(jax.random.key(0), *xs)
         floating = _floating(xs)
-        if not floating:  # then the layer sets its params' dtype, and accepts wider ones
-            params = as_dtype(params, jnp.float64)
+        wide = as_dtype(params, jnp.float64)
+        with contextlib.suppress(
+            errors.FnnError
+        ):  # params without inputs have a dtype of their own
+            jax.eval_shape(_run(layer, False), wide, state, *xs)
+            params = wide
 
         def loss(train, point):
             params, inputs = point

@@ -153,7 +153,11 @@ def check_count(tx: Transform, valley: Valley) -> None:
         _expect("finite updates at the largest count", bool(jnp.isfinite(leaf).all()), True)
     for leaf in jax.tree.leaves(after):
         if jnp.issubdtype(leaf.dtype, jnp.signedinteger):
-            _expect("the count does not overflow", bool((leaf >= 0).all()), True)
+            _expect(
+                "the count does not overflow (see fnn.optim.arithmetic.increment)",
+                bool((leaf >= 0).all()),
+                True,
+            )
 
 
 def check_finite_derivatives(tx: Transform, valley: Valley, reverse: bool) -> None:
@@ -173,7 +177,11 @@ def check_finite_derivatives(tx: Transform, valley: Valley, reverse: bool) -> No
         return forward, jax.grad(end, (0, 1))(*at) if reverse else ()
 
     for leaf in jax.tree.leaves(derivatives(*at)):
-        _expect("finite derivatives through zero gradients", bool(jnp.isfinite(leaf).all()), True)
+        _expect(
+            "finite derivatives through zero gradients (see fnn.optim.arithmetic.over_root)",
+            bool(jnp.isfinite(leaf).all()),
+            True,
+        )
 
 
 def check_still(tx: Transform) -> None:
@@ -202,7 +210,11 @@ def check_splits(valley: Valley, run: Callable) -> None:
         return {"b1": tree["b"][:1], "b2": tree["b"][1:], "a": tree["a"], "c": tree["c"]}
 
     split = run(Valley(*map(halves, valley)))
-    _close("splitting leaves changes nothing", split[0], halves(run(valley)[0]))
+    _close(
+        "splitting leaves changes nothing (splits=False for methods defined per leaf)",
+        split[0],
+        halves(run(valley)[0]),
+    )
 
 
 # --- helpers

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.notes import notes as noted
+from fnn.core.reserved import FROZEN, has
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Key, Scalar, Schedule, Tree
@@ -78,10 +79,15 @@ def init(
     key = checks.typed_key(key)
     specs, first = declare_and_draw(net, key, xs, inputs)
     check_stacks(tx, specs[0])
-    params, state = (
-        _given(what, drawn, {} if part is None else part)
-        for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
-    )
+    try:
+        params, state = (
+            _given(what, drawn, {} if part is None else part)
+            for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
+        )
+    except errors.ParamsError as error:
+        if has(FROZEN, specs[1]):
+            error.mend += "; what is frozen goes in by fnn.unmerge"
+        raise
     opt_state = run_once_compiled(tx.init, params)
     run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
@@ -156,6 +162,12 @@ def step(
     >>> sorted(metrics), int(ts.step)
     (['loss'], 1)
     """
+    if isinstance(loss_fn, Layer):
+        raise errors.InputError(
+            "a loss function (params, state, batch, key)",
+            f"the layer {loss_fn.name}",
+            "make one: fnn.train.supervised(net, loss)",
+        )
     check_transform(tx)
     checks.function("grad", grad, "a function, as jax.value_and_grad")
     if learning_rate is not None:
