@@ -139,10 +139,10 @@ def check_sharded(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
     tiled = jax.tree.map(lambda x: jnp.concatenate([x] * mesh.size), xs)
     whole = NamedSharding(mesh, PartitionSpec())
     apart = jax.device_put(tiled, NamedSharding(mesh, PartitionSpec("batch")))
+    run = jax.jit(_run_both(layer))
+    sharded, one = run(*jax.device_put((params, state), whole), *apart), run(params, state, *tiled)
     for train in (False, True):
-        run = jax.jit(_run(layer, train))
-        sharded = run(*jax.device_put((params, state), whole), *apart)
-        _close(layer, f"sharded equals whole, train={train}", sharded, run(params, state, *tiled))
+        _close(layer, f"sharded equals whole, train={train}", sharded[train], one[train])
 
 
 def check_inside(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
@@ -177,10 +177,10 @@ def check_dtypes(layer: Layer, xs: tuple) -> None:
         for dtype in (jnp.bfloat16, jnp.float32, jnp.float64):
             cast = tuple(as_dtype(x, dtype) for x in xs)
             params, state = arrays_of(layer.specs(*cast))
+            program = jax.jit(_run_both(layer)).lower(params, state, *cast)
+            program.compile()
             for train in (False, True):
-                program = jax.jit(_run(layer, train)).lower(params, state, *cast)
-                program.compile()
-                y, _ = program.out_info
+                y, _ = program.out_info[train]
                 got = {str(leaf.dtype) for leaf in jax.tree.leaves(y) if is_floating(leaf)}
                 _expect(layer, f"dtype out, train={train}", got, {jnp.dtype(dtype).name})
 
@@ -249,6 +249,11 @@ def _check_derivatives(layer, mode, f: Callable, point, directions, step, second
 def _run(layer: Layer, train: bool, impl: str | None = None) -> Callable:
     key = jax.random.key(7, impl=impl) if train else None
     return lambda params, state, *xs: layer.apply(params, state, *xs, key=key, train=train)
+
+
+def _run_both(layer: Layer) -> Callable:
+    """Evaluation and training, in one program."""
+    return lambda *args: (_run(layer, False)(*args), _run(layer, True)(*args))
 
 
 def _example(x: Any, i: int) -> Any:

@@ -424,7 +424,7 @@ def test_probes_of_something_else():
                 assert_teaches(error, "")
                 REFUSED.add(f"{name} {i} {type(bad)}")
     error, _ = outcome(jax.jit(lambda x: fnn.analysis.nan_report(net, params, x)), x23)
-    assert isinstance(error, errors.InputError) and "outside of jit" in error.mend
+    assert isinstance(error, errors.InputError) and "outside jit" in error.mend
 
 
 # --- places
