@@ -11,13 +11,14 @@ import numpy as np
 
 from fnn.core.dtypes import is_complex, is_floating, wide
 from fnn.core.errors import DtypeError, ParamsError, ShapeError, at, names, path_of, shapes, show
+from fnn.core.shapes import native_dtype
 from fnn.core.types import Tree
 
 
 def is_alike(tree: Tree, like: Tree, *, any_dtype: bool = False) -> bool:
     """Whether two trees have one structure, and leaves of the same shapes and dtypes.
 
-    >>> is_alike({"w": jnp.ones(2)}, {"w": jnp.zeros(2)}), is_alike(jnp.ones(2), jnp.ones(3))
+    >>> is_alike({"w": jnp.ones(2)}, {"w": np.zeros(2)}), is_alike(jnp.ones(2), jnp.ones(3))
     (True, False)
     """
     if jax.tree.structure(tree) != jax.tree.structure(like):
@@ -58,6 +59,8 @@ def alike(
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
+    if isinstance(leaf, (np.ndarray, np.generic)):  # as JAX takes it
+        return leaf.shape, native_dtype(leaf.dtype) or leaf.dtype
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return tuple(leaf.shape), leaf.dtype
     return jnp.shape(leaf), jnp.result_type(leaf)
