@@ -1,7 +1,5 @@
 """Moving arrays between paired layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

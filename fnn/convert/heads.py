@@ -6,8 +6,6 @@ come from other features, q_proj_weight, k_proj_weight and v_proj_weight; GPT-2 
 others have qkv.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ joined: H, W, C here, C, H, W there. So the network is traced once and its progr
 the layers whose inputs are joined axes.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping

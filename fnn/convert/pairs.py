@@ -7,8 +7,6 @@ before 10. Last comes the order of registration, if it is known. If none of thes
 them, an error lists the candidates: the pairing never guesses.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

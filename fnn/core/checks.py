@@ -1,7 +1,5 @@
 """What raises: checks of options, inputs and keys, and the mistakes that layers refuse."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """The inputs of a layer: how many, and their names."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -6,8 +6,6 @@ is scaled by powers of two, which round nothing, chosen so that their inverses a
 too. Subnormal numbers count as zero, as they do for XLA on CPU.
 """
 
-from __future__ import annotations
-
 from functools import reduce
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 The state of one layer may hold several trees of a kind: "(frozen)", "(frozen)'" and so on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from fnn.core.types import Tree

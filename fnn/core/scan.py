@@ -1,7 +1,5 @@
 """A scan whose memory in reverse mode can be bounded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

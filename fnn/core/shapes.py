@@ -1,7 +1,5 @@
 """Shapes and dtypes of inputs, and the one gate for NumPy's arrays."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

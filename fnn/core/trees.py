@@ -1,7 +1,5 @@
 """Comparisons of trees: names, structure, shapes, dtypes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

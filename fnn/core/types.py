@@ -1,7 +1,5 @@
 """Names for what goes through signatures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeAlias
 

@@ -1,7 +1,5 @@
 """Checks of integers by value, made before a transform turns them into tracers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
