@@ -91,6 +91,11 @@ def close(got, want, tolerance=1e-6 if ON_CPU else 1e-4):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
+def tolerance_of(name):
+    """Updates of schedule-free methods are differences of params, which are ten times as large."""
+    return 5e-6 if ON_CPU and name.startswith("schedule_free") else 1e-6 if ON_CPU else 1e-4
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLE if name not in GLOBAL])
 def test_a_member_of_a_stack_is_updated_as_alone(name):
     grads, params = draw(DEEP, 0)
@@ -99,9 +104,9 @@ def test_a_member_of_a_stack_is_updated_as_alone(name):
     alone = jax.jit(partial(run, tx))
     for i in range(N):
         one = alone(turned(member(grads, i, 1)), turned(member(params, i, 0)))
-        close(member(got, i, 1), turned(one, there=False))
+        close(member(got, i, 1), turned(one, there=False), tolerance_of(name))
     if name not in MINDS:  # so no mark is needed
-        close(jax.jit(partial(run, tx))(grads, params), got)
+        close(jax.jit(partial(run, tx))(grads, params), got, tolerance_of(name))
 
 
 @pytest.mark.parametrize("name", sorted(GLOBAL & set(SAMPLE)))
@@ -109,7 +114,7 @@ def test_what_is_of_the_whole_tree_stays_so(name):
     grads, params = draw(DEEP, 0)
     tx = BUILDS[name]()
     got = jax.jit(partial(run, optim.stacked(tx, DEEP)))(grads, params)
-    close(got, jax.jit(partial(run, tx))(grads, params))
+    close(got, jax.jit(partial(run, tx))(grads, params), tolerance_of(name))
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -123,7 +128,7 @@ def test_a_member_of_an_ensemble_is_updated_as_alone(name):
     for i in range(N):
         one = [jax.tree.map(lambda a, i=i, ax=ax: jnp.take(a, i, ax), t)
                for t, ax in ((grads, 1), (params, 0), (got, 1))]  # fmt: skip
-        close(one[2], alone(*one[:2]))
+        close(one[2], alone(*one[:2]), tolerance_of(name))
 
 
 def started(tx, specs):
