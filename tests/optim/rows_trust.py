@@ -137,6 +137,7 @@ ROWS = {
         usual=dict(learning_rate=0.1),
         optax=optax.fromage,
         needs_params=True,
+        tolerance=1e-8,  # without a gradient it is p (1 / sqrt(1 + rate^2) - 1), 5e-7 of p at least
         **by_leaf,
     ),
     "lamb": Row(
