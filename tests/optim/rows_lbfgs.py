@@ -80,7 +80,7 @@ ROWS = {
         needs_params=True,
         low=-1,
         high=1,
-        tolerance=1e-7,
+        tolerance=1e-6,
         scale="tree",
     ),
 }  # fmt: skip
