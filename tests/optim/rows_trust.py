@@ -149,7 +149,7 @@ ROWS = {
         usual=dict(learning_rate=0.1, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01),
         optax=optax.lamb,
         needs_params=True,
-        tolerance=1e-11,
+        tolerance=1e-9,  # the root of a small second moment
         **by_leaf,
     ),
     "lars": Row(
