@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fnn import errors
 
@@ -61,6 +62,23 @@ def outcome(call, *args):
     except errors.FnnError as error:
         return error
     return None
+
+
+def refused(call, kind=errors.FnnError):
+    """The error of a call, which must be of a kind, and fnn's own."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert isinstance(caught.value, errors.FnnError)
+    return caught.value
+
+
+def same_when_traced(call, *args):
+    """The error of a call that is traced, after checking that it is the same eagerly."""
+    traced = outcome(jax.jit(call).trace, *args)
+    if traced is not None:
+        eager = outcome(call, *args)
+        assert str(eager) == str(traced) and type(eager) is type(traced)
+    return traced
 
 
 def same_under_jit(call, *args):

@@ -19,12 +19,12 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, traced
-from fnn.core.reserved import FROZEN, map_under
+from fnn.core.reserved import FROZEN, map_under, without_here
 from fnn.core.shapes import from_numpy
 from fnn.core.types import Key, Tree
 from fnn.initializers import zeros
 from fnn.layers.frozen import held_in, joined
-from fnn.layers.tap import SEEN, declared_like, with_room, without_seen
+from fnn.layers.tap import SEEN, declared_like, with_room
 
 
 class NotFinite(NamedTuple):
@@ -123,7 +123,7 @@ def _report(net, params, xs, state, key, train, loss, hidden) -> NotFinite | Non
         seen, moved = _at(after, path)[SEEN], _at(grads, path).get(SEEN, {})
         leaf = not layer.children
         trees = joined(params, held_in(state or {})), grads
-        own = [without_seen(_at(tree, path)) for tree in trees]
+        own = [without_here(SEEN, _at(tree, path)) for tree in trees]
         if leaf:
             forward += _tensors(path, "", own[0], stacked)
             forward += _tensors(path, "input", seen["input"], stacked)
@@ -151,7 +151,7 @@ def _probed(layer: Layer, note: Callable[[], Any]) -> Layer:
 
     def apply(params, state, *xs, key=None, train=False):
         zero, depth = params[SEEN], state[SEEN]["depth"]
-        params, state = without_seen(params), without_seen(state)
+        params, state = without_here(SEEN, params), without_here(SEEN, state)
         if layer.carry and xs[0] is None:
             xs = (layer.carry(params, *xs[1:], key=key, train=train), *xs[1:])
         xs = _plus(xs, zero["input"])

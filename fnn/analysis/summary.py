@@ -14,7 +14,7 @@ from fnn.core import errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.inputs import by_position
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, traced
-from fnn.core.reserved import without
+from fnn.core.reserved import without, without_here
 from fnn.core.shapes import as_struct, struct
 from fnn.core.types import Tree
 from fnn.initializers import zeros
@@ -139,7 +139,7 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
             return (params, {**state, _MARK: Param((), zeros)}), y
 
         def apply(params, state, *xs, key=None, train=False):
-            y, after = layer.apply(params, _without(state), *xs, key=key, train=train)
+            y, after = layer.apply(params, without_here(_MARK, state), *xs, key=key, train=train)
             return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
 
         alone = traced(lambda *xs: look(xs, calls=False), inputs_of(layer))
@@ -161,10 +161,6 @@ class _Run(NamedTuple):
     def __call__(self, params, state, *xs):
         key = jax.random.key(0) if self.train else None
         return self.layer.apply(params, state, *xs, key=key, train=self.train)
-
-
-def _without(state: Tree) -> Tree:
-    return {name: value for name, value in state.items() if name != _MARK}
 
 
 def _copies(state: Tree, path: str) -> int:

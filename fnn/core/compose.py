@@ -120,7 +120,7 @@ class Sublayer:
     @property
     def params(self) -> dict:
         """The sublayer's own params, raw: `f.embed.params["embedding"]`."""
-        return self._call.trees(self._name)[0]
+        return self._call.params_and_state(self._name)[0]
 
     def params_for(self, *xs, **inputs) -> dict:
         """The sublayer's params for inputs like `xs`, of which only shape and dtype matter.
@@ -194,7 +194,7 @@ class Call:
 
     # --- in a real call
 
-    def trees(self, name: str) -> tuple[dict, dict]:
+    def params_and_state(self, name: str) -> tuple[dict, dict]:
         """A sublayer's params and state; while specs are collected, zeros in their place."""
         if self.declared is None:
             return self._params.get(name, {}), self._state.get(name, {})
@@ -204,7 +204,7 @@ class Call:
 
     def apply(self, name: str, xs: tuple) -> Any:
         """The output of a sublayer; it may draw and change state only outside transforms."""
-        params, before = self.trees(name)
+        params, before = self.params_and_state(name)
         if self._inside_transform():
             try:
                 y, after = self.layers[name].apply(params, before, *xs, train=self.train)

@@ -39,9 +39,14 @@ def without(reserved: str, state: Tree) -> Tree:
     """The state without the trees under the name, and without dicts that this empties."""
     if not has(reserved, state):
         return state
-    kept = {name: below for name, below in state.items() if not is_under(reserved, name)}
+    kept = without_here(reserved, state)
     clean = {name: without(reserved, below) for name, below in kept.items()}
     return {name: below for name, below in clean.items() if not is_empty(below)}
+
+
+def without_here(reserved: str, state: Tree) -> Tree:
+    """The state of one layer without its own tree under the name; those further down stay."""
+    return {name: below for name, below in state.items() if not is_under(reserved, name)}
 
 
 def is_empty(tree: Tree) -> bool:

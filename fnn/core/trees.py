@@ -9,7 +9,7 @@ import numpy as np
 
 from fnn.core.dtypes import is_complex, is_floating, wide
 from fnn.core.errors import DtypeError, ParamsError, ShapeError, at, names, path_of, shapes, show
-from fnn.core.shapes import native_dtype
+from fnn.core.shapes import struct
 from fnn.core.types import Tree
 
 
@@ -57,10 +57,9 @@ def alike(
 
 
 def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], Any]:
-    if isinstance(leaf, (np.ndarray, np.generic)):  # as JAX takes it
-        return leaf.shape, native_dtype(leaf.dtype) or leaf.dtype
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return tuple(leaf.shape), leaf.dtype
+        leaf = struct(leaf)
+        return leaf.shape, leaf.dtype
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 

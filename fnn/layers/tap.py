@@ -12,7 +12,7 @@ import jax.core
 from fnn.core import checks, errors, trees
 from fnn.core.declarations import Param, zeros_of
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
-from fnn.core.reserved import without
+from fnn.core.reserved import without, without_here
 from fnn.core.shapes import from_numpy
 from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
@@ -116,7 +116,7 @@ def _watched(layer: Layer) -> Layer:
         return (params, {**state, SEEN: declared_like(y)}), y
 
     def apply(params, state, *xs, key=None, train=False):
-        y, state = layer.apply(params, without_seen(state), *xs, key=key, train=train)
+        y, state = layer.apply(params, without_here(SEEN, state), *xs, key=key, train=train)
         return y, {**state, SEEN: y}
 
     return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
@@ -127,10 +127,6 @@ def _watched(layer: Layer) -> Layer:
 
 def declared_like(arrays: Tree) -> Tree:
     return jax.tree.map(lambda a: Param(a.shape, zeros, a.dtype), arrays)
-
-
-def without_seen(tree: Tree) -> Tree:
-    return {name: value for name, value in tree.items() if name != SEEN}
 
 
 def with_room(tree: Tree, declared: Tree, what: str) -> Tree:

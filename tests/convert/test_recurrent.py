@@ -7,7 +7,7 @@ import pytest
 
 import fnn
 from fnn import convert, errors, tree
-from tests.support import assert_close, assert_teaches
+from tests.support import assert_close, assert_teaches, refused
 
 B, T, C, H = 2, 5, 3, 4
 LAYERS = {"lstm": fnn.lstm, "gru": fnn.gru, "simple_rnn": fnn.simple_rnn}
@@ -357,9 +357,7 @@ WRONG = {  # a call, where it is, what is said
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs(name):
     call, where, said = WRONG[name]
-    with pytest.raises(fnn.FnnError) as caught:
-        call()
-    error = caught.value
+    error = refused(call)
     assert_teaches(error, where)
     assert said in str(error)
     assert isinstance(error, errors.ParamsError)

@@ -8,7 +8,7 @@ import pytest
 import fnn
 from fnn import convert
 from tests.convert.support import draw, draw_var
-from tests.support import assert_teaches
+from tests.support import assert_teaches, refused
 
 SMALL = fnn.serial(fnn.conv(2, (3, 3)), fnn.batch_norm(), fnn.dense(3))
 
@@ -165,8 +165,6 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs(name):
     call, where, said = WRONG[name]
-    with pytest.raises(fnn.FnnError) as caught:
-        call()
-    error = caught.value
+    error = refused(call)
     assert_teaches(error, where)
     assert said in str(error)

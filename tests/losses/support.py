@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fnn import losses
 from tests.losses import oracles as plain
-from tests.support import outcome
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -178,15 +177,6 @@ NOT_ARRAYS = (
     None, "text", 1.5, 3, [1.0, 2.0], {"x": None}, object(), jnp.float32, (2, 3),
     np.array(["text"]), np.array([None]),
 )  # fmt: skip
-
-
-def same_under_jit(call, *args):
-    """The error of a call, after checking that jit says the same."""
-    traced = outcome(jax.jit(call).trace, *args)
-    if traced is not None:
-        eager = outcome(call, *args)
-        assert str(eager) == str(traced) and type(eager) is type(traced)
-    return traced
 
 
 def shape_mutations(shape):

@@ -20,13 +20,12 @@ from tests.losses.support import (
     floating,
     given_as,
     jitted,
-    same_under_jit,
     seeds,
     shape_mutations,
     with_gradient,
     within,
 )
-from tests.support import assert_close, assert_teaches, numeric_vjp, outcome
+from tests.support import assert_close, assert_teaches, numeric_vjp, outcome, same_when_traced
 
 RNG = np.random.default_rng(0)
 
@@ -337,7 +336,7 @@ def test_wrong_shapes(name):
     for i, x in enumerate(args):
         for shape in shape_mutations(x.shape):
             wrong = [*args[:i], jnp.zeros(shape, x.dtype), *args[i + 1 :]]
-            error = same_under_jit(case.call, *wrong)
+            error = same_when_traced(case.call, *wrong)
             if error is None:
                 assert case.free and shape[:1] == (4,) and len(shape) == x.ndim
                 continue
@@ -351,7 +350,7 @@ def test_wrong_dtypes(name):
     n = floating(args)
     for i, x in enumerate(args):
         for dtype in (jnp.int32, jnp.uint8, bool, jnp.complex64, jnp.float32):
-            error = same_under_jit(case.call, *args[:i], x.astype(dtype), *args[i + 1 :])
+            error = same_when_traced(case.call, *args[:i], x.astype(dtype), *args[i + 1 :])
             if i < n and dtype == jnp.float32:
                 assert error is None
             elif (
@@ -392,14 +391,14 @@ def test_wrong_masks(name):
     out = jax.eval_shape(case.call, *args, mask=jnp.ones(shape, bool))
     assert out.shape == (4, *case.tail)
     for wrong in shape_mutations(shape):
-        error = same_under_jit(lambda m: case.call(*args, mask=m), jnp.ones(wrong, bool))
+        error = same_when_traced(lambda m: case.call(*args, mask=m), jnp.ones(wrong, bool))
         if wrong == shape[: len(wrong)]:  # masks whole rows
             assert error is None
             continue
         assert isinstance(error, errors.ShapeError)
         assert_teaches(error, said)
     for dtype in (jnp.int32, jnp.float32):
-        error = same_under_jit(lambda m: case.call(*args, mask=m), jnp.ones(shape, dtype))
+        error = same_when_traced(lambda m: case.call(*args, mask=m), jnp.ones(shape, dtype))
         assert isinstance(error, errors.DtypeError)
     for wrong in NOT_ARRAYS[1:]:
         assert_teaches(outcome(lambda m: case.call(*args, mask=m), wrong), said)

@@ -28,7 +28,7 @@ from tests.metrics.support import (
     update_all,
     values_of,
 )
-from tests.support import outcome
+from tests.support import outcome, same_when_traced
 
 # All metrics go through one program: compiled one by one, these tests would take minutes.
 
@@ -207,15 +207,6 @@ BAD_OPTIONS = (
 )  # fmt: skip
 
 
-def same_under_jit(call, *args):
-    """The error of a call, after checking that it is the same, traced."""
-    traced = outcome(jax.eval_shape, call, *args)
-    if traced is not None:
-        eager = outcome(call, *args)
-        assert str(eager) == str(traced) and type(eager) is type(traced)
-    return traced
-
-
 def legal(name):
     build, options, kind = BUILDERS[name]
     outputs, labels = draw(kind, np.random.default_rng(0), n=6)
@@ -236,18 +227,18 @@ def other_shapes(shape):
 def test_wrong_shapes(name):
     metric, outputs, labels = legal(name)
     for shape in other_shapes(labels.shape):
-        error = same_under_jit(metric.value, outputs, jnp.zeros(shape, labels.dtype))
+        error = same_when_traced(metric.value, outputs, jnp.zeros(shape, labels.dtype))
         assert_teaches(error, name, errors.ShapeError)
         assert str(shape) in str(error)
     for shape in other_shapes(outputs.shape):
-        error = same_under_jit(metric.value, jnp.zeros(shape, outputs.dtype), labels)
+        error = same_when_traced(metric.value, jnp.zeros(shape, outputs.dtype), labels)
         if error is None:  # another number of classes is legal where none was said
             assert name in ("accuracy", "top_k", "perplexity", "calibration_error")
             assert shape[:-1] == labels.shape
             continue
         assert_teaches(error, name, errors.ShapeError)
     for shape in other_shapes(labels.shape):
-        error = same_under_jit(metric.value, outputs, labels, jnp.zeros(shape, bool))
+        error = same_when_traced(metric.value, outputs, labels, jnp.zeros(shape, bool))
         if shape != ():
             assert_teaches(error, name, errors.ShapeError)
 
@@ -256,18 +247,18 @@ def test_wrong_shapes(name):
 def test_wrong_dtypes(name):
     metric, outputs, labels = legal(name)
     for dtype in (jnp.int32, bool, jnp.complex64):
-        error = same_under_jit(metric.value, outputs.astype(dtype), labels)
+        error = same_when_traced(metric.value, outputs.astype(dtype), labels)
         assert_teaches(error, name, errors.DtypeError)
-    error = same_under_jit(metric.value, outputs, labels.astype(jnp.complex64))
+    error = same_when_traced(metric.value, outputs, labels.astype(jnp.complex64))
     assert_teaches(error, name, errors.DtypeError)
     if outputs.ndim == 2:
-        error = same_under_jit(metric.value, outputs, labels == 1)
+        error = same_when_traced(metric.value, outputs, labels == 1)
         assert_teaches(error, name, errors.DtypeError)
     for dtype in (jnp.int32, jnp.float32, jnp.complex64):
-        error = same_under_jit(metric.value, outputs, labels, jnp.ones(6, dtype))
+        error = same_when_traced(metric.value, outputs, labels, jnp.ones(6, dtype))
         assert_teaches(error, name, errors.DtypeError)
         assert "mask != 0" in str(error)
-    error = same_under_jit(metric.value, outputs, labels, None, jnp.ones(6, bool))
+    error = same_when_traced(metric.value, outputs, labels, None, jnp.ones(6, bool))
     assert_teaches(error, name, errors.DtypeError)
 
 

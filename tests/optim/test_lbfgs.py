@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-import fnn
 from fnn import errors, optim
 from tests.optim.contract import contract
 from tests.optim.rows_lbfgs import ROWS
 from tests.optim.support import check_runs, minimized, seeds
+from tests.support import refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -244,7 +244,4 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_refused_by_fnns_errors(name):
-    call, error = WRONG[name]
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, fnn.FnnError)
+    refused(*WRONG[name])

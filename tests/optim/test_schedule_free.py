@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fnn
 from fnn import errors, optim
 from tests.optim import rows_schedule_free
 from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_schedule_free import ROWS
+from tests.support import refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -113,7 +113,4 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_refused_by_fnns_errors(name):
-    call, error = WRONG[name]
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, fnn.FnnError)
+    refused(*WRONG[name])

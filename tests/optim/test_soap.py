@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fnn
 from fnn import errors, optim
 from fnn.optim.soap import inverse_fourth_root
 from tests.optim import rows_soap
@@ -17,6 +16,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_soap import ROWS
 from tests.optim.support import minimized, seeds
+from tests.support import refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -163,7 +163,4 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_refused_by_fnns_errors(name):
-    call, error = WRONG[name]
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, fnn.FnnError)
+    refused(*WRONG[name])

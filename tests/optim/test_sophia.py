@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fnn
 from fnn import errors, optim
 from fnn.optim.sophia import hutchinson
 from tests.optim.contract import contract
 from tests.optim.rows_sophia import ROWS
 from tests.optim.support import check_runs, minimized
+from tests.support import refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -114,7 +114,4 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_are_refused_by_fnns_errors(name):
-    call, error = WRONG[name]
-    with pytest.raises(error) as caught:
-        call()
-    assert isinstance(caught.value, fnn.FnnError)
+    refused(*WRONG[name])

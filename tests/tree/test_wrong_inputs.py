@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn import tree
-from tests.support import assert_teaches
+from tests.support import assert_teaches, refused
 from tests.tree.support import DICTS, PARAMS
 
 WRONG = {
@@ -65,9 +65,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs(name):
     call, where, said = WRONG[name]
-    with pytest.raises(fnn.FnnError) as caught:
-        call()
-    error = caught.value
+    error = refused(call)
     assert_teaches(error, where)
     assert said in str(error) and len(str(error)) < 400
 
