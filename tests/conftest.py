@@ -1,13 +1,15 @@
 """Eight fake devices, strict dtype promotion and the hypothesis profiles, before jax starts."""
 
+import gc
 import os
 import tempfile
 from importlib import metadata
 
-# Tests compile far more than they run. `make test` compiles each program in half the time, into a
-# slower one; `make test-full` compiles as a user does.
+# Tests compile far more than they run. `make test` compiles each program in a third of the time,
+# into a slower one, and what compares bits (marker `bits`) as a user does, in a run of its own;
+# `make test-full` compiles all as a user does.
 QUICK = [
-    "--xla_backend_optimization_level=1",
+    "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
 ]
@@ -31,11 +33,17 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 
+# Tracing makes millions of small objects, nearly all of which live on: collecting as seldom as this
+# takes an eighth off the whole time.
+gc.set_threshold(200_000, 20, 100)
+
+
 def pytest_collection_modifyitems(items):
-    if jax.default_backend() != "cpu":
-        for item in items:
-            if item.get_closest_marker("cpu"):
-                item.add_marker(pytest.mark.skip(reason="runs only on CPU"))
+    for item in items:
+        if item.get_closest_marker("cpu") and jax.default_backend() != "cpu":
+            item.add_marker(pytest.mark.skip(reason="runs only on CPU"))
+        if item.get_closest_marker("bits") and "FNN_QUICK" in os.environ:
+            item.add_marker(pytest.mark.skip(reason="runs without FNN_QUICK"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -113,11 +113,13 @@ def assert_same_bits(one, two):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.bits
 def test_jit_gives_the_same_bits(drawn):
     assert_same_bits(jax.jit(lambda key: draw(key, SPECS))(jax.random.key(5)), drawn)
     assert_same_bits(jax.jit(lambda: draw(jax.random.key(5), SPECS))(), drawn)
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("jit", [False, True])
 def test_vmap_gives_the_same_bits(drawn, jit):
     keys = jnp.stack([jax.random.key(4), jax.random.key(5), jax.random.key(6)])

@@ -66,6 +66,7 @@ def test_differential_privacy_does_not_move_what_is_frozen():
     assert (kernel == 0).sum() == 8
 
 
+@pytest.mark.bits
 def test_first_values_are_those_of_the_layer_alone():
     plain, _ = fnn.serial(fnn.dense(4), fnn.dense(3)).init(key(0), (1, 4))
     _, state = fnn.frozen(fnn.serial(fnn.dense(4), fnn.dense(3))).init(key(0), (1, 4))

@@ -288,7 +288,8 @@ def test_traced_options_are_as_plain_ones_at_both_ends(name):
     for x in inputs:
         for end in ends:
             plain_one, got = loss(end, x), traced(end, x)
-            np.testing.assert_allclose(got, plain_one, rtol=1e-5, atol=1e-9, err_msg=str(end))
+            rounding = 1e-5 if "temperature" in name else 1e-9  # logits of 1000 at 0.001
+            np.testing.assert_allclose(got, plain_one, rtol=1e-5, atol=rounding, err_msg=str(end))
             assert not np.isnan(got).any(), (end, got)
     for end in ends[:-1]:
         slope = jax.grad(lambda e, x=INSIDE: traced(e, x).sum())(float(end))

@@ -57,6 +57,7 @@ def assert_bitwise(got, want):
             np.testing.assert_allclose(*wide, rtol=max(1e-6, float(jnp.finfo(g.dtype).eps)))
 
 
+@pytest.mark.bits
 @every_builder
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_updates_are_bitwise_those_of_the_plain_form(name, dtype):
