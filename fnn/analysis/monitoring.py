@@ -130,8 +130,9 @@ def _bars(axes: Any, index: np.ndarray, names: list[str], features: int) -> None
     axes.barh(y, index, color=[_colour(i) for i in index], height=0.65)
     for limit in (CHANGED, MUCH):
         axes.axvline(limit, color="gray", linestyle="--", linewidth=0.8)
-        axes.annotate(f"{limit}", (limit, 1), (2, 2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", fontsize=8, color="gray", ha="center")  # fmt: skip
+        axes.annotate(f"{limit}", (limit, 1), (0, 2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="center", fontsize=8, color="gray",
+        )  # fmt: skip
     for at, i in zip(y, index, strict=True):
         axes.annotate(f"{i:.2f}", (i, at), (3, 0), textcoords="offset points", va="center",
                       fontsize=8)  # fmt: skip
@@ -140,7 +141,7 @@ def _bars(axes: Any, index: np.ndarray, names: list[str], features: int) -> None
     many = f", {len(index)} of {features} features" if features > len(index) else ""
     axes.set_xlabel(f"stability index{many}", fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes.figure, axes)
 
 
 def _then_and_now(
@@ -163,7 +164,7 @@ def _then_and_now(
     axes.set_xticks(*ticks, fontsize=7)
     axes.tick_params(axis="y", labelsize=7)
     axes.set(ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes.figure, axes)
     if axes.get_subplotspec().is_first_col() and axes.get_subplotspec().is_first_row():
         axes.set_ylabel("share", fontsize=8)
         axes.legend(frameon=False, fontsize=7)

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fnn.core import checks, errors
 from fnn import metrics
+from fnn.core import checks, errors
 from fnn.train.events import Event, Stop
 
 
