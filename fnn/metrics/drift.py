@@ -283,7 +283,8 @@ def _edges(bins: Any, features: Shape) -> jax.Array:
     if edges.ndim == 0 or edges.shape[:-1] not in ((), features) or not edges.shape[-1]:
         wanted = f"edges [E], or {(*features, 'E')}".replace("'", "")
         raise errors.ShapeError(wanted, f"bins {edges.shape}", "pass an int, or rising edges")
-    if not isinstance(edges, jax.core.Tracer) and bool((edges[..., 1:] < edges[..., :-1]).any()):
+    known = None if isinstance(bins, jax.core.Tracer) else np.asarray(bins)
+    if known is not None and (known[..., 1:] < known[..., :-1]).any():
         raise errors.OptionError("edges that rise", "some that fall", "sort them")
     edges = edges.astype(jnp.result_type(float))
     return jnp.broadcast_to(edges, (*features, edges.shape[-1]))
@@ -297,6 +298,6 @@ def _reference(reference: Tree) -> tuple[jax.Array, jax.Array]:
     edges, counts = (array(name, reference[name]) for name in ("edges", "counts"))
     if edges.ndim == 0 or counts.shape != (*edges.shape[:-1], edges.shape[-1] + 2):
         wanted = "a reference of edges [..., E] and counts [..., E + 2]"
-        raise errors.ShapeError(wanted, errors.show(dict(reference)), mend)
+        raise errors.ShapeError(wanted, errors.show({"edges": edges, "counts": counts}), mend)
     dtype = jnp.result_type(float)
     return edges.astype(dtype), counts.astype(dtype)
