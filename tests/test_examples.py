@@ -347,7 +347,7 @@ def test_monitoring(tmp_path, monkeypatch, capsys):
     monitoring = example("monitoring")
     monkeypatch.setattr(monitoring, "WINDOW", 5)
     out = run(monitoring, "--data digits --epochs 5 --batches 20", tmp_path, monkeypatch, capsys)
-    before, after = numbers(r"(\S+)% (?:before|at the end)", out)
+    before, after = numbers(r"(\S+)% at (?:first|the end)", out)
     assert before > 80 > after
     assert len(numbers(r"of the (?:in|out)puts above 0.25: at batch (\d+),", out)) == 2
     assert (tmp_path / "monitoring.png").stat().st_size > 10_000

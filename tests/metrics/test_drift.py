@@ -59,8 +59,8 @@ def test_a_constant_that_moves_anywhere_is_seen(now):
     """All of one bin into another: two terms (1 - e) log(1 / e)."""
     then, now = jnp.full(20, 5.0), jnp.full(30, now)
     want = 2 * (1 - 1e-4) * np.log(1e4)
-    assert_close(metrics.population_stability_index(then, now), want, 1e-5)
-    assert metrics.population_stability_index(then, then[:3]) == 0
+    assert_close(psi_of(then, now, 10), want, 1e-5)
+    assert psi_of(then, then, 10) == 0
 
 
 def test_classes_and_counts():
@@ -132,7 +132,7 @@ def test_a_stream_is_the_function_of_all_that_counts():
 
 def test_binned_distances_fall_short_by_no_more_than_the_largest_bin():
     rng = np.random.default_rng(2)
-    for bins in (3, 10, 40):
+    for bins in (3, 12):
         then, now = features(rng, 300), features(rng, 200, 0.3)
         reference = metrics.histogram(then, bins)
         got = np.asarray(metrics.drift(reference, "ks").value(now, None))
@@ -140,7 +140,7 @@ def test_binned_distances_fall_short_by_no_more_than_the_largest_bin():
         short = exact - got
         assert (short > -1e-6).all()
         assert (short <= np.max(reference["counts"], axis=-1) / 300 + 1e-6).all()
-        assert short[0] > 1e-3 or bins == 40  # the bound is of use
+        assert short[0] > 1e-3  # the bound is of use
 
 
 def test_weights_masks_of_rows_and_of_entries():
@@ -173,15 +173,14 @@ def test_float64_and_narrow_values():
     edges = oracles.edges(x[0], 10)
     want = oracles.psi(*(oracles.counts(edges, v) for v in x))
     with jax.enable_x64(True):
-        got = metrics.population_stability_index(*x)
-        found = metrics.kolmogorov_smirnov(*x)
+        got, found = psi_of(*x, 10), ks_of(*x)
     assert got.dtype == found.pvalue.dtype == np.float64
     assert_close(got, want, 1e-12)
     test = scipy.stats.ks_2samp(*x)
     assert_close(found.statistic, test.statistic, 1e-14)
     assert_close(found.pvalue, scipy.special.kolmogorov(test.statistic * 40**0.5), 1e-12)
     half = x.astype("float16")
-    got = metrics.kolmogorov_smirnov(*half)
+    got = ks_of(*half)
     assert got.pvalue.dtype == jnp.float32
     assert_close(got.statistic, scipy.stats.ks_2samp(*half).statistic, 1e-6)
 
