@@ -57,6 +57,7 @@ net = fnn.serial(
 )
 
 
+@jax.jit
 def turned(images, degrees):
     """Images [B, H, W, 1], turned about their centres."""
     angle, (height, width) = jnp.deg2rad(degrees), images.shape[1:3]

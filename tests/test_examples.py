@@ -346,6 +346,8 @@ def test_double_descent_threshold_and_noise():
 def test_monitoring(tmp_path, monkeypatch, capsys):
     monitoring = example("monitoring")
     monkeypatch.setattr(monitoring, "WINDOW", 5)
+    net = fnn.serial(fnn.flatten(3), fnn.dense(32), jax.nn.relu, fnn.dense(10))
+    monkeypatch.setattr(monitoring, "net", net)
     out = run(monitoring, "--data digits --epochs 5 --batches 20", tmp_path, monkeypatch, capsys)
     before, after = numbers(r"(\S+)% at (?:first|the end)", out)
     assert before > 80 > after

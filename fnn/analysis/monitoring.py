@@ -69,6 +69,10 @@ def drift(
         axes = figure.add_subplot(grid[place])
         _then_and_now(axes, edges[i], then[i], now[i], _colour(index[i]))
         axes.set_title(names[i], fontsize=9)
+        if not place:
+            axes.set_ylabel("share", fontsize=8)
+            reference_and_now = axes.get_legend_handles_labels()
+    figure.legend(*reference_and_now, frameon=False, fontsize=8, ncols=2, loc="outside upper right")
     return figure
 
 
@@ -128,11 +132,10 @@ def _bars(axes: Any, index: np.ndarray, names: list[str], features: int) -> None
     """The index of each feature as a bar, the worst on top, with both thresholds."""
     y = np.arange(len(index))[::-1]
     axes.barh(y, index, color=[_colour(i) for i in index], height=0.65)
-    for limit in (CHANGED, MUCH):
+    for limit, side in ((CHANGED, "right"), (MUCH, "left")):
         axes.axvline(limit, color="gray", linestyle="--", linewidth=0.8)
-        axes.annotate(f"{limit}", (limit, 1), (0, 2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", ha="center", fontsize=8, color="gray",
-        )  # fmt: skip
+        axes.annotate(f" {limit} ", (limit, 1), (0, 2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha=side, fontsize=8, color="gray")  # fmt: skip
     for at, i in zip(y, index, strict=True):
         axes.annotate(f"{i:.2f}", (i, at), (3, 0), textcoords="offset points", va="center",
                       fontsize=8)  # fmt: skip
@@ -149,25 +152,24 @@ def _then_and_now(
 ) -> None:
     """The shares of the bins: the reference filled, the current ones as a line."""
     share = [x / max(x.sum(), 1) for x in (then, now)]
-    used = np.flatnonzero((then + now)[:-1])
-    first, last = (used[0], used[-1]) if used.size else (0, len(edges))
-    shown = [*range(first, last + 1), *([len(edges) + 1] if (then + now)[-1] else [])]
-    x = np.arange(len(shown) + 1) - 0.5 + first
+    counted, bins = (then + now) > 0, len(edges) + 1
+    # Empty ones are shown between others, unless their edges coincide.
+    wide = np.r_[False, np.diff(edges) > 0, False]
+    used = np.flatnonzero(counted[:bins])
+    inside = (np.arange(bins) > used.min(initial=bins)) & (np.arange(bins) < used.max(initial=0))
+    shown = np.flatnonzero(np.r_[counted[:bins] | inside & wide, counted[bins]])
+    x = np.arange(len(shown) + 1)
     axes.stairs(share[0][shown], x, fill=True, color="lightgray", label="reference")
     axes.stairs(share[1][shown], x, color=colour, linewidth=1.6, label="now")
-    inner = np.arange(first, last)
+    missing = int(counted[bins])
+    inner = x[1 : len(shown) - missing]
     some = inner[:: max(math.ceil(len(inner) / 4), 1)]
-    ticks = [b + 0.5 for b in some], [f"{edges[b]:.2g}" for b in some]
-    if len(shown) > last - first + 1:
-        ticks[0].append(last + 1.0)
-        ticks[1].append("NaN")
-    axes.set_xticks(*ticks, fontsize=7)
+    ticks = [*some, *([len(shown) - 0.5] if missing else [])]
+    labels = [f"{edges[shown[i] - 1] + 0.0:.2g}" for i in some] + ["NaN"] * missing
+    axes.set_xticks(ticks, labels, fontsize=7)
     axes.tick_params(axis="y", labelsize=7)
     axes.set(ylim=(0, None))
     plain(axes.figure, axes)
-    if axes.get_subplotspec().is_first_col() and axes.get_subplotspec().is_first_row():
-        axes.set_ylabel("share", fontsize=8)
-        axes.legend(frameon=False, fontsize=7)
 
 
 def _colour(index: float) -> str:
