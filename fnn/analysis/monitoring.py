@@ -52,7 +52,8 @@ def drift(
             raise errors.ShapeError(wanted, f"{counts.shape}", "count in the reference's bins")
     index = np.asarray(metrics.population_stability_index(then, now, None)).ravel()
     if names is None:
-        names = [", ".join(map(str, at)) or "values" for at in np.ndindex(edges.shape[:-1])]
+        names = [", ".join(map(str, at)) or "values" for at in np.ndindex(then.shape[:-1])]
+    names = list(names)
     if len(names) != index.size:
         raise errors.OptionError(f"{index.size} names", f"{len(names)}", "one for each feature")
     worst = np.argsort(-np.nan_to_num(index), kind="stable")[: checks.count("most", most)]
@@ -67,7 +68,7 @@ def drift(
     edges, then, now = (x.reshape(index.size, -1) for x in (edges, then, now))
     for place, i in enumerate(worst):
         axes = figure.add_subplot(grid[place])
-        _then_and_now(axes, edges[i], then[i], now[i], _colour(index[i]))
+        _then_and_now(axes, edges[i], then[i], now[i], _colour(float(index[i])))
         axes.set_title(names[i], fontsize=9)
         if not place:
             axes.set_ylabel("share", fontsize=8)

@@ -25,7 +25,7 @@ class KolmogorovSmirnov(NamedTuple):
 
 
 @errors.named
-def histogram(values: jax.Array, bins: int | ArrayLike = 10) -> dict[str, jax.Array]:
+def histogram(values: ArrayLike, bins: int | ArrayLike = 10) -> dict[str, jax.Array]:
     """A summary of each feature's values, to compare later ones with: [N, ...] -> two arrays.
 
         {"edges": [..., E], "counts": [..., E + 2]}
@@ -59,8 +59,8 @@ def histogram(values: jax.Array, bins: int | ArrayLike = 10) -> dict[str, jax.Ar
 
 @errors.named
 def population_stability_index(
-    reference: jax.Array,
-    current: jax.Array,
+    reference: ArrayLike,
+    current: ArrayLike,
     bins: int | ArrayLike | None = 10,
     *,
     epsilon: Scalar = 1e-4,
@@ -91,18 +91,18 @@ def population_stability_index(
         summary = histogram(reference, bins)
         reference = summary["counts"]
         current = histogram(current, summary["edges"])["counts"]
-    reference, current = _values("reference", reference), _values("current", current)
-    if reference.shape != current.shape:
+    then, now = _values("reference", reference), _values("current", current)
+    if then.shape != now.shape:
         raise errors.ShapeError(
-            f"counts [..., bins] of the same bins, {reference.shape}",
-            f"current {current.shape}",
+            f"counts [..., bins] of the same bins, {then.shape}",
+            f"current {now.shape}",
             "count both with the same edges",
         )
-    return _psi(reference, current, epsilon)
+    return _psi(then, now, epsilon)
 
 
 @errors.named
-def kolmogorov_smirnov(reference: jax.Array, current: jax.Array) -> KolmogorovSmirnov:
+def kolmogorov_smirnov(reference: ArrayLike, current: ArrayLike) -> KolmogorovSmirnov:
     """The two-sample Kolmogorov-Smirnov test of each feature: [N, ...] and [M, ...] -> [...].
 
         D = max over x of |F(x) - G(x)|
