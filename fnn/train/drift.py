@@ -44,7 +44,7 @@ def drift(
     >>> x = np.linspace(0, 1, 500)
     >>> watch = drift(lambda event: x / 2, fnn.metrics.histogram(x), then="stop")
     >>> watch(SimpleNamespace(step=7, evaluation={"eval/loss": 0.1}, ended="")).why
-    'psi 3.80 above 0.25 at step 7'
+    'psi 3.49 above 0.25 at step 7'
     """
     checks.function("values", values, "an event")
     checks.choice("statistic", statistic, ("psi", "ks"))

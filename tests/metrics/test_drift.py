@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fnn
 from fnn import errors, metrics
 from tests.metrics import oracles
 from tests.metrics.support import SEEDS, assert_close
@@ -227,3 +228,15 @@ def test_wrong_options_are_refused():
             lambda e=epsilon: metrics.population_stability_index(x, x, epsilon=e),
             errors.OptionError,
         )
+
+
+def test_the_evaluator_takes_it_after_a_function_of_the_outputs():
+    """Of the predicted classes, over padded batches."""
+    rng, net = np.random.default_rng(5), fnn.dense(3)
+    data = {"image": rng.normal(size=(50, 4)).astype("float32"), "label": np.zeros(50, "int32")}
+    ts = fnn.train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
+    guessed = np.argmax(net(ts.params, data["image"]), axis=-1)
+    reference = metrics.histogram(np.repeat([0, 1, 2], [10, 20, 30]), np.arange(4) - 0.5)
+    watched = metrics.after(lambda logits: logits.argmax(-1), metrics.drift(reference))
+    got = fnn.train.evaluator(net, data, {"drift": watched}, batch_size=16)(ts)["drift"]
+    assert_close(got, oracles.psi([10, 20, 30], np.bincount(guessed, minlength=3)), 1e-5)
