@@ -6,8 +6,8 @@
 A network learns digits, and then reads 120 batches of 100, of which the first 30 are like those of
 training; from then on the digits turn, a little more each batch, up to 45 degrees. Over the last
 ten batches, accuracy falls from 96% to 33% (33 to 39 over three seeds), and the network becomes far
-too sure. That takes labels to see; but after 8 batches, at 4 degrees and 95 to 96%, the stability
-index of the inputs passes 0.25, and after 21 to 29 that of the network's own confidence.
+too sure. That takes labels to see; but after 8 or 9 batches, at 4 degrees and 95 to 96%, the
+stability index of the inputs passes 0.25, and after 21 to 29 that of the network's confidence.
 """
 
 import argparse
