@@ -1,6 +1,7 @@
 """Training: the step, a pure (train_state, batch) -> (train_state, metrics), and its loops."""
 
 from fnn.train.callbacks import patience, stop_on_nan, stop_on_signal, table, time_limit
+from fnn.train.drift import drift
 from fnn.train.evaluator import evaluator
 from fnn.train.events import Event, Stop
 from fnn.train.fit import fit
@@ -11,7 +12,7 @@ from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [
-    "Event", "Stop", "TrainState", "evaluator", "fit", "forward_value_and_grad", "init", "patience",
-    "refresh_statistics", "run", "step", "stop_on_nan", "stop_on_signal", "supervised", "table",
-    "tbptt", "time_limit",
+    "Event", "Stop", "TrainState", "drift", "evaluator", "fit", "forward_value_and_grad", "init",
+    "patience", "refresh_statistics", "run", "step", "stop_on_nan", "stop_on_signal", "supervised",
+    "table", "tbptt", "time_limit",
 ]  # fmt: skip
