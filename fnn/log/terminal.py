@@ -64,10 +64,12 @@ def spark(values: Sequence[float], width: int, bars: str = BARS) -> str:
     means = [sum(part) / len(part) for part in parts]  # not finite if one value is not
     finite = [mean for mean in means if math.isfinite(mean)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    span = high / 2 - low / 2  # by halves, since the difference may overflow
 
     def bar(mean: float) -> str:
-        return bars[round((mean - low) * scale)] if math.isfinite(mean) else "!"
+        if not math.isfinite(mean):
+            return "!"
+        return bars[round((mean / 2 - low / 2) / span * (len(bars) - 1)) if span else 0]
 
     return "".join(map(bar, means))
 

@@ -17,7 +17,6 @@ from fnn.core import errors
 # JSON has no NaN. These are the words that protobuf's JSON has for them, and what Python's float,
 # pandas and JavaScript's Number read.
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-PLAIN = "fdeilhbqILHBQ?"  # the dtypes whose values are Python's bool, int and float
 RESERVED = ("step", "epoch", "time")
 
 
@@ -38,7 +37,7 @@ def text(name: str, value: Any) -> str:
     ('0.10000000149011612', '"NaN"', '[0,1]')
     """
     array = np.asarray(value)
-    if array.dtype.char not in PLAIN:
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         array = _plain(name, array)
     return _text(array.item() if array.ndim == 0 else array.tolist())
 
@@ -126,14 +125,12 @@ def column(values: list[Any]) -> np.ndarray:
     """
     there = [v for v in values if v is not None]
     kinds = set(map(type, there))
-    if list in kinds:
-        return _rows_of_arrays(values, there, kinds)
+    if kinds == {list}:
+        return _arrays(values, there)
     if not kinds <= {bool, int, float}:
         return _objects(values)
-    if len(there) == len(values) and float not in kinds and there:
-        if kinds == {bool}:
-            return np.array(values)
-        return _whole(values)
+    if there and len(there) == len(values) and float not in kinds:
+        return np.array(values) if kinds == {bool} else _whole(values)
     if int in kinds and any(type(v) is int and abs(v) > 2**53 for v in there):
         return _objects(values)
     return np.array([math.nan if v is None else v for v in values], float)
@@ -147,23 +144,28 @@ def _whole(values: list[Any]) -> np.ndarray:
     return np.array(values, np.uint64) if 0 <= low and high < 2**64 else _objects(values)
 
 
-def _rows_of_arrays(values: list[Any], there: list[Any], kinds: set[type]) -> np.ndarray:
-    """[rows, ...] if all arrays have one shape, else an array of lists."""
-    if kinds != {list}:
+def _arrays(values: list[Any], there: list[Any]) -> np.ndarray:
+    """[rows, ...] if all lists have one shape, else an array of lists."""
+    shapes = {_shape(value) for value in there}
+    shape = shapes.pop()
+    if shapes or shape is None:
         return _objects(values)
-    try:
-        arrays = np.array(there)
-    except ValueError:  # ragged
-        return _objects(values)
-    if arrays.dtype.kind not in "fiub":
-        return _objects(values)
-    if len(there) == len(values):
-        return arrays
-    if arrays.dtype.kind in "iu" and np.abs(arrays.astype(object)).max(initial=0) > 2**53:
-        return _objects(values)
-    whole = np.full((len(values), *arrays.shape[1:]), np.nan)
-    whole[[v is not None for v in values]] = arrays
-    return whole
+    missing = [None] * math.prod(shape)
+    leaves = [leaf for v in values for leaf in (missing if v is None else _leaves(v))]
+    return column(leaves).reshape(len(values), *shape)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists; None if they have none."""
+    if type(value) is not list:
+        return ()
+    inner = {_shape(v) for v in value} or {()}
+    shape = inner.pop()
+    return None if inner or shape is None else (len(value), *shape)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for v in value for leaf in _leaves(v)] if type(value) is list else [value]
 
 
 def _objects(values: list[Any]) -> np.ndarray:
