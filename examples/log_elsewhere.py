@@ -5,8 +5,8 @@
     python examples/log_elsewhere.py --service mlflow    # pip install mlflow
 
 Reaches 96% on held-out digits after 10 epochs, a few seconds on two cores. Beside the service, the
-run is logged in outputs/log_elsewhere/run.jsonl; `python -m fnn.log` shows that file while it grows,
-and runs.png is drawn from it.
+run is logged in outputs/log_elsewhere/run.jsonl, which `python -m fnn.log` shows while it grows, and
+which runs.png is drawn from.
 """
 
 import argparse

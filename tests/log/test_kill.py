@@ -53,10 +53,9 @@ def killed(folder, suffix, times):
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_a_killed_writer(tmp_path, suffix):
-    call = f"test_kill.killed({str(tmp_path)!r}, {suffix!r}, 4)"
-    for path in map(
-        pathlib.Path, ast.literal_eval(python(f"from tests.log import test_kill; print({call})"))
-    ):
+    call = f"print(test_kill.killed({str(tmp_path)!r}, {suffix!r}, 4))"
+    paths = ast.literal_eval(python(f"from tests.log import test_kill; {call}"))
+    for path in map(pathlib.Path, paths):
         found = fnn.log.read(path)["step"]
         np.testing.assert_array_equal(found, np.arange(1, len(found) + 1))
         state = json.loads(path.with_suffix(".state").read_text())

@@ -58,15 +58,11 @@ def test_a_damaged_file_says_so(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("columns", [12, 30, 59, 200])
 def test_terminals_of_any_width(path, capsys, monkeypatch, columns):
     with open(path, "a") as file:
-        row = {
-            f"train/a long name of a metric, {i:03d}": math.nan if i else -1e-300 for i in range(90)
-        }
-        row = {k: "NaN" if v != v else v for k, v in row.items()}
+        row = {f"train/a long name of a metric, {i:03d}": "NaN" for i in range(90)}
         file.write(json.dumps({"step": 201, "epoch": 2, "time": 1.0} | row) + "\n")
         file.write('{"step": 202, "ep')
     out = shown(capsys, monkeypatch, path, columns=columns)
-    if columns >= 30:
-        assert "089" in out and "step 201" in out or columns == 30
+    assert out.count("nan") >= 90 or columns < 30
 
 
 def test_without_unicode_it_is_ascii(path):
@@ -116,7 +112,7 @@ def test_sparklines_at_the_edges():
     assert terminal.spark([], 5) == ""
     assert terminal.spark([2.0, 2.0], 5) == "▁▁"
     assert terminal.spark([math.nan, math.inf, 1.0], 5) == "!!▁"
-    assert terminal.spark([0.0, 1e308, -1e308], 3, "ab") in ("aba", "bba")
+    assert terminal.spark([0.1e308, 1e308, -1e308], 3, "ab") == "bba"
 
 
 def test_it_goes_on_until_it_is_interrupted(path, capsys, monkeypatch):
