@@ -148,13 +148,23 @@ def _run(
 def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
     """The mean of the finite values in a centred window, which is shorter at both ends."""
     finite = np.isfinite(values)
-    sums, counts = (
-        np.concatenate([[0.0], np.cumsum(part)]) for part in (np.where(finite, values, 0), finite)
-    )
-    i = np.arange(len(values))
-    low, high = np.maximum(i - (window - 1) // 2, 0), np.minimum(i + window // 2 + 1, len(values))
-    count = counts[high] - counts[low]
-    return np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
+    total, count = (_sums(part, window) for part in (np.where(finite, values, 0), finite))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _sums(values: np.ndarray, window: int) -> np.ndarray:
+    """The sum over the window around each value.
+
+    Each is the end of one block of `window` values and the start of the next: unlike differences of
+    running sums, these are exact after a peak of 1e20.
+    """
+    n, before = len(values), (window - 1) // 2
+    padded = np.pad(values.astype(float), (before, -(n + before) % window + window))
+    blocks = padded.reshape(-1, window)
+    starts = blocks.cumsum(axis=1).ravel()
+    ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
+    i = np.arange(n)
+    return ends[i] + np.where(i % window, starts[i + window - 1], 0)
 
 
 @errors.named
