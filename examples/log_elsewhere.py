@@ -4,7 +4,7 @@
     python examples/log_elsewhere.py --service wandb     # pip install wandb
     python examples/log_elsewhere.py --service mlflow    # pip install mlflow
 
-Reaches 96% on held-out digits after 10 epochs, a few seconds on two cores. The run is also logged in
+Reaches 96% on held-out digits after 10 epochs, a few seconds on two cores. The run is logged as well, in
 outputs/log_elsewhere/run.jsonl, which `python -m fnn.log` shows while it grows, and which runs.png
 is drawn from.
 """

@@ -46,15 +46,16 @@ class EventFiles:
             )
         for path in own:
             path.unlink()
-        self._open(1)
+        self._open(1, after=0)
 
-    def _open(self, number: int, after: int | None = None) -> None:
-        """A new file; readers forget what they have read of steps later than `after`."""
+    def _open(self, number: int, after: int) -> None:
+        """A new file; readers forget what they have read of steps later than `after`.
+
+        They take the first start for that of the run, and so it has one too.
+        """
         self.number, self.bytes = number, 0
-        events = [self.event(file_version="brain.Event:2")]
-        if after is not None:
-            events.append(self.event(step=after + 1, session_log={"status": self.start}))
-        self.append(events)
+        start = self.event(step=after + 1, session_log={"status": self.start})
+        self.append([self.event(file_version="brain.Event:2"), start])
 
     def append(self, events: list[Any]) -> None:
         added = b"".join(self._record(event.SerializeToString()) for event in events)

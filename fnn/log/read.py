@@ -13,7 +13,7 @@ import numpy as np
 from fnn.core import errors
 from fnn.log.values import RESERVED, column, from_cell, from_json
 
-CELL = re.compile(r'(?:"((?:[^"]|"")*)"|([^",]*))(?:,|$)')
+CELL = re.compile(r'(?:"((?:[^"]|"")*)"|([^",]*))(,|$)')
 
 
 @errors.named
@@ -109,12 +109,12 @@ def cells(line: bytes) -> list[str]:
     text = line.decode().removesuffix("\r")
     if '"' not in text:
         return text.split(",")
-    found, at = [], 0
-    while at <= len(text):  # Python's csv module refuses cells of more than 131,072 characters
+    found, at, more = [], 0, True
+    while more:  # Python's csv module refuses cells of more than 131,072 characters
         match = CELL.match(text, at)
         if match is None:
             raise ValueError("quotation marks that do not match")
-        quoted, plain = match.groups()
+        quoted, plain, comma = match.groups()
         found.append(plain if quoted is None else quoted.replace('""', '"'))
-        at = match.end()
+        at, more = match.end(), comma == ","
     return found

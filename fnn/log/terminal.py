@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from fnn.core.errors import FnnError
 from fnn.log.read import Rows
@@ -52,8 +52,10 @@ class Tail:
         self.problem = "" if self.rows.count else "no rows so far"
 
 
-def spark(values: Sequence[float], width: int, bars: str = BARS) -> str:
+def spark(values: Sequence[float], width: int, bars: str = BARS, log: bool = False) -> str:
     """Values as a line of bars, each the mean of those it stands for; "!" where one is not finite.
+
+    - `log`: on a logarithmic scale, if all means are positive.
 
     >>> spark([0.0, 1.0, 2.0, math.nan, 7.0], 10)
     '▁▂▃!█'
@@ -63,6 +65,9 @@ def spark(values: Sequence[float], width: int, bars: str = BARS) -> str:
     parts = [values[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
     means = [sum(part) / len(part) for part in parts]  # not finite if one value is not
     finite = [mean for mean in means if math.isfinite(mean)]
+    if log and min(finite, default=0.0) > 0:
+        means = [math.log(mean) if math.isfinite(mean) else mean for mean in means]
+        finite = [mean for mean in means if math.isfinite(mean)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     span = high / 2 - low / 2  # by halves, since the difference may overflow
 
@@ -97,7 +102,8 @@ def header(tail: Tail, now: float) -> str:
     i = max(0, len(times) - 200)
     steps, seconds = step - columns["step"][i], times[-1] - times[i]
     if steps > 0 and seconds > 0:
-        text += f", {steps / seconds:.3g} steps/s"
+        rate = steps / seconds
+        text += f", {rate:,.0f} steps/s" if rate >= 100 else f", {rate:.3g} steps/s"
     return f"{text}, {_span(age)} ago" + (f"; {tail.problem}" if tail.problem else "")
 
 
@@ -108,20 +114,31 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def view(tails: Sequence[Tail], width: int, height: int | None, plain: bool, now: float) -> Any:
-    """All runs, for rich to print: a line and a table each, cut to the height if there is one."""
+class Look(NamedTuple):
+    """How runs are shown: within a width and perhaps a height, in ASCII, on a log scale."""
+
+    width: int
+    height: int | None = None
+    plain: bool = False
+    log: bool = False
+
+
+def view(tails: Sequence[Tail], look: Look, now: float) -> Any:
+    """All runs, for rich to print: a line and a table each."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    room = None if height is None else max(1, (height - 1) // len(tails) - 4)
-    dots = "..." if plain else "…"
+    width, plain = look.width, look.plain
+    room = None if look.height is None else max(1, (look.height - 1) // len(tails) - 5)
+    dots, bars = ("..", ASCII_BARS) if plain else ("…", BARS)
     parts: list[Any] = []
     for tail in tails:
         names = [name for name in tail.rows.columns if name not in RESERVED]
         hidden = 0 if room is None else max(0, len(names) - room)
-        parts.append(Text(header(tail, now), style="bold", overflow="ellipsis", no_wrap=True))
+        parts += [Text()] * bool(parts)
+        parts.append(Text(header(tail, now), style="bold", overflow="fold"))
         if not names:
             continue
         shown = names[: len(names) - hidden]
@@ -133,7 +150,7 @@ def view(tails: Sequence[Tail], width: int, height: int | None, plain: bool, now
         table = Table(box=box.ASCII if plain else box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("metric", no_wrap=True, width=name_width, overflow="crop")
         for title in ("last",) if narrow else ("last", "lowest", "highest"):
-            table.add_column(title, justify="right", no_wrap=True, width=cell)
+            table.add_column(title, justify="right", no_wrap=True, width=cell, overflow="crop")
         table.add_column("", no_wrap=True, overflow="crop")
         for name in shown:
             values = numbers(tail.rows.columns[name])
@@ -141,7 +158,7 @@ def view(tails: Sequence[Tail], width: int, height: int | None, plain: bool, now
             cells = [values[-1:], [min(finite)], [max(finite)]][: 1 if narrow else 3]
             if len(name) > name_width:  # the end tells more
                 name = dots + name[len(name) - name_width + len(dots) :]
-            line = spark(values, max(4, width - fixed - 4), ASCII_BARS if plain else BARS)
+            line = spark(values, max(4, width - fixed - 4), bars, look.log)
             table.add_row(Text(name), *(f"{c[0]:.4g}" if c else "" for c in cells), Text(line))
         parts.append(table)
         if hidden:
@@ -154,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=pathlib.Path, help="jsonl or csv files")
     parser.add_argument("--once", action="store_true", help="print once and exit")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between looks")
+    parser.add_argument("--log", action="store_true", help="bars on a logarithmic scale")
     args = parser.parse_args(arguments)
     try:
         from rich.console import Console
@@ -167,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def look(height: int | None) -> Any:
         for tail in tails:
             tail.update()
-        return view(tails, console.width, height, plain, time.time())
+        return view(tails, Look(console.width, height, plain, args.log), time.time())
 
     if args.once:
         console.print(look(None))

@@ -10,11 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 from matplotlib import pyplot
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import (
     EventFileLoader,
     LegacyEventFileLoader,
 )
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
 import fnn
@@ -38,9 +38,9 @@ def scalars(folder):
     """{tag: [(step, value)]}."""
     found = {}
     for step, tag, value in values(folder):
-        if value.HasField("tensor") and value.tensor.dtype in (1, 2):
-            number = tensor_util.make_ndarray(value.tensor).item()
-            found.setdefault(tag, []).append((step, number))
+        number = tensor_util.make_ndarray(value.tensor)
+        if number.dtype.kind == "f" and number.shape == ():  # other tensors are pictures
+            found.setdefault(tag, []).append((step, number.item()))
     return found
 
 

@@ -111,6 +111,8 @@ def test_a_sparkline_has_the_means_of_its_parts(width):
 def test_sparklines_at_the_edges():
     assert terminal.spark([], 5) == ""
     assert terminal.spark([2.0, 2.0], 5) == "▁▁"
+    assert terminal.spark([1.0, 10.0, 1e7, math.nan], 5, log=True) == "▁▂█!"
+    assert terminal.spark([0.0, 10.0, 1e7], 5, log=True) == "▁▁█"
     assert terminal.spark([math.nan, math.inf, 1.0], 5) == "!!▁"
     assert terminal.spark([0.1e308, 1e308, -1e308], 3, "ab") == "bba"
 
@@ -123,5 +125,6 @@ def test_it_goes_on_until_it_is_interrupted(path, capsys, monkeypatch):
             raise error
 
     monkeypatch.setattr(terminal.time, "sleep", sleep)
+    monkeypatch.setenv("COLUMNS", "200")
     assert terminal.main([str(path)]) == 0
     assert capsys.readouterr().out.count("step 200") == 3
