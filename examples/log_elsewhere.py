@@ -4,9 +4,9 @@
     python examples/log_elsewhere.py --service wandb     # pip install wandb
     python examples/log_elsewhere.py --service mlflow    # pip install mlflow
 
-Reaches 96% on held-out digits after 10 epochs, a few seconds on two cores. The run is logged as well, in
-outputs/log_elsewhere/run.jsonl, which `python -m fnn.log` shows while it grows, and which runs.png
-is drawn from.
+Reaches 96% on held-out digits after 10 epochs, a few seconds on two cores. The run is logged in
+outputs/log_elsewhere/run.jsonl as well; `python -m fnn.log` shows that file while it grows, and
+runs.png is drawn from it.
 """
 
 import argparse

@@ -63,7 +63,7 @@ def runs(
     *,
     x: str = "step",
     smooth: int | None = None,
-    log: bool = False,
+    log: bool | Sequence[str] = False,
     axes: Any = None,
 ) -> Any:
     """Training runs from their logs, in one panel per metric: a colour for each run.
@@ -77,7 +77,8 @@ def runs(
     - `x`: "step", "epoch" or "time", in hours from a run's first row.
     - `smooth`: rows in the window, centred; None takes a fiftieth of the run, 1 does not smooth.
       Values that are not finite are left out of it.
-    - `log`: whether the y axes are logarithmic. `axes`: one for each metric.
+    - `log`: whether the y axes are logarithmic, or the names of the metrics whose axes are.
+    - `axes`: one for each metric.
 
     Raises InputError if no run has the metric.
 
@@ -85,8 +86,8 @@ def runs(
     >>> step, nan = np.arange(1, 5), np.nan
     >>> columns = {"step": step, "train/loss": 1 / step, "eval/loss": np.array([nan, 1, nan, 0.5])}
     >>> figure = runs({"adam": columns, "sgd": columns})
-    >>> figure.axes[0].get_ylabel(), len(figure.axes[0].lines)
-    ('loss', 6)
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['adam', 'sgd', 'train', 'eval']
     """
     checks.choice("x", x, ("step", "epoch", "time"))
     named = {"": logs} if "step" in logs and np.ndim(logs["step"]) == 1 else dict(logs)
@@ -109,10 +110,14 @@ def runs(
     for panel, name in zip(panels, names, strict=True):
         for i, (label, columns) in enumerate(named.items()):
             _run(panel, f"C{i}", label, columns, name, x, smooth)
-        unit = "time in hours" if x == "time" else x
-        panel.set(xlabel=unit, ylabel=name, yscale="log" if log else "linear")
+        scale = "log" if (log if isinstance(log, bool) else name in log) else "linear"
+        panel.set(xlabel="time in hours" if x == "time" else x, ylabel=name, yscale=scale)
         _plain(panel.figure, panel)
-        if any(named):
+        kinds = {kind for columns in named.values() for kind in _found(columns, name)}
+        if {"train", "eval"} <= kinds:  # what is a line, and what a dot
+            panel.plot([], [], color="grey", label="train")
+            panel.plot([], [], "o", color="grey", markersize=5, label="eval")
+        if any(named) or {"train", "eval"} <= kinds:
             panel.legend(frameon=False)
     return panels[0].figure
 

@@ -20,14 +20,16 @@ class EventFiles:
 
     def __init__(self, folder: pathlib.Path):
         try:
-            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto import event_pb2
             from tensorboardX.record_writer import masked_crc32c
         except ImportError:
             raise ImportError(
                 "fnn.log.tensorboard needs tensorboardX: pip install 'fnn[log]'"
             ) from None
+        made: Any = event_pb2  # its names are made when it is imported
         self.folder, self.number, self.bytes = folder, 0, 0
-        self.event, self.start, self.masked = Event, SessionLog.START, masked_crc32c
+        self.event, self.start = made.Event, made.SessionLog.START
+        self.masked = masked_crc32c
 
     def path(self, number: int) -> pathlib.Path:
         """TensorBoard reads the files in the order of their names."""

@@ -82,7 +82,7 @@ class _Log:
         return jax.process_index() == 0  # asked late: the answer starts JAX's backends
 
     def __call__(self, event: Event) -> None:
-        if not self._writes:
+        if not self._writes or self.begun and self.rows.idle(event):
             return
         with errors.within(self.file.name):
             if not self.begun:

@@ -31,14 +31,23 @@ class Rows:
         self.evaluated: tuple | None = None
         self.ended = False
 
+    def idle(self, event: Event) -> bool:
+        """Whether an event asks for nothing but to be noted, which is done: this is each step's."""
+        if event.evaluation or event.ended or self.ended or event.step < self.step:
+            return False
+        if time.monotonic() >= self.next:
+            return False
+        self.fetch = event.rows
+        self.times.append((event.step, time.time()))
+        return True
+
     def see(self, event: Event) -> bool:
-        """Note an event; whether its rows are to be taken now."""
+        """Note any event; whether its rows are to be taken now."""
         if event.step < self.step or self.ended:
             self._check(event)
         self.fetch = event.rows
         self.times.append((event.step, time.time()))
-        if event.ended:
-            self.ended = True
+        self.ended = bool(event.ended)
         return bool(event.evaluation or event.ended) or time.monotonic() >= self.next
 
     def take(self) -> list[tuple[Row, float]]:
@@ -73,4 +82,3 @@ class Rows:
                 f"step {min(first, event.step)}",
                 "build a log of its own for every run",
             )
-        self.ended = False

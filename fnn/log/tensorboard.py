@@ -95,7 +95,9 @@ class _TensorBoard:
         return jax.process_index() == 0  # asked late: the answer starts JAX's backends
 
     def __call__(self, event: Event) -> None:
-        if not self._writes:
+        every = self.histograms_every
+        due = every is not None and event.step // every > self.counted // every
+        if not self._writes or self.begun and not due and self.rows.idle(event):
             return
         with errors.within("tensorboard"):
             if not self.begun:
@@ -105,8 +107,7 @@ class _TensorBoard:
                 self._take()
             if self.rows.evaluation(event):
                 self._write(event.step, time.time(), _scalars(event.evaluation))
-            every = self.histograms_every
-            if every and event.step // every > self.counted // every:
+            if due:
                 self.counted = event.step
                 self._write(event.step, time.time(), self._histograms(event))
             if (event.evaluation or event.ended) and event.step > self.drawn:

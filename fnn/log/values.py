@@ -57,7 +57,8 @@ def _word(value: float) -> str:
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
     """An array of one of JAX's own dtypes, such as bfloat16, in one of NumPy's that holds it."""
     if jnp.issubdtype(array.dtype, np.floating):
-        return array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+        with np.errstate(invalid="ignore"):  # what NumPy says of some NaN of bfloat16
+            return array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
     if jnp.issubdtype(array.dtype, np.integer):
         return array.astype(np.int32)
     raise errors.InputError(

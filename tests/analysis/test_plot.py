@@ -39,21 +39,22 @@ def test_runs_draw_every_value_its_mean_and_evaluations():
     second = {"step": np.array([1, 2]), "train/loss": np.array([7.0, 5.0])}
     logs = {"adam": first, "sgd": second}
     (axes,) = plot.runs(logs, smooth=3, log=True).axes
-    raw, mean, dots, raw2, mean2 = axes.lines
+    raw, mean, dots, raw2, mean2, *_ = axes.lines
     np.testing.assert_array_equal(raw.get_xydata(), [[1, 4], [2, 1], [3, np.inf], [4, 3]])
     np.testing.assert_array_equal(mean.get_ydata(), [2.5, 2.5, 2.0, 3.0])  # inf is left out
     np.testing.assert_array_equal(dots.get_xydata(), [[4, 2]])
     np.testing.assert_array_equal(raw2.get_ydata(), [7, 5])
     np.testing.assert_array_equal(mean2.get_ydata(), [6, 6])
     assert axes.get_yscale() == "log" and axes.get_ylabel() == "loss"
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["adam", "sgd"]
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["adam", "sgd", "train", "eval"]
     assert raw.get_color() == mean.get_color() == dots.get_color() != raw2.get_color()
 
-    left, right = plot.runs(first, ["loss", "lr"], x="time", smooth=1).axes
+    left, right = plot.runs(first, ["loss", "lr"], x="time", smooth=1, log=["lr"]).axes
     np.testing.assert_array_equal(left.lines[1].get_ydata(), [4, 1, np.nan, 3])
     np.testing.assert_array_equal(left.lines[1].get_xdata(), [0, 1, 2, 3])
     np.testing.assert_array_equal(right.lines[1].get_xydata(), [[0, 1], [2, 3]])
-    assert left.get_legend() is None and left.get_xlabel() == "time in hours"
+    assert right.get_legend() is None and left.get_yscale() == "linear" != right.get_yscale()
+    assert left.get_xlabel() == "time in hours"
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 6, 50])

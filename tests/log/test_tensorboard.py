@@ -287,6 +287,6 @@ def test_what_is_no_image_is_refused(tmp_path, picture):
 
 
 def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX.proto.event_pb2", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.proto", None)
     with pytest.raises(ImportError, match=r"fnn\[log\]"):
         fnn.log.tensorboard(tmp_path)
