@@ -1,9 +1,11 @@
 """The examples run, and learn: each for a few steps, with its pictures in a temporary folder."""
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +268,64 @@ def test_sweep_learning_rate(tmp_path, monkeypatch, capsys):
     first = next(line for line in out.splitlines() if line.startswith("\u2502"))
     assert "adam" in first and "0.01" in first and "2/2" in first
     assert (tmp_path / "sweep_learning_rate.png").stat().st_size > 10_000
+
+
+# --- log_elsewhere
+
+
+class Service(types.ModuleType):
+    """wandb or mlflow, as far as the callbacks use it: what is sent, by step."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.sent, self.ended = {}, 0
+
+    def init(self, **options):
+        return self
+
+    start_run = init
+
+    def log(self, values, step):
+        assert not self.ended and all(type(value) is float for value in values.values())
+        assert step >= max(self.sent, default=0)  # wandb takes steps in order alone
+        assert not self.sent.setdefault(step, {}).keys() & values.keys()
+        self.sent[step] |= values
+
+    log_metrics = log
+
+    def finish(self):
+        self.ended += 1
+
+    end_run = finish
+
+
+takes_callbacks = pytest.mark.skipif(
+    "callbacks" not in inspect.signature(fnn.train.fit).parameters,
+    reason="fit has no callbacks yet",
+)
+
+
+@takes_callbacks
+def test_log_elsewhere_prints_without_a_service(tmp_path, monkeypatch, capsys):
+    out = run(example("log_elsewhere"), "--epochs 3", tmp_path, monkeypatch, capsys)
+    assert len(numbers(r"eval/accuracy (\S+)\n", out)) == 3
+    assert numbers(r"(\S+)% right", out)[0] > 80
+    assert (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+@takes_callbacks
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_log_elsewhere_sends_what_the_log_has(name, tmp_path, monkeypatch, capsys):
+    service = Service(name)
+    monkeypatch.setitem(sys.modules, name, service)
+    flags = f"--epochs 2 --service {name}"
+    run(example("log_elsewhere"), flags, tmp_path, monkeypatch, capsys)
+    columns, wanted = fnn.log.read(tmp_path / "run.jsonl"), {}
+    for i, step in enumerate(columns["step"]):
+        values = {k: v[i] for k, v in columns.items() if "/" in k and np.isfinite(v[i])}
+        wanted.setdefault(step, {}).update(values)
+    assert service.sent == wanted and service.ended == 1
+    assert {"train/loss", "eval/accuracy"} <= set(wanted[max(wanted)])
 
 
 # --- meta_learning_rate

@@ -29,6 +29,46 @@ def test_curves_are_medians_with_a_band_of_quartiles():
     assert edges.min() == 2.0 and edges.max() == 6.5
 
 
+def test_runs_draw_every_value_its_mean_and_evaluations():
+    nan = np.nan
+    first = {
+        "step": np.array([1, 2, 3, 4, 4]), "time": 3600.0 * np.array([5, 6, 7, 8, 9]),
+        "train/loss": np.array([4.0, 1.0, np.inf, 3.0, nan]),
+        "eval/loss": np.array([nan, nan, nan, nan, 2.0]), "lr": np.array([1.0, nan, 3.0, nan, nan]),
+    }  # fmt: skip
+    second = {"step": np.array([1, 2]), "train/loss": np.array([7.0, 5.0])}
+    logs = {"adam": first, "sgd": second}
+    (axes,) = plot.runs(logs, smooth=3, log=True).axes
+    raw, mean, dots, raw2, mean2, *_ = axes.lines
+    np.testing.assert_array_equal(raw.get_xydata(), [[1, 4], [2, 1], [3, np.inf], [4, 3]])
+    np.testing.assert_array_equal(mean.get_ydata(), [2.5, 2.5, 2.0, 3.0])  # inf is left out
+    np.testing.assert_array_equal(dots.get_xydata(), [[4, 2]])
+    np.testing.assert_array_equal(raw2.get_ydata(), [7, 5])
+    np.testing.assert_array_equal(mean2.get_ydata(), [6, 6])
+    assert axes.get_yscale() == "log" and axes.get_ylabel() == "loss"
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["adam", "sgd", "train", "eval"]
+    assert raw.get_color() == mean.get_color() == dots.get_color() != raw2.get_color()
+
+    left, right = plot.runs(first, ["loss", "lr"], x="time", smooth=1, log=["lr"]).axes
+    np.testing.assert_array_equal(left.lines[1].get_ydata(), [4, 1, np.nan, 3])
+    np.testing.assert_array_equal(left.lines[1].get_xdata(), [0, 1, 2, 3])
+    np.testing.assert_array_equal(right.lines[1].get_xydata(), [[0, 1], [2, 3]])
+    assert right.get_legend() is None and left.get_yscale() == "linear" != right.get_yscale()
+    assert left.get_xlabel() == "time in hours"
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 6, 50])
+def test_smoothing_is_the_mean_of_a_window(window):
+    values = np.random.default_rng(0).normal(size=40)
+    values[[3, 4, 20]] = np.inf
+    values[30] = 1e20  # after which means are as exact as before
+    line = plot.runs({"step": np.arange(40), "loss": values}, smooth=window).axes[0].lines[1]
+    for i, found in enumerate(line.get_ydata()):
+        part = values[max(0, i - (window - 1) // 2) : i + window // 2 + 1]
+        part = part[np.isfinite(part)]
+        np.testing.assert_allclose(found, part.mean() if part.size else np.nan, 1e-12, 1e-12)
+
+
 def test_a_heat_map_frames_the_best_that_is_finite():
     figure = plot.heat_map([[np.nan, 3.0, 2.0], [5.0, np.inf, 4.0]], ["a", "b"], [1, 2, 3])
     (frame,) = figure.axes[0].patches
@@ -79,6 +119,10 @@ def test_given_axes_are_drawn_into():
         lambda: plot.confusion(np.ones((2, 2)), ["a"]),
         lambda: plot.filters(np.ones((3, 3))),
         lambda: plot.histograms({}),
+        lambda: plot.runs({"step": np.arange(2)}),
+        lambda: plot.runs({"step": np.arange(2), "loss": np.ones(2)}, x="epochs"),
+        lambda: plot.runs({"step": np.arange(2), "loss": np.ones(2)}, smooth=0),
+        lambda: plot.runs({"step": np.arange(2), "loss": np.ones(2)}, axes=[]),
     ],
 )
 def test_wrong_inputs_are_refused(call):

@@ -52,7 +52,7 @@ def live(directory, driver):
         "label": rng.integers(0, 3, EXAMPLES),
     }
     net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dropout(0.2), fnn.dense(3))
-    schedule = fnn.optim.schedules.cosine_decay(1e-2, EPOCHS * EXAMPLES // BATCH)
+    schedule = fnn.optim.schedules.cosine(1e-2, EPOCHS * EXAMPLES // BATCH)
     tx = fnn.optim.adam(schedule)
     step = fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx)
     ts = fnn.train.init(net, tx, jax.random.key(0), data["image"][:1])
