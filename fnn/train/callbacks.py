@@ -136,7 +136,7 @@ class stop_on_nan:  # noqa: N801
             return None
         if event.ended:
             return None
-        why = [f"step {bad.step} has {_shown(bad.metrics)}"]
+        why = [f"step {bad.step} has {_not_finite(bad.metrics)}"]
         for again in event.replay(self._good):
             if int(again.before.step) + 1 == bad.step:
                 if self._directory is not None:
@@ -153,8 +153,8 @@ def _finite(metrics: Tree) -> bool:
     return all(np.isfinite(np.asarray(a, np.float64)).all() for a in jax.tree.leaves(metrics))
 
 
-def _shown(metrics: Tree) -> str:
-    return ", ".join(f"{name} {value}" for name, value in metrics.items())
+def _not_finite(metrics: Tree) -> str:
+    return ", ".join(f"{name} {v}" for name, v in metrics.items() if not _finite(v))
 
 
 def time_limit(seconds: float) -> Callable[[Event], Stop | None]:

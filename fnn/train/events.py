@@ -61,9 +61,10 @@ class Stop(NamedTuple):
     """An answer of a callback that ends the run.
 
     - `why`: goes into the history.
-    - `train_state`: what `fit` returns in place of the last training state.
+    - `train_state`: what `fit` returns in place of the last training state; a checkpoint holds the
+      last one. The answer to an event that has `ended` may give it as well.
     - `final`: whether a run that is resumed from here is over as well, as after early stopping; a
-      run that was interrupted goes on.
+      run that was interrupted goes on, and `fit` returns its last training state.
     """
 
     why: str

@@ -92,9 +92,10 @@ def fit(
         step, start.train_state, data, batch_size, start.driver or driver, chunk, begun
     )
     run = _Run(step, batches_of, watchers, start, driver)
-    if start.ended:
-        return start.train_state, run.returned(start.ended)
     train_state = jax.tree.map(jnp.copy, start.train_state)
+    if start.ended or start.epoch >= epochs:
+        why = start.ended or f"{epochs} epochs"
+        return run.finish(train_state, why), run.returned(why)
     cuts = [every, *(_every(callback) for callback in watchers.all)]
     with Bar(total and epochs * total, progress) as bar:
         bar.advance(run.history.end - run.history.begun)
@@ -122,7 +123,7 @@ def fit(
                     "pass a function of the epoch that makes a new iterator",
                 )
             taken = 0
-    return train_state, run.returned(f"{epochs} epochs")
+    return train_state, run.returned(f"{epochs} epochs")  # a stream that was resumed at its end
 
 
 class _Watchers(NamedTuple):
@@ -217,17 +218,26 @@ class _Run:
                 if callback in due:
                     callback(event)
             return train_state, ""
-        stop = Stop(over, final=False) if answer is None else _as_stop(answer)
-        if stop.train_state is not None:
-            train_state = stop.train_state
-        for callback in self.watchers.all:
-            if callback not in savers:
-                answer = callback(event._replace(evaluation={}, ended=stop.why))
-                if isinstance(answer, Stop) and answer.train_state is not None:
-                    train_state = answer.train_state
+        stop = Stop(over) if answer is None else _as_stop(answer)
+        ended = event._replace(evaluation={}, ended=stop.why)
+        result = self._finished(ended, stop.train_state)
+        final = stop.why if answer is not None and stop.final else ""
         for callback in savers:
-            callback(self._event(train_state, shown, stop.why, stop.why * stop.final))
-        return train_state, stop.why
+            callback(self._event(train_state, shown, stop.why, final))
+        return result if stop.final else train_state, stop.why
+
+    def finish(self, train_state: TrainState, why: str) -> TrainState:
+        """What a run that is resumed after its end returns."""
+        return self._finished(self._event(train_state, {}, why, why), None)
+
+    def _finished(self, event: Event, result: TrainState | None) -> TrainState:
+        """Tell the callbacks of the end, who may put another state in place of the last."""
+        for callback in self.watchers.all:
+            if callback not in self.watchers.savers:
+                answer = callback(event)
+                if isinstance(answer, Stop) and answer.train_state is not None:
+                    result = answer.train_state
+        return event.train_state if result is None else result
 
     def _event(self, train_state: Any, evaluation: Mapping, ended: str, final: str) -> Event:
         return Event(

@@ -16,7 +16,7 @@ import numpy as np
 
 import fnn
 
-EPOCHS, EXAMPLES, BATCH, EVERY = 12, 40, 4, 3
+EPOCHS, EXAMPLES, BATCH, EVERY = 40, 40, 4, 3
 
 
 def digest(params):
@@ -40,11 +40,18 @@ def acknowledge(keeper, file):
     return callback
 
 
-def slowly(event):
-    time.sleep(0.002)
+def slowly(started):
+    """A callback that takes its time, and writes a byte once the run has started."""
+
+    def callback(event):
+        if event.step % 30 == 1:
+            os.write(started, b"!")
+        time.sleep(0.002)
+
+    return callback
 
 
-def live(directory, driver):
+def live(directory, driver, started):
     """One life of the run, to its end if nothing kills it."""
     rng = np.random.default_rng(0)
     data = {
@@ -65,7 +72,7 @@ def live(directory, driver):
         batch_size=BATCH,
         driver=driver,
         chunk=4,
-        callbacks=[slowly, keeper, acknowledge(keeper, directory / "acknowledged")],
+        callbacks=[slowly(started), keeper, acknowledge(keeper, directory / "acknowledged")],
         resume=keeper,
         progress=False,
     )
@@ -74,11 +81,14 @@ def live(directory, driver):
 
 
 def fork(directory, driver):
+    """A life in a process of its own: (its number, where it says that it has started)."""
+    started, say = os.pipe()
     pid = os.fork()
     if pid:
-        return pid
+        os.close(say)
+        return pid, started
     try:
-        live(directory, driver)
+        live(directory, driver, say)
         os._exit(0)
     except BaseException:
         import traceback
@@ -111,7 +121,8 @@ def main(root, kills, seed):
     ends, killed, runs = {}, 0, 0
     for driver in ("loop", "chunk", "scan"):
         (root / driver).mkdir()
-        assert os.waitpid(fork(root / driver, driver), 0)[1] == 0
+        pid, started = fork(root / driver, driver)
+        assert os.waitpid(pid, 0)[1] == 0
         ends[driver] = (root / driver / "end").read_text()
     while killed < kills:
         runs += 1
@@ -119,11 +130,14 @@ def main(root, kills, seed):
         directory = root / f"run-{runs}"
         directory.mkdir()
         while not (directory / "end").exists():
-            pid = fork(directory, driver)
+            pid, started = fork(directory, driver)
             if killed < kills:
-                time.sleep(rng.uniform(0.2, 1.3))
+                if rng.random() < 0.9:  # else while it starts, or resumes
+                    os.read(started, 1)
+                time.sleep(rng.uniform(0, 0.3))
                 os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
+            os.close(started)
             assert status == 0 or os.WIFSIGNALED(status), status
             killed += os.WIFSIGNALED(status)
             check(directory)

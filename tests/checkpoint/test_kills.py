@@ -1,0 +1,29 @@
+"""Kills at random moments: what was acknowledged is there, and the run ends as if unkilled."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+QUICK = "FNN_QUICK" in os.environ
+SCRIPT = pathlib.Path(__file__).parent / "kills.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.cpu
+def test_a_killed_run_ends_bitwise_as_if_it_had_lived(tmp_path):
+    kills = 25 if QUICK else 200
+    root = SCRIPT.parents[2]
+    environ = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    } | {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environ["PYTHONPATH"] = str(root)
+    (tmp_path / "runs").mkdir()
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "runs"), str(kills), "1"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"{kills} kills")
