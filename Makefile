@@ -17,11 +17,11 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	FNN_QUICK=1 $(BIN)/pytest -n auto $(ARGS)
-	$(BIN)/pytest -n auto -m bits $(ARGS) || test $$? = 5  # none of these is among ARGS
+	FNN_QUICK=1 $(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m bits $(ARGS) || test $$? = 5  # none of these is among ARGS
 
 test-full: $(VENV)/.test
-	$(BIN)/pytest -n auto --hypothesis-profile=full $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal --hypothesis-profile=full $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -2,6 +2,7 @@
 
 from fnn import (
     analysis,
+    checkpoint,
     convert,
     data,
     ensembles,
@@ -61,7 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alpha_dropout", "analysis",
     "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
-    "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
+    "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
     "drop_path", "dropout", "embedding", "ensemble", "ensembles", "errors", "flatten", "forget",
     "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
     "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log", "lora", "losses",

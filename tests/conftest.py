@@ -32,7 +32,6 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-
 # Tracing makes millions of small objects, nearly all of which live on: collecting as seldom as this
 # takes an eighth off the whole time.
 gc.set_threshold(200_000, 20, 100)

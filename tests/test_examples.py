@@ -398,3 +398,27 @@ def test_double_descent_threshold_and_noise():
         right = np.array([labels[image.tobytes()] for image in rows])
         assert len({image.tobytes() for image in rows}) == 400
         np.testing.assert_allclose(np.mean(right != data["label"]), 0.9 * noise, atol=0.06)
+
+
+# --- monitoring
+
+
+def test_monitoring(tmp_path, monkeypatch, capsys):
+    monitoring = example("monitoring")
+    monkeypatch.setattr(monitoring, "WINDOW", 5)
+    net = fnn.serial(fnn.flatten(3), fnn.dense(32), jax.nn.relu, fnn.dense(10))
+    monkeypatch.setattr(monitoring, "net", net)
+    out = run(monitoring, "--data digits --epochs 5 --batches 20", tmp_path, monkeypatch, capsys)
+    before, after = numbers(r"(\S+)% at (?:first|the end)", out)
+    assert before > 80 > after
+    assert len(numbers(r"of the (?:in|out)puts above 0.25: at batch (\d+),", out)) == 2
+    assert (tmp_path / "monitoring.png").stat().st_size > 10_000
+
+
+def test_monitoring_turns_as_scipy_does():
+    import scipy.ndimage
+
+    image = np.random.default_rng(0).random((1, 9, 9, 1)).astype("float32")
+    got = example("monitoring").turned(jnp.asarray(image), 30.0)[0, 2:7, 2:7, 0]
+    want = scipy.ndimage.rotate(image[0, :, :, 0], -30.0, reshape=False, order=1)[2:7, 2:7]
+    np.testing.assert_allclose(got, want, atol=1e-5)

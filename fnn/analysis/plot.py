@@ -15,10 +15,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fnn import tree
+from fnn.analysis.figures import new_axes, plain, pyplot
+from fnn.analysis.monitoring import calibration_over_time, drift
 from fnn.core import checks, errors
 from fnn.core.types import Tree
 
-__all__ = ["confusion", "curves", "filters", "heat_map", "histograms", "metric", "runs"]
+__all__ = [
+    "calibration_over_time", "confusion", "curves", "drift", "filters", "heat_map", "histograms",
+    "metric", "runs",
+]  # fmt: skip
 
 
 @errors.named
@@ -43,7 +48,7 @@ def curves(
     """
     named = histories if isinstance(histories, Mapping) else {"": histories}
     rows = {name: _rows(name, values) for name, values in named.items()}
-    figure, axes = _axes(axes)
+    figure, axes = new_axes(axes)
     for name, values in rows.items():
         x = np.arange(1, values.shape[1] + 1) if steps is None else np.asarray(steps)
         low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
@@ -53,7 +58,7 @@ def curves(
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
     if any(rows):
         axes.legend(frameon=False)
-    return _plain(figure, axes)
+    return plain(figure, axes)
 
 
 @errors.named
@@ -100,7 +105,7 @@ def runs(
             raise errors.InputError(f"a metric of {errors.names(some)}", name, "name one of them")
     if axes is None:
         size = (6 * len(names), 4)
-        _, grid = _pyplot().subplots(
+        _, grid = pyplot().subplots(
             1, len(names), figsize=size, squeeze=False, layout="constrained"
         )
         axes = list(grid.flat)
@@ -112,7 +117,7 @@ def runs(
             _run(panel, f"C{i}", label, columns, name, x, smooth)
         scale = "log" if (log if isinstance(log, bool) else name in log) else "linear"
         panel.set(xlabel="time in hours" if x == "time" else x, ylabel=name, yscale=scale)
-        _plain(panel.figure, panel)
+        plain(panel.figure, panel)
         kinds = {kind for columns in named.values() for kind in _found(columns, name)}
         if {"train", "eval"} <= kinds:  # what is a line, and what a dot
             panel.plot([], [], color="grey", label="train")
@@ -198,7 +203,7 @@ def heat_map(
     grid, wanted = np.asarray(values, float), (len(rows), len(columns))
     if grid.shape != wanted or not grid.size:
         raise errors.ShapeError(f"values {wanted}", f"{grid.shape}", "one for each setting")
-    figure, axes = _axes(axes)
+    figure, axes = new_axes(axes)
     finite = np.where(np.isfinite(grid), grid, np.nan)
     colours = "viridis_r" if best == "low" else "viridis"
     image = axes.imshow(finite, cmap=colours, aspect="auto", origin="lower")
@@ -243,7 +248,7 @@ def metric(
         if value.shape[1:] != x.shape:
             wanted = f"values [{x.size}], or [seeds, {x.size}]"
             raise errors.ShapeError(wanted, f"{key} {value.shape}", "transpose them")
-    figure, axes = _axes(axes)
+    figure, axes = new_axes(axes)
     for key, value in rows.items():
         value = np.where(np.isfinite(value), value, np.nan)
         some = np.isfinite(value).any(axis=0)
@@ -253,7 +258,7 @@ def metric(
     axes.set(xlabel=name, ylabel=label, xscale="log" if log else "linear")
     if any(rows):
         axes.legend(frameon=False)
-    return _plain(figure, axes)
+    return plain(figure, axes)
 
 
 @errors.named
@@ -273,7 +278,7 @@ def confusion(counts: ArrayLike, names: Sequence[str] | None = None, *, axes: An
     names = [str(i) for i in range(len(grid))] if names is None else list(names)
     if len(names) != len(grid):
         raise errors.ShapeError(f"{len(grid)} names", f"{len(names)}", "one for each class")
-    figure, axes = _axes(axes, square=True)
+    figure, axes = new_axes(axes, square=True)
     share = grid / np.maximum(grid.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(grid):
@@ -300,7 +305,7 @@ def filters(kernel: ArrayLike, *, columns: int = 8) -> Any:
     >>> len(figure.axes)
     10
     """
-    plt = _pyplot()
+    plt = pyplot()
     kernel, columns = np.asarray(kernel, float), checks.count("columns", columns)
     if kernel.ndim != 4 or not kernel.size:
         raise errors.ShapeError("kernel [H, W, C, features]", f"{kernel.shape}", "of a conv")
@@ -333,7 +338,7 @@ def histograms(params: Tree, *, bins: int = 50, columns: int = 3) -> Any:
     >>> [axes.get_title() for axes in figure.axes]
     ['dense1/bias', 'dense1/kernel']
     """
-    plt = _pyplot()
+    plt = pyplot()
     arrays = {path: np.asarray(a, float) for path, a in tree.to_paths(params).items()}
     if not arrays:
         raise errors.ParamsError("a tree with arrays", "none", "pass params")
@@ -350,30 +355,11 @@ def histograms(params: Tree, *, bins: int = 50, columns: int = 3) -> Any:
         axes.hist(finite, bins=bins)
         axes.set_title(path + (f", {wrong} not finite" if wrong else ""), fontsize=9)
         axes.set(yticks=[])
-        _plain(figure, axes)
+        plain(figure, axes)
     return figure
 
 
 # --- shared helpers
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        raise ImportError("fnn.analysis.plot needs matplotlib: pip install 'fnn[plot]'") from None
-    return plt
-
-
-def _axes(axes: Any, square: bool = False) -> tuple[Any, Any]:
-    if axes is not None:
-        return axes.figure, axes
-    return _pyplot().subplots(figsize=(5, 5) if square else (6, 4), layout="constrained")
-
-
-def _plain(figure: Any, axes: Any) -> Any:
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def _rows(name: str, values: Any) -> np.ndarray:

@@ -57,6 +57,10 @@ class OptionError(FnnError, ValueError):
     """An option outside its legal values."""
 
 
+class CheckpointError(FnnError, ValueError):
+    """A checkpoint that is damaged, incomplete, or of another tree."""
+
+
 class RandomKeyError(FnnError, ValueError):
     """A random key that is missing, or something else in its place."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,15 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, rows: list[Mapping[str, Any]], count: int) -> None:
-        """`count` steps on; a row of several steps shows its last."""
+    def update(self, row: Callable[[], Mapping[str, Any]], count: int) -> None:
+        """`count` steps on; now and then it shows `row()`."""
         if self.bar is None:
             return
         self.advance(count)
         elapsed = self.bar.format_dict["elapsed"]
-        if elapsed >= self.next and len(rows) > 1:
+        if elapsed >= self.next:
             self.next = elapsed + 0.5
-            row = rows[-2]  # of the call before this one, which is likely done
-            self.note({name: a[-1] if np.ndim(a) else a for name, a in row.items()})
+            self.note(row())
 
     def advance(self, count: int) -> None:
         if self.bar is not None:

@@ -10,12 +10,21 @@ from fnn.metrics.classification import (
     top_k,
 )
 from fnn.metrics.combining import after, each
+from fnn.metrics.drift import (
+    KolmogorovSmirnov,
+    drift,
+    histogram,
+    kolmogorov_smirnov,
+    population_stability_index,
+)
 from fnn.metrics.metric import Metric, mean
 from fnn.metrics.regression import mean_squared_error, r2
 from fnn.metrics.scores import average_precision, calibration_error, perplexity, roc_auc
+from fnn.metrics.windows import decayed, over_time, windowed
 
 __all__ = [
-    "Metric", "accuracy", "after", "average_precision", "binary_accuracy", "calibration_error",
-    "confusion_matrix", "each", "f1", "mean", "mean_squared_error", "perplexity", "precision",
-    "r2", "recall", "roc_auc", "top_k",
+    "KolmogorovSmirnov", "Metric", "accuracy", "after", "average_precision", "binary_accuracy",
+    "calibration_error", "confusion_matrix", "decayed", "drift", "each", "f1", "histogram",
+    "kolmogorov_smirnov", "mean", "mean_squared_error", "over_time", "perplexity",
+    "population_stability_index", "precision", "r2", "recall", "roc_auc", "top_k", "windowed",
 ]  # fmt: skip

@@ -14,7 +14,12 @@ from fnn.core.types import Shape, Tree
 from fnn.losses.inputs import array, check_shape, floating
 from fnn.losses.masking import check_mask, check_weights
 
-Sum = tuple[jax.Array, jax.Array]  # (high, low), floats; the sum is high + low
+
+class Sum(NamedTuple):
+    """A sum high + low, of which low is what high rounds away."""
+
+    high: jax.Array
+    low: jax.Array
 
 
 class Metric(NamedTuple):
@@ -200,7 +205,7 @@ def count(keep: jax.Array, w: jax.Array | None) -> jax.Array:
 
 def no_sum(shape: Shape = ()) -> Sum:
     dtype = jnp.result_type(float)
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    return Sum(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def add(sums: Sum, x: jax.Array) -> Sum:
@@ -211,7 +216,8 @@ def add(sums: Sum, x: jax.Array) -> Sum:
     """
     if is_whole(x):  # in two parts, each of which a float32 holds
         part = jnp.asarray(0xFFF, x.dtype)
-        return add(add(sums, (x & ~part).astype(sums[0].dtype)), (x & part).astype(sums[0].dtype))
+        dtype = sums.high.dtype
+        return add(add(sums, (x & ~part).astype(dtype)), (x & part).astype(dtype))
     high, low = sums
     x = x.astype(high.dtype)
     rough = high + x
@@ -219,11 +225,11 @@ def add(sums: Sum, x: jax.Array) -> Sum:
     low = low + ((high - (rough - back)) + (x - back))
     fine = rough + low
     finite = jnp.isfinite(rough)  # the rounding of an infinity is NaN
-    return jnp.where(finite, fine, rough), jnp.where(finite, low - (fine - rough), 0)
+    return Sum(jnp.where(finite, fine, rough), jnp.where(finite, low - (fine - rough), 0))
 
 
 def total(sums: Sum) -> jax.Array:
-    return sums[0] + sums[1]
+    return sums.high + sums.low
 
 
 def tally(index: jax.Array, keep: jax.Array, w: jax.Array | None, length: int) -> jax.Array:

@@ -1,6 +1,10 @@
 """Training: the step, a pure (train_state, batch) -> (train_state, metrics), and its loops."""
 
-from fnn.train.fit import evaluator, fit
+from fnn.train.callbacks import patience, stop_on_nan, stop_on_signal, table, time_limit
+from fnn.train.drift import drift
+from fnn.train.evaluator import evaluator
+from fnn.train.events import Event, Stop
+from fnn.train.fit import fit
 from fnn.train.hypergradients import forward_value_and_grad
 from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
@@ -8,6 +12,7 @@ from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [
-    "TrainState", "evaluator", "fit", "forward_value_and_grad", "init", "refresh_statistics",
-    "run", "step", "supervised", "tbptt",
+    "Event", "Stop", "TrainState", "drift", "evaluator", "fit", "forward_value_and_grad", "init",
+    "patience", "refresh_statistics", "run", "step", "stop_on_nan", "stop_on_signal", "supervised",
+    "table", "tbptt", "time_limit",
 ]  # fmt: skip

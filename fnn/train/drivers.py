@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,27 @@ from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import on_host, rows_of, rows_of_batches
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, jit_step
+from fnn.train.step import Step, TrainState, data_key, donating, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
 
-Calls: TypeAlias = Iterator[tuple[TrainState, Mapping[str, Any], int]]  # state, metrics, steps
-CallsOf: TypeAlias = Callable[[int, TrainState], Calls]  # from an epoch of this `fit` and its state
+
+class Call(NamedTuple):
+    """What one call of a step, or of several, returned."""
+
+    train_state: TrainState
+    metrics: Mapping[str, Any]
+    steps: int
+    ends: bool  # whether the epoch ends with it
+
+
+# From a number of steps taken in an epoch to the number at which the call should end, at most.
+Until: TypeAlias = Callable[[int], float]
+# The calls of an epoch of a run from a state, after so many steps of that epoch.
+CallsOf: TypeAlias = Callable[[int, TrainState, int, Until], Iterator[Call]]
+# The batches of an epoch, but for so many that are skipped.
+BatchesOf: TypeAlias = Callable[[int, int], Iterable[Tree]]
 Order: TypeAlias = Callable[[int], np.ndarray]  # from an epoch to the rows of its batches
 
 
@@ -36,55 +51,62 @@ def calls(
     batch_size: int | None,
     driver: str,
     chunk: int,
-) -> tuple[str, int | None, CallsOf]:
-    """The driver's name, the steps per epoch (None if unknown), and the calls of an epoch."""
+    begun: int,
+) -> tuple[str, int | None, BatchesOf, CallsOf]:
+    """The driver's name, the steps per epoch (None if unknown), its batches, and its calls.
+
+    The calls own the training state that they are given: they may donate it. `begun` is the number
+    of the run's first step.
+    """
     chunk = checks.count("chunk", chunk)
     if callable(data) or hasattr(data, "__next__"):
-        _check_stream(data, driver)
-        return "loop", None, partial(_loop, step, data)
+        stream = _checked_stream(data, driver)
+
+        def from_stream(epoch, skipped):
+            return itertools.islice(stream(epoch), skipped, None)
+
+        return "loop", None, from_stream, partial(_loop, donating(step), from_stream)
     if batch_size is None:
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
     batch_size = checks.count("batch_size", batch_size)
     total = check_batches(data, batch_size)
-    order_of = _orders(data, batch_size, total, train_state)
+    order_of = _orders(data, batch_size, total, train_state, begun)
+    arrays = functools.cache(lambda: on_host(data))
+
+    def batches_of(epoch, skipped):
+        for rows in order_of(epoch)[skipped:]:
+            yield rows_of(arrays(), rows)
+
+    looped = partial(_loop, donating(step), batches_of)
     if driver == "loop":
-        return driver, total, _looped(step, data, order_of)
+        return driver, total, batches_of, looped
     scanned = _scanned(step, data, order_of)
     if driver == "auto":
-        looped, some = _looped(step, data, order_of), min(chunk, total)
+        some = min(chunk, total)
         seconds = _seconds(partial(scanned, some), train_state, 1)
         if _seconds(looped, train_state, some) <= seconds:
-            return "loop", total, looped
+            return "loop", total, batches_of, looped
         driver = "scan" if seconds / some * total < PATIENCE else "chunk"
-    return driver, total, partial(scanned, total if driver == "scan" else chunk)
+    return driver, total, batches_of, partial(scanned, total if driver == "scan" else chunk)
 
 
-def _looped(step: Step, data: Tree, order_of: Order) -> CallsOf:
-    arrays = on_host(data)
-
-    def batches_of(epoch):
-        for rows in order_of(epoch):
-            yield rows_of(arrays, rows)
-
-    return partial(_loop, step, batches_of)
-
-
-def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[[int, int, TrainState], Calls]:
+def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
     resident = jax.device_put(natives(data, "data"))
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
-    def scanned(size, epoch, train_state):
+    def scanned(size, epoch, train_state, start, until):
         order = order_of(epoch)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            train_state, metrics = steps(train_state, resident, rows)
-            yield train_state, metrics, len(rows)
+        while start < len(order):
+            stop = min((start // size + 1) * size, until(start), len(order))
+            train_state, metrics = steps(train_state, resident, order[start:stop])
+            yield Call(train_state, metrics, stop - start, stop == len(order))
+            start = stop
 
     return scanned
 
 
-def _check_stream(data: Any, driver: str) -> None:
+def _checked_stream(data: Any, driver: str) -> Callable[[int], Iterable[Any]]:
     if not callable(data):
         raise errors.InputError(
             "arrays, or a function of the epoch",
@@ -97,26 +119,35 @@ def _check_stream(data: Any, driver: str) -> None:
             "a function of the epoch",
             'pass arrays, or driver="loop"',
         )
+    return data
 
 
-def _loop(step: Step, batches_of: Callable, epoch: int, train_state: TrainState) -> Calls:
-    for batch in batches_of(epoch):
+def _loop(
+    step: Step, batches_of: Callable, epoch: int, train_state: TrainState, start: int, until: Until
+) -> Iterator[Call]:
+    batches = iter(batches_of(epoch, start))
+    batch = next(batches, _END)
+    while batch is not _END:
         train_state, metrics = step(train_state, natives(batch, "batch"))
-        yield train_state, metrics, 1
+        batch = next(batches, _END)  # while the device computes
+        yield Call(train_state, metrics, 1, batch is _END)
+
+
+_END = object()
 
 
 def _program(step: Step) -> Callable:
     """(train_state, data, rows) -> (train_state, metrics): one step per row of example numbers."""
-    return jit_step(partial(steps_over, step))
+    return jit_step(partial(steps_over, step), donate=True)
 
 
 # A later call of `fit` compiles nothing; only a few are kept, since each keeps its step alive.
 _kept_program = functools.lru_cache(maxsize=4)(_program)
 
 
-def _orders(data: Tree, batch_size: int, total: int, ts: TrainState) -> Order:
-    """From an epoch of this call of `fit` to the rows of its batches, [total, batch_size]."""
-    key, begun, n = data_key(ts), int(ts.step), len(jax.tree.leaves(data)[0])
+def _orders(data: Tree, batch_size: int, total: int, ts: TrainState, begun: int) -> Order:
+    """From an epoch of the run to the rows of its batches, [total, batch_size]."""
+    key, n = data_key(ts), len(jax.tree.leaves(data)[0])
 
     def order_of(epoch: int) -> np.ndarray:
         """`total` steps from begun + epoch * total on; they may span two epochs of the data."""
@@ -134,8 +165,8 @@ def _seconds(calls_of: CallsOf, ts: TrainState, count: int) -> float:
     def once() -> float:
         copy = jax.block_until_ready(jax.tree.map(jnp.copy, ts))  # a step may donate its state
         start = time.perf_counter()
-        made = itertools.islice(calls_of(0, copy), count)
-        jax.block_until_ready([after for after, *_ in collections.deque(made, maxlen=1)])
+        made = itertools.islice(calls_of(0, copy, 0, lambda _: math.inf), count)
+        jax.block_until_ready([call.train_state for call in collections.deque(made, maxlen=1)])
         return time.perf_counter() - start
 
     return min(once() for _ in range(3))  # the first compiles

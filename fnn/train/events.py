@@ -31,19 +31,19 @@ class Replayed(NamedTuple):
 class Event(NamedTuple):
     """A moment of a run, after a step or an evaluation, as callbacks see it.
 
-    - `step`: the number of steps taken, as `train_state.step`.
+    - `step`: the number of steps taken, as `train_state.step` counts them.
     - `epoch`: the epoch of the last step, counted from 0.
     - `train_state`: valid during the call; the next step reuses its memory, so copy what you keep
       (`jax.device_get`, or `jax.tree.map(jnp.copy, ...)`).
     - `metrics`: of the last step, `{"train/loss": ...}`, as arrays that may still be computed on
       the device; reading a value waits for it.
     - `evaluation`: `{"eval/loss": ...}` right after an evaluation, else `{}`.
-    - `ended`: why the run ended, in the last event of a run, else "".
+    - `ended`: why the run ended, in the last event that a callback sees, else "".
     - `rows(after)`: the `Row` of each step after step `after`, on the host; waits for the device.
     - `saved()`: all that the run needs to go on from here, as a tree: the fields of the training
       state, and under "fit" the history and the state of the callbacks.
-    - `replay(train_state)`: takes the steps from an earlier training state up to this event again,
-      one by one, as an iterator of `Replayed`.
+    - `replay(train_state)`: takes the steps from an earlier training state, or from the start of
+      this `fit` (None), up to this event again, one by one, as an iterator of `Replayed`.
     """
 
     step: int
@@ -54,7 +54,7 @@ class Event(NamedTuple):
     ended: str
     rows: Callable[[int], list[Row]]
     saved: Callable[[], Tree]
-    replay: Callable[[TrainState], Iterator[Replayed]]
+    replay: Callable[[TrainState | None], Iterator[Replayed]]
 
 
 class Stop(NamedTuple):
@@ -62,10 +62,13 @@ class Stop(NamedTuple):
 
     - `why`: goes into the history.
     - `train_state`: what `fit` returns in place of the last training state.
+    - `final`: whether a run that is resumed from here is over as well, as after early stopping; a
+      run that was interrupted goes on.
     """
 
     why: str
     train_state: TrainState | None = None
+    final: bool = True
 
 
 # A true answer ends the run: a `Stop`, a str that says why, or True. A callback may also have

@@ -1,25 +1,25 @@
-"""The host loop: epochs, a progress bar, evaluation and the history."""
+"""The host loop: epochs, evaluations, callbacks and the history."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from fnn.core import checks, errors
-from fnn.core.layer import Layer
 from fnn.core.progress import Bar
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
-from fnn.data.batching import eval_batches
-from fnn.metrics.metric import check_metrics
-from fnn.train.drivers import DRIVERS, calls
-from fnn.train.step import Step, TrainState, check_train_state, inputs_and_labels
-from fnn.train.weights import FromBatch, both, counting, measure
+from fnn.train.drivers import DRIVERS, BatchesOf, Call, calls
+from fnn.train.events import Callback, Event, Replayed, Resumable, Stop
+from fnn.train.history import History
+from fnn.train.step import Step, TrainState, check_train_state
 
 
 def fit(
@@ -30,17 +30,21 @@ def fit(
     epochs: int,
     batch_size: int | None = None,
     evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    evaluate_every: int | None = None,
     driver: str = "loop",
     chunk: int = 32,
-    callback: Callable[[TrainState, Mapping[str, Any]], Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: Any = None,
     progress: bool = True,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Run `step` over `data` for `epochs`; return the training state and the history.
 
     - `step`: from `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
+    - `train_state`: stays valid; the run works on a copy, in whose memory it writes.
     - `data`: a tree of arrays [N, ...], shuffled in each epoch and cut into batches of
       `batch_size`; or a function of the epoch, counted from 0, that returns its batches.
-    - `evaluate(train_state) -> dict`: called after each epoch; see `fnn.train.evaluator`.
+    - `evaluate(train_state) -> dict`: called after each epoch, or, with `evaluate_every`, after
+      each step whose number is a multiple; see `fnn.train.evaluator`.
     - `driver`: how steps are taken. `"loop"` calls each one, with its batch from the host;
       `"chunk"` takes `chunk` of them in one compiled scan, over data on the device; `"scan"` takes
       a whole epoch. `"auto"` times the first two on steps that it discards and chooses the faster,
@@ -48,15 +52,21 @@ def fit(
       All take the same steps on the same batches, with bitwise equal results for dense networks and
       within about 1e-6 for others. Each driver repeats its own results bitwise, but `"auto"` may
       choose differently, so it is not the default.
-    - `callback(train_state, metrics)`: called after each call, with the metrics of one step, or
-      [k] of k steps. A true return value, such as `metrics["loss"] < 0.1`, ends the run (early
-      stopping). It may also write a checkpoint: the leaves of the training state.
+    - `callbacks`: functions of an `fnn.train.Event`, called after steps and evaluations; a true
+      answer ends the run. `fnn.train.patience` is early stopping, `fnn.checkpoint.Keeper` saves
+      checkpoints, `fnn.log` has logs. Scans of several steps are cut where a callback's `every` or
+      `evaluate_every` asks for it, and each new length of a scan is compiled once.
+    - `resume`: a `fnn.checkpoint.Keeper`. If it has a checkpoint, the run goes on from the newest,
+      in the middle of an epoch if it was saved there, with its history and the state of its
+      callbacks, and ends bitwise as if it had never stopped. A function of the epoch is asked for
+      the whole epoch again, and the batches that were taken are skipped.
     - `progress`: show a bar (extra `progress`).
 
     With arrays, the order is a pure function of the run's key and the step: training for 2 epochs,
     or for 1 and then 1 more from the returned state, gives the same result bitwise.
 
-    The history is `{"train": {name: [steps]}, "eval": {name: [epochs]}, "driver": its name}`.
+    The history is `{"train": {name: [steps]}, "eval": {name: [evaluations]}, "eval_step":
+    [evaluations], "driver": its name, "ended": why}`.
     Raises OptionError for a missing batch_size or a driver that needs arrays, and InputError for
     an epoch without batches.
 
@@ -74,100 +84,195 @@ def fit(
     epochs = checks.count("epochs", epochs, least=0)
     check_train_state(train_state)
     checks.choice("driver", driver, DRIVERS)
-    if callback is not None:
-        checks.function("callback", callback, "(train_state, metrics)")
-    driver, total, calls_of = calls(step, train_state, data, batch_size, driver, chunk)
-    train, evaluated = [], []
+    every = None if evaluate_every is None else checks.count("evaluate_every", evaluate_every)
+    watchers = _Watchers.of(callbacks)
+    start = _start(train_state, resume, watchers)
+    begun = start.history.begun
+    driver, total, batches_of, calls_of = calls(
+        step, start.train_state, data, batch_size, start.driver or driver, chunk, begun
+    )
+    run = _Run(step, batches_of, watchers, start, driver)
+    if start.ended:
+        return start.train_state, run.returned(start.ended)
+    train_state = jax.tree.map(jnp.copy, start.train_state)
+    cuts = [every, *(_every(callback) for callback in watchers.all)]
     with Bar(total and epochs * total, progress) as bar:
-        for epoch in range(epochs):
-            before = len(train)
-            for after, metrics, count in calls_of(epoch, train_state):
-                train_state = after
-                train.append(metrics)
-                bar.update(train, count)
-                if callback is not None and callback(train_state, metrics):
-                    return train_state, _history(train, evaluated, driver)
-            if len(train) == before:
+        bar.advance(run.history.end - run.history.begun)
+        taken = start.taken
+        for epoch in range(start.epoch, epochs):
+            until = functools.partial(_next_cut, cuts, run.history.end - taken)
+            for call in calls_of(epoch, train_state, taken, until):
+                train_state, taken = call.train_state, taken + call.steps
+                run.took(call, epoch, taken)
+                bar.update(run.history.before_last, call.steps)
+                asked = call.ends if every is None else run.history.end % every == 0
+                evaluation = {}
+                if evaluate is not None and asked:
+                    evaluation = jax.tree.map(np.asarray, dict(evaluate(train_state)))
+                    run.history.evaluations.append((run.history.end, evaluation))
+                    bar.note(evaluation)
+                over = f"{epochs} epochs" if call.ends and epoch + 1 == epochs else ""
+                train_state, ended = run.tell(train_state, evaluation, over)
+                if ended:
+                    return train_state, run.returned(ended)
+            if not taken:
                 raise errors.InputError(
                     "batches in every epoch",
                     f"none in epoch {epoch}",
                     "pass a function of the epoch that makes a new iterator",
                 )
-            if evaluate is not None:
-                evaluated.append(jax.tree.map(np.asarray, dict(evaluate(train_state))))
-                bar.note(evaluated[-1])
-    return train_state, _history(train, evaluated, driver)
+            taken = 0
+    return train_state, run.returned(f"{epochs} epochs")
 
 
-@errors.named
-def evaluator(
-    net: Layer,
-    data: Tree,
-    metrics: Mapping[str, Callable],
-    *,
-    batch_size: int = 256,
-    names: tuple[str, str] = ("image", "label"),
-    mask: FromBatch = None,
-    weights: FromBatch = None,
-    lengths: FromBatch = None,
-    class_weights: ArrayLike | None = None,
-) -> Callable[[TrainState], dict[str, Any]]:
-    """A function of the training state that measures its network on all of `data`.
+class _Watchers(NamedTuple):
+    """The callbacks; `savers` are called after the others, whose state they save."""
 
-    - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
-    - `metrics`: by name, as in `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
-      `(outputs, labels)` that returns one value per example, [B, ...], to be averaged.
-    - `names`, `mask`, `weights`, `lengths`, `class_weights`: as in `fnn.train.supervised`.
+    all: list[Callback]
+    savers: list[Callback]
 
-    Each value is that of all N examples together, whatever the batch size; means agree within a
-    few roundings of float32. Raises InputError if data has no examples.
+    @classmethod
+    def of(cls, callbacks: Sequence[Callback]) -> _Watchers:
+        if callable(callbacks):
+            wanted, mend = "a list of callbacks", "pass callbacks=[callback]"
+            raise errors.OptionError(wanted, errors.show(callbacks), mend)
+        for callback in callbacks:
+            checks.function("callback", callback, "an fnn.train.Event")
+        return cls(list(callbacks), [c for c in callbacks if getattr(c, "last", False)])
 
-    >>> import fnn
-    >>> net = fnn.serial(fnn.dense(3))
-    >>> ts = fnn.train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
-    >>> data = {"image": np.zeros((5, 4), np.float32), "label": np.array([0, 0, 1, 2, 0])}
-    >>> print(evaluator(net, data, {"accuracy": fnn.metrics.accuracy()}, batch_size=2)(ts))
-    {'accuracy': np.float32(0.6)}
-    """
-    measures = check_metrics(metrics)
-    counted = counting(mask, weights, lengths, class_weights)
+    def states(self) -> dict[str, Tree]:
+        return {str(i): c.state() for i, c in enumerate(self.all) if isinstance(c, Resumable)}
 
-    @jax.jit
-    def update(params, state, accumulators, batch, real):
-        x, labels = inputs_and_labels(batch, names)
-        outputs = net(params, x, state=state)
-        with errors.within("evaluator"):
-            keep, w = counted(batch, labels)
-            keep = both(keep, real, jnp.logical_and)
-        return {
-            name: measure(metric, accumulators[name], outputs, labels, keep, w)
-            for name, metric in measures.items()
+    def restore(self, states: Mapping[str, Tree]) -> None:
+        for i, callback in enumerate(self.all):
+            if isinstance(callback, Resumable) and str(i) in states:
+                callback.restore(states[str(i)])
+
+
+def _every(callback: Callback) -> float:
+    return getattr(callback, "every", 1)
+
+
+def _next_cut(cuts: list[float | None], first: int, taken: int) -> float:
+    """The number of steps into an epoch, which began at step `first`, at which a call must end."""
+    at = first + taken
+    ends = [(at // every + 1) * every for every in cuts if every and 1 < every < math.inf]
+    return min(ends, default=math.inf) - first
+
+
+class _Start(NamedTuple):
+    """Where a run starts: after `taken` steps of an epoch."""
+
+    train_state: TrainState
+    history: History
+    epoch: int = 0
+    taken: int = 0
+    driver: str = ""
+    ended: str = ""
+
+
+def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
+    if keeper is None or keeper.latest() is None:
+        return _Start(train_state, History(int(train_state.step)))
+    train_state, saved = keeper.restore(train_state), keeper.restore(at="fit")
+    watchers.restore(saved.get("callbacks", {}))
+    history = History.resumed(saved["history"])
+    return _Start(
+        train_state, history, saved["epoch"], saved["taken"], saved["driver"], saved["ended"]
+    )
+
+
+class _Run:
+    """A run as far as it has come, and what its callbacks see of it."""
+
+    def __init__(
+        self, step: Step, batches_of: BatchesOf, watchers: _Watchers, start: _Start, driver: str
+    ):
+        self.step, self.batches_of, self.watchers = step, batches_of, watchers
+        self.history, self.start, self.driver = start.history, start.train_state, driver
+        self.epoch = self.taken = self.last_epoch = 0  # where the next step stands, and the last
+
+    def took(self, call: Call, epoch: int, taken: int) -> None:
+        single = self.driver == "loop"
+        self.history.add(call.metrics, epoch, call.steps, single)
+        self.last_epoch = epoch
+        self.epoch, self.taken = (epoch + 1, 0) if call.ends else (epoch, taken)
+
+    def tell(
+        self, train_state: TrainState, evaluation: Mapping, over: str
+    ) -> tuple[TrainState, str]:
+        """Call the callbacks whose turn it is; the training state, and why the run ended or ""."""
+        everyone = bool(evaluation or over)
+        number = self.history.end
+        due = [c for c in self.watchers.all if everyone or number % _every(c) == 0]
+        if not due:
+            return train_state, over
+        shown = {f"eval/{name}": value for name, value in evaluation.items()}
+        event = self._event(train_state, shown, "", "")
+        savers = self.watchers.savers
+        answers = [callback(event) for callback in due if callback not in savers]
+        answer = next((a for a in answers if a), None)
+        if answer is None and not over:
+            for callback in savers:
+                if callback in due:
+                    callback(event)
+            return train_state, ""
+        stop = Stop(over, final=False) if answer is None else _as_stop(answer)
+        if stop.train_state is not None:
+            train_state = stop.train_state
+        for callback in self.watchers.all:
+            if callback not in savers:
+                answer = callback(event._replace(evaluation={}, ended=stop.why))
+                if isinstance(answer, Stop) and answer.train_state is not None:
+                    train_state = answer.train_state
+        for callback in savers:
+            callback(self._event(train_state, shown, stop.why, stop.why * stop.final))
+        return train_state, stop.why
+
+    def _event(self, train_state: Any, evaluation: Mapping, ended: str, final: str) -> Event:
+        return Event(
+            self.history.end,
+            self.last_epoch,
+            train_state,
+            self.history.last(),
+            evaluation,
+            ended,
+            self.history.rows,
+            functools.partial(self._saved, train_state, final),
+            self._replay,
+        )
+
+    def _saved(self, train_state: TrainState, final: str) -> Tree:
+        progress = {
+            "history": self.history.saved(),
+            "epoch": self.epoch,
+            "taken": self.taken,
+            "driver": self.driver,
+            "ended": final,
+            "callbacks": self.watchers.states(),
         }
+        return {"train_state": train_state, "fit": progress}
 
-    @jax.jit
-    def compute(accumulators):
-        return {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
+    def _replay(self, train_state: TrainState | None) -> Iterator[Replayed]:
+        """From an earlier state on, which stays as it is."""
+        now: TrainState = self.start if train_state is None else train_state
+        epochs, number = self.history.epochs(), int(now.step) - self.history.begun
+        while number < len(epochs):
+            epoch = int(epochs[number])
+            taken = number - int(np.searchsorted(epochs, epoch))
+            count = int(np.searchsorted(epochs, epoch, "right")) - number
+            for batch in itertools.islice(self.batches_of(epoch, taken), count):
+                before = now
+                copy = jax.tree.map(jnp.copy, before)
+                now, metrics = self.step(copy, natives(batch, "batch"))
+                yield Replayed(before, batch, metrics)
+            number += count
 
-    def evaluate(train_state: TrainState) -> dict[str, Any]:
-        params, state = train_state.params, train_state.state
-        start = accumulators = {name: metric.init() for name, metric in measures.items()}
-        for batch, mask in eval_batches(data, batch_size):
-            accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
-        if accumulators is start:
-            raise errors.InputError(
-                "data to evaluate on", "no examples", "pass at least one example"
-            )
-        values = compute(accumulators)
-        return {name: jax.tree.map(lambda v: np.asarray(v)[()], values[name]) for name in measures}
-
-    return evaluate
-
-
-def _history(train: list, evaluated: list, driver: str) -> dict[str, Any]:
-    join = np.stack if driver == "loop" else np.concatenate
-    return {"train": _joined(train, join), "eval": _joined(evaluated, np.stack), "driver": driver}
+    def returned(self, why: str) -> dict[str, Any]:
+        return {**self.history.columns(), "driver": self.driver, "ended": why}
 
 
-def _joined(rows: list, join: Callable[[tuple], np.ndarray]) -> dict[str, np.ndarray]:
-    rows = jax.device_get(rows)
-    return jax.tree.map(lambda *values: join(values), *rows) if rows else {}
+def _as_stop(answer: Any) -> Stop:
+    if isinstance(answer, Stop):
+        return answer
+    return Stop(answer if isinstance(answer, str) else "a callback")

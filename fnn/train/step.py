@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from fnn.core import checks, errors, trees
@@ -126,6 +128,7 @@ def step(
     grad: Callable = jax.value_and_grad,
     learning_rate: Scalar | Schedule | None = None,
     grad_norm: bool = False,
+    donate: bool = False,
 ) -> Step:
     """A pure, jitted training step: `(train_state, batch) -> (train_state, metrics)`.
 
@@ -143,6 +146,9 @@ def step(
     - `learning_rate`: the number or schedule that `tx` was built with; adds its value at this step
       to the metrics.
     - `grad_norm`: whether to add the global norm of the gradient to the metrics.
+    - `donate`: whether a call may write the new training state into the memory of the given one,
+      which then no longer exists: less memory and time. `fnn.train.fit` does so by itself, on a
+      copy of its own. All arrays of the state must be distinct, as those of `fnn.train.init` are.
 
     A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state bitwise
     unchanged, counters aside. The returned metrics are loss_fn's, `loss`, and those asked for.
@@ -174,9 +180,7 @@ def step(
         check_rate(learning_rate)
     tx_update = taking_extra(tx.update)
 
-    @jit_step
     def update(train_state, batch):
-        check_train_state(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
 
         def value_fn(params, batch, key):
@@ -214,28 +218,68 @@ def step(
         new = TrainState._make((increment(train_state.step), *after, train_state.key))
         return new, {"loss": loss, **asked, **values(metrics)}
 
-    def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
-        return update(train_state, natives(batch, "batch"))
+    def step_of(program: Callable) -> Step:
+        def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
+            return program(train_state, natives(batch, "batch"))
 
-    return train_step
+        return train_step
+
+    return with_donating(lambda donating: step_of(jit_step(update, donating)), donate)
 
 
-def jit_step(step: Callable) -> Callable:
+def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:
+    """A step, with the one that donates its state as an attribute, for loops that own theirs."""
+    donating = make(True)
+    step = donating if donate else make(False)
+    vars(step)["donating"] = donating
+    return step
+
+
+def donating(step: Step) -> Step:
+    """The step that donates its state, of a step from this library; any other step itself."""
+    return getattr(step, "donating", step)
+
+
+def jit_step(step: Callable, donate: bool = False) -> Callable:
     """`jax.jit` of a function `(train_state, *inputs) -> (train_state, metrics)`.
 
-    The run's key never changes and is not returned through jit, which is slow for typed keys.
+    The run's key never changes: it is neither donated nor returned through jit, which is slow for
+    typed keys.
     """
 
-    @jax.jit
-    def without_key(train_state, *inputs):
-        new, metrics = step(train_state, *inputs)
+    @functools.partial(jax.jit, donate_argnums=(0,) if donate else ())
+    def program(train_state, key, *inputs):
+        new, metrics = step(train_state._replace(key=key), *inputs)
         return new._replace(key=None), metrics
 
     def jitted(train_state, *inputs):
-        (*new, _), metrics = without_key(train_state, *inputs)
+        check_train_state(train_state)
+        try:
+            (*new, _), metrics = program(train_state._replace(key=None), train_state.key, *inputs)
+        except (RuntimeError, ValueError) as error:
+            _check_not_donated(train_state, error)
+            raise
         return TrainState._make((*new, train_state.key)), metrics
 
     return jitted
+
+
+def _check_not_donated(train_state: TrainState, error: Exception) -> None:
+    """Say of a deleted array who deleted it."""
+    leaves = jax.tree_util.tree_leaves_with_path(train_state)
+    gone = [path for path, leaf in leaves if _is_deleted(leaf)]
+    if gone:
+        raise errors.InputError(
+            "a training state that exists",
+            f"one that an earlier step with donate=True has used up ({errors.path_of(gone[0])})",
+            "go on from the state that the step returned, or copy first: "
+            "jax.tree.map(jnp.copy, train_state)",
+        ) from error
+
+
+def _is_deleted(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+    return concrete and leaf.is_deleted()
 
 
 def _check_returned(out: Any, state: Tree) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax
 from fnn.core import checks, errors
 from fnn.core.shapes import as_array, natives
 from fnn.core.types import Tree
-from fnn.train.step import Step, TrainState, jit_step
+from fnn.train.step import Step, TrainState, jit_step, with_donating
 
 
 @errors.builder
@@ -52,7 +53,6 @@ def tbptt(step: Step, length: int) -> Step:
         b, t, *rest = array.shape
         return array.reshape(b, t // length, length, *rest).swapaxes(0, 1)
 
-    @jit_step
     def run(train_state, batch):
         with errors.within("tbptt"):
             cut = jax.tree.map(chunks, batch)
@@ -61,9 +61,12 @@ def tbptt(step: Step, length: int) -> Step:
                 raise errors.ShapeError(wanted, errors.show(batch), mend)
         return jax.lax.scan(step, train_state, cut)
 
-    def long_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
-        with errors.within("tbptt"):
-            batch = jax.tree.map(as_array, natives(batch, "batch"))
-        return run(train_state, batch)
+    def step_of(program: Callable) -> Step:
+        def long_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
+            with errors.within("tbptt"):
+                batch = jax.tree.map(as_array, natives(batch, "batch"))
+            return program(train_state, batch)
 
-    return long_step
+        return long_step
+
+    return with_donating(lambda donating: step_of(jit_step(run, donating)))

@@ -1,6 +1,7 @@
 """Layers, losses and optimizers under each of JAX's settings that a careful user may set."""
 
 import contextlib
+import functools
 import os
 
 import jax
@@ -82,16 +83,19 @@ def test_optimizers(setting):
             params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones(())}
             extra = {"value": jnp.float32(1.0), "grad": params}
             update = fnn.optim.transform.taking_extra(tx.update)
+            if setting == "leaks":  # which no cache survives: tracing once finds them
+                update = functools.partial(jax.eval_shape, update)
             try:
                 state = tx.init(params)
-                for _ in range(2):
+                for _ in range(1 if setting == "leaks" else 2):
                     updates, state = update(params, state, params, **extra)
             except fnn.FnnError:  # it needs a function, or names, which its own tests give
                 continue
             except Exception as error:
                 error.add_note(f"{name} under {setting}")
                 raise
-            assert all(np.isfinite(a).all() for a in jax.tree.leaves(updates)), name
+            if setting != "leaks":
+                assert all(np.isfinite(a).all() for a in jax.tree.leaves(updates)), name
 
 
 @every_setting

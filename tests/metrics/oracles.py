@@ -59,3 +59,33 @@ def average_precision(scores, labels):
 
 def r2(outputs, targets):
     return sklearn.r2_score(targets, outputs)
+
+
+def edges(values, bins):
+    """The smallest value that at least a share k / bins of the values do not exceed."""
+    ranked = sorted(v for v in values if not np.isnan(v))
+    return [ranked[max(-(-len(ranked) * k // bins), 1) - 1] for k in range(1, bins)]
+
+
+def counts(edges, values):
+    """Values one by one into (edge, edge], the value of edges that coincide alone; last, NaN."""
+    out = np.zeros(len(edges) + 2)
+    for v in values:
+        below = sum(e < v or (e == v and edges.count(e) > 1 and edges.index(e) == k)
+                    for k, e in enumerate(edges))  # fmt: skip
+        out[len(edges) + 1 if np.isnan(v) else below] += 1
+    return out
+
+
+def psi(p, q, epsilon=1e-4):
+    """The population stability index of counts, bin by bin."""
+    if not sum(p) or not sum(q):
+        return np.nan
+    p, q = (np.maximum(np.float64(x) / np.sum(x), epsilon) for x in (p, q))
+    return sum((b - a) * np.log(b / a) for a, b in zip(p, q, strict=True))
+
+
+def binned_ks(p, q):
+    if not sum(p) or not sum(q):
+        return np.nan
+    return max(abs(sum(p[:k]) / sum(p) - sum(q[:k]) / sum(q)) for k in range(len(p)))

@@ -32,6 +32,16 @@ def losses(outputs, labels):
 cross_entropy, cm = oracles_batch.softmax_cross_entropy, sklearn.confusion_matrix
 
 
+THEN = np.random.default_rng(0).normal(size=50).astype("float32")  # what `drift` compares with
+THEN_BINNED = metrics.histogram(THEN, 4)
+
+
+def drifted(statistic):
+    edges = oracles.edges(THEN, 4)
+    then = oracles.counts(edges, THEN)
+    return lambda outputs, labels: statistic(then, oracles.counts(edges, outputs))
+
+
 TABLE = {
     "accuracy": Row(metrics.accuracy(), "classes", functools.partial(oracles.top_k, 1)),
     "top_k": Row(metrics.top_k(3), "classes", functools.partial(oracles.top_k, 3)),
@@ -54,6 +64,17 @@ TABLE = {
         metrics.mean_squared_error(), "numbers", lambda x, y: sklearn.mean_squared_error(y, x)
     ),
     "r2": Row(metrics.r2(-2.5), "numbers", oracles.r2),
+    "drift_psi": Row(metrics.drift(THEN_BINNED), "numbers", drifted(oracles.psi)),
+    "drift_ks": Row(metrics.drift(THEN_BINNED, "ks"), "numbers", drifted(oracles.binned_ks)),
+    # So many updates and so slow a decay that nothing is forgotten, as contracts of sums say.
+    "windowed": Row(
+        metrics.windowed(metrics.accuracy(), 16), "classes", functools.partial(oracles.top_k, 1)
+    ),
+    "decayed": Row(
+        metrics.decayed(metrics.mean_squared_error(), 1e12),
+        "numbers",
+        lambda x, y: sklearn.mean_squared_error(y, x),
+    ),
 }
 
 

@@ -108,29 +108,51 @@ def test_a_function_of_the_epoch_is_looped_over():
 
 
 @pytest.mark.parametrize(
-    ("driver", "shapes"),
-    [("loop", [()] * 10), ("chunk", [(2,), (2,), (1,)] * 2), ("scan", [(5,)] * 2)],
+    ("driver", "steps"),
+    [("loop", range(1, 11)), ("chunk", [2, 4, 5, 7, 9, 10]), ("scan", [5, 10])],
 )
-def test_a_callback_sees_every_call(driver, shapes):
-    seen = []
+def test_a_callback_sees_every_call(driver, steps):
+    seen, rows = [], []
 
-    def callback(ts, metrics):
-        seen.append((int(ts.step), metrics["loss"]))
+    def callback(event):
+        if not event.ended:
+            rows.extend(event.rows(seen[-1][0] if seen else 0))
+            seen.append((event.step, int(event.train_state.step), event.metrics["train/loss"]))
 
-    _, history = fit(start(), driver=driver, chunk=2, callback=callback)
-    assert [loss.shape for _, loss in seen] == shapes
-    assert_same_bits(
-        np.concatenate([np.reshape(loss, -1) for _, loss in seen]), history["train"]["loss"]
+    _, history = fit(start(), driver=driver, chunk=2, callbacks=[callback])
+    assert [step for step, _, _ in seen] == [step for _, step, _ in seen] == list(steps)
+    losses = history["train"]["loss"]
+    assert [float(loss) for _, _, loss in seen] == [losses[step - 1] for step in steps]
+    assert [row.step for row in rows] == list(range(1, 11))
+    assert [row.epoch for row in rows] == [0] * 5 + [1] * 5
+    assert [row.metrics["train/loss"] for row in rows] == list(losses)
+
+
+@pytest.mark.parametrize("driver", ["chunk", "scan"])
+def test_calls_end_where_a_callback_asks(driver):
+    steps = []
+
+    def callback(event):
+        steps.append(event.step)
+
+    callback.every = 3
+    counted = lambda ts: {"step": ts.step}  # noqa: E731
+    options = {"driver": driver, "callbacks": [callback], "evaluate": counted}
+    _, history = fit(start(), evaluate_every=4, **options)
+    assert steps == [3, 4, 6, 8, 9, 10, 10]  # evaluations too, and the end
+    assert history["eval_step"].tolist() == history["eval"]["step"].tolist() == [4, 8]
+    np.testing.assert_allclose(
+        history["train"]["loss"], fit(start())[1]["train"]["loss"], rtol=1e-6
     )
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    assert [step for step, _ in seen] == list(ends)
 
 
 def test_a_callback_ends_the_run():
-    after, history = fit(start(), driver="chunk", chunk=2, callback=lambda ts, _: ts.step >= 7)
+    early = lambda event: event.train_state.step >= 7  # noqa: E731
+    after, history = fit(start(), driver="chunk", chunk=2, callbacks=[early])
     params, losses = by_hand(STEPS["dense"][1], start(), 7)
     assert_same_bits(after.params, params)
     assert_same_bits(history["train"]["loss"], losses)
+    assert history["ended"] == "a callback"
 
 
 @pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
@@ -169,7 +191,8 @@ def test_the_bar_counts_steps(capsys):
         ({"driver": "scan", "data": lambda epoch: []}, errors.OptionError, "function of the epoch"),
         ({"driver": "chunk", "data": iter([DATA])}, errors.InputError, "an iterator"),
         ({"driver": "scan", "batch_size": None}, errors.OptionError, "batch_size"),
-        ({"callback": 3}, errors.OptionError, "callback"),
+        ({"callbacks": [3]}, errors.OptionError, "callback"),
+        ({"callbacks": print}, errors.OptionError, "a list"),
     ],
 )
 def test_wrong_options_are_refused(options, kind, text):

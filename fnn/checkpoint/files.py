@@ -1,0 +1,195 @@
+"""The files of a checkpoint: one safetensors file for each process, and a manifest.
+
+    step-500/
+        arrays-00000.safetensors   8 bytes (length of the header), JSON header, arrays
+        manifest.json              {"sha256": of the rest}, then one line of JSON
+
+The manifest lists every leaf by path, with the slices of each array: their file, start, shape,
+bytes and crc32; and of each file its size and the crc32 of its header. All is written to a folder
+beside, fsynced, and renamed: a checkpoint is complete or absent.
+
+The format of the arrays is https://github.com/huggingface/safetensors; any reader of it reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fnn.checkpoint.leaves import Path, as_bytes, is_value, joined
+from fnn.core.errors import CheckpointError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+PIECE = 1 << 24  # bytes written at a time
+CODES = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32",
+    "int32": "I32", "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16",
+    "float32": "F32", "float64": "F64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A slice of an array, which starts at `start` [rank]."""
+
+    path: Path
+    start: list[int]
+    array: np.ndarray
+
+
+def arrays_name(process: int) -> str:
+    return f"arrays-{process:05d}.safetensors"
+
+
+def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[dict]]:
+    """Write slices as one safetensors file; return what the manifest says of it and of each."""
+    parts, header, slices, at = list(parts), {}, [], 0
+    for i, part in enumerate(parts):
+        data, dtype, shape = as_bytes(part.array), part.array.dtype.name, list(part.array.shape)
+        code = CODES.get(dtype)  # other dtypes are raw bytes to other readers
+        name = joined(part.path)
+        header[name if name not in header else f"{name}#{i}"] = {
+            "dtype": code or "U8",
+            "shape": shape if code else [data.size],
+            "data_offsets": [at, at + data.size],
+        }
+        slices.append({"start": part.start, "shape": shape, "bytes": [at, at + data.size]})
+        at += data.size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    with open(file, "wb", buffering=0) as out:
+        _write(out, head)
+        for part, said in zip(parts, slices, strict=True):
+            data, crc = as_bytes(part.array), 0
+            for i in range(0, data.size, PIECE):
+                piece = data[i : i + PIECE].data
+                _write(out, piece)
+                crc = zlib.crc32(piece, crc)
+            said["crc32"] = crc
+        os.fsync(out.fileno())
+    return {"size": len(head) + at, "header": len(head), "crc32": zlib.crc32(head)}, slices
+
+
+def _write(out: Any, data: bytes | memoryview) -> None:
+    while data := data[out.write(data) :]:  # an unbuffered write may be short
+        pass
+
+
+def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
+    text = json.dumps(manifest)
+    _write_text(directory / MANIFEST, f"{_first_line(text)}\n{text}")
+
+
+def _first_line(text: str) -> str:
+    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def _write_text(file: pathlib.Path, text: str) -> None:
+    with open(file, "wb") as out:
+        out.write(text.encode())
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def sync_directory(directory: pathlib.Path) -> None:
+    """Make renames in a directory last through a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_manifest(directory: pathlib.Path) -> dict:
+    """The manifest of a checkpoint, once its sum is right."""
+    with _damaged(directory, f"{MANIFEST} "):
+        first, text = (directory / MANIFEST).read_bytes().decode().split("\n", 1)
+        if first != _first_line(text):
+            raise ValueError("does not have its sha256")
+        manifest = json.loads(text)
+        if not isinstance(manifest, dict) or manifest.get("format") != "fnn checkpoint":
+            raise ValueError("is not of an fnn checkpoint")
+        if manifest["version"] == VERSION:
+            _check_claims(manifest)
+    if manifest["version"] != VERSION:
+        raise CheckpointError(
+            f"a checkpoint of version {VERSION}",
+            f"{directory} of version {manifest['version']}, from fnn {manifest['made_by']['fnn']}",
+            "read it with that version of fnn",
+        )
+    return manifest
+
+
+def _check_claims(manifest: dict) -> None:
+    """Refuse a manifest that was made to mislead: all else relies on what is checked here."""
+    files = manifest["files"]
+    _claim(all(_whole(file["size"], file["header"], file["crc32"]) for file in files))
+    for name in ("meta", "made_by"):
+        _claim(isinstance(manifest[name], dict))
+    for names, entry, slices in manifest["leaves"]:
+        _claim(isinstance(names, list) and all(isinstance(name, str) for name in names))
+        if "value" in entry:
+            _claim(is_value(entry["value"]))
+            continue
+        shape, size = entry["shape"], np.dtype(jnp.dtype(entry["dtype"])).itemsize
+        _claim(_whole(*shape))
+        for said in slices:
+            start, own, (low, high) = said["start"], said["shape"], said["bytes"]
+            _claim(_whole(*start, *own, low, high, said["file"], said["crc32"]))
+            _claim(said["file"] < len(files) and len(start) == len(own) == len(shape))
+            _claim(all(a + n <= m for a, n, m in zip(start, own, shape, strict=True)))
+            _claim(high - low == math.prod(own) * size)
+            _claim(high <= files[said["file"]]["size"] - files[said["file"]]["header"])
+        _claim(sum(math.prod(said["shape"]) for said in slices) == math.prod(shape))
+
+
+def _whole(*numbers: Any) -> bool:
+    return all(type(n) is int and n >= 0 for n in numbers)
+
+
+def _claim(holds: bool) -> None:
+    if not holds:
+        raise ValueError("claims what cannot be")
+
+
+def open_arrays(directory: pathlib.Path, process: int, said: dict) -> np.ndarray:
+    """The bytes of one file after its header, as a memory map: only what is used is read."""
+    name = arrays_name(process)
+    with _damaged(directory, f"{name} "):
+        file = directory / name
+        size, header = said["size"], said["header"]
+        if file.stat().st_size != size:
+            raise ValueError(f"has {file.stat().st_size} bytes, not {size}")
+        whole = np.memmap(file, np.uint8, "r")
+        if zlib.crc32(whole[:header]) != said["crc32"]:
+            raise ValueError("has a damaged header")
+        return whole[header:]
+
+
+@contextlib.contextmanager
+def _damaged(directory: pathlib.Path, what: str) -> Iterator[None]:
+    """Raise what goes wrong as one error. A missing checkpoint is named as such."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        there = directory.is_dir()
+        got = f"{what}that {error}" if there else f"no folder {directory}"
+        if isinstance(error, FileNotFoundError) and there:
+            got = f"no {what.strip()} in {directory}"
+        mend = "take another checkpoint" if there else "see fnn.checkpoint.Keeper.steps"
+        raise CheckpointError(f"a complete checkpoint at {directory}", got, mend) from error

@@ -1,0 +1,198 @@
+"""The keeper of a run's checkpoints: the newest, the best, and the way back into the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fnn.checkpoint.restoring import inspect, restore
+from fnn.checkpoint.saving import Saving, save
+from fnn.core import checks, errors
+from fnn.core.errors import CheckpointError
+from fnn.core.types import Tree
+
+NAME = re.compile(r"step-(\d+)")
+LEFTOVER = re.compile(r"\.step-\d+\.[0-9a-f]{8}\.tmp")  # of a save or a deletion that was killed
+
+
+class Keeper:
+    """Keeps the newest checkpoints of a run, and the best, in a directory of its own.
+
+    As a callback of `fnn.train.fit` it saves after each step whose number is a multiple of `every`,
+    after an evaluation better than all before, and at the end; with `fit(..., resume=keeper)` a run
+    goes on from its newest checkpoint, bitwise as if it had never stopped.
+
+    - `every`: steps; None saves after evaluations and at the end alone.
+    - `keep`: how many of the newest stay; the best stays as well.
+    - `best`, `mode`: the metric whose `"max"` or `"min"` is the best, such as "eval/accuracy"; a
+      NaN never is.
+
+    Saving does not wait for the disk: a thread writes a copy. A failure is raised by the next call,
+    and when Python ends. What `wait()` returned from is on the disk to stay. One run at a time
+    writes to a directory; what kills have left over is swept by the first save.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> keeper = Keeper(tempfile.mkdtemp(), keep=2, best="eval/loss", mode="min")
+    >>> for step, loss in enumerate([3.0, 1.0, float("nan"), 2.0, 2.0]):
+    ...     saving = keeper.save({"w": jnp.full(2, step)}, step, metrics={"eval/loss": loss})
+    >>> keeper.wait()
+    >>> keeper.steps(), keeper.latest(), keeper.best()
+    ([1, 3, 4], 4, 1)
+    >>> keeper.resume({"w": jnp.zeros(2, jnp.int32)})
+    {'w': Array([4, 4], dtype=int32)}
+    """
+
+    last = True  # called after the other callbacks, whose state it saves
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        every: int | None = None,
+        keep: int = 3,
+        best: str | None = None,
+        mode: str = "max",
+    ):
+        with errors.within("Keeper"):
+            self.every = math.inf if every is None else checks.count("every", every)
+            self._keep = checks.count("keep", keep)
+            checks.choice("mode", mode, ("max", "min"))
+        self.directory = pathlib.Path(os.path.abspath(directory))
+        self._metric, self._sign = best, 1.0 if mode == "max" else -1.0
+        self._saving: Saving | None = None
+        self._values: dict[int, float] = {}  # of the best metric, by step, as far as read
+        self._swept = False
+
+    def path(self, step: int) -> pathlib.Path:
+        """The folder of a step's checkpoint."""
+        return self.directory / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        if not self.directory.is_dir():
+            return []
+        found = (NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the best metric; the first, of equal ones."""
+        values = {step: self._value(step) for step in self.steps()}
+        known = [step for step, value in values.items() if not math.isnan(value)]
+        return max(known, key=lambda step: (self._sign * values[step], -step), default=None)
+
+    def _value(self, step: int) -> float:
+        if self._metric is None:
+            return math.nan
+        if step not in self._values:
+            metrics = inspect(self.path(step)).meta.get("metrics", {})
+            self._values[step] = float(metrics.get(self._metric, math.nan))
+        return self._values[step]
+
+    def save(
+        self,
+        train_state: Tree,
+        step: int | None = None,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Saving:
+        """Save a training state, in a loop of your own; wait for the result to be sure of it.
+
+        - `step`: unless given, `train_state.step`.
+        - `metrics`: scalars by name, among them the one that is judged.
+
+        Raises what went wrong with the save before, and CheckpointError for a step that is saved.
+        """
+        step = int(train_state.step) if step is None else int(step)
+        return self._save({"train_state": train_state}, step, metrics or {}, meta or {})
+
+    def _save(self, tree: Tree, step: int, metrics: Mapping, meta: Mapping) -> Saving:
+        self.wait()
+        if jax.process_index() == 0:
+            self._remove_old()
+        scalars = {name: float(v) for name, v in metrics.items() if np.ndim(v) == 0}
+        meta = {**meta, "step": step, "metrics": scalars}
+        self._saving = save(self.path(step), tree, meta=meta, wait=False)
+        return self._saving
+
+    def wait(self) -> None:
+        """Return once all that was saved is on the disk to stay; raise what went wrong."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.wait()
+            if jax.process_index() == 0:
+                self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove what is neither new nor best. It is renamed first, so it is never incomplete."""
+        if not self.directory.is_dir():
+            return
+        steps = self.steps()
+        for step in steps[: -self._keep]:
+            if step != self.best():
+                away = self.directory / f".step-{step}.{secrets.token_hex(4)}.tmp"
+                os.rename(self.path(step), away)
+                shutil.rmtree(away, ignore_errors=True)
+        if not self._swept:
+            self._swept = True
+            for path in self.directory.iterdir():
+                if LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def restore(self, like: Tree = None, *, step: int | None = None, at: str = "train_state"):
+        """The training state of a step, unless given the newest; see `fnn.checkpoint.restore`.
+
+        >>> import tempfile
+        >>> keeper = Keeper(tempfile.mkdtemp())
+        >>> keeper.save({"w": 1.0}, 10).wait()
+        >>> keeper.restore({"w": 0.0})
+        {'w': 1.0}
+        """
+        self.wait()
+        steps = self.steps()
+        step = max(steps, default=None) if step is None else step
+        if step not in steps:
+            known = errors.names(map(str, steps))
+            mend = "pass one of these, or none for the newest"
+            raise CheckpointError(f"a step among {known}", f"{step} in {self.directory}", mend)
+        try:
+            return restore(self.path(step), like, at=at)
+        except CheckpointError as error:
+            older = [known for known in steps if known < step]
+            if older and step == steps[-1]:
+                error.mend += f"; without this folder, a run goes on from step {older[-1]}"
+            raise
+
+    def resume(self, like: Tree) -> Tree:
+        """The newest training state, or `like` itself if there is no checkpoint yet."""
+        self.wait()
+        return like if self.latest() is None else self.restore(like)
+
+    def __call__(self, event: Any) -> None:
+        """Save, if it is time: see the class."""
+        value = float(event.evaluation.get(self._metric, math.nan))
+        best = self.best() if not math.isnan(value) else None
+        better = not math.isnan(value) and (
+            best is None or self._sign * value > self._sign * self._value(best)
+        )
+        due = event.step % self.every == 0 and not event.ended
+        evaluated = self._metric is None and math.isinf(self.every) and bool(event.evaluation)
+        if due or better or evaluated or event.ended:
+            self.wait()
+            if event.step not in self.steps():
+                self._save(event.saved(), event.step, event.evaluation, {})
+        if event.ended:
+            self.wait()

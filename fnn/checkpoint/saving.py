@@ -1,0 +1,247 @@
+"""Saving a tree: a copy on the host, and a folder that is complete or absent."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn.checkpoint.files import (
+    VERSION,
+    Part,
+    arrays_name,
+    sync_directory,
+    write_arrays,
+    write_manifest,
+)
+from fnn.checkpoint.leaves import Entry, Path, entry_of, is_key, is_value, joined, leaves_of
+from fnn.core import errors
+from fnn.core.errors import CheckpointError
+from fnn.core.types import Tree
+
+PATIENCE = 600.0  # seconds for which a process waits for the files of the others
+
+
+class Saving:
+    """A checkpoint on its way to the disk.
+
+    >>> import tempfile
+    >>> saving = save(tempfile.mkdtemp() + "/one", {"w": jnp.ones(3)}, wait=False)
+    >>> saving.wait()  # raises if it failed
+    >>> saving.done()
+    True
+    """
+
+    def __init__(self, write: Callable[[], None]):
+        self._write, self._error = write, None  # the error, until it is raised
+        self._thread = threading.Thread(target=self._run, name="fnn checkpoint")
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except BaseException as error:  # raised by wait
+            self._error = error
+            atexit.register(self.wait)
+
+    def done(self) -> bool:
+        """Whether the checkpoint is on the disk, or failed."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return once the checkpoint is on the disk to stay; raise what went wrong.
+
+        A failure that nobody waits for is raised when Python ends.
+        """
+        self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            atexit.unregister(self.wait)
+            raise error
+
+
+class Snapshot(NamedTuple):
+    """What this process writes: an entry for each leaf, and its own slices of the arrays."""
+
+    entries: dict[Path, Entry]
+    parts: list[Part]
+
+
+@errors.named
+def save(
+    path: str | os.PathLike,
+    tree: Tree,
+    *,
+    meta: Mapping[str, Any] | None = None,
+    wait: bool = True,
+) -> Saving:
+    """Save a tree in the folder `path`, which appears once it is complete.
+
+    A kill, a full disk or a power cut at any moment leaves the whole checkpoint or none.
+
+    - `tree`: arrays of any dtype that JAX has, typed keys, NumPy arrays and scalars, Python
+      numbers, strings and None, in any pytree. Sharded arrays are written slice by slice, each by
+      the process that owns it; then all processes call `save`, and `path` is on a shared disk.
+    - `meta`: what you want to know later, as JSON: `{"run": 3, "data": "mnist"}`.
+    - `wait`: False returns as soon as the values are copied to the host, so that training goes on,
+      and its arrays may be donated; a thread writes the copy. It is safe once `Saving.wait` of the
+      result returns, which raises what went wrong; unasked, this is raised when Python ends.
+
+    The checkpoint also holds the versions of fnn, jax and jaxlib, and the git commit of the
+    directory in which Python started, if there is one.
+
+    Raises CheckpointError if `path` exists, InputError or DtypeError for a leaf that cannot be
+    stored, and OSError, such as for a full disk.
+
+    >>> import tempfile, fnn
+    >>> path = tempfile.mkdtemp() + "/first"
+    >>> params, state = fnn.dense(3).init(jax.random.key(0), (1, 4))
+    >>> saving = fnn.checkpoint.save(path, params, meta={"epoch": 2})
+    >>> restored = fnn.checkpoint.restore(path, params)
+    >>> bool((restored["kernel"] == params["kernel"]).all())
+    True
+    """
+    target = pathlib.Path(os.path.abspath(path))
+    if target.exists():
+        raise CheckpointError(
+            "a path that does not exist", f"{target}", "choose another, or remove the old one"
+        )
+    try:
+        meta = json.loads(json.dumps({} if meta is None else dict(meta)))
+    except (TypeError, ValueError) as error:
+        got = f"{errors.show(meta)} ({error})"
+        raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
+    many = jax.process_count() > 1
+    shot = snapshot(tree, copy=not wait)
+    manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
+    name = _agreed_name() if many else secrets.token_hex(4)
+    beside = target.parent / f".{target.name}.{name}.tmp"
+    saving = Saving(functools.partial(_write_all, target, beside, shot, manifest))
+    saving._thread.start()
+    if wait:
+        saving.wait()
+    return saving
+
+
+def snapshot(tree: Tree, *, copy: bool) -> Snapshot:
+    """The values of a tree on the host; a copy, if the tree may change or be donated meanwhile."""
+    entries, slices = {}, []
+    for path, leaf in leaves_of(tree):
+        if path in entries:
+            raise errors.InputError(
+                "one leaf for each path", f"two at {joined(path)}", "rename one of them"
+            )
+        entries[path] = entry = entry_of(path, leaf)
+        if is_value(leaf):
+            continue
+        if is_key(leaf):
+            entry["impl"] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array):
+            own = [s for s in leaf.addressable_shards if s.replica_id == 0]
+            slices += [(path, [i.start or 0 for i in s.index], s.data) for s in own]
+        elif jax.process_index() == 0:
+            slices.append((path, [0] * np.ndim(leaf), np.asarray(leaf)))
+    for _, _, data in slices:
+        if isinstance(data, jax.Array):
+            data.copy_to_host_async()
+    to_host = functools.partial(np.array, order="C", copy=True) if copy else np.asarray
+    return Snapshot(entries, [Part(path, start, to_host(data)) for path, start, data in slices])
+
+
+def _write_all(target: pathlib.Path, beside: pathlib.Path, shot: Snapshot, manifest: dict) -> None:
+    """Write this process's files; the first one adds the manifest and renames the folder."""
+    me, count = jax.process_index(), jax.process_count()
+    beside.mkdir(parents=True, exist_ok=count > 1)
+    try:
+        file, slices = write_arrays(beside / arrays_name(me), shot.parts)
+        paths = [part.path for part in shot.parts]
+        of_process = {"file": file, "slices": [[*pair] for pair in zip(paths, slices, strict=True)]}
+        if count > 1:
+            written = beside / f"process-{me}.json"
+            unready = written.with_suffix(".tmp")
+            unready.write_text(json.dumps(of_process))
+            os.replace(unready, written)
+        if me > 0:
+            _until(target.exists, f"process 0 to complete {target}")
+            return
+        leaves = {path: [list(path), entry, []] for path, entry in shot.entries.items()}
+        files = []
+        for process in range(count):
+            if count > 1:
+                part = beside / f"process-{process}.json"
+                _until(part.exists, f"process {process} to write its part of {target}")
+                of_process = json.loads(part.read_text())
+                part.unlink()
+            files.append(of_process["file"])
+            for path, said in of_process["slices"]:
+                leaves[tuple(path)][2].append({"file": process, **said})
+        write_manifest(beside, {**manifest, "files": files, "leaves": list(leaves.values())})
+        sync_directory(beside)
+        if target.exists():  # made meanwhile; rename would take an empty folder's place
+            raise CheckpointError("a path that does not exist", f"{target}", "choose another")
+        os.rename(beside, target)
+        sync_directory(target.parent)
+    except BaseException:
+        if me == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _until(ready: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not ready():
+        if time.monotonic() > end:
+            mend = "look at that process's log; is the path on a disk that all share?"
+            raise CheckpointError(f"{what} within {PATIENCE:.0f} s", "nothing", mend)
+        time.sleep(0.01)
+
+
+def _agreed_name() -> str:
+    """A random name which process 0 tells the others by a sum over all devices."""
+    devices = np.array(jax.devices())
+    sharding = NamedSharding(Mesh(devices, "d"), PartitionSpec("d"))
+    own = secrets.randbelow(2**31) if jax.process_index() == 0 else 0
+    first = devices[0]
+
+    def at(index: Any) -> np.ndarray:
+        return np.full(1, own if devices[index[0].start or 0] == first else 0, np.int32)
+
+    numbers = jax.make_array_from_callback(devices.shape, sharding, at)
+    return f"{int(jax.jit(jnp.sum)(numbers)):08x}"
+
+
+@functools.cache
+def made_by() -> dict[str, str | None]:
+    """The versions that a checkpoint names, and the git commit where Python started."""
+    import fnn
+
+    commit = None
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        commit = done.stdout.strip() if done.returncode == 0 else None
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # no git here
+    return {
+        "fnn": fnn.__version__,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "python": sys.version.split()[0],
+        "commit": commit,
+    }

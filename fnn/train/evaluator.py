@@ -1,0 +1,84 @@
+"""Measuring a network on a whole dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from fnn.core import errors
+from fnn.core.layer import Layer
+from fnn.core.shapes import natives
+from fnn.core.types import Tree
+from fnn.data.batching import eval_batches
+from fnn.metrics.metric import check_metrics
+from fnn.train.step import TrainState, inputs_and_labels
+from fnn.train.weights import FromBatch, both, counting, measure
+
+
+@errors.named
+def evaluator(
+    net: Layer,
+    data: Tree,
+    metrics: Mapping[str, Callable],
+    *,
+    batch_size: int = 256,
+    names: tuple[str, str] = ("image", "label"),
+    mask: FromBatch = None,
+    weights: FromBatch = None,
+    lengths: FromBatch = None,
+    class_weights: ArrayLike | None = None,
+) -> Callable[[TrainState], dict[str, Any]]:
+    """A function of the training state that measures its network on all of `data`.
+
+    - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
+    - `metrics`: by name, as in `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
+      `(outputs, labels)` that returns one value per example, [B, ...], to be averaged.
+    - `names`, `mask`, `weights`, `lengths`, `class_weights`: as in `fnn.train.supervised`.
+
+    Each value is that of all N examples together, whatever the batch size; means agree within a
+    few roundings of float32. Raises InputError if data has no examples.
+
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(3))
+    >>> ts = fnn.train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
+    >>> data = {"image": np.zeros((5, 4), np.float32), "label": np.array([0, 0, 1, 2, 0])}
+    >>> print(evaluator(net, data, {"accuracy": fnn.metrics.accuracy()}, batch_size=2)(ts))
+    {'accuracy': np.float32(0.6)}
+    """
+    measures = check_metrics(metrics)
+    counted = counting(mask, weights, lengths, class_weights)
+
+    @jax.jit
+    def update(params, state, accumulators, batch, real):
+        x, labels = inputs_and_labels(batch, names)
+        outputs = net(params, x, state=state)
+        with errors.within("evaluator"):
+            keep, w = counted(batch, labels)
+            keep = both(keep, real, jnp.logical_and)
+        return {
+            name: measure(metric, accumulators[name], outputs, labels, keep, w)
+            for name, metric in measures.items()
+        }
+
+    @jax.jit
+    def compute(accumulators):
+        return {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
+
+    def evaluate(train_state: TrainState) -> dict[str, Any]:
+        params, state = train_state.params, train_state.state
+        start = accumulators = {name: metric.init() for name, metric in measures.items()}
+        for batch, mask in eval_batches(data, batch_size):
+            accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
+        if accumulators is start:
+            raise errors.InputError(
+                "data to evaluate on", "no examples", "pass at least one example"
+            )
+        values = compute(accumulators)
+        return {name: jax.tree.map(lambda v: np.asarray(v)[()], values[name]) for name in measures}
+
+    return evaluate
