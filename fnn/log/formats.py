@@ -130,7 +130,7 @@ class Csv:
             old.readline()
             wider.write(self._header(self.names + new))
             empty = b"," * len(new) + b"\n"
-            for _, line in zip(range(self.count), old, strict=False):
+            for line in old:
                 wider.write(line[:-1] + empty)
             wider.flush()
             os.fsync(wider.fileno())

@@ -142,6 +142,7 @@ def test_images_and_figures_come_after_evaluations_and_at_the_end(tmp_path):
     }
     callback = fnn.log.tensorboard(tmp_path, images=images, figures={"eval/figure": figure})
     Run(evaluate=10).to(25, callback)
+    Run(start=25, evaluate=10).to(30, callback)
     found = {}
     for step, tag, value in values(tmp_path, LegacyEventFileLoader):
         if value.HasField("image"):
@@ -149,15 +150,15 @@ def test_images_and_figures_come_after_evaluations_and_at_the_end(tmp_path):
             assert picture.size == (value.image.width, value.image.height)
             found.setdefault(tag, {})[step] = np.asarray(picture)
     assert {tag: list(steps) for tag, steps in found.items()} == {
-        "eval/shades": [10, 20, 25], "eval/colours/0": [10, 20, 25],
-        "eval/colours/1": [10, 20, 25], "eval/alpha": [10, 20, 25], "eval/late": [25],
-        "eval/figure": [10, 20, 25],
+        "eval/shades": [10, 20, 25, 30], "eval/colours/0": [10, 20, 25, 30],
+        "eval/colours/1": [10, 20, 25, 30], "eval/alpha": [10, 20, 25, 30], "eval/late": [25, 30],
+        "eval/figure": [10, 20, 25, 30],
     }  # fmt: skip
     np.testing.assert_array_equal(found["eval/shades"][10], shades)
     np.testing.assert_array_equal(found["eval/colours/1"][20], np.round(colours[1] * 255))
     np.testing.assert_array_equal(found["eval/alpha"][10][0, 0], [0, 128, 255, 255])
     assert found["eval/figure"][10].shape == (100, 200, 4)
-    assert len(drawn) == 3 and not any(pyplot.fignum_exists(f.number) for f in drawn)
+    assert len(drawn) == 4 and not any(pyplot.fignum_exists(f.number) for f in drawn)
 
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
@@ -187,9 +188,10 @@ def test_in_a_resumed_run_no_value_stands_twice_or_is_missing(tmp_path, saved, k
     run.to(saved, first, end=False)
     state = first.state()
     run.to(killed, first, end=False)
-    for _ in range(2):  # resumed, killed before its first step, and resumed again
+    for last in (saved, killed, saved):  # resumed, killed sooner or later, and resumed again
         second = fnn.log.tensorboard(parts, **options())
         second.restore(jax.tree.map(np.asarray, state))
+        Run(start=saved, evaluate=25).to(last, second, end=False)
     Run(start=saved, evaluate=25).to(100, second)
     assert_right(parts, 100)
     assert sorted(everything(parts)) == sorted(everything(whole))

@@ -1,5 +1,6 @@
 """The table shows the last values, and survives whatever the files and the terminal are."""
 
+import io
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import fnn
 from fnn.log import terminal
@@ -73,6 +75,16 @@ def test_without_unicode_it_is_ascii(path):
     out = done.stdout.decode("ascii")
     assert done.returncode == 0 and not done.stderr
     assert "train/loss" in out and "eval/accuracy" in out and "@" in out
+
+
+@pytest.mark.parametrize("width", [6, 12, 40, 100])
+def test_ascii_at_any_width(path, width):
+    tail = terminal.Tail(path)
+    tail.update()
+    text = io.StringIO()
+    look = terminal.Look(width, 8, plain=True)
+    Console(file=text, width=width, highlight=False).print(terminal.view([tail], look, 0.0))
+    assert text.getvalue().isascii() and "and 1 more" in " ".join(text.getvalue().split())
 
 
 def test_a_growing_file_is_read_on_and_a_cut_one_again(tmp_path):
