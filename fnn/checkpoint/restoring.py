@@ -159,7 +159,7 @@ class _Saved:
         start, stop = said["bytes"]
         data = self.bytes_of(said["file"])[start:stop]
         data = np.array(data)  # one read; what is checked is what is used
-        if zlib.crc32(data) != said["crc32"]:
+        if zlib.crc32(memoryview(data)) != said["crc32"]:
             raise self._damage(names, "does not have its crc32")
         return from_bytes(data, entry, said["shape"])
 
@@ -208,7 +208,7 @@ class _Saved:
         if "value" in entry:
             return entry["value"]
         whole = self.whole(names)
-        return jax.random.wrap_key_data(whole, impl=entry["impl"]) if "key" in entry else whole
+        return _wrapped(whole, entry)
 
     def _damage(self, names: Path, what: str) -> CheckpointError:
         return CheckpointError(
@@ -216,6 +216,10 @@ class _Saved:
             f"{joined(names)}, which {what}",
             "take another checkpoint",
         )
+
+
+def _wrapped(values: Any, entry: Entry) -> Any:
+    return jax.random.wrap_key_data(values, impl=entry["impl"]) if "key" in entry else values
 
 
 def _check_same(directory: pathlib.Path, saved: dict, wanted: dict) -> None:
@@ -294,4 +298,4 @@ def _like(names: Path, leaf: Any, saved: _Saved, sharding: Sharding | None) -> A
     else:
         region = functools.partial(saved.region, names)
         values = jax.make_array_from_callback(shape, sharding, region)
-    return jax.random.wrap_key_data(values, impl=entry["impl"]) if "key" in entry else values
+    return _wrapped(values, entry)

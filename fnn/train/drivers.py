@@ -60,7 +60,7 @@ def calls(
     """
     chunk = checks.count("chunk", chunk)
     if callable(data) or hasattr(data, "__next__"):
-        stream = _checked_stream(data, driver)
+        stream: Any = _checked_stream(data, driver)
 
         def from_stream(epoch, skipped):
             return itertools.islice(stream(epoch), skipped, None)
@@ -106,7 +106,7 @@ def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[
     return scanned
 
 
-def _checked_stream(data: Any, driver: str) -> Callable[[int], Iterable[Any]]:
+def _checked_stream(data: Any, driver: str) -> Any:
     if not callable(data):
         raise errors.InputError(
             "arrays, or a function of the epoch",

@@ -39,7 +39,8 @@ class Event(NamedTuple):
       the device; reading a value waits for it.
     - `evaluation`: `{"eval/loss": ...}` right after an evaluation, else `{}`.
     - `ended`: why the run ended, in the last event that a callback sees, else "".
-    - `rows(after)`: the `Row` of each step after step `after`, on the host; waits for the device.
+    - `rows(after, until=inf)`: the `Row` of each step after step `after`, up to `until`, on the
+      host; waits for the device. It may be called later too.
     - `saved()`: all that the run needs to go on from here, as a tree: the fields of the training
       state, and under "fit" the history and the state of the callbacks.
     - `replay(train_state)`: takes the steps from an earlier training state, or from the start of
@@ -52,7 +53,7 @@ class Event(NamedTuple):
     metrics: Mapping[str, jax.Array]
     evaluation: Mapping[str, Any]
     ended: str
-    rows: Callable[[int], list[Row]]
+    rows: Callable[..., list[Row]]
     saved: Callable[[], Tree]
     replay: Callable[[TrainState | None], Iterator[Replayed]]
 

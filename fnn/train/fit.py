@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -56,6 +57,7 @@ def fit(
       answer ends the run. `fnn.train.patience` is early stopping, `fnn.checkpoint.Keeper` saves
       checkpoints, `fnn.log` has logs. Scans of several steps are cut where a callback's `every` or
       `evaluate_every` asks for it, and each new length of a scan is compiled once.
+      If the run ends with an error, they see an event that has `ended`, but a Keeper does not.
     - `resume`: a `fnn.checkpoint.Keeper`. If it has a checkpoint, the run goes on from the newest,
       in the middle of an epoch if it was saved there, with its history and the state of its
       callbacks, and ends bitwise as if it had never stopped. A function of the epoch is asked for
@@ -97,7 +99,7 @@ def fit(
         why = start.ended or f"{epochs} epochs"
         return run.finish(train_state, why), run.returned(why)
     cuts = [every, *(_every(callback) for callback in watchers.all)]
-    with Bar(total and epochs * total, progress) as bar:
+    with run.told_of_errors(), Bar(total and epochs * total, progress) as bar:
         bar.advance(run.history.end - run.history.begun)
         taken = start.taken
         for epoch in range(start.epoch, epochs):
@@ -225,6 +227,19 @@ class _Run:
         for callback in savers:
             callback(self._event(train_state, shown, stop.why, final))
         return result if stop.final else train_state, stop.why
+
+    @contextlib.contextmanager
+    def told_of_errors(self) -> Iterator[None]:
+        """Let the callbacks end what they write, when a run ends with an error."""
+        try:
+            yield
+        except BaseException as error:
+            event = self._event(self.start, {}, f"{type(error).__name__}: {error}", "")
+            for callback in self.watchers.all:
+                if callback not in self.watchers.savers:
+                    with contextlib.suppress(Exception):
+                        callback(event)
+            raise
 
     def finish(self, train_state: TrainState, why: str) -> TrainState:
         """What a run that is resumed after its end returns."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -49,30 +50,29 @@ class History:
         call = self.calls[-1]
         return {f"train/{name}": value for name, value in call.at(-1).items()}
 
-    def before_last(self) -> dict[str, Any]:
+    def before_last(self) -> Mapping[str, Any]:
         """The metrics of the last step but one call, which the device has likely computed."""
         if len(self.calls) < 2:
             return {}
         call = self.calls[-2]
         return call.at(-1)
 
-    def rows(self, after: int) -> list[Row]:
-        """The steps after a given one, on the host."""
+    def rows(self, after: int, until: float = math.inf) -> list[Row]:
+        """The steps after a given one, up to another, on the host."""
         calls = []
         for call in reversed(self.calls):
             if call.end <= after:
                 break
             calls.append(call)
+        calls = [call for call in calls[::-1] if call.end - call.count < until]
         rows = []
         for call, metrics in zip(calls, jax.device_get([c.metrics for c in calls]), strict=True):
-            epochs = np.broadcast_to(call.epoch, call.count)
-            for i in reversed(range(call.count)):
-                step = call.end - call.count + i + 1
-                if step > after:
-                    own = call._replace(metrics=metrics).at(i)
-                    named = {f"train/{name}": value for name, value in own.items()}
-                    rows.append(Row(step, int(epochs[i]), named))
-        return rows[::-1]
+            epochs, first = np.broadcast_to(call.epoch, call.count), call.end - call.count + 1
+            for step in range(max(first, after + 1), int(min(call.end, until)) + 1):
+                own = call._replace(metrics=metrics).at(step - first)
+                named = {f"train/{name}": value for name, value in own.items()}
+                rows.append(Row(step, int(epochs[step - first]), named))
+        return rows
 
     def columns(self) -> dict[str, Any]:
         """{"train": {name: [steps]}, "eval": {name: [evaluations]}, "eval_step": [evaluations]}."""

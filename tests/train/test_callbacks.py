@@ -132,3 +132,22 @@ def test_fit_owns_its_state_and_leaves_yours(driver):
     train.fit(step, ts, data(), epochs=2, callbacks=[lambda e: states.append(e)], **options)
     assert_same_bits(jax.tree.map(np.array, ts._replace(key=None)), before)
     assert states[0].train_state.params["dense1"]["kernel"].is_deleted()
+
+
+def test_an_error_is_told_to_callbacks_and_raised():
+    seen = []
+
+    def fails(event):
+        seen.append((event.step, event.ended, len(event.rows(0))))
+        if event.step == 3 and not event.ended:
+            raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        fit(fails)
+    assert seen[-1] == (3, "RuntimeError: a fault", 3)
+
+
+def test_rows_between_steps():
+    seen = []
+    fit(lambda event: seen.append([row.step for row in event.rows(1, 3)]), driver="chunk", chunk=3)
+    assert seen[0] == [2, 3] and seen[-1] == [2, 3]
