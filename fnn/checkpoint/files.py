@@ -172,7 +172,7 @@ def open_arrays(directory: pathlib.Path, process: int, said: dict) -> np.ndarray
         if file.stat().st_size != size:
             raise ValueError(f"has {file.stat().st_size} bytes, not {size}")
         whole = np.memmap(file, np.uint8, "r")
-        if zlib.crc32(memoryview(whole[:header])) != said["crc32"]:
+        if zlib.crc32(whole[:header].data) != said["crc32"]:
             raise ValueError("has a damaged header")
         return whole[header:]
 

@@ -159,7 +159,7 @@ class _Saved:
         start, stop = said["bytes"]
         data = self.bytes_of(said["file"])[start:stop]
         data = np.array(data)  # one read; what is checked is what is used
-        if zlib.crc32(memoryview(data)) != said["crc32"]:
+        if zlib.crc32(data.data) != said["crc32"]:
             raise self._damage(names, "does not have its crc32")
         return from_bytes(data, entry, said["shape"])
 
