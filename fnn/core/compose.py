@@ -142,7 +142,7 @@ class Sublayer:
         return carry(self.params, *xs)
 
     def __call__(self, *xs, **inputs) -> Any:
-        with errors.at(self._name):
+        with errors.at(self._name), jax.named_scope(self._name):
             layer = self._call.layers[self._name]
             xs = by_position(inputs_of(layer), xs, inputs) if inputs else xs
             if self._call.declared is not None:
