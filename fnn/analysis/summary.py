@@ -11,6 +11,7 @@ import jax
 
 from fnn import tree
 from fnn.analysis.flops import operations
+from fnn.analysis.units import of_bytes, short
 from fnn.core import errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.inputs import by_position
@@ -76,11 +77,11 @@ class Summary:
         except ImportError:
             raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
         table = Table(show_footer=True)
-        total = f"{self.params:,}\n{_bytes(self.nbytes)}"
+        total = f"{self.params:,}\n{of_bytes(self.nbytes)}"
         total += f"\n{self.frozen:,} frozen" if self.frozen else ""
         for header, footer in (("layer", "total"), ("output", "")):
             table.add_column(header, footer, no_wrap=True)
-        for header, footer in (("params", total), ("FLOPs", _short(self.flops))):
+        for header, footer in (("params", total), ("FLOPs", short(self.flops))):
             table.add_column(header, footer, no_wrap=True, justify="right")
         for row in self.rows:
             if row.leaf or len(self.rows) == 1:
@@ -88,7 +89,7 @@ class Summary:
                 output = times + _shapes(row.output)
                 params = f"{row.params:,}" if row.params else ""
                 table.add_row(
-                    row.path or row.kind, output, params, _short(row.flops) if row.flops else ""
+                    row.path or row.kind, output, params, short(row.flops) if row.flops else ""
                 )
         return table
 
@@ -183,17 +184,3 @@ def _times(row: Row, n: int) -> Row:
 
 def _shapes(output: Tree) -> str:
     return ", ".join(errors.show(a).replace(" float32", "") for a in jax.tree.leaves(output))
-
-
-def _short(n: int) -> str:
-    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return str(n)
-
-
-def _bytes(n: int) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} B"
