@@ -83,8 +83,10 @@ class Program(NamedTuple):
             return self._of_fusion(self.computations[one.called[0]], one.nbytes, sizes)
         if one.opcode in ("dynamic-slice", "gather"):
             return 2 * one.nbytes + sum(sizes[1:])
-        if one.opcode in ("dynamic-update-slice", "scatter"):  # in place
-            return sum(sizes[1:]) + (sizes[1] if one.opcode == "dynamic-update-slice" else sizes[-1])
+        if one.opcode == "dynamic-update-slice":  # in place: (array, update, *start)
+            return sizes[1] + sum(sizes[1:])
+        if one.opcode == "scatter":  # in place: (array, indices, updates)
+            return sizes[-1] + sum(sizes[1:])
         return one.nbytes + sum(sizes)
 
     def _of_fusion(self, fused: dict[str, Instruction], written: int, sizes: list[int]) -> int:
@@ -93,7 +95,7 @@ class Program(NamedTuple):
         read = 0
         for parameter, size in zip(parameters, sizes, strict=False):
             users = [one for one in fused.values() if parameter.name in one.operands]
-            parts = [_part(one, parameter.name, fused) for one in users]
+            parts = [_part(one, parameter.name) for one in users]
             read += size if None in parts else min(size, sum(p for p in parts if p is not None))
         updates = [fused[u.operands[1]].nbytes for u in fused.values() if _updates_all(u, written)]
         return read + (min(written, sum(updates)) if updates else written)
@@ -144,7 +146,7 @@ def _array_bytes(found: re.Match[str]) -> int:
     return math.prod(sizes) * bits // 8
 
 
-def _part(user: Instruction, name: str, fused: dict[str, Instruction]) -> int | None:
+def _part(user: Instruction, name: str) -> int | None:
     """The bytes of an operand that an instruction reads if it takes a slice, else None."""
     if user.operands[0] == name and user.operands.count(name) == 1:
         if user.opcode in ("dynamic-slice", "gather"):

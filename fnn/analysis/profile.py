@@ -17,7 +17,7 @@ import jax
 
 from fnn.analysis.flops import operations
 from fnn.analysis.hlo import Program, parse
-from fnn.analysis.scopes import Place, in_program
+from fnn.analysis.scopes import Place, in_program, prefixes, strays
 from fnn.analysis.units import of_bytes, of_seconds, short
 from fnn.core import checks, errors
 
@@ -65,12 +65,17 @@ class Profile:
         rows = [
             row
             for row in self.rows
-            if (row.path == path or row.path.startswith(below))
-            and backward in (None, row.backward)
+            if (row.path == path or row.path.startswith(below)) and backward in (None, row.backward)
         ]
         times = [row.seconds for row in rows if row.seconds is not None]
-        counts = (sum(getattr(row, name) for row in rows) for name in ("calls", "flops", "nbytes"))
-        return Row(path, bool(backward), *counts, None if self.note else sum(times))
+        return Row(
+            path,
+            bool(backward),
+            sum(row.calls for row in rows),
+            sum(row.flops for row in rows),
+            sum(row.nbytes for row in rows),
+            None if self.note else sum(times),
+        )
 
     def __str__(self) -> str:
         return _table(self)
@@ -105,7 +110,7 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
     repeats = checks.count("repeats", repeats)
     traced = jax.jit(lambda *args: fn(*args)).trace(*args)  # its own jit donates nothing
     counted = operations(traced.jaxpr.jaxpr)
-    known = {op.place.names[:n] for op in counted for n in range(1, len(op.place.names) + 1)}
+    known = prefixes(op.place for op in counted)
     compiled = traced.lower().compile()
     program = parse(compiled.as_text() or "")
     places = {name: in_program(text, known) for name, text in program.names().items()}
@@ -120,31 +125,29 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
 def _rows(
     counted: list, program: Program, places: dict[str, Place], seconds: dict[str, float], note: str
 ) -> tuple[Row, ...]:
-    flops, calls, nbytes, times = Counter(), Counter(), Counter(), Counter()
-    order: dict[tuple[str, bool], None] = {}  # as a set that keeps its order
+    moved = strays(op.place for op in counted)
+    costs: dict[tuple[str, bool], list] = defaultdict(lambda: [0, 0, 0, 0.0])
+
+    def at(place: Place) -> list:
+        nowhere = "(loss)" if place.differentiated else "(other)"
+        names = moved.get(place.names, place.names)
+        return costs["/".join(names) or nowhere, place.backward]
+
     for op in counted:
-        at = _label(op.place)
-        order[at] = None
-        flops[at] += op.times * op.flops
+        at(op.place)[1] += op.times * op.flops
     for instruction, n, each in program.moved():
-        at = _label(places[instruction.name])
-        calls[at] += n
-        nbytes[at] += n * each
+        cost = at(places[instruction.name])
+        cost[0] += n
+        cost[2] += n * each
     for name, each in seconds.items():
-        times[_label(places[name])] += each
-    paths = dict.fromkeys(path for path, _ in [*order, *calls, *times])
-    ordered = sorted(paths, key=lambda path: path.startswith("("))
-    return tuple(
-        Row(path, way, calls[at], flops[at], nbytes[at], None if note else times[at])
-        for path in ordered
-        for way in (False, True)
-        if (at := (path, way)) in flops | calls | times
-    )
-
-
-def _label(place: Place) -> tuple[str, bool]:
-    nowhere = "(loss)" if place.differentiated else "(other)"
-    return "/".join(place.names) or nowhere, place.backward
+        at(places[name])[3] += each
+    paths = sorted(dict.fromkeys(path for path, _ in costs), key=lambda path: path.startswith("("))
+    rows = []
+    for key in ((path, way) for path in paths for way in (False, True)):
+        if any(cost := costs.get(key, ())):
+            calls, flops, nbytes, time = cost
+            rows.append(Row(*key, calls, flops, nbytes, None if note else time))
+    return tuple(rows)
 
 
 # --- times
@@ -214,12 +217,16 @@ def own_seconds(events: list[dict], names: Iterable[str]) -> dict[str, float]:
 def _table(found: Profile) -> str:
     """Forward and backward side by side, a line for each path, and the totals."""
     timed = not found.note
-    measure = "seconds" if timed else "flops"
+    measure, kind = ("seconds", "time") if timed else ("flops", "FLOPs")
     whole = getattr(found.under(""), measure)
     rows = {(row.path, row.backward): row for row in found.rows}
     lines = [
         ["", "FLOPs", "", "bytes", "", *(["time", ""] if timed else []), "share"],
-        ["path", *["forward", "backward"] * (3 if timed else 2), "of " + measure],
+        [
+            "path",
+            *["forward", "backward"] * (3 if timed else 2),
+            "of time" if timed else "of FLOPs",
+        ],
     ]
     for path in dict.fromkeys(row.path for row in found.rows):
         lines.append(_line(path, [rows.get((path, way)) for way in (False, True)], whole, timed))

@@ -8,7 +8,7 @@ Every layer runs under `jax.named_scope` of its name, so operations carry names 
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 _JIT = re.compile(r"\bp?jit\([^()]*\)")  # holds the name of a function, not of a scope
@@ -60,6 +60,25 @@ def in_program(text: str, known: Container[tuple[str, ...]]) -> Place:
         if (*names, name) in known:
             names = (*names, name)
     return place._replace(names=names)
+
+
+def prefixes(places: Iterable[Place]) -> dict[tuple[str, ...], None]:
+    """All paths of these places and all paths above them, in order."""
+    paths = (place.names for place in places)
+    return dict.fromkeys(names[:n] for names in paths for n in range(1, len(names) + 1))
+
+
+def strays(places: Iterable[Place]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Where names belong that have lost those around a loop.
+
+    When JAX differentiates a scan, it moves what is the same in every step out of it, and with it
+    only the names inside. It belongs to the first path of the network that ends so.
+    """
+    places = list(places)
+    whole = prefixes(place for place in places if place.differentiated)
+    lost = {place.names for place in places if place.names and not place.differentiated}
+    ends = ((names, [path for path in whole if path[-len(names) :] == names]) for names in lost)
+    return {names: paths[0] for names, paths in ends if paths and names not in whole}
 
 
 def _names(text: str) -> tuple[str, ...]:
