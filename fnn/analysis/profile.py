@@ -144,8 +144,8 @@ def _rows(
     paths = sorted(dict.fromkeys(path for path, _ in costs), key=lambda path: path.startswith("("))
     rows = []
     for key in ((path, way) for path in paths for way in (False, True)):
-        if any(cost := costs.get(key, ())):
-            calls, flops, nbytes, time = cost
+        if any(costs.get(key, ())):
+            calls, flops, nbytes, time = costs[key]
             rows.append(Row(*key, calls, flops, nbytes, None if note else time))
     return tuple(rows)
 
