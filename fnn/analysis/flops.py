@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from fnn.analysis.scopes import Place
 
 # These only move, select or create values.
 _FREE = frozenset(
@@ -29,31 +31,57 @@ def count_flops(fn: Callable, *args: Any) -> int:
     >>> count_flops(lambda x, w: jnp.tanh(x @ w), jnp.ones((2, 3)), jnp.ones((3, 4)))
     56
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return sum(op.times * op.flops for op in operations(jax.make_jaxpr(fn)(*args).jaxpr))
 
 
-def _count(jaxpr: Any, wanted: list[bool] | None = None) -> int:
-    """The operations on which the results depend, or only those results that are `wanted`."""
+class Operation(NamedTuple):
+    """An equation of a jaxpr, with those inside loops and calls told apart.
+
+    - `place`: its names; `times`: how often it runs; `flops`: of one run.
+    """
+
+    place: Place
+    times: int
+    flops: int
+
+
+def operations(jaxpr: Any) -> list[Operation]:
+    """The operations on which the results of a jaxpr depend, in order, as `count_flops` counts."""
+    return _operations(jaxpr, Place(), 1)
+
+
+def _operations(
+    jaxpr: Any, place: Place, times: int, wanted: list[bool] | None = None
+) -> list[Operation]:
+    """Those on which the results depend, or only those results that are `wanted`."""
     results = [v for i, v in enumerate(jaxpr.outvars) if wanted is None or wanted[i]]
     needed = {v for v in results if not hasattr(v, "val")}  # a literal needs nothing
-    total = 0
+    found = []
     for eqn in reversed(jaxpr.eqns):
         used = [v in needed and math.prod(getattr(v.aval, "shape", ())) > 0 for v in eqn.outvars]
         if any(used):
-            total += _count_equation(eqn, used)
+            found.append(_of_equation(eqn, used, place, times))
             needed.update(v for v in eqn.invars if not hasattr(v, "val"))
-    return total
+    return [op for each in reversed(found) for op in each]
 
 
-def _count_equation(eqn: Any, used: list[bool]) -> int:
+def _of_equation(eqn: Any, used: list[bool], place: Place, times: int) -> list[Operation]:
     name = eqn.primitive.name
+    remat = name.startswith(("remat", "checkpoint"))
+    place = place.inside(str(eqn.source_info.name_stack), remat)
     if name == "custom_linear_solve":  # its other jaxprs are for derivatives
-        return _count(eqn.params["jaxprs"].solve.jaxpr, used)
-    inner = [_count(jaxpr) for jaxpr in _inner(eqn.params)]
+        return _operations(eqn.params["jaxprs"].solve.jaxpr, place, times, used)
+    times *= eqn.params["length"] if name == "scan" else 1
+    inner = [_operations(jaxpr, place, times) for jaxpr in _inner(eqn.params)]
+    if name == "cond":
+        return max(inner, key=lambda ops: sum(op.times * op.flops for op in ops))
     if inner:
-        if name == "cond":
-            return max(inner)
-        return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
+        return [op for each in inner for op in each]
+    return [Operation(place, times, _flops(eqn))]
+
+
+def _flops(eqn: Any) -> int:
+    name = eqn.primitive.name
     out: Any = eqn.outvars[0].aval
     first: Any = eqn.invars[0].aval if eqn.invars else out
     if name in _FREE or not jnp.issubdtype(getattr(out, "dtype", bool), jnp.inexact):

@@ -1,4 +1,4 @@
-"""Plots of training runs: each function returns a matplotlib figure and does not show it.
+"""Plots of training runs and profiles: functions that return a matplotlib figure, not shown.
 
 They need the extra `plot`. Functions that take `axes` draw into them if given, else into a new
 figure; `figure.savefig(path)` writes it to a file.
@@ -17,12 +17,13 @@ from jax.typing import ArrayLike
 from fnn import tree
 from fnn.analysis.figures import new_axes, plain, pyplot
 from fnn.analysis.monitoring import calibration_over_time, drift
+from fnn.analysis.profile import Profile
 from fnn.core import checks, errors
 from fnn.core.types import Tree
 
 __all__ = [
     "calibration_over_time", "confusion", "curves", "drift", "filters", "heat_map", "histograms",
-    "metric", "runs",
+    "metric", "profile", "runs",
 ]  # fmt: skip
 
 
@@ -357,6 +358,58 @@ def histograms(params: Tree, *, bins: int = 50, columns: int = 3) -> Any:
         axes.set(yticks=[])
         plain(figure, axes)
     return figure
+
+
+@errors.named
+def profile(found: Profile, *, of: str | None = None, most: int = 25, axes: Any = None) -> Any:
+    """The costs of a `fnn.analysis.profile` by path, as bars: the forward pass, then the backward.
+
+    - `of`: "seconds", "flops", "nbytes" or "calls"; None is seconds, or flops without times.
+    - `most`: the number of paths; the largest are drawn, in the order of the network.
+
+    The number at each bar is its share of the whole program.
+
+    >>> import matplotlib; matplotlib.use("Agg")
+    >>> import fnn
+    >>> net = fnn.serial(fnn.dense(8), fnn.dense(3))
+    >>> params, _ = net.init(jax.random.key(0), (2, 4))
+    >>> figure = profile(fnn.analysis.profile(net, params, jax.ShapeDtypeStruct((2, 4), float)))
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['dense1', 'dense2']
+    """
+    of = of or ("flops" if found.note else "seconds")
+    checks.choice("of", of, ("calls", "flops", "nbytes", "seconds"))
+    if of == "seconds" and found.note:
+        raise errors.OptionError('of="flops", "nbytes" or "calls"', found.note, "choose one")
+    ways = {path: [0.0, 0.0] for path in dict.fromkeys(row.path for row in found.rows)}
+    for row in found.rows:
+        ways[row.path][row.backward] += getattr(row, of)
+    largest = sorted(ways, key=lambda path: -sum(ways[path]))[: checks.count("most", most)]
+    ways = {path: two for path, two in ways.items() if path in largest and sum(two)}
+    if axes is None:
+        size = (6, 0.9 + 0.24 * max(len(ways), 3))
+        axes = pyplot().subplots(figsize=size, layout="constrained")[1]
+    whole, y = getattr(found.under(""), of), np.arange(len(ways))
+    values, left = np.array(list(ways.values())).reshape(-1, 2), np.zeros(len(ways))
+    for name, part in zip(("forward", "backward"), values.T, strict=True):
+        if part.any():
+            axes.barh(y, part, 0.7, left, label=name)
+        left = left + part
+    for at, total in enumerate(left):  # now the ends of the bars
+        axes.annotate(f"{total / whole:.1%}", (total, at), (3, 0), fontsize=8, va="center",
+                      textcoords="offset points")  # fmt: skip
+    axes.set_yticks(y, list(ways))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    units = {"seconds": "s", "flops": "", "nbytes": "B", "calls": ""}
+    labels = {"seconds": "time", "flops": "FLOPs", "nbytes": "bytes", "calls": "operations"}
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(units[of]))
+    axes.set(xlabel=labels[of])
+    axes.set_xlim(0)
+    axes.legend(frameon=False, loc="lower right")
+    return plain(axes.figure, axes)
 
 
 # --- shared helpers

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 
 from fnn import tree
-from fnn.analysis.flops import count_flops
+from fnn.analysis.flops import operations
+from fnn.analysis.units import of_bytes, short
 from fnn.core import errors
 from fnn.core.declarations import Param, arrays_of
 from fnn.core.inputs import by_position
@@ -30,7 +32,7 @@ class Row(NamedTuple):
     - `output`: of one call, a tree of ShapeDtypeStructs.
     - `copies`: the number of copies that `repeat` and `ensemble` make of it.
     - `params`, `state`: the numbers of values in all copies; `frozen`: of frozen params.
-    - `flops`: of all calls of all copies.
+    - `flops`: of all calls of all copies, sublayers included; a cell's in every step of its `rnn`.
     - `leaf`: whether it has no sublayers.
     """
 
@@ -75,11 +77,11 @@ class Summary:
         except ImportError:
             raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
         table = Table(show_footer=True)
-        total = f"{self.params:,}\n{_bytes(self.nbytes)}"
+        total = f"{self.params:,}\n{of_bytes(self.nbytes)}"
         total += f"\n{self.frozen:,} frozen" if self.frozen else ""
         for header, footer in (("layer", "total"), ("output", "")):
             table.add_column(header, footer, no_wrap=True)
-        for header, footer in (("params", total), ("FLOPs", _short(self.flops))):
+        for header, footer in (("params", total), ("FLOPs", short(self.flops))):
             table.add_column(header, footer, no_wrap=True, justify="right")
         for row in self.rows:
             if row.leaf or len(self.rows) == 1:
@@ -87,7 +89,7 @@ class Summary:
                 output = times + _shapes(row.output)
                 params = f"{row.params:,}" if row.params else ""
                 table.add_row(
-                    row.path or row.kind, output, params, _short(row.flops) if row.flops else ""
+                    row.path or row.kind, output, params, short(row.flops) if row.flops else ""
                 )
         return table
 
@@ -111,8 +113,9 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
     - `train`: whether to count the operations of training mode.
 
     FLOPs are those of one forward pass on `xs` (see `count_flops`). The row of a body includes what
-    it computes between its sublayers. A layer called twice has one row, with the FLOPs of both
-    calls. `print` shows the table, which needs the extra `table`.
+    it computes between its sublayers. A layer called many times has one row, with the FLOPs of all
+    calls: of n members in `repeat` and `ensemble`, of T steps for a cell in `rnn`. `print` shows
+    the table, which needs the extra `table`.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
@@ -120,38 +123,43 @@ def summary(net: Layer, *xs: Any, train: bool = False, **inputs: Any) -> Summary
     >>> found.params, [(row.path, row.params) for row in found.rows]
     (67, [('dense1', 40), ('relu_1', 0), ('dense2', 27), ('', 67)])
     """
-    found: dict[str, Row] = {}
+    net, found = as_layer(net), dict[str, Row]()
 
     def watch(path: str, layer: Layer) -> Layer:
-        def look(xs, calls):
+        def look(*xs):
             (params, state), y = outline(layer, xs)
-            arrays = arrays_of((params, without(_MARK, state)))
-            flops = 0
-            if calls:
-                flops = count_flops(_Run(layer, train), *arrays, *jax.tree.map(struct, xs))
-            again = found.get(path)
-            held = tree.count(held_in(arrays[1]))
-            own, kept = tree.count(arrays[0]) + held, tree.count(arrays[1]) - held
+            specs = arrays_of((params, without(_MARK, state)))
+            held = tree.count(held_in(specs[1]))
+            own, kept = tree.count(specs[0]) + held, tree.count(specs[1]) - held
             output, leaf = jax.tree.map(struct, y), not layer.children
-            found[path] = Row(path, layer.name, output, 1, own, kept, flops, leaf, held)
-            if again:
-                found[path] = again._replace(flops=again.flops + flops)
+            found.setdefault(path, Row(path, layer.name, output, 1, own, kept, 0, leaf, held))
             return (params, {**state, _MARK: Param((), zeros)}), y
 
         def apply(params, state, *xs, key=None, train=False):
             y, after = layer.apply(params, without_here(_MARK, state), *xs, key=key, train=train)
             return y, {**after, _MARK: state[_MARK]} if _MARK in state else after
 
-        alone = traced(lambda *xs: look(xs, calls=False), inputs_of(layer))
-        specs = replace(alone, with_output=lambda *xs: look(xs, calls=True))
-        return replace(layer, specs=specs, apply=apply)
+        return replace(layer, specs=traced(look, inputs_of(layer)), apply=apply)
 
-    watched = as_layer(net).map(watch)
+    watched = net.map(watch)
     xs = tuple(map(as_struct, by_position(inputs_of(watched), xs, inputs)))
     params, state = traced(lambda *xs: outline(watched, xs), inputs_of(watched)).declare(*xs)
-    rows = tuple(_times(row, _copies(state, row.path)) for row in found.values())
     arrays = arrays_of((params, without(_MARK, state)))
+    flops = _flops_by_path(jax.make_jaxpr(_Run(net, train))(*arrays, *xs).jaxpr)
+    rows = tuple(
+        _times(row, _copies(state, path))._replace(flops=flops[path]) for path, row in found.items()
+    )
     return Summary(rows, tree.nbytes(arrays))
+
+
+def _flops_by_path(jaxpr: Any) -> Counter[str]:
+    """The operations of every layer, its sublayers included; the network's are at ""."""
+    found: Counter[str] = Counter()
+    for op in operations(jaxpr):
+        names = op.place.names
+        for depth in range(len(names) + 1):
+            found["/".join(names[:depth])] += op.times * op.flops
+    return found
 
 
 class _Run(NamedTuple):
@@ -170,23 +178,9 @@ def _copies(state: Tree, path: str) -> int:
 
 
 def _times(row: Row, n: int) -> Row:
-    counts = {name: n * getattr(row, name) for name in ("params", "state", "frozen", "flops")}
+    counts = {name: n * getattr(row, name) for name in ("params", "state", "frozen")}
     return row._replace(copies=n, **counts)
 
 
 def _shapes(output: Tree) -> str:
     return ", ".join(errors.show(a).replace(" float32", "") for a in jax.tree.leaves(output))
-
-
-def _short(n: int) -> str:
-    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return str(n)
-
-
-def _bytes(n: int) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} B"

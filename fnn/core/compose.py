@@ -29,7 +29,8 @@ def compose(*bodies: Callable, **layers: Layer | Callable) -> Callable[[Callable
     state and key for this call; calling it twice shares its weights. `f.name.params` are its
     params, and `f.name.params_for(x)` those for inputs like x, without a call. `f.key("noise")` is
     a key of the body's own, `f.train` the mode, and `f.note("balance", value)` passes a scalar to
-    the training loop (see `fnn.notes`).
+    the training loop (see `fnn.notes`). A sublayer runs under `jax.named_scope` of its name, so that
+    profiles and compiled programs speak of "blocks/attention/q".
 
     Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
     params, and TransformError if one needs its key, or changes its state, inside a transform that
@@ -142,7 +143,7 @@ class Sublayer:
         return carry(self.params, *xs)
 
     def __call__(self, *xs, **inputs) -> Any:
-        with errors.at(self._name):
+        with errors.at(self._name), jax.named_scope(self._name):
             layer = self._call.layers[self._name]
             xs = by_position(inputs_of(layer), xs, inputs) if inputs else xs
             if self._call.declared is not None:

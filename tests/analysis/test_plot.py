@@ -7,6 +7,7 @@ import pytest
 import fnn
 from fnn import errors
 from fnn.analysis import plot
+from fnn.analysis.profile import Profile, Row
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -101,6 +102,23 @@ def test_histograms_count_what_is_not_finite():
     figure = plot.histograms({"a": {"w": np.array([1.0, np.nan, 2.0])}, "b": np.zeros((0,))})
     assert [axes.get_title() for axes in figure.axes] == ["a/w, 1 not finite", "b"]
     assert sum(bar.get_height() for bar in figure.axes[0].patches) == 2
+
+
+def rows_of(*rows):
+    return tuple(Row(path, way, 1, flops, 0, time) for path, way, flops, time in rows)
+
+
+def test_a_profile_is_bars_of_both_passes():
+    rows = rows_of(("a", False, 10, 1.0), ("a", True, 20, 4.0), ("b", False, 90, 2.0),
+                   ("(loss)", False, 0, 3.0))  # fmt: skip
+    (axes,) = plot.profile(Profile(rows, 10.0)).figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "(loss)"]
+    bars = [[(bar.get_x(), bar.get_width()) for bar in each] for each in axes.containers]
+    assert bars == [[(0, 1), (0, 2), (0, 3)], [(1, 4), (2, 0), (3, 0)]]
+    assert [text.get_text() for text in axes.texts] == ["50.0%", "20.0%", "30.0%"]
+    (axes,) = plot.profile(Profile(rows, None, "no times"), most=1).figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["b"]
+    assert [text.get_text() for text in axes.texts] == ["75.0%"]
 
 
 def test_given_axes_are_drawn_into():

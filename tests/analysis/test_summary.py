@@ -67,3 +67,39 @@ def test_summary_of_layers_called_twice_in_other_dtypes_and_reparametrized():
         found = summary(net, *shapes)
         assert found.params == sum(a.size for a in jax.tree.leaves(net.init(key(), *shapes)))
         assert {"shared", "table", ""} <= {row.path for row in found.rows}
+
+
+def test_summary_counts_a_cell_in_every_step_of_its_rnn():
+    b, t, m, n = 2, 7, 3, 4
+
+    def add(carry, x):
+        return (carry + x,) * 2
+
+    cell = fnn.cells.serial(
+        up=fnn.dense(n), sum=fnn.cells.as_cell(add, jnp.zeros_like), act=jnp.tanh
+    )
+    dense = 2 * b * m * n + b * n
+    for options in ({}, {"checkpoint_every": 3}, {"reverse": True}):
+        net = fnn.serial(fnn.rnn(cell, **options))
+        rows = {row.path: row for row in summary(net, (b, t, m)).rows}
+        assert rows["rnn1/up"].flops == t * dense
+        assert rows["rnn1/sum"].flops == rows["rnn1/act"].flops == t * b * n
+        assert rows["rnn1/up"].copies == 1 and rows["rnn1/up"].params == m * n + n
+        assert rows["rnn1/up"].output == jax.ShapeDtypeStruct((b, n), jnp.float32)
+        assert rows["rnn1"].flops >= t * (dense + 2 * b * n)
+    cell = fnn.cells.serial(fnn.dense(m), sum=fnn.cells.as_cell(add, jnp.zeros_like))
+    deep = fnn.serial(
+        blocks=fnn.repeat(fnn.serial(fnn.rnn(cell)), 5),
+        members=fnn.ensemble(fnn.serial(fnn.dense(n)), 6),
+    )
+    rows = {row.path: row for row in summary(deep, (b, t, m)).rows}
+    assert rows["blocks/rnn1/dense1"].flops == 5 * t * (2 * b * m * m + b * m)
+    assert rows["blocks/rnn1/dense1"].copies == 5
+    assert rows["members/dense1"].flops == 6 * t * dense
+
+
+def test_summary_of_training_mode_counts_what_it_computes():
+    net = fnn.serial(fnn.rnn(fnn.cells.serial(fnn.cells.gru(3), drop=fnn.dropout(0.5))))
+    rows = [{r.path: r.flops for r in summary(net, (2, 5, 4), train=t).rows} for t in (False, True)]
+    assert rows[0]["rnn1/drop"] == 0 and rows[1]["rnn1/drop"] >= 2 * 5 * 3
+    assert rows[0]["rnn1/gru_cell1"] == rows[1]["rnn1/gru_cell1"] > 5 * 2 * 2 * 7 * 9
