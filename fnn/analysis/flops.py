@@ -67,8 +67,7 @@ def _operations(
 
 def _of_equation(eqn: Any, used: list[bool], place: Place, times: int) -> list[Operation]:
     name = eqn.primitive.name
-    remat = name.startswith(("remat", "checkpoint"))
-    place = place.inside(str(eqn.source_info.name_stack), remat)
+    place = place.inside(str(eqn.source_info.name_stack))
     if name == "custom_linear_solve":  # its other jaxprs are for derivatives
         return _operations(eqn.params["jaxprs"].solve.jaxpr, place, times, used)
     times *= eqn.params["length"] if name == "scan" else 1

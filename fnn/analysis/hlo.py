@@ -105,7 +105,8 @@ def parse(text: str) -> Program:
     """The program that a text holds.
 
     >>> import jax, jax.numpy as jnp
-    >>> text = jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8))).compile().as_text()
+    >>> x = jnp.ones((8, 8))
+    >>> text = jax.jit(jnp.dot).lower(x, x).compile().as_text()
     >>> [(each.times, each.nbytes) for each in parse(text).moved()]
     [(1, 768)]
     """

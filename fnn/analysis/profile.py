@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """The cost of one path, in one call of the function.
 
     - `path`: of a layer, without its sublayers; "(loss)" is what is differentiated and in no layer,
-      "(other)" the rest, such as the optimizer.
+      "(other)" the rest, such as what the compiler copies.
     - `backward`: whether of the backward pass, recomputed values included.
     - `calls`: how many operations of the compiled program ran, a fusion counting one.
     - `flops`: as `count_flops` counts.
@@ -102,9 +102,10 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
     >>> net = fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3))
     >>> params, _ = net.init(jax.random.key(0), (2, 4))
     >>> x = jax.ShapeDtypeStruct((2, 4), jnp.float32)
-    >>> found = fnn.analysis.profile(jax.grad(lambda p, x: net(p, x).sum()), params, x)
-    >>> [(row.path, row.flops) for row in found.rows if row.path == "dense2"]
-    [('dense2', 102), ('dense2', 198)]
+    >>> loss = jax.value_and_grad(lambda params, x: net(params, x).sum())
+    >>> found = fnn.analysis.profile(loss, params, x)
+    >>> [(row.backward, row.flops) for row in found.rows if row.path == "dense2"]
+    [(False, 102), (True, 198)]
     """
     checks.function("fn", fn, "arguments that are trees of arrays")
     repeats = checks.count("repeats", repeats)

@@ -27,22 +27,15 @@ class Place(NamedTuple):
     differentiated: bool = False
     backward: bool = False
 
-    def inside(self, text: str, remat: bool = False) -> Place:
+    def inside(self, text: str) -> Place:
         """The place of an operation named `text`, relative to this one.
-
-        - `remat`: whether it is a `jax.checkpoint`, whose backward pass JAX names twice: a/b/a/b.
 
         >>> Place(("net",)).inside("transpose(jvp(a))/b")
         Place(names=('net', 'a', 'b'), differentiated=True, backward=True)
         """
         backward = self.backward or "transpose(" in text
         differentiated = self.differentiated or backward or "jvp(" in text
-        names, half = _names(text), 0
-        if remat and backward:
-            half = len(names) // 2
-        if half and names[:half] == names[half:]:
-            names = names[half:]
-        return Place(self.names + names, differentiated, backward)
+        return Place(self.names + _names(text), differentiated, backward)
 
 
 def in_program(text: str, known: Container[tuple[str, ...]]) -> Place:
@@ -69,16 +62,34 @@ def prefixes(places: Iterable[Place]) -> dict[tuple[str, ...], None]:
 
 
 def strays(places: Iterable[Place]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Where names belong that have lost those around a loop.
+    """Where names belong that JAX writes otherwise when it differentiates.
 
-    When JAX differentiates a scan, it moves what is the same in every step out of it, and with it
-    only the names inside. It belongs to the first path of the network that ends so.
+    - What is the same in every step of a scan it moves out, and with it only the names inside: it
+      belongs to the first path of the network that ends so.
+    - The backward pass of a function under `jit` or `checkpoint` it names twice: a/b/a/b is a/b.
     """
-    places = list(places)
+    places = dict.fromkeys(places)
+    forward = prefixes(place for place in places if not place.backward)
     whole = prefixes(place for place in places if place.differentiated)
-    lost = {place.names for place in places if place.names and not place.differentiated}
-    ends = ((names, [path for path in whole if path[-len(names) :] == names]) for names in lost)
-    return {names: paths[0] for names, paths in ends if paths and names not in whole}
+    found = {}
+    for names, differentiated, backward in places:
+        if backward and names not in forward:
+            found[names] = _once(names, forward)
+        elif names and not differentiated and names not in whole:
+            found[names] = next((path for path in whole if path[-len(names) :] == names), names)
+    return found
+
+
+def _once(names: tuple[str, ...], known: Container[tuple[str, ...]]) -> tuple[str, ...]:
+    """The names with parts that stand twice in a row taken once, until the path is known."""
+    shorter = (
+        names[:i] + names[i + n :]
+        for n in range(len(names) // 2, 0, -1)
+        for i in range(len(names) - 2 * n + 1)
+        if names[i : i + n] == names[i + n : i + 2 * n]
+    )
+    once = next(shorter, names)
+    return once if once in known or once == names else _once(once, known)
 
 
 def _names(text: str) -> tuple[str, ...]:

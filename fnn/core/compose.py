@@ -29,8 +29,8 @@ def compose(*bodies: Callable, **layers: Layer | Callable) -> Callable[[Callable
     state and key for this call; calling it twice shares its weights. `f.name.params` are its
     params, and `f.name.params_for(x)` those for inputs like x, without a call. `f.key("noise")` is
     a key of the body's own, `f.train` the mode, and `f.note("balance", value)` passes a scalar to
-    the training loop (see `fnn.notes`). A sublayer runs under `jax.named_scope` of its name, so
-    that profiles and compiled programs speak of "blocks/attention/q".
+    the training loop (see `fnn.notes`). Sublayers run under `jax.named_scope` of their names, so
+    profiles and compiled programs speak of "blocks/attention/q".
 
     Raises ComposeError if a declared sublayer is not called, or if two calls of it need different
     params, and TransformError if one needs its key, or changes its state, inside a transform that
