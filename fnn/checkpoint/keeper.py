@@ -20,7 +20,7 @@ from fnn.core import checks, errors
 from fnn.core.errors import CheckpointError
 from fnn.core.types import Tree
 
-NAME = re.compile(r"step-(\d+)")
+NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 LEFTOVER = re.compile(r"\.step-\d+\.[0-9a-f]{8}\.tmp")  # of a save or a deletion that was killed
 
 
@@ -37,8 +37,12 @@ class Keeper:
       NaN never is.
 
     Saving does not wait for the disk: a thread writes a copy. A failure is raised by the next call,
-    and when Python ends. What `wait()` returned from is on the disk to stay. One run at a time
-    writes to a directory; what kills have left over is swept by the first save.
+    and when Python ends. What `wait()` returned from is on the disk to stay. One keeper at a time
+    writes to a directory, others may read; what kills have left over is swept by the first save.
+    Steps only go up: a run that does not resume from the newest has a directory of its own.
+
+    Raises OptionError for an evaluation without the metric, or with one that is not a scalar, and
+    CheckpointError for a step that is not after the newest.
 
     >>> import tempfile, jax.numpy as jnp
     >>> keeper = Keeper(tempfile.mkdtemp(), keep=2, best="eval/loss", mode="min")
@@ -71,6 +75,7 @@ class Keeper:
         self._saving: Saving | None = None
         self._values: dict[int, float] = {}  # of the best metric, by step, as far as read
         self._swept = False
+        self._last: int | None = None  # the step of the last save
 
     def path(self, step: int) -> pathlib.Path:
         """The folder of a step's checkpoint."""
@@ -97,7 +102,12 @@ class Keeper:
         if self._metric is None:
             return math.nan
         if step not in self._values:
-            metrics = inspect(self.path(step)).meta.get("metrics", {})
+            try:
+                metrics = inspect(self.path(step)).meta.get("metrics", {})
+            except CheckpointError:
+                if self.path(step).exists():
+                    raise
+                return math.nan  # the run that writes here has removed it meanwhile
             self._values[step] = float(metrics.get(self._metric, math.nan))
         return self._values[step]
 
@@ -114,7 +124,8 @@ class Keeper:
         - `step`: unless given, `train_state.step`.
         - `metrics`: scalars by name, among them the one that is judged.
 
-        Raises what went wrong with the save before, and CheckpointError for a step that is saved.
+        Raises what went wrong with the save before, and CheckpointError for a step that is not
+        after the newest.
         """
         step = int(train_state.step) if step is None else int(step)
         return self._save({"train_state": train_state}, step, metrics or {}, meta or {})
@@ -123,9 +134,15 @@ class Keeper:
         self.wait()
         if jax.process_index() == 0:
             self._remove_old()
-        scalars = {name: float(v) for name, v in metrics.items() if np.ndim(v) == 0}
+        newest = self.latest()
+        if newest is not None and step <= newest:  # it would be the first to be removed
+            mend = "resume from the newest, or choose another directory or remove what is in it"
+            wanted = f"a step after {newest}, the newest in {self.directory}"
+            raise CheckpointError(wanted, f"step {step}", mend)
+        scalars = {n: float(np.reshape(v, ())) for n, v in metrics.items() if _is_scalar(v)}
         meta = {**meta, "step": step, "metrics": scalars}
         self._saving = save(self.path(step), tree, meta=meta, wait=False)
+        self._last = step
         return self._saving
 
     def wait(self) -> None:
@@ -163,7 +180,7 @@ class Keeper:
         """
         self.wait()
         steps = self.steps()
-        step = max(steps, default=None) if step is None else step
+        newest, step = step is None, max(steps, default=None) if step is None else step
         if step not in steps:
             known = errors.names(map(str, steps))
             mend = "pass one of these, or none for the newest"
@@ -171,6 +188,8 @@ class Keeper:
         try:
             return restore(self.path(step), like, at=at)
         except CheckpointError as error:
+            if newest and not self.path(step).exists() and self.latest() != step:
+                return self.restore(like, at=at)  # another process has gone on meanwhile
             older = [known for known in steps if known < step]
             if older and step == steps[-1]:
                 error.mend += f"; without this folder, a run goes on from step {older[-1]}"
@@ -183,7 +202,7 @@ class Keeper:
 
     def __call__(self, event: Any) -> None:
         """Save, if it is time: see the class."""
-        value = float(event.evaluation.get(self._metric, math.nan))
+        value = self._judged(event.evaluation)
         best = self.best() if not math.isnan(value) else None
         better = not math.isnan(value) and (
             best is None or self._sign * value > self._sign * self._value(best)
@@ -192,7 +211,25 @@ class Keeper:
         evaluated = self._metric is None and math.isinf(self.every) and bool(event.evaluation)
         if due or better or evaluated or event.ended:
             self.wait()
-            if event.step not in self.steps():
+            if event.step != self._last:
                 self._save(event.saved(), event.step, event.evaluation, {})
         if event.ended:
             self.wait()
+
+    def _judged(self, evaluation: Mapping[str, Any]) -> float:
+        """The value of the metric; a NaN if there is none to look for."""
+        if self._metric is None or not evaluation:
+            return math.nan
+        value = evaluation.get(self._metric)
+        if not _is_scalar(value):
+            got = f"{errors.show(value)} among {errors.names(evaluation)}"
+            mend = "evaluate it, or pass another best="
+            raise errors.OptionError(f"a scalar {self._metric}, which Keeper judges", got, mend)
+        return float(np.reshape(value, ()))
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one number; an evaluation may also have trees and vectors."""
+    return (
+        isinstance(value, (int, float, np.ndarray, np.generic, jax.Array)) and np.size(value) == 1
+    )

@@ -20,6 +20,7 @@ from fnn.checkpoint.leaves import (
     Path,
     describe,
     dtype_of,
+    empty,
     entry_of,
     from_bytes,
     is_value,
@@ -33,6 +34,8 @@ from fnn.core.errors import CheckpointError
 from fnn.core.types import Tree
 
 SHOWN = 8  # differences in a message
+PIECE = 1 << 20  # bytes read at a time
+BYTE = np.dtype(np.uint8)
 
 
 class Contents(NamedTuple):
@@ -117,10 +120,10 @@ def restore(
     4
     """
     directory = pathlib.Path(path)
-    saved = _Saved(directory, separate(at))
+    wanted = {names: entry_of(names, leaf) for names, leaf in leaves_of(like)}
+    saved = _Saved(directory, separate(at), may_be_empty=not wanted)
     if like is None:
         return saved.plain()
-    wanted = {names: entry_of(names, leaf) for names, leaf in leaves_of(like)}
     _check_same(directory, saved.entries, wanted)
     placed = _shardings(shardings, like)
     leaves = [
@@ -134,7 +137,7 @@ def restore(
 class _Saved:
     """The leaves of a checkpoint below a path, read and checked when they are asked for."""
 
-    def __init__(self, directory: pathlib.Path, at: Path):
+    def __init__(self, directory: pathlib.Path, at: Path, may_be_empty: bool):
         self.directory = directory
         manifest = read_manifest(directory)
         self.files = manifest["files"]
@@ -144,7 +147,7 @@ class _Saved:
             if tuple(names[: len(at)]) == at:
                 own = tuple(names[len(at) :])
                 self.entries[own], self.slices[own] = entry, slices
-        if not self.entries and at:
+        if not (self.entries or may_be_empty) and at:
             tops = sorted({names[0] for names, *_ in manifest["leaves"] if names})
             mend = "see fnn.checkpoint.inspect(path)"
             raise CheckpointError(f"leaves at {joined(at)}", f"only {errors.names(tops)}", mend)
@@ -157,9 +160,12 @@ class _Saved:
         """One slice, whose sum is checked."""
         entry = self.entries[names]
         start, stop = said["bytes"]
-        data = self.bytes_of(said["file"])[start:stop]
-        data = np.array(data)  # one read; what is checked is what is used
-        if zlib.crc32(data.data) != said["crc32"]:
+        there, data, crc = self.bytes_of(said["file"])[start:stop], empty([stop - start], BYTE), 0
+        for i in range(0, data.size, PIECE):  # one read; what is checked is what is used
+            piece = data[i : i + PIECE]
+            piece[:] = there[i : i + PIECE]
+            crc = zlib.crc32(piece.data, crc)  # while it is in the cache
+        if crc != said["crc32"]:
             raise self._damage(names, "does not have its crc32")
         return from_bytes(data, entry, said["shape"])
 
@@ -172,7 +178,7 @@ class _Saved:
             corners = zip(said["start"], said["shape"], strict=True)
             if [(a, a + n) for a, n in corners] == bounds:
                 return self.piece(names, said)
-        out = np.empty([stop - start for start, stop in bounds], dtype_of(entry))
+        out = empty([stop - start for start, stop in bounds], dtype_of(entry))
         filled = 0
         for said in slices:
             low = [max(a, start) for a, (start, _) in zip(said["start"], bounds, strict=True)]

@@ -57,13 +57,67 @@ def test_wrong_uses_are_refused(tmp_path):
         checkpoint.Keeper(tmp_path, keep=0)
     keeper = checkpoint.Keeper(tmp_path)
     save_all(keeper, [1.0, 2.0])
-    with pytest.raises(errors.CheckpointError, match="does not exist"):
-        keeper.save({}, 2)
+    for step in (1, 2):  # the first would be removed at once
+        with pytest.raises(errors.CheckpointError, match="after 2, the newest.*another directory"):
+            keeper.save({}, step)
     with pytest.raises(errors.CheckpointError, match="among 1, 2"):
         keeper.restore({}, step=3)
     (tmp_path / "step-2" / "manifest.json").unlink()
     with pytest.raises(errors.CheckpointError, match="goes on from step 1"):
         keeper.resume({"w": jnp.zeros(2, int)})
+
+
+def test_a_run_does_not_mix_with_an_older_one(tmp_path):
+    """Its checkpoints would be removed as older than the other's, or not be saved at all."""
+    ts, step = setup()
+    options = {"batch_size": 5, "progress": False}
+    fnn.train.fit(step, ts, data(), epochs=2, callbacks=[checkpoint.Keeper(tmp_path)], **options)
+    for every in (1, 4, 8):
+        keeper = checkpoint.Keeper(tmp_path, every=every)
+        with pytest.raises(errors.CheckpointError, match="after 8, the newest"):
+            fnn.train.fit(step, ts, data(), epochs=2, callbacks=[keeper], **options)
+    assert checkpoint.Keeper(tmp_path).steps() == [8]
+
+
+def test_the_metric_is_there_and_a_scalar(tmp_path):
+    ts, step = setup()
+
+    def run(value, best="eval/m"):
+        keeper = checkpoint.Keeper(tmp_path / str(np.shape(value)), keep=1, best=best)
+        counts = iter(range(0, -4, -1))
+        fnn.train.fit(
+            step, ts, data(), epochs=3, batch_size=5, progress=False, callbacks=[keeper],
+            evaluate=lambda _: {"m": value + next(counts), "tree": {"a": (1.0,)}},
+        )  # fmt: skip
+        return keeper.best(), keeper.steps()
+
+    assert run(np.zeros(())) == run(jnp.zeros((1, 1), int)) == (4, [4, 12])
+    with pytest.raises(errors.OptionError, match="scalar eval/m.*float64"):
+        run(np.zeros(3))
+    with pytest.raises(errors.OptionError, match="scalar eval/n.*among eval/m"):
+        run(np.zeros(2), "eval/n")
+
+
+def test_a_reader_sees_past_what_a_run_removes(tmp_path, monkeypatch):
+    writer = checkpoint.Keeper(tmp_path, keep=1, best="eval/loss", mode="min")
+    save_all(writer, [2.0, 3.0])
+    reader = checkpoint.Keeper(tmp_path, best="eval/loss", mode="min")
+    listed = reader.steps
+
+    def late():
+        """The run goes on between the look at the directory and the look at a checkpoint."""
+        steps = listed()
+        if steps == [1, 2]:
+            writer.save({"w": jnp.full(2, 3)}, 3, metrics={"eval/loss": 1.0}).wait()
+            writer.wait()
+        return steps
+
+    monkeypatch.setattr(reader, "steps", late)
+    assert reader.restore({"w": jnp.zeros(2, int)})["w"].tolist() == [3, 3]
+    assert writer.steps() == [3]
+    (tmp_path / "step-007").mkdir()
+    monkeypatch.setattr(reader, "steps", lambda: [1, 2, *listed()])
+    assert reader.best() == 3 and listed() == [3]
 
 
 def test_a_failure_that_nobody_waits_for_is_told_at_exit(tmp_path):

@@ -181,8 +181,35 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(errors.CheckpointError, match="no folder"):
         checkpoint.restore(tmp_path / "none", {})
     with pytest.raises(errors.CheckpointError, match="only a"):
-        checkpoint.restore(tmp_path / "one", {}, at="b")
+        checkpoint.restore(tmp_path / "one", at="b")
+    with pytest.raises(errors.CheckpointError, match="only a"):
+        checkpoint.restore(tmp_path / "one", {"c": 1}, at="b")
+    with pytest.raises(errors.InputError, match="at f, which jit has not computed"):
+        jax.jit(lambda x: checkpoint.save(tmp_path / "two", {"f": x}) and x)(jnp.ones(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one"]
+
+
+def test_a_part_without_leaves_comes_back(tmp_path):
+    """Such as the state of a network that has none: the files have no trace of it."""
+    tree = {"params": {"w": jnp.ones(2)}, "state": {"dense": {}}, "opt_state": ()}
+    checkpoint.save(tmp_path / "one", tree)
+    assert checkpoint.restore(tmp_path / "one", tree["state"], at="state") == {"dense": {}}
+    assert checkpoint.restore(tmp_path / "one", (), at="opt_state") == ()
+    assert_same(checkpoint.restore(tmp_path / "one", tree), tree)
+
+
+def test_large_arrays_are_read_in_pieces_and_taken_without_a_copy(tmp_path):
+    values = np.random.default_rng(0).standard_normal(2**18 + 3, dtype=np.float32)  # > 1 MiB
+    checkpoint.save(tmp_path / "one", {"w": jnp.asarray(values), "z": np.zeros((0, 2))})
+    whole = checkpoint.restore(tmp_path / "one")
+    assert whole["w"].tobytes() == values.tobytes() and whole["z"].shape == (0, 2)
+    assert whole["w"].ctypes.data % 64 == 0 and whole["w"].flags.writeable
+    file = tmp_path / "one" / "arrays-00000.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1  # in the second piece
+    file.write_bytes(raw)
+    with pytest.raises(errors.CheckpointError, match="crc32"):
+        checkpoint.restore(tmp_path / "one")
 
 
 def corrupted(rng, folder):
