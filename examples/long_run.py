@@ -1,12 +1,13 @@
-"""A training run is killed twice, goes on from its checkpoints, and ends as if nothing had happened.
+"""A training run that is killed twice goes on from its checkpoints, and ends with the same bits.
 
     python examples/long_run.py
-    python examples/long_run.py --kills 130 480 900    # at other steps
+    python examples/long_run.py --kills 130 480 730    # at other steps
 
-A network learns digits in a process of its own, until the validation loss has not improved for six
-epochs. On the way the process gets two SIGKILLs, each in the middle of an epoch, and is started
-again. The run then equals one that nobody killed, bitwise: params, optimizer and every row of the
-log. The best params, after RESULT
+A network learns digits in a process of its own, until the validation loss has not improved for five
+epochs. On the way the process is killed twice (SIGKILL), in the middle of an epoch, and started
+again. It ends with the bits of a run that nobody killed: params, optimizer and every row
+of the log. The best params, of step 750, read 96.2% of 1,000 test digits. 40 s on two cores, half
+of which are the three starts.
 """
 
 import argparse
@@ -22,10 +23,10 @@ import numpy as np
 
 import fnn
 
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 100, 64, 2e-3
-PATIENCE = 6  # epochs
-SAVE_EVERY = 60  # steps
-KILLS = (230, 565)  # steps
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 100, 64, 4e-3
+PATIENCE = 5  # epochs
+SAVE_EVERY = 70  # steps; an epoch has 50
+KILLS = (248, 619)  # steps
 
 net = fnn.serial(
     fnn.conv(8, (3, 3)),
@@ -81,7 +82,7 @@ def kill_at(number):
     return callback
 
 
-def fit(data, out, callbacks=()):
+def fit(data, out, epochs, callbacks=()):
     """The whole run, or what is left of it."""
     train, held, _ = load(data)
     keeper = keeper_in(out)
@@ -89,7 +90,7 @@ def fit(data, out, callbacks=()):
         step,
         start(train),
         train,
-        epochs=EPOCHS,
+        epochs=epochs,
         batch_size=BATCH_SIZE,
         evaluate=fnn.train.evaluator(net, held, measured),
         callbacks=[
@@ -106,88 +107,103 @@ def fit(data, out, callbacks=()):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="mnist_5k", help="mnist_5k, mnist or fashion_mnist")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="at most")
     parser.add_argument("--kills", type=int, nargs="+", default=KILLS, help="steps, in order")
-    parser.add_argument("--life", type=int, help="run until this step, and be killed there")
+    parser.add_argument("--life", type=int, help="run from the newest checkpoint to a kill here")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/long_run"))
     args = parser.parse_args()
 
     if args.life is not None:
-        fit(args.data, args.out, [kill_at(args.life)])
+        fit(args.data, args.out, args.epochs, [kill_at(args.life)])
         return
 
     killed, whole = args.out / "killed", args.out / "whole"
     for directory in (killed, whole):
         shutil.rmtree(directory, ignore_errors=True)  # of an earlier call
-    lives, resumed, keeper = [], [0], keeper_in(killed)
-    for number in (*args.kills, 0):
-        command = [sys.executable, __file__, "--data", args.data, "--out", str(killed)]
-        code = subprocess.run([*command, "--life", str(number)]).returncode
+    keeper, lives, begins = keeper_in(killed), [], [0]
+    for kill in (*args.kills, 0):  # the last life is not killed
+        command = [sys.executable, __file__, "--life", str(kill), "--out", str(killed)]
+        command += ["--data", args.data, "--epochs", str(args.epochs)]
+        code = subprocess.run(command).returncode
+        if code != (-signal.SIGKILL if kill else 0):
+            sys.exit(f"the run that should be killed at step {kill} ended with code {code}")
         lives.append(fnn.log.read(killed / "run.jsonl"))
-        if number:
-            assert code == -signal.SIGKILL, "a run that ends before it is killed"
-            resumed.append(keeper.latest())
-            print(f"killed at step {number}, goes on from the checkpoint of step {resumed[-1]}")
-    assert code == 0
+        if kill:
+            begins.append(keeper.latest() or 0)
+            print(f"killed at step {kill}, goes on from the checkpoint of step {begins[-1]}")
 
     train, _, test = load(args.data)
+    last, why = keeper.restore(start(train)), keeper.restore(at="fit/ended")
     best = keeper.restore(start(train), step=keeper.best())
     accuracy = fnn.train.evaluator(net, test, metrics)(best)["accuracy"]
-    ended = keeper.restore(at="fit/ended")
-    print(f"ended at step {keeper.latest()}: {ended}")
-    print(f"the best params, of step {keeper.best()}: {accuracy:.1%} right on test digits")
+    print(f"ended at step {last.step}: {why}")
+    print(f"the best params, of step {best.step}: {accuracy:.1%} right on test digits")
 
-    result, _ = fit(args.data, whole)  # in one life
-    same = {
-        "last checkpoint": equal(*(keeper_in(out).restore(start(train)) for out in (killed, whole))),
-        "best params": equal(best.params, result.params),
-        "log": equal(*(without_time(fnn.log.read(out / "run.jsonl")) for out in (killed, whole))),
-    }
-    print("bitwise equal to the run that nobody killed:", same)
+    result, _ = fit(args.data, whole, args.epochs)
+    wanted = keeper_in(whole).restore(start(train))
+    logs = [fnn.log.read(directory / "run.jsonl") for directory in (killed, whole)]
+    print("the same bits as in a run that nobody killed:")
+    print(f"  params and optimizer at the end: {same(last[:-1], wanted[:-1])}")  # all but the key
+    print(f"  best params: {same(best.params, result.params)}")
+    print(f"  log of {len(logs[0]['step']):,} rows: {same(*map(without_time, logs))}")
 
-    draw(lives, args.kills, resumed, keeper.best(), args.out / "long_run.png")
+    draw(lives, args.kills, begins, best.step, args.out / "long_run.png")
     print(f"picture: {args.out / 'long_run.png'}")
 
 
-def equal(a, b):
+def same(a, b):
     """Whether two trees have the same bits."""
-    bits = [[fnn_bytes(leaf) for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
-    return jax.tree.structure(a) == jax.tree.structure(b) and bits[0] == bits[1]
-
-
-def fnn_bytes(leaf):
-    is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+    leaves = [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)] for tree in (a, b)]
+    return jax.tree.structure(a) == jax.tree.structure(b) and leaves[0] == leaves[1]
 
 
 def without_time(columns):
     return {name: values for name, values in columns.items() if name != "time"}
 
 
-def draw(lives, kills, resumed, best, path):
-    """The log of the whole run, with its kills, and the steps as they were taken in time."""
-    figure = plt.figure(figsize=(10, 6.4), layout="constrained")
-    panels = figure.subplot_mosaic([["loss", "accuracy"], ["time", "time"]], height_ratios=(3, 2))
-    curves, steps = [panels["loss"], panels["accuracy"]], panels["time"]
-    fnn.analysis.plot.runs(lives[-1], ["loss", "accuracy"], log=["loss"], axes=curves)
-    for axes, name in zip(curves, ("loss", "accuracy"), strict=True):
-        for kill in kills:
-            axes.axvline(kill, color="tab:red", linewidth=1.2)
-        values = lives[-1][f"eval/{name}"][lives[-1]["step"] == best]
-        value = values[np.isfinite(values)][0]
-        axes.plot(best, value, "*", color="tab:green", markersize=15, zorder=4,
-                  markeredgecolor="white", label="best")  # fmt: skip
-        axes.legend(frameon=False)
+def draw(lives, kills, begins, best, path):
+    """The log of the whole run, and how its steps were taken in time, some of them twice."""
+    columns, red = lives[-1], "tab:red"
+    figure = plt.figure(figsize=(9, 6.5), layout="constrained")
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["steps", "steps"]])
+    curves, steps = [panels["loss"], panels["accuracy"]], panels["steps"]
 
-    began = lives[0]["time"][0]
-    for i, (life, first) in enumerate(zip(lives, resumed, strict=True)):
-        own = life["step"] > first
+    fnn.analysis.plot.runs(columns, ["loss", "accuracy"], log=["loss"], axes=curves)
+    for name in ("loss", "accuracy"):
+        axes, values = panels[name], columns[f"eval/{name}"]
+        (value,) = values[(columns["step"] == best) & np.isfinite(values)]
+        star = {"markersize": 15, "markeredgecolor": "white", "color": "tab:orange", "zorder": 4}
+        axes.plot(best, value, "*", **star, label=f"best: {value:.3f}")
+        axes.legend(frameon=False)
+        for kill, begin in zip(kills, begins[1:], strict=True):
+            axes.axvspan(begin, kill, color=red, alpha=0.2, linewidth=0)
+            axes.axvline(kill, color=red, linewidth=1.2)
+            axes.annotate("killed", (kill, 1), (0, 3), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", color=red, ha="center")  # fmt: skip
+    panels["accuracy"].set(ylim=(0.6, 1.01))
+
+    began, died = lives[0]["time"][0], None
+    for life, begin, kill in zip(lives, begins, [*kills, None], strict=True):
+        own = life["step"] > begin  # rows of this life; the others are from earlier ones
         seconds, taken = life["time"][own] - began, life["step"][own]
+        if died:
+            at, number = died
+            steps.plot([at, at], [number, begin], color=red)
+            steps.plot([at, seconds[0]], [begin, begin], ":", color="gray")
+            steps.annotate("starts again, compiles", ((at + seconds[0]) / 2, begin), (0, -4),
+                           textcoords="offset points", color="gray", ha="center", va="top",
+                           fontsize=9)  # fmt: skip
         steps.plot(seconds, taken, color="C0")
-        if i < len(kills):
-            steps.plot(seconds[-1], kills[i], "X", color="tab:red", markersize=9, zorder=4)
-            again = lives[i + 1]["step"] > resumed[i + 1]
-            back = lives[i + 1]["time"][again][0] - began
-            steps.plot([seconds[-1], back], [kills[i], resumed[i + 1]], ":", color="tab:red")
+        died = seconds[-1], kill
+        if kill:
+            steps.plot(*died, "X", color=red, markersize=9, markeredgecolor="white", zorder=4)
+            steps.annotate(f"killed at step {kill}", died, (0, 8), textcoords="offset points",
+                           color=red, ha="center")  # fmt: skip
+    steps.axhline(best, color="tab:orange", linewidth=1, linestyle="--", zorder=0)
+    steps.annotate(f"the best params, of step {best}", (0, best), (0, 4),
+                   textcoords="offset points", color="tab:orange")  # fmt: skip
+    steps.set(xlabel="seconds", ylabel="step", ylim=(0, None))
+    steps.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
