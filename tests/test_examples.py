@@ -3,7 +3,9 @@
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -317,6 +319,34 @@ def test_log_elsewhere_sends_what_the_log_has(name, tmp_path, monkeypatch, capsy
         wanted.setdefault(step, {}).update(values)
     assert service.sent == wanted and service.ended == 1
     assert {"train/loss", "eval/accuracy"} <= set(wanted[max(wanted)])
+
+
+# --- long_run
+
+
+def test_long_run(tmp_path, monkeypatch, capsys):
+    """The process that is killed is a real one, in the fifth epoch, from step 69 to 85."""
+    monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    run_process, died = subprocess.run, []
+
+    def run_and_note(command, **options):
+        done = run_process(command, **options)
+        if "--life" in command:
+            died.append(time.time())
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run_and_note)
+    flags = "--data digits --epochs 5 --kills 80"
+    out = run(example("long_run"), flags, tmp_path, monkeypatch, capsys)
+    (begin,) = numbers(r"killed at step 80, .* step (\d+)\n", out)
+    assert 0 < begin <= 70
+    columns = fnn.log.read(tmp_path / "killed" / "run.jsonl")
+    np.testing.assert_array_equal(columns["time"] < died[0], columns["step"] <= begin)
+
+    assert out.count(": True\n") == 3 and "ended at step 85: 5 epochs" in out
+    assert numbers(r"(\S+)% right on test", out)[0] > 60
+    assert (tmp_path / "long_run.png").stat().st_size > 10_000
 
 
 # --- meta_learning_rate

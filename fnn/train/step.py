@@ -38,8 +38,8 @@ class TrainState(NamedTuple):
     - `opt_state`: of the optimizer.
     - `key`: of the run; step n draws from the key folded with n, so the key itself never changes.
 
-    A checkpoint is its leaves, `jax.tree.leaves`, with `jax.random.key_data` of the key: a run that
-    starts from them continues as if it had never stopped.
+    `fnn.checkpoint` saves and restores it: a run that starts from it continues as if it had never
+    stopped.
     """
 
     step: jax.Array
