@@ -220,7 +220,7 @@ class Keeper:
         """The value of the metric; a NaN if there is none to look for."""
         if self._metric is None or not evaluation:
             return math.nan
-        value = evaluation.get(self._metric)
+        value: Any = evaluation.get(self._metric)
         if not _is_scalar(value):
             got = f"{errors.show(value)} among {errors.names(evaluation)}"
             mend = "evaluate it, or pass another best="

@@ -22,7 +22,7 @@ from fnn.train.events import Event, Stop
 from fnn.train.step import TrainState
 
 
-class patience:  # noqa: N801: called as a function
+class patience:
     """Early stopping: ends the run when a metric has not improved for a number of evaluations.
 
     - `metric`: of the evaluation, such as "eval/loss"; a NaN is no improvement.
@@ -99,7 +99,7 @@ def _on_host(leaf: jax.Array) -> Any:
     return np.array(leaf)
 
 
-class stop_on_nan:  # noqa: N801
+class stop_on_nan:
     """Ends the run at the first step whose metrics are not finite, and finds what led there.
 
     The steps since the last look are taken again from a copy, one by one: `why` in the history
@@ -173,7 +173,7 @@ def time_limit(seconds: float) -> Callable[[Event], Stop | None]:
     return callback
 
 
-class stop_on_signal:  # noqa: N801
+class stop_on_signal:
     """Ends the run after a signal, SIGTERM unless given: what a cluster sends before it kills.
 
     A `Keeper` among the callbacks then saves, and a resumed run goes on. The signal is caught from
