@@ -137,6 +137,8 @@ class stop_on_nan:
         if event.ended:
             return None
         why = [f"step {bad.step} has {_not_finite(bad.metrics)}"]
+        if int(event.train_state.step) != event.step:
+            return Stop(f"{why[0]}; not taken again, since the steps count several each")
         for again in event.replay(self._good):
             if int(again.before.step) + 1 == bad.step:
                 if self._directory is not None:
@@ -188,12 +190,15 @@ class stop_on_signal:
 
     def __call__(self, event: Event) -> Stop | None:
         if event.ended:
-            if self._caught:
-                signal.signal(self._number, self._before)
-                self._caught = False
+            self._restore()
         elif not self._caught and threading.current_thread() is threading.main_thread():
             self._before, self._caught = signal.signal(self._number, self._note), True
         return Stop(signal.Signals(self._number).name, final=False) if self._came else None
+
+    def _restore(self) -> None:
+        if self._caught:
+            signal.signal(self._number, self._before)
+            self._caught = False
 
     def _note(self, *_: Any) -> None:
         self._came = True

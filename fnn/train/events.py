@@ -31,7 +31,8 @@ class Replayed(NamedTuple):
 class Event(NamedTuple):
     """A moment of a run, after a step or an evaluation, as callbacks see it.
 
-    - `step`: the number of steps taken, as `train_state.step` counts them.
+    - `step`: the number of steps taken, as `train_state.step` counts them; a step of several, as
+      from `fnn.train.tbptt`, is one here.
     - `epoch`: the epoch of the last step, counted from 0.
     - `train_state`: valid during the call; the next step reuses its memory, so copy what you keep
       (`jax.device_get`, or `jax.tree.map(jnp.copy, ...)`).

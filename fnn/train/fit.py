@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -61,7 +62,10 @@ def fit(
     - `resume`: a `fnn.checkpoint.Keeper`. If it has a checkpoint, the run goes on from the newest,
       in the middle of an epoch if it was saved there, with its history and the state of its
       callbacks, and ends bitwise as if it had never stopped. A function of the epoch is asked for
-      the whole epoch again, and the batches that were taken are skipped.
+      the whole epoch again, and the batches that were taken are skipped. `epochs` counts those
+      before; it, callbacks and the driver may be others than before (with the results of that
+      driver; "auto" stays what it chose), the number of examples and batch_size may not. Callbacks
+      of one class are told apart by their order.
     - `progress`: show a bar (extra `progress`).
 
     With arrays, the order is a pure function of the run's key and the step: training for 2 epochs,
@@ -69,8 +73,9 @@ def fit(
 
     The history is `{"train": {name: [steps]}, "eval": {name: [evaluations]}, "eval_step":
     [evaluations], "driver": its name, "ended": why}`.
-    Raises OptionError for a missing batch_size or a driver that needs arrays, and InputError for
-    an epoch without batches.
+    Raises OptionError for a missing batch_size, a driver that needs arrays, or a resumed run with
+    another number of examples or batch_size, and InputError for an epoch without batches or stacked
+    training states.
 
     >>> import fnn
     >>> net, tx = fnn.dense(3), fnn.optim.adam(0.1)
@@ -85,15 +90,24 @@ def fit(
     """
     epochs = checks.count("epochs", epochs, least=0)
     check_train_state(train_state)
+    _check_single(train_state)
     checks.choice("driver", driver, DRIVERS)
     every = None if evaluate_every is None else checks.count("evaluate_every", evaluate_every)
     watchers = _Watchers.of(callbacks)
     start = _start(train_state, resume, watchers)
     begun = start.history.begun
     driver, total, batches_of, calls_of = calls(
-        step, start.train_state, data, batch_size, start.driver or driver, chunk, begun
+        step,
+        start.train_state,
+        data,
+        batch_size,
+        start.driver if driver == "auto" and start.driver else driver,
+        chunk,
+        begun,
     )
-    run = _Run(step, batches_of, watchers, start, driver)
+    cut = {} if total is None else {"batch_size": int(batch_size or 0), "examples": _examples(data)}
+    _check_cut(start, cut)
+    run = _Run(step, batches_of, watchers, start, driver, cut)
     train_state = jax.tree.map(jnp.copy, start.train_state)
     if start.ended or start.epoch >= epochs:
         why = start.ended or f"{epochs} epochs"
@@ -112,7 +126,7 @@ def fit(
                 evaluation = {}
                 if evaluate is not None and asked:
                     evaluation = jax.tree.map(np.asarray, dict(evaluate(train_state)))
-                    run.history.evaluations.append((run.history.end, evaluation))
+                    run.history.evaluated(evaluation)
                     bar.note(evaluation)
                 over = f"{epochs} epochs" if call.ends and epoch + 1 == epochs else ""
                 train_state, ended = run.tell(train_state, evaluation, over)
@@ -143,13 +157,24 @@ class _Watchers(NamedTuple):
             checks.function("callback", callback, "an fnn.train.Event")
         return cls(list(callbacks), [c for c in callbacks if getattr(c, "last", False)])
 
+    def named(self) -> dict[str, Resumable]:
+        """Those with a state, by class, and by order of those of one class."""
+        counts: collections.Counter[str] = collections.Counter()
+        found = {}
+        for callback in self.all:
+            if isinstance(callback, Resumable):
+                kind = type(callback).__qualname__
+                found[f"{kind} {counts[kind]}"] = callback
+                counts[kind] += 1
+        return found
+
     def states(self) -> dict[str, Tree]:
-        return {str(i): c.state() for i, c in enumerate(self.all) if isinstance(c, Resumable)}
+        return {name: callback.state() for name, callback in self.named().items()}
 
     def restore(self, states: Mapping[str, Tree]) -> None:
-        for i, callback in enumerate(self.all):
-            if isinstance(callback, Resumable) and str(i) in states:
-                callback.restore(states[str(i)])
+        for name, callback in self.named().items():
+            if name in states:
+                callback.restore(states[name])
 
 
 def _every(callback: Callback) -> float:
@@ -172,6 +197,7 @@ class _Start(NamedTuple):
     taken: int = 0
     driver: str = ""
     ended: str = ""
+    cut: Mapping[str, int] | None = None  # how arrays are cut into batches; {} for a stream
 
 
 def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
@@ -180,18 +206,50 @@ def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
     train_state, saved = keeper.restore(train_state), keeper.restore(at="fit")
     watchers.restore(saved.get("callbacks", {}))
     history = History.resumed(saved["history"])
-    return _Start(
-        train_state, history, saved["epoch"], saved["taken"], saved["driver"], saved["ended"]
-    )
+    progress = (saved[name] for name in ("epoch", "taken", "driver", "ended"))
+    return _Start(train_state, history, *progress, saved.get("cut", {}))
+
+
+def _examples(data: Tree) -> int:
+    return len(jax.tree.leaves(data)[0])
+
+
+def _check_single(train_state: TrainState) -> None:
+    if np.ndim(train_state.step):
+        raise errors.InputError(
+            "one training state",
+            f"several, stacked: step {errors.show(train_state.step)}",
+            "take their steps by jax.vmap(step) in a loop of your own, or train one after another",
+        )
+
+
+def _check_cut(start: _Start, cut: Mapping[str, int]) -> None:
+    """The place in an epoch means other examples, once these are cut in another way."""
+    if start.cut is not None and start.cut != cut:
+        was, now = (
+            ", ".join(f"{name}={n}" for name, n in of.items()) or "batches from a function"
+            for of in (start.cut, cut)
+        )
+        raise errors.OptionError(
+            f"the data of the run that is resumed ({was})",
+            now,
+            "or start a new run with the restored state: fit(step, keeper.restore(ts), ...)",
+        )
 
 
 class _Run:
     """A run as far as it has come, and what its callbacks see of it."""
 
     def __init__(
-        self, step: Step, batches_of: BatchesOf, watchers: _Watchers, start: _Start, driver: str
+        self,
+        step: Step,
+        batches_of: BatchesOf,
+        watchers: _Watchers,
+        start: _Start,
+        driver: str,
+        cut: Mapping[str, int],
     ):
-        self.step, self.batches_of, self.watchers = step, batches_of, watchers
+        self.step, self.batches_of, self.watchers, self.cut = step, batches_of, watchers, cut
         self.history, self.start, self.driver = start.history, start.train_state, driver
         self.epoch = self.taken = self.last_epoch = 0  # where the next step stands, and the last
 
@@ -234,11 +292,11 @@ class _Run:
         try:
             yield
         except BaseException as error:
-            event = self._event(self.start, {}, f"{type(error).__name__}: {error}", "")
+            why = f"{type(error).__name__}: {error}"
             for callback in self.watchers.all:
                 if callback not in self.watchers.savers:
-                    with contextlib.suppress(Exception):
-                        callback(event)
+                    with contextlib.suppress(Exception):  # the error itself is what counts
+                        callback(self._event(self.start, {}, why, ""))
             raise
 
     def finish(self, train_state: TrainState, why: str) -> TrainState:
@@ -274,6 +332,7 @@ class _Run:
             "taken": self.taken,
             "driver": self.driver,
             "ended": final,
+            "cut": self.cut,
             "callbacks": self.watchers.states(),
         }
         return {"train_state": train_state, "fit": progress}

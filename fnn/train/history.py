@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fnn.checkpoint.leaves import Path, joined, leaves_of
+from fnn.core import errors
 from fnn.core.types import Tree
 from fnn.train.events import Row
 
@@ -34,9 +36,19 @@ class History:
         self.begun = begun
         self.calls: list[_Call] = []
         self.evaluations: list[tuple[int, Mapping[str, Any]]] = []
+        self._is_resumed = False  # and the next step says how its metrics are nested
 
     def add(self, metrics: Mapping[str, Any], epoch: int, count: int, single: bool) -> None:
+        if self._is_resumed and self.calls:
+            past = self.calls[0]
+            self.calls[0] = past._replace(metrics=_like("metrics", past.metrics, metrics))
+        self._is_resumed = False
         self.calls.append(_Call(self.end + count, epoch, count, metrics, single))
+
+    def evaluated(self, values: Mapping[str, Any]) -> None:
+        """Add an evaluation, after the last step."""
+        past = [(step, _like("an evaluation", old, values)) for step, old in self.evaluations]
+        self.evaluations = [*past, (self.end, values)]
 
     @property
     def end(self) -> int:
@@ -95,6 +107,7 @@ class History:
     @classmethod
     def resumed(cls, saved: Tree) -> History:
         history = cls(saved["begun"])
+        history._is_resumed = True
         epochs, metrics = saved["epoch"], saved.get("train", {})
         if len(epochs):
             history.calls = [
@@ -122,3 +135,19 @@ class History:
 
 def _joined(rows: list, join: Callable[[tuple], np.ndarray]) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda *values: join(values), *rows) if rows else {}
+
+
+def _like(what: str, saved: Any, new: Any) -> Any:
+    """What a checkpoint gave back, plain dicts, in the structure that the metrics have."""
+    if jax.tree.structure(saved) == jax.tree.structure(new):
+        return saved
+    (old, paths), treedef = (dict(_arrays(tree)) for tree in (saved, new)), jax.tree.structure(new)
+    if old.keys() != paths.keys():
+        was, now = (errors.names(map(joined, tree)) for tree in (old, paths))
+        mend = "in one run, return the same names each time"
+        raise errors.InputError(f"{what} with {was}, as before", now, mend)
+    return jax.tree.unflatten(treedef, [old[path] for path in paths])
+
+
+def _arrays(tree: Tree) -> Iterator[tuple[Path, Any]]:
+    return ((path, leaf) for path, leaf in leaves_of(tree) if leaf is not None)

@@ -198,6 +198,94 @@ def test_a_stream_goes_on_where_it_was(tmp_path):
     np.testing.assert_array_equal(again["train"]["loss"], history["train"]["loss"])
 
 
+def resumable(folder, **options):
+    """A function that runs 2 epochs there, or goes on to more."""
+    ts, step = setup()
+    options = {"batch_size": 5, "data": data(), "step": step, "progress": False, **options}
+
+    def run(epochs=2, callbacks=(), **more):
+        keeper = checkpoint.Keeper(folder)
+        both = {**options, **more, "epochs": epochs, "callbacks": [keeper, *callbacks]}
+        return fnn.train.fit(train_state=ts, resume=keeper, **both)
+
+    return run
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+    run = resumable(tmp_path)
+    run()
+    with pytest.raises(errors.OptionError, match="batch_size=5, examples=24.*batch_size=6"):
+        run(4, batch_size=6)
+    with pytest.raises(errors.OptionError, match="examples=24.*examples=23"):
+        run(4, data=data(n=23))
+    with pytest.raises(errors.OptionError, match="examples=24.*from a function"):
+        run(4, data=lambda epoch: [data(n=5)])
+    assert len(run(1)[1]["train"]["loss"]) == 8  # fewer epochs: it is over
+    assert len(run(3)[1]["train"]["loss"]) == 12
+
+
+def test_a_run_goes_on_with_another_driver(tmp_path):
+    run = resumable(tmp_path, driver="scan")
+    assert run()[1]["driver"] == "scan"
+    parts, history = run(4, driver="loop")
+    assert history["driver"] == "loop"
+    assert_same_bits(parts, resumable(tmp_path / "whole")(4)[0])
+
+
+class Count:
+    every = 1
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, event):
+        self.n += not event.ended
+
+    def state(self):
+        return {"n": self.n}
+
+    def restore(self, state):
+        self.n = state["n"]
+
+
+def test_callbacks_find_their_state_in_another_order(tmp_path):
+    run = resumable(tmp_path, evaluate=evaluate)
+    early = [fnn.train.patience("eval/norm", 9) for _ in range(2)]
+    run(callbacks=[Count(), early[0]])
+    new, other = Count(), Count()
+    run(4, callbacks=[early[1], new, other])
+    assert (new.n, other.n) == (16, 8)  # a second one of its class starts anew
+
+
+@pytest.mark.parametrize("driver", ["loop", "scan"])
+def test_histories_of_trees_go_on(driver, tmp_path):
+    _, step = setup()
+
+    def nested(train_state, batch):
+        train_state, metrics = step(train_state, batch)
+        n = train_state.step
+        return train_state, {"a/b": n, "none": None, "t": (n, [n + i for i in range(12)], {})}
+
+    def evaluate(train_state):
+        n = int(train_state.step)
+        return {"x/y": n, "p": (n, [np.full(2, n)])}
+
+    run = resumable(tmp_path, step=nested, driver=driver, evaluate=evaluate)
+    run()
+    history = run(4)[1]
+    steps = np.arange(1, 17)
+    assert set(history["train"]) == {"a/b", "none", "t"}
+    one, many, nothing = history["train"]["t"]
+    for i, got in enumerate([one, history["train"]["a/b"], *many]):
+        np.testing.assert_array_equal(got, steps + max(i - 2, 0))
+    assert nothing == {} and history["eval"]["x/y"].tolist() == [4, 8, 12, 16]
+    assert history["eval"]["p"][1][0].tolist() == [[4, 4], [8, 8], [12, 12], [16, 16]]
+    with pytest.raises(errors.InputError, match="metrics with .*t/0.*, as before, got loss"):
+        run(5, step=lambda ts, batch: (ts._replace(step=ts.step + 1), {"loss": ts.step}))
+    with pytest.raises(errors.InputError, match="an evaluation with p/0"):
+        run(5, evaluate=lambda _: {"p": 1.0})
+
+
 def test_early_stopping_is_final(tmp_path):
     ts, step = setup()
 

@@ -151,3 +151,33 @@ def test_rows_between_steps():
     seen = []
     fit(lambda event: seen.append([row.step for row in event.rows(1, 3)]), driver="chunk", chunk=3)
     assert seen[0] == [2, 3] and seen[-1] == [2, 3]
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_raises_leaves_the_signal_as_it_was(raised):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def callback(event):
+        assert signal.getsignal(signal.SIGTERM) != before
+        raise raised("it")
+
+    with pytest.raises(raised, match="it"):
+        fit(train.stop_on_signal(), callback)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nan_in_a_step_of_several_is_told_but_not_traced(tmp_path):
+    """Its number does not say where it was taken."""
+    net = fnn.serial(fnn.gru(2, stateful=True), fnn.dense(1))
+    step = train.step(train.supervised(net, fnn.losses.squared_error), fnn.optim.sgd(0.1))
+    ts = train.init(net, fnn.optim.sgd(0.1), jax.random.key(0), (2, 5, 3))
+
+    def batches(_):
+        return [(np.full((2, 10, 3), x, np.float32), np.ones((2, 10, 1))) for x in (1, np.nan, 1)]
+
+    _, history = train.fit(
+        train.tbptt(step, 5), ts, batches, epochs=1, progress=False,
+        callbacks=[train.stop_on_nan(every=1, directory=tmp_path)],
+    )  # fmt: skip
+    assert "step 2 has" in history["ended"] and "not taken again" in history["ended"]
+    assert history["train"]["loss"].shape == (2, 2) and list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,6 +58,13 @@ def test_batches_from_a_function_of_the_epoch():
     once = iter([data()])
     with pytest.raises(errors.InputError, match="none in epoch 1"):
         train.fit(step, ts, lambda epoch: once, epochs=2, progress=False)
+
+
+def test_stacked_training_states_are_refused():
+    ts, step = setup()
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a]), ts)
+    with pytest.raises(errors.InputError, match="one training state.*vmap"):
+        fit(stacked, jax.vmap(step, (0, None)), 1)
 
 
 def test_fits_errors():
