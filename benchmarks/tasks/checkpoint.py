@@ -223,8 +223,8 @@ def check(contender: Contender, case: Case) -> list[float]:
     import numpy as np
 
     if case.does == "steps":
-        return [float(contender(case)().sum())]
-    restored = contender(replace(case, does="restore"))()
+        return [float(contender(replace(case, megabytes=4))().sum())]
+    restored = contender(replace(case, does="restore", megabytes=4))()
     return [float(np.abs(np.asarray(restored[name])).mean()) for name in sorted(restored)[:9]]
 
 

@@ -296,7 +296,7 @@ def _like(names: Path, leaf: Any, saved: _Saved, sharding: Sharding | None) -> A
             "enable it, or pass a NumPy array in like to get one",
         )
     if sharding is None:
-        values = jnp.asarray(saved.whole(names))
+        values = jax.device_put(saved.whole(names))  # on a CPU, this memory itself
     else:
         region = functools.partial(saved.region, names)
         values = jax.make_array_from_callback(shape, sharding, region)
