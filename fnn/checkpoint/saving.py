@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.checkpoint.files import (
@@ -149,7 +150,7 @@ def snapshot(tree: Tree, *, copy: bool) -> Snapshot:
         entries[path] = entry = entry_of(path, leaf)
         if is_value(leaf):
             continue
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             where = f"{errors.show(leaf)} at {joined(path)}, which jit has not computed"
             mend = "save outside of jit, grad, vmap and scan"
             raise errors.InputError("an array with values", where, mend)
