@@ -221,7 +221,7 @@ class Keeper:
         if self._metric is None or not evaluation:
             return math.nan
         value: Any = evaluation.get(self._metric)
-        if not _is_scalar(value):
+        if value is None or not _is_scalar(value):
             got = f"{errors.show(value)} among {errors.names(evaluation)}"
             mend = "evaluate it, or pass another best="
             raise errors.OptionError(f"a scalar {self._metric}, which Keeper judges", got, mend)

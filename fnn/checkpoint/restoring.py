@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -67,7 +66,7 @@ def inspect(path: str | os.PathLike) -> Contents:
 
     Raises CheckpointError for a damaged one.
 
-    >>> import tempfile, fnn
+    >>> import tempfile, fnn, jax.numpy as jnp
     >>> path = tempfile.mkdtemp() + "/first"
     >>> saving = fnn.checkpoint.save(path, {"w": jnp.ones((2, 3)), "n": 4}, meta={"run": 1})
     >>> contents = fnn.checkpoint.inspect(path)
@@ -111,7 +110,7 @@ def restore(
     that differ; DtypeError for dtypes of 64 bits if x64 is disabled. Nothing that is read can run
     code.
 
-    >>> import tempfile, fnn
+    >>> import tempfile, fnn, jax.numpy as jnp
     >>> path = tempfile.mkdtemp() + "/first"
     >>> saving = fnn.checkpoint.save(path, {"params": {"w": jnp.ones(2)}, "step": 4})
     >>> fnn.checkpoint.restore(path, {"w": jnp.zeros(2)}, at="params")
@@ -300,7 +299,7 @@ def _like(names: Path, leaf: Any, saved: _Saved, sharding: Sharding | None) -> A
             "enable it, or pass a NumPy array in like to get one",
         )
     if sharding is None:
-        values = jnp.asarray(saved.whole(names))
+        values = jax.device_put(saved.whole(names))  # on a CPU, this memory itself
     else:
         region = functools.partial(saved.region, names)
         values = jax.make_array_from_callback(shape, sharding, region)

@@ -206,8 +206,8 @@ def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
     train_state, saved = keeper.restore(train_state), keeper.restore(at="fit")
     watchers.restore(saved.get("callbacks", {}))
     history = History.resumed(saved["history"])
-    progress = (saved[name] for name in ("epoch", "taken", "driver", "ended"))
-    return _Start(train_state, history, *progress, saved.get("cut", {}))
+    progress = {name: saved[name] for name in ("epoch", "taken", "driver", "ended")}
+    return _Start(train_state, history, **progress, cut=saved.get("cut", {}))
 
 
 def _examples(data: Tree) -> int:
