@@ -63,6 +63,19 @@ class Program(NamedTuple):
         every = (one for inside in self.computations.values() for one in inside.values())
         return {one.name: one.op_name for one in every}
 
+    def inputs(self) -> dict[str, frozenset[str]]:
+        """The instructions that compute what an instruction reads, in its own computation."""
+        found: dict[str, frozenset[str]] = {}
+        for inside in self.computations.values():
+            for one in inside.values():  # operands come first
+                read = (
+                    found[name] if inside[name].opcode in _FREE else {name}
+                    for name in one.operands
+                    if name in found
+                )
+                found[one.name] = frozenset().union(*read)
+        return found
+
     def moved(self) -> list[Moved]:
         """What runs when the program does: loops as often as the compiler knows, else once."""
         return list(self._moved(self.entry, 1)) if self.entry else []

@@ -7,8 +7,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import jax
 from fnn.analysis.flops import operations
 from fnn.analysis.hlo import Program, parse
 from fnn.analysis.scopes import Place, in_program, prefixes, strays
+from fnn.analysis.trace import own_seconds
 from fnn.analysis.units import of_bytes, of_seconds, short
 from fnn.core import checks, errors
 
@@ -94,7 +95,9 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
     writes its outputs once, and of an array that a loop slices, a slice is read. Both count each
     iteration of a `scan`. Times are those of the profiler, each operation without those that it
     contains; a fusion belongs to the layer of its last operation. What runs at the same time is
-    counted twice, so that times may sum to more than `wall`.
+    counted twice, so that times may sum to more than `wall`. On a CPU the profiler does not see
+    what an operation does on other threads, so time in which nothing is seen goes to the operation
+    whose result the next one reads.
 
     Layers run under `jax.named_scope`, and a scope of one's own is a path like them.
 
@@ -119,7 +122,7 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
         wall, seconds, note = None, {}, "no times: the arguments have no values"
     else:
         args = jax.device_put(args)
-        wall, seconds, note = _run(lambda: jax.block_until_ready(compiled(*args)), places, repeats)
+        wall, seconds, note = _run(lambda: jax.block_until_ready(compiled(*args)), program, repeats)
     return Profile(_rows(counted, program, places, seconds, note), wall, note)
 
 
@@ -154,7 +157,7 @@ def _rows(
 # --- times
 
 
-def _run(call: Callable, places: dict, repeats: int) -> tuple[float, dict[str, float], str]:
+def _run(call: Callable, program: Program, repeats: int) -> tuple[float, dict[str, float], str]:
     """(seconds of one call, those of each operation of the program, why there are none)."""
     call()
     walls = []
@@ -171,45 +174,13 @@ def _run(call: Callable, places: dict, repeats: int) -> tuple[float, dict[str, f
             for file in Path(folder).rglob("*.trace.json.gz")
             for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
         ]
-    seconds, note = own_seconds(events, places), ""
+    seconds, note = own_seconds(events, program.inputs()), ""
     if len(events) >= _LIMIT:
         seconds, note = {}, "no times: the profiler keeps no more than a million events"
     elif not seconds:
         backend = jax.default_backend()
         note = f"no times: the profiler does not tell the operations of a program on {backend}"
     return statistics.median(walls), {k: s / repeats for k, s in seconds.items()}, note
-
-
-def own_seconds(events: list[dict], names: Iterable[str]) -> dict[str, float]:
-    """The time of each operation, without those inside it, from the events of a trace.
-
-    - `events`: as in the trace of Chrome, times in microseconds. Operations of a device are taken
-      from its own processes, not from the host's.
-    - `names`: of the operations.
-    """
-    names = frozenset(names)
-    threads: dict[tuple, list] = defaultdict(list)
-    called: dict[tuple, str] = {}
-    for event in events:
-        args, at = event.get("args") or {}, (event.get("pid"), event.get("tid"))
-        if event.get("ph") == "M" and "name" in args:
-            kind = event.get("name")
-            called[at if kind == "thread_name" else (event.get("pid"),)] = args["name"]
-        elif (name := args.get("hlo_op", event.get("name"))) in names and "dur" in event:
-            threads[at].append((event["ts"], -event["dur"], name))
-    device = {at for at in threads if called.get(at[:1], "").startswith("/device:")}
-    lines = {at for at in device if called.get(at) == "XLA Ops"}
-    spent: Counter[str] = Counter()
-    for at in lines or device or threads:
-        open_: list[tuple[float, str]] = []  # (end, name) of the operations around
-        for start, minus, name in sorted(threads[at]):
-            while open_ and open_[-1][0] <= start:
-                open_.pop()
-            if open_:
-                spent[open_[-1][1]] += minus
-            spent[name] -= minus
-            open_.append((start - minus, name))
-    return {name: max(us, 0) * 1e-6 for name, us in spent.items()}
 
 
 # --- the table

@@ -11,8 +11,8 @@ import fnn
 from fnn import errors
 from fnn.analysis import count_flops, profile
 from fnn.analysis.hlo import parse
-from fnn.analysis.profile import own_seconds
 from fnn.analysis.scopes import Place, in_program, strays
+from fnn.analysis.trace import own_seconds
 from tests.support import refused
 
 KEY = jax.random.key(0)
@@ -262,6 +262,8 @@ def test_bytes_of_a_program_by_hand():
         "flag.4": (1, 64 + 1),
     }
     assert program.names()["y.3"] == "jit(f)/jvp(a)/while/body/b/sin"
+    assert program.inputs()["out.3"] == {"y.3"} and program.inputs()["y.3"] == {"x.3"}
+    assert program.inputs()["tuple.3"] == {"out.3"} and program.inputs()["flag.4"] == {"big.4"}
     assert parse("").moved() == []
 
 
@@ -325,10 +327,25 @@ def test_an_operation_has_the_time_that_those_inside_it_leave():
         event("python", 0.0, 500.0),
         {"name": "dot.1"},
     ]
-    found = own_seconds(events, ["while.1", "dot.1", "add.1", "unused"])
+    found = own_seconds(events, dict.fromkeys(["while.1", "dot.1", "add.1", "unused"], ()))
     wanted = {"while.1": 50e-6, "dot.1": (30 + 10 + 40) * 1e-6, "add.1": 10e-6}
     assert found.keys() == wanted.keys()
     np.testing.assert_allclose([found[k] for k in wanted], list(wanted.values()))
+
+
+def test_time_in_which_nothing_is_seen_goes_to_what_the_next_operation_waits_for():
+    events = [
+        event("conv.1", 10.0, 1.0, hlo_op="conv.1", run_id="1"),  # goes on elsewhere
+        event("mask.1", 11.0, 3.0, hlo_op="mask.1", run_id="1"),
+        event("dot.1", 30.0, 5.0, tid=2, hlo_op="dot.1", run_id="1"),
+        event("dot.1", 34.0, 2.0, tid=3, hlo_op="dot.1", run_id="1"),
+        event("add.1", 40.0, 1.0, tid=3, hlo_op="add.1", run_id="1"),
+        event("add.1", 90.0, 1.0, hlo_op="add.1", run_id="2"),
+    ]
+    inputs = {"conv.1": (), "mask.1": (), "dot.1": {"conv.1"}, "add.1": {"while.9"}}
+    found = own_seconds(events, inputs)
+    wanted = {"conv.1": 17e-6, "mask.1": 3e-6, "dot.1": 11e-6, "add.1": 2e-6}
+    assert found == pytest.approx(wanted)
 
 
 def test_times_of_a_device_are_its_own_and_counted_once():
@@ -344,9 +361,11 @@ def test_times_of_a_device_are_its_own_and_counted_once():
         event("kernel", 0.0, 5.0, pid=2, tid=1, hlo_op="dot.1"),
         event("dot.1", 0.0, 5.0, pid=2, tid=2),
     ]
-    assert own_seconds(events, ["dot.1"]) == pytest.approx({"dot.1": 5e-6})
-    assert own_seconds(events[:-1], ["dot.1"]) == pytest.approx({"dot.1": 5e-6})
-    assert own_seconds(events[-3:-2], ["dot.1"]) == pytest.approx({"dot.1": 7e-6})
+    assert own_seconds(events, {"dot.1": ()}) == pytest.approx({"dot.1": 5e-6})
+    later = event("dot.1", 50.0, 5.0, pid=2, tid=2)  # a device that waits does nothing
+    assert own_seconds([*events, later], {"dot.1": ()}) == pytest.approx({"dot.1": 10e-6})
+    assert own_seconds(events[:-1], {"dot.1": ()}) == pytest.approx({"dot.1": 5e-6})
+    assert own_seconds(events[-3:-2], {"dot.1": ()}) == pytest.approx({"dot.1": 7e-6})
 
 
 def test_wrong_inputs_are_refused():
