@@ -90,7 +90,8 @@ def fit(
     """
     epochs = checks.count("epochs", epochs, least=0)
     check_train_state(train_state)
-    _check_single(train_state)
+    if not callable(data):
+        _check_single(train_state)
     checks.choice("driver", driver, DRIVERS)
     every = None if evaluate_every is None else checks.count("evaluate_every", evaluate_every)
     watchers = _Watchers.of(callbacks)
@@ -202,7 +203,7 @@ class _Start(NamedTuple):
 
 def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
     if keeper is None or keeper.latest() is None:
-        return _Start(train_state, History(int(train_state.step)))
+        return _Start(train_state, History(int(np.max(train_state.step))))  # of several, one
     train_state, saved = keeper.restore(train_state), keeper.restore(at="fit")
     watchers.restore(saved.get("callbacks", {}))
     history = History.resumed(saved["history"])
@@ -219,7 +220,7 @@ def _check_single(train_state: TrainState) -> None:
         raise errors.InputError(
             "one training state",
             f"several, stacked: step {errors.show(train_state.step)}",
-            "take their steps by jax.vmap(step) in a loop of your own, or train one after another",
+            "their orders of the data differ: pass a function of the epoch that returns its batches",
         )
 
 
