@@ -220,7 +220,7 @@ def _check_single(train_state: TrainState) -> None:
         raise errors.InputError(
             "one training state",
             f"several, stacked: step {errors.show(train_state.step)}",
-            "their orders of the data differ: pass a function of the epoch that returns its batches",
+            "they order arrays in other ways: pass a function of the epoch that returns batches",
         )
 
 

@@ -228,16 +228,21 @@ def step(
 
 
 def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:
-    """A step, with the one that donates its state as an attribute, for loops that own theirs."""
+    """A step that knows the one that donates its state, for loops that own theirs."""
     donating = make(True)
     step = donating if donate else make(False)
-    vars(step)["donating"] = donating
+    vars(step)["donating"] = step, donating
     return step
 
 
 def donating(step: Step) -> Step:
-    """The step that donates its state, of a step from this library; any other step itself."""
-    return getattr(step, "donating", step)
+    """The step that donates its state, of a step from this library; any other step itself.
+
+    `functools.wraps`, which `jax.vmap` and users' wrappers call, copies attributes: they are those
+    of another step then.
+    """
+    owner, own = getattr(step, "donating", (None, step))
+    return own if owner is step else step
 
 
 def jit_step(step: Callable, donate: bool = False) -> Callable:

@@ -34,7 +34,7 @@ def path(tmp_path):
 def test_once_prints_the_last_values_of_each_run(path, tmp_path, capsys, monkeypatch):
     other = tmp_path / "other.csv"
     Run(evaluate=50).to(120, fnn.log.csv(other))
-    out = shown(capsys, monkeypatch, path, other)
+    out = shown(capsys, monkeypatch, path, other, columns=200)
     assert "step 200, epoch 2" in out and "step 120, epoch 1" in out
     for last in (200, 120):
         assert f"{float(metrics(last)['train/loss']):.4g}" in out

@@ -1,5 +1,6 @@
 """Early stopping, limits, signals and NaN, as `fit` calls them; donation."""
 
+import functools
 import os
 import signal
 
@@ -181,3 +182,18 @@ def test_nan_in_a_step_of_several_is_told_but_not_traced(tmp_path):
     )  # fmt: skip
     assert "step 2 has" in history["ended"] and "not taken again" in history["ended"]
     assert history["train"]["loss"].shape == (2, 2) and list(tmp_path.iterdir()) == []
+
+
+def test_a_wrapped_step_is_called_itself():
+    """Though functools.wraps gives it the attributes of the step inside."""
+    ts, step = setup()
+    called = []
+
+    @functools.wraps(step)
+    def wrapped(train_state, batch):
+        called.append(None)
+        return step(train_state, batch)
+
+    after, _ = train.fit(wrapped, ts, data(), epochs=1, batch_size=5, progress=False)
+    assert len(called) == 4
+    assert_same_bits(after, fit(epochs=1)[0])

@@ -63,7 +63,7 @@ def test_batches_from_a_function_of_the_epoch():
 def test_stacked_training_states_are_refused():
     ts, step = setup()
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), ts)
-    with pytest.raises(errors.InputError, match="one training state.*vmap"):
+    with pytest.raises(errors.InputError, match="one training state.*function of the epoch"):
         fit(stacked, jax.vmap(step, (0, None)), 1)
 
 
