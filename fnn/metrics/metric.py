@@ -138,6 +138,15 @@ def as_metric(name: str, value: Any) -> Metric:
     return value if isinstance(value, Metric) else mean(value)
 
 
+def updated(
+    metric: Metric, accumulator: Tree, outputs: Any, labels: Any, mask: Any, weights: Any
+) -> Tree:
+    """The accumulator with a batch added; a metric that takes no weights works without any."""
+    if weights is None:
+        return metric.update(accumulator, outputs, labels, mask)
+    return metric.update(accumulator, outputs, labels, mask, weights)
+
+
 def _called(value: Any) -> str:
     if errors.is_builder(value):
         return f"{value.__name__}, which builds one when called"

@@ -13,7 +13,7 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
 from fnn.core.types import Scalar, Tree
 from fnn.losses.inputs import positive
-from fnn.metrics.metric import Metric, Sum, add, as_metric, total
+from fnn.metrics.metric import Metric, Sum, add, as_metric, total, updated
 from fnn.metrics.metric import metric as checked
 
 
@@ -47,7 +47,7 @@ def windowed(metric: Metric | Callable, window: int) -> Metric:
         return jax.tree.map(lambda a: jnp.zeros((window, *a.shape), a.dtype), metric.init())
 
     def update(accumulator, *batch):
-        newest = _updated(metric, metric.init(), *batch)
+        newest = updated(metric, metric.init(), *batch)
         return jax.tree.map(lambda a, b: jnp.concatenate([a[1:], b[None]]), accumulator, newest)
 
     def compute(accumulator):
@@ -89,7 +89,7 @@ def decayed(metric: Metric | Callable, half_life: Scalar) -> Metric:
             whole = total(part)
             return add(part, jnp.where(jnp.isfinite(whole), -lost * whole, 0))
 
-        return _updated(metric, _over_parts(faded, accumulator), *batch)
+        return updated(metric, _over_parts(faded, accumulator), *batch)
 
     return checked("decayed", metric.init, update, metric.compute)
 
@@ -120,16 +120,10 @@ def over_time(
     checks.examples("batches", batches)
 
     def body(accumulator, batch):
-        accumulator = _updated(metric, accumulator, *batch)
+        accumulator = updated(metric, accumulator, *batch)
         return accumulator, metric.compute(accumulator)
 
     return jax.lax.scan(body, metric.init(), batches)[1]
-
-
-def _updated(metric: Metric, accumulator: Any, outputs, labels, mask, weights) -> Any:
-    if weights is None:
-        return metric.update(accumulator, outputs, labels, mask)
-    return metric.update(accumulator, outputs, labels, mask, weights)
 
 
 def _over_parts(fn: Callable, accumulator: Any) -> Any:

@@ -15,9 +15,9 @@ from fnn.core.layer import Layer
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import eval_batches
-from fnn.metrics.metric import check_metrics
+from fnn.metrics.metric import check_metrics, updated
 from fnn.train.step import TrainState, inputs_and_labels
-from fnn.train.weights import FromBatch, both, counting, measure
+from fnn.train.weights import FromBatch, both, counting
 
 
 @errors.named
@@ -61,7 +61,7 @@ def evaluator(
             keep, w = counted(batch, labels)
             keep = both(keep, real, jnp.logical_and)
         return {
-            name: measure(metric, accumulators[name], outputs, labels, keep, w)
+            name: updated(metric, accumulators[name], outputs, labels, keep, w)
             for name, metric in measures.items()
         }
 

@@ -20,14 +20,14 @@ from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Key, Scalar, Schedule, Tree
 from fnn.losses.means import Mean, Measured, Weighed, mean, values
-from fnn.metrics.metric import check_metrics
+from fnn.metrics.metric import check_metrics, updated
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
 from fnn.optim.safety import unless_skipped
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
-from fnn.train.weights import FromBatch, counting, losses_of, measure
+from fnn.train.weights import FromBatch, counting, losses_of
 
 
 class TrainState(NamedTuple):
@@ -360,7 +360,7 @@ def supervised(
             keep, w = counted(batch, labels)
         seen = jax.lax.stop_gradient(outputs)  # a metric need not be differentiable
         measured = {
-            name: Measured(measure(metric, metric.init(), seen, labels, keep, w), metric.compute)
+            name: Measured(updated(metric, metric.init(), seen, labels, keep, w), metric.compute)
             for name, metric in measures.items()
         }
         losses = losses_of(loss, outputs, labels, keep)

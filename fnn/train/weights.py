@@ -13,7 +13,6 @@ from fnn.core import errors
 from fnn.core.types import Tree
 from fnn.losses.inputs import array, integers
 from fnn.losses.masking import bools, class_weights, length_mask, reals
-from fnn.metrics.metric import Metric
 
 FromBatch: TypeAlias = str | Callable[[Tree], Any] | None  # an entry's name, or a function
 
@@ -71,13 +70,6 @@ def losses_of(loss: Callable, outputs: Any, labels: Any, keep: jax.Array | None)
     if keep is not None and _takes_mask(loss):
         return loss(outputs, labels, mask=keep)
     return loss(outputs, labels)
-
-
-def measure(metric: Metric, sums: Tree, outputs: Any, labels: Any, keep: Any, w: Any) -> Tree:
-    """A metric's accumulator with a batch added."""
-    if w is None:
-        return metric.update(sums, outputs, labels, keep)
-    return metric.update(sums, outputs, labels, keep, w)
 
 
 def _of(batch: Tree, of: FromBatch, what: str) -> jax.Array:
