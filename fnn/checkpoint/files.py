@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.checkpoint.leaves import Path, as_bytes, is_value, joined
+from fnn.core.durable import write_all
 from fnn.core.errors import CheckpointError
 
 VERSION = 1
@@ -69,46 +70,27 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     with open(file, "wb", buffering=0) as out:
-        _write(out, head)
+        write_all(out, head)
         for part, said in zip(parts, slices, strict=True):
             data, crc = as_bytes(part.array), 0
             for i in range(0, data.size, PIECE):
                 piece = data[i : i + PIECE].data
-                _write(out, piece)
+                write_all(out, piece)
                 crc = zlib.crc32(piece, crc)
             said["crc32"] = crc
         os.fsync(out.fileno())
     return {"size": len(head) + at, "header": len(head), "crc32": zlib.crc32(head)}, slices
 
 
-def _write(out: Any, data: bytes | memoryview) -> None:
-    while data := data[out.write(data) :]:  # an unbuffered write may be short
-        pass
-
-
 def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
     text = json.dumps(manifest)
-    _write_text(directory / MANIFEST, f"{_first_line(text)}\n{text}")
+    with open(directory / MANIFEST, "wb", buffering=0) as out:
+        write_all(out, f"{_first_line(text)}\n{text}".encode())
+        os.fsync(out.fileno())
 
 
 def _first_line(text: str) -> str:
     return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()})
-
-
-def _write_text(file: pathlib.Path, text: str) -> None:
-    with open(file, "wb") as out:
-        out.write(text.encode())
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def sync_directory(directory: pathlib.Path) -> None:
-    """Make renames in a directory last through a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(directory: pathlib.Path) -> dict:

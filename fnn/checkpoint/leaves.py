@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors
+from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 
 Path: TypeAlias = tuple[str, ...]
 # A leaf without its values: "dtype" and "shape" of an array, and "key", the dtype of random keys,
 # of which the array is the data; or the "value" of a Python scalar, a string or None.
 Entry: TypeAlias = dict[str, Any]
-
-
-def is_key(x: Any) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def is_value(x: Any) -> bool:

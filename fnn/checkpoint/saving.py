@@ -27,12 +27,13 @@ from fnn.checkpoint.files import (
     VERSION,
     Part,
     arrays_name,
-    sync_directory,
     write_arrays,
     write_manifest,
 )
-from fnn.checkpoint.leaves import Entry, Path, entry_of, is_key, is_value, joined, leaves_of
+from fnn.checkpoint.leaves import Entry, Path, entry_of, is_value, joined, leaves_of
 from fnn.core import errors
+from fnn.core.dtypes import is_key
+from fnn.core.durable import sync_directory
 from fnn.core.errors import CheckpointError
 from fnn.core.types import Tree
 

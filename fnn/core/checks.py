@@ -9,6 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.core.dtypes import is_key
 from fnn.core.errors import (
     ComposeError,
     DtypeError,
@@ -126,7 +127,7 @@ def initializer(name: str, value: Any) -> None:
 def key(value: Any) -> None:
     """One typed key (or the older uint32 form of it)."""
     dtype = getattr(value, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = is_key(value)
     raw = dtype == np.uint32 and value.shape in ((2,), (4,))
     if typed and value.shape == () or raw and value.shape == _raw_shape():
         return

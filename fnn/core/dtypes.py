@@ -18,6 +18,15 @@ def is_floating(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 
+def is_key(x: Any) -> bool:
+    """Whether x is an array of typed random keys, or stands for one.
+
+    >>> is_key(jax.random.key(0)), is_key(jnp.ones(2)), is_key(1.0)
+    (True, False, False)
+    """
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def wide(dtype: Dtype) -> np.dtype:
     """float32 for narrower floats, else `dtype`: for sums, statistics and moments.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from fnn.core import errors
+from fnn.core.durable import sync_directory, write_all
 from fnn.log.read import cells
 from fnn.log.values import RESERVED, key, text
 
@@ -197,21 +198,14 @@ def extend(path: pathlib.Path, added: bytes) -> int:
     rows to other machines.
     """
     with open(path, "ab", buffering=0) as file:
-        left = memoryview(added)
-        while left:
-            left = left[file.write(left) :]
+        write_all(file, added)
         return file.tell()
 
 
 def sync(path: pathlib.Path) -> None:
     with open(path, "ab") as file:
         os.fsync(file.fileno())
-    if os.name == "posix":  # the name of a new file is in its folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_directory(path.parent)  # which has the name of a new file
 
 
 def check(line: bytes) -> int:

@@ -16,10 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.dtypes import widened, widest
+from fnn.core.dtypes import is_key, widened, widest
 from fnn.core.lengths import as_length, length_of, scaled, shortened
 from fnn.core.shapes import as_array, natives
 from fnn.core.types import Key, Scalar, Tree
@@ -266,8 +265,7 @@ def pair(out: Any, has_aux: bool) -> tuple:
 
 
 def _is_key(leaf: Any) -> bool:
-    typed = jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
-    return typed and leaf.shape == ()
+    return is_key(leaf) and leaf.shape == ()
 
 
 def _arrays(rest: Tree) -> Iterable[Any]:

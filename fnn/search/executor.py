@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from fnn.core import errors
+from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 from fnn.search.store import Finished, Group, Store
 
@@ -94,7 +95,7 @@ class Executor:
         settings = {name: jnp.asarray(v)[point] for name, v in self.group.points.items()}
         result = self.run_fn(self.group.keys[key], **settings, **self.group.fixed)
         for leaf in jax.tree.leaves(result):
-            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            if is_key(leaf):
                 mend = "return their jax.random.key_data"
                 raise errors.RandomKeyError("results that are numbers", "typed keys", mend)
         return result

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors, trees
+from fnn.core.dtypes import is_key
 from fnn.core.progress import Bar
 from fnn.core.types import Key, Tree
 from fnn.search.executor import Executor
@@ -211,8 +212,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(grid: Mapping[str, Any], keys: Key, static: Sequence[str]) -> _Plan:
-    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if not typed or keys.ndim != 1 or not len(keys):
+    if not is_key(keys) or keys.ndim != 1 or not len(keys):
         raise errors.RandomKeyError(
             "keys, one for each seed", errors.show(keys), "pass jax.random.split(key, n)"
         )

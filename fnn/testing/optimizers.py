@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform, apply_updates, taking_extra
 
@@ -273,8 +274,7 @@ def _loop(tx: Transform, step: Callable, valley: Valley) -> tuple[Tree, Tree, Tr
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if key else leaf)
+    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _through_numpy(leaf: Any) -> jax.Array:

@@ -17,6 +17,7 @@ import numpy as np
 
 from fnn.checkpoint.saving import save
 from fnn.core import checks, errors
+from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 from fnn.train.events import Event, Stop
 from fnn.train.step import TrainState
@@ -94,9 +95,7 @@ class patience:
 
 def _on_host(leaf: jax.Array) -> Any:
     """A copy: the next step writes into the memory of the leaf itself."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.copy(leaf)
-    return np.array(leaf)
+    return jnp.copy(leaf) if is_key(leaf) else np.array(leaf)
 
 
 class stop_on_nan:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 from fnn.tree.paths import by_path
 
@@ -104,7 +104,7 @@ def _difference(a: Any, b: Any, rtol: float, atol: float, equal_nan: bool) -> st
 def _host(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.core.Tracer):
         raise errors.InputError("values", f"a traced {errors.show(leaf)}", "compare outside jit")
-    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+    if is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)):
         checks.not_an_array(leaf)
