@@ -1,10 +1,4 @@
-"""Checkpoints: a tree in a folder that is complete or absent, and a keeper of a run's newest.
-
-saving = fnn.checkpoint.save(path, tree, meta={"run": 3})
-tree = fnn.checkpoint.restore(path, like)
-params = fnn.checkpoint.restore(path, params, at="params")
-print(fnn.checkpoint.inspect(path))
-"""
+"""Checkpoints: trees in folders that are complete or absent, and a keeper of a run's newest."""
 
 from fnn.checkpoint.keeper import Keeper
 from fnn.checkpoint.restoring import Contents, inspect, restore

@@ -132,8 +132,8 @@ class Keeper:
 
     def _save(self, tree: Tree, step: int, metrics: Mapping, meta: Mapping) -> Saving:
         self.wait()
-        if jax.process_index() == 0:
-            self._remove_old()
+        if not self._swept and jax.process_index() == 0:
+            self._sweep()
         newest = self.latest()
         if newest is not None and step <= newest:  # it would be the first to be removed
             mend = "resume from the newest, or choose another directory or remove what is in it"
@@ -155,19 +155,19 @@ class Keeper:
 
     def _remove_old(self) -> None:
         """Remove what is neither new nor best. It is renamed first, so it is never incomplete."""
-        if not self.directory.is_dir():
-            return
-        steps = self.steps()
+        steps, best = self.steps(), self.best()
         for step in steps[: -self._keep]:
-            if step != self.best():
+            if step != best:
                 away = self.directory / f".step-{step}.{secrets.token_hex(4)}.tmp"
                 os.rename(self.path(step), away)
                 shutil.rmtree(away, ignore_errors=True)
-        if not self._swept:
-            self._swept = True
-            for path in self.directory.iterdir():
-                if LEFTOVER.fullmatch(path.name):
-                    shutil.rmtree(path, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what kills have left over, once."""
+        self._swept = True
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
+            if LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, like: Tree = None, *, step: int | None = None, at: str = "train_state"):
         """The training state of a step, unless given the newest; see `fnn.checkpoint.restore`.

@@ -97,8 +97,8 @@ def nbytes_of(entry: Entry) -> int:
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of an array in C order, without a copy where it has that order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    """The bytes of an array that is in C order; no copy."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

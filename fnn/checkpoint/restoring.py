@@ -212,8 +212,7 @@ class _Saved:
         entry = self.entries[names]
         if "value" in entry:
             return entry["value"]
-        whole = self.whole(names)
-        return _wrapped(whole, entry)
+        return _wrapped(self.whole(names), entry)
 
     def _damage(self, names: Path, what: str) -> CheckpointError:
         return CheckpointError(

@@ -53,6 +53,7 @@ class Saving:
     def __init__(self, write: Callable[[], None]):
         self._write, self._error = write, None  # the error, until it is raised
         self._thread = threading.Thread(target=self._run, name="fnn checkpoint")
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -128,13 +129,11 @@ def save(
     except (TypeError, ValueError) as error:
         got = f"{errors.show(meta)} ({error})"
         raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
-    many = jax.process_count() > 1
     shot = snapshot(tree, copy=not wait)
     manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
-    name = _agreed_name() if many else secrets.token_hex(4)
+    name = _agreed_name() if jax.process_count() > 1 else secrets.token_hex(4)
     beside = target.parent / f".{target.name}.{name}.tmp"
     saving = Saving(functools.partial(_write_all, target, beside, shot, manifest))
-    saving._thread.start()
     if wait:
         saving.wait()
     return saving
@@ -166,7 +165,7 @@ def snapshot(tree: Tree, *, copy: bool) -> Snapshot:
     for _, _, data in slices:
         if isinstance(data, jax.Array):
             data.copy_to_host_async()
-    to_host = functools.partial(np.array, order="C", copy=True) if copy else np.asarray
+    to_host = functools.partial(np.array if copy else np.asarray, order="C")
     return Snapshot(entries, [Part(path, start, to_host(data)) for path, start, data in slices])
 
 

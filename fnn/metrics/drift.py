@@ -87,7 +87,7 @@ def population_stability_index(
     """
     positive("epsilon", epsilon)
     if bins is not None:
-        _same_features(reference, current)
+        reference, current = _same_features(reference, current)
         summary = histogram(reference, bins)
         reference = summary["counts"]
         current = histogram(current, summary["edges"])["counts"]
@@ -121,8 +121,7 @@ def kolmogorov_smirnov(reference: ArrayLike, current: ArrayLike) -> KolmogorovSm
     >>> print(f"{found.statistic:.3f} {found.pvalue:.5f}")
     0.300 0.00025
     """
-    _same_features(reference, current)
-    a, b = _values("reference", reference), _values("current", current)
+    a, b = _same_features(reference, current)
     dtype = jnp.promote_types(a.dtype, b.dtype)
     n, m = a.shape[0], b.shape[0]
     x = jnp.concatenate([a.astype(dtype), b.astype(dtype)])
@@ -266,14 +265,16 @@ def _values(name: str, x: Any, least: int = 1) -> jax.Array:
     return x.astype(jnp.result_type(float))
 
 
-def _same_features(reference: Any, current: Any) -> None:
-    a, b = (_values(*x).shape[1:] for x in (("reference", reference), ("current", current)))
-    if a != b:
+def _same_features(reference: Any, current: Any) -> tuple[jax.Array, jax.Array]:
+    """The values of both."""
+    a, b = _values("reference", reference), _values("current", current)
+    if a.shape[1:] != b.shape[1:]:
         raise errors.ShapeError(
-            f"current values [M, ...] with the features {a} of the reference",
-            f"current {jnp.shape(current)}",
+            f"current values [M, ...] with the features {a.shape[1:]} of the reference",
+            f"current {b.shape}",
             "compare the same features, examples first",
         )
+    return a, b
 
 
 def _edges(bins: Any, features: Shape) -> jax.Array:

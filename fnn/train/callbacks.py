@@ -127,13 +127,13 @@ class stop_on_nan:
         self._looked = 0
 
     def __call__(self, event: Event) -> Stop | None:
+        if event.ended:
+            return None
         rows = event.rows(self._looked)
         bad = next((row for row in rows if not _finite(row.metrics)), None)
         if bad is None:
             self._looked = event.step
             self._good = jax.tree.map(_on_host, event.train_state)
-            return None
-        if event.ended:
             return None
         why = [f"step {bad.step} has {_not_finite(bad.metrics)}"]
         if int(event.train_state.step) != event.step:
@@ -163,12 +163,12 @@ def time_limit(seconds: float) -> Callable[[Event], Stop | None]:
 
     >>> stop = time_limit(3600.0)
     """
-    seconds = float(seconds)
-    begun: list[float] = []
+    seconds, end = float(seconds), None
 
     def callback(event: Event) -> Stop | None:
-        begun.append(time.monotonic()) if not begun else None
-        passed = time.monotonic() - begun[0] >= seconds
+        nonlocal end
+        end = time.monotonic() + seconds if end is None else end
+        passed = time.monotonic() >= end
         return Stop(f"the time limit of {seconds:g} s", final=False) if passed else None
 
     return callback

@@ -106,7 +106,11 @@ def fit(
         chunk,
         begun,
     )
-    cut = {} if total is None else {"batch_size": int(batch_size or 0), "examples": _examples(data)}
+    cut = (
+        {}
+        if total is None
+        else {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}
+    )
     _check_cut(start, cut)
     run = _Run(step, batches_of, watchers, start, driver, cut)
     train_state = jax.tree.map(jnp.copy, start.train_state)
@@ -209,10 +213,6 @@ def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
     history = History.resumed(saved["history"])
     progress = {name: saved[name] for name in ("epoch", "taken", "driver", "ended")}
     return _Start(train_state, history, **progress, cut=saved.get("cut", {}))
-
-
-def _examples(data: Tree) -> int:
-    return len(jax.tree.leaves(data)[0])
 
 
 def _check_single(train_state: TrainState) -> None:

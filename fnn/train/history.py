@@ -59,15 +59,13 @@ class History:
         """The metrics of the last step, as callbacks name them."""
         if not self.calls:
             return {}
-        call = self.calls[-1]
-        return {f"train/{name}": value for name, value in call.at(-1).items()}
+        return _of_steps(self.calls[-1].at(-1))
 
     def before_last(self) -> Mapping[str, Any]:
         """The metrics of the last step but one call, which the device has likely computed."""
         if len(self.calls) < 2:
             return {}
-        call = self.calls[-2]
-        return call.at(-1)
+        return self.calls[-2].at(-1)
 
     def rows(self, after: int, until: float = math.inf) -> list[Row]:
         """The steps after a given one, up to another, on the host."""
@@ -81,9 +79,8 @@ class History:
         for call, metrics in zip(calls, jax.device_get([c.metrics for c in calls]), strict=True):
             epochs, first = np.broadcast_to(call.epoch, call.count), call.end - call.count + 1
             for step in range(max(first, after + 1), int(min(call.end, until)) + 1):
-                own = call._replace(metrics=metrics).at(step - first)
-                named = {f"train/{name}": value for name, value in own.items()}
-                rows.append(Row(step, int(epochs[step - first]), named))
+                own = _of_steps(call._replace(metrics=metrics).at(step - first))
+                rows.append(Row(step, int(epochs[step - first]), own))
         return rows
 
     def columns(self) -> dict[str, Any]:
@@ -131,6 +128,11 @@ class History:
             self.calls = [
                 _Call(self.end, epochs, len(epochs), _joined(whole, np.concatenate), False)
             ]
+
+
+def _of_steps(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of training as callbacks name them."""
+    return {f"train/{name}": value for name, value in metrics.items()}
 
 
 def _joined(rows: list, join: Callable[[tuple], np.ndarray]) -> dict[str, np.ndarray]:
