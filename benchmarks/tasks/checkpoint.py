@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.task import Call, Contender, Goal, Task
 
@@ -31,17 +31,15 @@ class Case:
     megabytes: int
 
 
-class Format:
-    """How a library saves a tree at a path, durably, and restores it."""
+class Format(NamedTuple):
+    """How a library saves a tree at a path, durably, and restores it; where its arrays live.
 
-    place: Callable[[Any], Any] = staticmethod(lambda tree: tree)  # where its arrays live
+    `save` begins; its result waits for the end.
+    """
 
-    def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-        """Begin; the result waits for the end."""
-        raise NotImplementedError
-
-    def restore(self, path: pathlib.Path, tree: Any) -> Any:
-        raise NotImplementedError
+    save: Callable[[pathlib.Path, Any], Callable[[], Any]]
+    restore: Callable[[pathlib.Path, Any], Any]
+    place: Callable[[Any], Any]
 
 
 def call_of(form: Format, case: Case) -> Call:
@@ -121,73 +119,58 @@ def floor(case: Case) -> Call:
     """NumPy: the bytes alone, in one file; `steps` without a save"""
     import numpy as np
 
-    class Bytes(Format):
-        def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-            if case.does == "steps":
-                return lambda: None
+    def save(path: pathlib.Path, tree: Any) -> Callable[[], Any]:
+        if case.does != "steps":
             with open(path, "wb") as out:
                 for array in tree.values():
                     array.tofile(out)
                 out.flush()
                 os.fsync(out.fileno())
-            return lambda: None
+        return lambda: None
 
-        def restore(self, path: pathlib.Path, tree: Any) -> Any:
-            with open(path, "rb") as file:
-                return on_device({n: np.fromfile(file, a.dtype, a.size) for n, a in tree.items()})
+    def restore(path: pathlib.Path, tree: Any) -> Any:
+        with open(path, "rb") as file:
+            return on_device({n: np.fromfile(file, a.dtype, a.size) for n, a in tree.items()})
 
-    return call_of(Bytes(), case)
+    return call_of(Format(save, restore, lambda tree: tree), case)
 
 
 def fnn(case: Case) -> Call:
     """fnn.checkpoint.save(wait=False), its wait(), and restore: with sums, in a folder"""
     import fnn
 
-    class Folder(Format):
-        place = staticmethod(on_device)
+    def save(path: pathlib.Path, tree: Any) -> Callable[[], Any]:
+        return fnn.checkpoint.save(path, tree, wait=case.does == "save").wait
 
-        def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-            wait = case.does == "save"
-            return fnn.checkpoint.save(path, tree, wait=wait).wait
-
-        def restore(self, path: pathlib.Path, tree: Any) -> Any:
-            return fnn.checkpoint.restore(path, tree)
-
-    return call_of(Folder(), case)
+    return call_of(Format(save, fnn.checkpoint.restore, on_device), case)
 
 
 def safetensors(case: Case) -> Call:
     """safetensors.flax.save_file and load_file"""
     from safetensors import flax
 
-    class File(Format):
-        place = staticmethod(on_device)
+    def save(path: pathlib.Path, tree: Any) -> Callable[[], Any]:
+        flax.save_file(tree, path)
+        return lambda: synced(path)
 
-        def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-            flax.save_file(tree, path)
-            return lambda: synced(path)
-
-        def restore(self, path: pathlib.Path, tree: Any) -> Any:
-            return flax.load_file(path)
-
-    return call_of(File(), case)
+    return call_of(Format(save, lambda path, tree: flax.load_file(path), on_device), case)
 
 
 def torch(case: Case) -> Call:
     """torch.save and torch.load(weights_only=True), of tensors on the CPU"""
     import torch
 
-    class Zip(Format):
-        place = staticmethod(lambda tree: {n: torch.from_numpy(a) for n, a in tree.items()})
+    def save(path: pathlib.Path, tree: Any) -> Callable[[], Any]:
+        torch.save(tree, path)
+        return lambda: synced(path)
 
-        def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-            torch.save(tree, path)
-            return lambda: synced(path)
+    def restore(path: pathlib.Path, tree: Any) -> Any:
+        return torch.load(path, weights_only=True)
 
-        def restore(self, path: pathlib.Path, tree: Any) -> Any:
-            return torch.load(path, weights_only=True)
+    def place(tree: Any) -> Any:
+        return {n: torch.from_numpy(a) for n, a in tree.items()}
 
-    return call_of(Zip(), case)
+    return call_of(Format(save, restore, place), case)
 
 
 def orbax(case: Case) -> Call:
@@ -195,24 +178,22 @@ def orbax(case: Case) -> Call:
     import jax
     import orbax.checkpoint as ocp
 
-    class Ocdbt(Format):
-        place = staticmethod(on_device)
-        checkpointer = ocp.StandardCheckpointer()
+    checkpointer = ocp.StandardCheckpointer()
 
-        def save(self, path: pathlib.Path, tree: Any) -> Callable[[], Any]:
-            self.checkpointer.save(path, tree)
+    def save(path: pathlib.Path, tree: Any) -> Callable[[], Any]:
+        checkpointer.save(path, tree)
 
-            def wait() -> None:
-                self.checkpointer.wait_until_finished()
-                for file in path.rglob("*"):
-                    synced(file)
+        def wait() -> None:
+            checkpointer.wait_until_finished()
+            for file in path.rglob("*"):
+                synced(file)
 
-            return wait
+        return wait
 
-        def restore(self, path: pathlib.Path, tree: Any) -> Any:
-            return self.checkpointer.restore(path, jax.eval_shape(lambda: tree))
+    def restore(path: pathlib.Path, tree: Any) -> Any:
+        return checkpointer.restore(path, jax.eval_shape(lambda: tree))
 
-    return call_of(Ocdbt(), case)
+    return call_of(Format(save, restore, on_device), case)
 
 
 # --- the task
