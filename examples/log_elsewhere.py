@@ -1,4 +1,4 @@
-"""The metrics of a run in Weights & Biases or MLflow, by a callback of ten lines each.
+"""The metrics of a run in Weights & Biases or MLflow, by a callback of ten lines.
 
     python examples/log_elsewhere.py                     # prints them; needs no account
     python examples/log_elsewhere.py --service wandb     # pip install wandb
@@ -22,49 +22,42 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 64, 3e-3
 EVERY = 20  # steps between looks at the device
 
 
-def wandb_callback(every=EVERY, **options):
+def forward(log, finish, every=EVERY):
+    """A callback that hands on each row once, to `log(values, step=...)`; it ends by `finish()`."""
+    sent = 0
+
+    def callback(event):
+        nonlocal sent
+        if event.step >= sent + every or event.evaluation or event.ended:
+            for row in event.rows(sent):
+                log(scalars(row.metrics), step=row.step)
+            sent = event.step
+        if event.evaluation:
+            log(scalars(event.evaluation), step=event.step)
+        if event.ended:
+            finish()
+
+    return callback
+
+
+def wandb_callback(**options):
     """Rows to Weights & Biases, which skips steps that it has: a resumed run repeats none."""
     import wandb
 
-    run, sent = wandb.init(**options), 0
-
-    def callback(event):
-        nonlocal sent
-        if event.step >= sent + every or event.evaluation or event.ended:
-            for row in event.rows(sent):
-                run.log(scalars(row.metrics), step=row.step)
-            sent = event.step
-        if event.evaluation:
-            run.log(scalars(event.evaluation), step=event.step)
-        if event.ended:
-            run.finish()
-
-    return callback
+    run = wandb.init(**options)
+    return forward(run.log, run.finish)
 
 
-def mlflow_callback(every=EVERY, **options):
+def mlflow_callback(**options):
     """Rows to MLflow, at the server that MLFLOW_TRACKING_URI names."""
     import mlflow
 
-    sent = 0
     mlflow.start_run(**options)
-
-    def callback(event):
-        nonlocal sent
-        if event.step >= sent + every or event.evaluation or event.ended:
-            for row in event.rows(sent):
-                mlflow.log_metrics(scalars(row.metrics), step=row.step)
-            sent = event.step
-        if event.evaluation:
-            mlflow.log_metrics(scalars(event.evaluation), step=event.step)
-        if event.ended:
-            mlflow.end_run()
-
-    return callback
+    return forward(mlflow.log_metrics, mlflow.end_run)
 
 
-def print_callback(every=EVERY):
-    """The same for the terminal: what every one of these callbacks is."""
+def print_callback():
+    """The evaluations in the terminal: all that a callback is."""
 
     def callback(event):
         if event.evaluation:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pathlib
 import time
 from typing import Any
-
-import jax
 
 from fnn.core import errors
 from fnn.log import formats
@@ -77,12 +74,8 @@ class _Log:
         self.rows = Rows(every, interval)
         self.begun = False
 
-    @functools.cached_property
-    def _writes(self) -> bool:
-        return jax.process_index() == 0  # asked late: the answer starts JAX's backends
-
     def __call__(self, event: Event) -> None:
-        if not self._writes or self.begun and self.rows.idle(event):
+        if not self.rows.writes or self.begun and self.rows.idle(event):
             return
         with errors.within(self.file.name):
             if not self.begun:
@@ -101,13 +94,13 @@ class _Log:
         self.file.append([(r.step, r.epoch, when, dict(flat(r.metrics))) for r, when in rows])
 
     def state(self) -> dict[str, int]:
-        if self._writes and self.begun:
+        if self.rows.writes and self.begun:
             self._take()
             self.file.sync()
         return {"step": self.rows.step, **self.file.position()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        if self._writes:
+        if self.rows.writes:
             position = {name: int(value) for name, value in state.items()}
             with errors.within(self.file.name):
                 self.file.cut(position, self.overwrite)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+
+import jax
 
 from fnn.core import checks, errors
 from fnn.train.events import Event, Row
@@ -30,6 +33,11 @@ class Rows:
         self.next = 0.0
         self.evaluated: tuple | None = None
         self.ended = False
+
+    @functools.cached_property
+    def writes(self) -> bool:
+        """Whether this process is the one of many that writes."""
+        return jax.process_index() == 0  # asked late: the answer starts JAX's backends
 
     def idle(self, event: Event) -> bool:
         """Whether an event asks for nothing but to be noted, which is done: this is each step's."""

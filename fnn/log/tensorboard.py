@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import pathlib
@@ -90,14 +89,10 @@ class _TensorBoard:
         self.begun = False
         self.counted = self.drawn = 0  # the steps of the last histograms and pictures
 
-    @functools.cached_property
-    def _writes(self) -> bool:
-        return jax.process_index() == 0  # asked late: the answer starts JAX's backends
-
     def __call__(self, event: Event) -> None:
         every = self.histograms_every
         due = every is not None and event.step // every > self.counted // every
-        if not self._writes or self.begun and not due and self.rows.idle(event):
+        if not self.rows.writes or self.begun and not due and self.rows.idle(event):
             return
         with errors.within("tensorboard"):
             if not self.begun:
@@ -146,14 +141,14 @@ class _TensorBoard:
                 yield _image(name, _png_of(figure))
 
     def state(self) -> dict[str, int]:
-        if self._writes and self.begun:
+        if self.rows.writes and self.begun:
             self._take()
             self.files.sync()
         steps = {"step": self.rows.step, "counted": self.counted, "drawn": self.drawn}
         return steps | self.files.position()
 
     def restore(self, state: dict[str, Any]) -> None:
-        if self._writes:
+        if self.rows.writes:
             numbers = {name: int(value) for name, value in state.items()}
             with errors.within("tensorboard"):
                 self.files.cut(numbers, numbers["step"], self.overwrite)
