@@ -187,7 +187,7 @@ def draw(found, time, angles, image, path):
     first.fill_between(time, right, sure, where=sure > right, color="tab:red", alpha=0.2,
                        linewidth=0, label="too sure")  # fmt: skip
     first.set(ylabel="share")
-    first.legend(edgecolor="none", framealpha=1, loc="lower left")
+    first.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.27, 0))
 
     second.plot(time, found["calibration error"], color="tab:red")
     second.set(ylabel="calibration error\n(needs labels)", ylim=(0, None))
@@ -195,7 +195,7 @@ def draw(found, time, angles, image, path):
     third.plot(time, found["inputs"], color="tab:blue", label="inputs, the worst of 49 patches")
     third.plot(time, found["outputs"], color="tab:orange", label="outputs, confidence")
     third.set(ylabel="stability index\n(needs no labels)", ylim=(0, None))
-    third.legend(edgecolor="none", framealpha=1, loc="upper left")
+    third.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.27, 1))
     third.axhline(ALARM, color="gray", linestyle=":", linewidth=0.9)
 
     last.plot(time, found["distance"], color="tab:orange")
