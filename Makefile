@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-full bench clean
+.PHONY: demo test test-full test-orbax bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py $(ARGS)
@@ -22,6 +22,10 @@ test: $(VENV)/.test
 
 test-full: $(VENV)/.test
 	$(BIN)/pytest -n auto --dist worksteal --hypothesis-profile=full $(ARGS)
+
+# Checkpoints in object stores: against a server on this machine.
+test-orbax: $(VENV)/.test-orbax
+	$(BIN)/pytest tests/checkpoint/test_stores.py $(ARGS)
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(ARGS)

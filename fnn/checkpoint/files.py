@@ -21,7 +21,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +46,11 @@ class Part(NamedTuple):
     path: Path
     start: list[int]
     array: np.ndarray
+
+
+def is_url(path: str | os.PathLike) -> TypeGuard[str]:
+    """Whether a path is in an object store: "gs://bucket/run/step-500"."""
+    return isinstance(path, str) and "://" in path
 
 
 def arrays_name(process: int) -> str:
@@ -85,47 +90,52 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
 def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
     text = json.dumps(manifest)
     with open(directory / MANIFEST, "wb", buffering=0) as out:
-        write_all(out, f"{_first_line(text)}\n{text}".encode())
+        write_all(out, f"{json.dumps({'sha256': sha256(text)})}\n{text}".encode())
         os.fsync(out.fileno())
 
 
-def _first_line(text: str) -> str:
-    return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()})
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
     """The manifest of a checkpoint, once its sum is right."""
-    with _damaged(directory, f"{MANIFEST} "):
+    with damaged(directory, MANIFEST):
         first, text = (directory / MANIFEST).read_bytes().decode().split("\n", 1)
-        if first != _first_line(text):
-            raise ValueError("does not have its sha256")
-        manifest = json.loads(text)
-        if not isinstance(manifest, dict) or manifest.get("format") != "fnn checkpoint":
-            raise ValueError("is not of an fnn checkpoint")
-        if manifest["version"] == VERSION:
-            _check_claims(manifest)
-    if manifest["version"] != VERSION:
-        raise CheckpointError(
-            f"a checkpoint of version {VERSION}",
-            f"{directory} of version {manifest['version']}, from fnn {manifest['made_by']['fnn']}",
-            "read it with that version of fnn",
-        )
+        manifest = check_format(directory, json.loads(first), text)
+        _check_slices(manifest)
     return manifest
 
 
-def _check_claims(manifest: dict) -> None:
-    """Refuse a manifest that was made to mislead: all else relies on what is checked here."""
-    files = manifest["files"]
-    _claim(all(_whole(file["size"], file["header"], file["crc32"]) for file in files))
+def check_format(path: str | os.PathLike, said: Any, text: str) -> dict:
+    """A manifest, once its sum is right; one of another version or format is refused."""
+    if said != {"sha256": sha256(text)}:
+        raise ValueError("does not have its sha256")
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or manifest.get("format") != "fnn checkpoint":
+        raise ValueError("is not of an fnn checkpoint")
+    if manifest["version"] != VERSION:
+        raise CheckpointError(
+            f"a checkpoint of version {VERSION}",
+            f"{path} of version {manifest['version']}, from fnn {manifest['made_by']['fnn']}",
+            "read it with that version of fnn",
+        )
     for name in ("meta", "made_by"):
         _claim(isinstance(manifest[name], dict))
-    for names, entry, slices in manifest["leaves"]:
+    for names, entry, _ in manifest["leaves"]:
         _claim(isinstance(names, list) and all(isinstance(name, str) for name in names))
+        _claim(is_value(entry["value"]) if "value" in entry else _whole(*entry["shape"]))
+    return manifest
+
+
+def _check_slices(manifest: dict) -> None:
+    """Refuse slices that are not in their files, or not as large as their arrays."""
+    files = manifest["files"]
+    _claim(all(_whole(file["size"], file["header"], file["crc32"]) for file in files))
+    for _, entry, slices in manifest["leaves"]:
         if "value" in entry:
-            _claim(is_value(entry["value"]))
             continue
         shape, size = entry["shape"], np.dtype(jnp.dtype(entry["dtype"])).itemsize
-        _claim(_whole(*shape))
         for said in slices:
             start, own, (low, high) = said["start"], said["shape"], said["bytes"]
             _claim(_whole(*start, *own, low, high, said["file"], said["crc32"]))
@@ -148,7 +158,7 @@ def _claim(holds: bool) -> None:
 def open_arrays(directory: pathlib.Path, process: int, said: dict) -> np.ndarray:
     """The bytes of one file after its header, as a memory map: only what is used is read."""
     name = arrays_name(process)
-    with _damaged(directory, f"{name} "):
+    with damaged(directory, name):
         file = directory / name
         size, header = said["size"], said["header"]
         if file.stat().st_size != size:
@@ -160,18 +170,15 @@ def open_arrays(directory: pathlib.Path, process: int, said: dict) -> np.ndarray
 
 
 @contextlib.contextmanager
-def _damaged(directory: pathlib.Path, what: str) -> Iterator[None]:
+def damaged(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Raise what goes wrong as one error. A missing checkpoint is named as such."""
     try:
         yield
-    except CheckpointError:
+    except (CheckpointError, PermissionError):
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        there = directory.is_dir()
-        got = f"{what}that {error}" if there else f"no folder {directory}"
-        if isinstance(error, FileNotFoundError) and there:
-            got = f"no {what.strip()} in {directory}"
+        missing = isinstance(error, FileNotFoundError)
+        there = not missing if is_url(path) else os.path.isdir(path)
+        got = "nothing" if not there else f"no {what} in it" if missing else f"{what} that {error}"
         mend = "take another checkpoint" if there else "see fnn.checkpoint.Keeper.steps"
-        raise CheckpointError(f"a complete checkpoint at {directory}", got, mend) from error
+        raise CheckpointError(f"a complete checkpoint at {path}", got, mend) from error

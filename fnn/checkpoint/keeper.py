@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fnn.checkpoint.files import is_url
 from fnn.checkpoint.restoring import inspect, restore
 from fnn.checkpoint.saving import Saving, save
 from fnn.core import checks, errors
@@ -70,6 +71,9 @@ class Keeper:
             self.every = math.inf if every is None else checks.count("every", every)
             self._keep = checks.count("keep", keep)
             checks.choice("mode", mode, ("max", "min"))
+            if is_url(directory):
+                mend = "keep on a disk that all processes share, and save what shall last to a URL"
+                raise errors.OptionError("a directory", f"the URL {directory}", mend)
         self.directory = pathlib.Path(os.path.abspath(directory))
         self._metric, self._sign = best, 1.0 if mode == "max" else -1.0
         self._saving: Saving | None = None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from fnn.core import errors
 from fnn.core.dtypes import is_key
@@ -19,6 +20,10 @@ Path: TypeAlias = tuple[str, ...]
 # A leaf without its values: "dtype" and "shape" of an array, and "key", the dtype of random keys,
 # of which the array is the data; or the "value" of a Python scalar, a string or None.
 Entry: TypeAlias = dict[str, Any]
+
+HOST: Final = "host"
+# Where an array is read to: NumPy's memory, the first device, or devices by a sharding.
+Place: TypeAlias = Literal["host"] | Sharding | None
 
 
 def is_value(x: Any) -> bool:

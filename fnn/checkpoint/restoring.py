@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import pathlib
-import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,28 +10,28 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from fnn.checkpoint.files import open_arrays, read_manifest
+from fnn.checkpoint.files import is_url
 from fnn.checkpoint.leaves import (
+    HOST,
     Entry,
     Path,
+    Place,
     describe,
     dtype_of,
-    empty,
     entry_of,
-    from_bytes,
     is_value,
     joined,
     leaves_of,
     nbytes_of,
     separate,
 )
+from fnn.checkpoint.reading import Folder
+from fnn.checkpoint.stores import Store
 from fnn.core import errors
 from fnn.core.errors import CheckpointError
 from fnn.core.types import Tree
 
 SHOWN = 8  # differences in a message
-PIECE = 1 << 20  # bytes read at a time
-BYTE = np.dtype(np.uint8)
 
 
 class Contents(NamedTuple):
@@ -73,12 +70,14 @@ def inspect(path: str | os.PathLike) -> Contents:
     >>> contents.leaves["w"].shape, contents.leaves["n"], contents.meta
     ((2, 3), 4, {'run': 1})
     """
-    manifest = read_manifest(pathlib.Path(path))
-    leaves, total = {}, 0
-    for names, entry, _ in manifest["leaves"]:
-        total += nbytes_of(entry)
-        leaves[joined(names)] = _struct(entry)
-    return Contents(leaves, manifest["meta"], manifest["made_by"], total)
+    saved = _opened(path)
+    leaves = {joined(names): _struct(entry) for names, entry in saved.entries.items()}
+    total = sum(nbytes_of(entry) for entry in saved.entries.values())
+    return Contents(leaves, saved.manifest["meta"], saved.manifest["made_by"], total)
+
+
+def _opened(path: str | os.PathLike) -> Folder | Store:
+    return Store(path) if is_url(path) else Folder(path)
 
 
 def _struct(entry: Entry) -> Any:
@@ -97,6 +96,7 @@ def restore(
 ) -> Tree:
     """The tree that was saved at `path`, with the same bits, in the structure of `like`.
 
+    - `path`: a folder, or a URL of an object store (extra `orbax`).
     - `like`: arrays, or structs as from `jax.eval_shape`. Leaves are matched by path and must
       have the same shapes and dtypes; none may be missing or left over. Where `like` has NumPy
       arrays, so has the result; else it has JAX arrays, with the sharding of an array of `like`
@@ -118,115 +118,54 @@ def restore(
     >>> fnn.checkpoint.restore(path)["step"]
     4
     """
-    directory = pathlib.Path(path)
-    wanted = {names: entry_of(names, leaf) for names, leaf in leaves_of(like)}
-    saved = _Saved(directory, separate(at), may_be_empty=not wanted)
+    saved, top = _opened(path), separate(at)
+    entries = {names: e for names, e in saved.entries.items() if names[: len(top)] == top}
+    wanted = {(*top, *names): leaf for names, leaf in leaves_of(like)}
+    if wanted and top and not entries:
+        tops = sorted({names[0] for names in saved.entries if names})
+        mend = "see fnn.checkpoint.inspect(path)"
+        raise CheckpointError(f"leaves at {at}", f"only {errors.names(tops)}", mend)
     if like is None:
-        return saved.plain()
-    _check_same(directory, saved.entries, wanted)
-    placed = _shardings(shardings, like)
+        stored = saved.arrays({n: HOST for n, entry in entries.items() if "value" not in entry})
+        return _nested({n[len(top) :]: _leaf(stored.get(n), e) for n, e in entries.items()})
+    _check_same(path, entries, {names: entry_of(names, leaf) for names, leaf in wanted.items()})
+    shards = zip(wanted.items(), _shardings(shardings, like), strict=True)
+    places: dict[Path, Place] = {
+        names: _place(names, leaf, entries[names], sharding)
+        for (names, leaf), sharding in shards
+        if not is_value(leaf)
+    }
+    arrays = saved.arrays(places)
+    leaves = [_leaf(arrays.pop(names, None), entries[names]) for names in wanted]
     leaves = [
-        _like(names, leaf, saved, sharding)
-        for (names, leaf), sharding in zip(leaves_of(like), placed, strict=True)
+        leaf[()] if isinstance(old, np.generic) else leaf
+        for leaf, old in zip(leaves, wanted.values(), strict=True)
     ]
     treedef = jax.tree.structure(like, is_leaf=lambda x: x is None)
     return jax.tree.unflatten(treedef, leaves)
 
 
-class _Saved:
-    """The leaves of a checkpoint below a path, read and checked when they are asked for."""
-
-    def __init__(self, directory: pathlib.Path, at: Path, may_be_empty: bool):
-        self.directory = directory
-        manifest = read_manifest(directory)
-        self.files = manifest["files"]
-        self.entries: dict[Path, Entry] = {}
-        self.slices: dict[Path, list[dict]] = {}
-        for names, entry, slices in manifest["leaves"]:
-            if tuple(names[: len(at)]) == at:
-                own = tuple(names[len(at) :])
-                self.entries[own], self.slices[own] = entry, slices
-        if not (self.entries or may_be_empty) and at:
-            tops = sorted({names[0] for names, *_ in manifest["leaves"] if names})
-            mend = "see fnn.checkpoint.inspect(path)"
-            raise CheckpointError(f"leaves at {joined(at)}", f"only {errors.names(tops)}", mend)
-        self.bytes_of = functools.cache(self._bytes_of)
-
-    def _bytes_of(self, process: int) -> np.ndarray:
-        return open_arrays(self.directory, process, self.files[process])
-
-    def piece(self, names: Path, said: dict) -> np.ndarray:
-        """One slice, whose sum is checked."""
-        entry = self.entries[names]
-        start, stop = said["bytes"]
-        there, data, crc = self.bytes_of(said["file"])[start:stop], empty([stop - start], BYTE), 0
-        for i in range(0, data.size, PIECE):  # one read; what is checked is what is used
-            piece = data[i : i + PIECE]
-            piece[:] = there[i : i + PIECE]
-            crc = zlib.crc32(piece.data, crc)  # while it is in the cache
-        if crc != said["crc32"]:
-            raise self._damage(names, "does not have its crc32")
-        return from_bytes(data, entry, said["shape"])
-
-    def region(self, names: Path, index: Any) -> np.ndarray:
-        """The values of an array at an index, of any slices."""
-        entry, slices = self.entries[names], self.slices[names]
-        shape = entry["shape"]
-        bounds = [i.indices(n)[:2] for i, n in zip(index, shape, strict=True)]
-        for said in slices:
-            corners = zip(said["start"], said["shape"], strict=True)
-            if [(a, a + n) for a, n in corners] == bounds:
-                return self.piece(names, said)
-        out = empty([stop - start for start, stop in bounds], dtype_of(entry))
-        filled = 0
-        for said in slices:
-            low = [max(a, start) for a, (start, _) in zip(said["start"], bounds, strict=True)]
-            ends = [a + n for a, n in zip(said["start"], said["shape"], strict=True)]
-            high = [min(end, stop) for end, (_, stop) in zip(ends, bounds, strict=True)]
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                continue
-            into = [slice(a - s, b - s) for a, b, (s, _) in zip(low, high, bounds, strict=True)]
-            of = [slice(a - s, b - s) for a, b, s in zip(low, high, said["start"], strict=True)]
-            out[tuple(into)] = self.piece(names, said)[tuple(of)]
-            filled += out[tuple(into)].size
-        if filled != out.size:
-            raise self._damage(names, "is not covered by its slices")
-        return out
-
-    def whole(self, names: Path) -> np.ndarray:
-        return self.region(names, (slice(None),) * len(self.entries[names]["shape"]))
-
-    def plain(self) -> Any:
-        """All leaves, as nested dicts of NumPy arrays."""
-        if set(self.entries) == {()}:
-            return self._plain_leaf(())
-        out: dict[str, Any] = {}
-        for names in self.entries:
-            inside = out
-            for name in names[:-1]:
-                inside = inside.setdefault(name, {})
-            inside[names[-1]] = self._plain_leaf(names)
-        return out
-
-    def _plain_leaf(self, names: Path) -> Any:
-        entry = self.entries[names]
-        if "value" in entry:
-            return entry["value"]
-        return _wrapped(self.whole(names), entry)
-
-    def _damage(self, names: Path, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"an undamaged checkpoint at {self.directory}",
-            f"{joined(names)}, which {what}",
-            "take another checkpoint",
-        )
+def _nested(leaves: dict[Path, Any]) -> Any:
+    """Leaves by path as nested dicts."""
+    if set(leaves) == {()}:
+        return leaves[()]
+    out: dict[str, Any] = {}
+    for names, leaf in leaves.items():
+        inside = out
+        for name in names[:-1]:
+            inside = inside.setdefault(name, {})
+        inside[names[-1]] = leaf
+    return out
 
 
-def _wrapped(values: Any, entry: Entry) -> Any:
-    return jax.random.wrap_key_data(values, impl=entry["impl"]) if "key" in entry else values
+def _leaf(array: Any, entry: Entry) -> Any:
+    """A leaf of the tree, of its stored array."""
+    if "value" in entry:
+        return entry["value"]
+    return jax.random.wrap_key_data(array, impl=entry["impl"]) if "key" in entry else array
 
 
-def _check_same(directory: pathlib.Path, saved: dict, wanted: dict) -> None:
+def _check_same(path: Any, saved: dict, wanted: dict) -> None:
     """Refuse a checkpoint of another tree, and say how it differs."""
     differences = list(_differences(saved, wanted))
     if differences:
@@ -234,7 +173,7 @@ def _check_same(directory: pathlib.Path, saved: dict, wanted: dict) -> None:
         shown = differences[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
         raise CheckpointError(
             "a checkpoint of the same tree",
-            f"{directory} with " + ", ".join(shown),
+            f"{path} with " + ", ".join(shown),
             "restore(path) without like gives plain dicts to rename, as with fnn.tree.to_paths; "
             "at= restores a part",
         )
@@ -282,24 +221,15 @@ def _own_sharding(leaf: Any) -> Sharding | None:
     return None if isinstance(sharding, SingleDeviceSharding) else sharding
 
 
-def _like(names: Path, leaf: Any, saved: _Saved, sharding: Sharding | None) -> Any:
-    """A leaf, where and as `like` has it."""
-    entry = saved.entries[names]
-    if is_value(leaf):
-        return entry["value"]
+def _place(names: Path, leaf: Any, entry: Entry, sharding: Sharding | None) -> Place:
+    """Where an array goes: as NumPy's where `like` has one, or to devices."""
     if isinstance(leaf, (np.ndarray, np.generic)):
-        whole = saved.whole(names)
-        return whole[()] if isinstance(leaf, np.generic) else whole
-    dtype, shape = dtype_of(entry), tuple(entry["shape"])
+        return HOST
+    dtype = dtype_of(entry)
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise errors.DtypeError(
             f"jax_enable_x64 for {joined(names)} {describe(entry)}",
             "it disabled",
             "enable it, or pass a NumPy array in like to get one",
         )
-    if sharding is None:
-        values = jax.device_put(saved.whole(names))  # on a CPU, this memory itself
-    else:
-        region = functools.partial(saved.region, names)
-        values = jax.make_array_from_callback(shape, sharding, region)
-    return _wrapped(values, entry)
+    return sharding

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,17 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fnn.checkpoint import stores
 from fnn.checkpoint.files import (
     VERSION,
     Part,
     arrays_name,
+    is_url,
     write_arrays,
     write_manifest,
 )
 from fnn.checkpoint.leaves import Entry, Path, entry_of, is_value, joined, leaves_of
+from fnn.checkpoint.stores import taken
 from fnn.core import errors
 from fnn.core.dtypes import is_key
 from fnn.core.durable import sync_directory
@@ -78,13 +81,6 @@ class Saving:
             raise error
 
 
-class Snapshot(NamedTuple):
-    """What this process writes: an entry for each leaf, and its own slices of the arrays."""
-
-    entries: dict[Path, Entry]
-    parts: list[Part]
-
-
 @errors.named
 def save(
     path: str | os.PathLike,
@@ -97,6 +93,8 @@ def save(
 
     A kill, a full disk or a power cut at any moment leaves the whole checkpoint or none.
 
+    - `path`: a folder, or a URL of an object store, such as "gs://bucket/run/step-500": then orbax
+      writes it (extra `orbax`), with its own sums.
     - `tree`: arrays of any dtype that JAX has, typed keys, NumPy arrays and scalars, Python
       numbers, strings and None, in any pytree. Sharded arrays are written slice by slice, each by
       the process that owns it; then all processes call `save`, and `path` is on a shared disk.
@@ -109,7 +107,7 @@ def save(
     directory in which Python started, if there is one.
 
     Raises CheckpointError if `path` exists, InputError or DtypeError for a leaf that cannot be
-    stored, and OSError, such as for a full disk.
+    stored, OSError, such as for a full disk, and ImportError for a URL without orbax.
 
     >>> import tempfile, fnn
     >>> path = tempfile.mkdtemp() + "/first"
@@ -119,37 +117,38 @@ def save(
     >>> bool((restored["kernel"] == params["kernel"]).all())
     True
     """
-    target = pathlib.Path(os.path.abspath(path))
-    if target.exists():
-        raise CheckpointError(
-            "a path that does not exist", f"{target}", "choose another, or remove the old one"
-        )
     try:
         meta = json.loads(json.dumps({} if meta is None else dict(meta)))
     except (TypeError, ValueError) as error:
         got = f"{errors.show(meta)} ({error})"
         raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
-    shot = snapshot(tree, copy=not wait)
+    entries, arrays = described(tree)
     manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
-    name = _agreed_name() if jax.process_count() > 1 else secrets.token_hex(4)
-    beside = target.parent / f".{target.name}.{name}.tmp"
-    saving = Saving(functools.partial(_write_all, target, beside, shot, manifest))
+    if is_url(path):
+        write = stores.start(path, entries, arrays, manifest)
+    else:
+        target = pathlib.Path(os.path.abspath(path))
+        if target.exists():
+            raise taken(target)
+        parts = own_parts(arrays, copy=not wait)
+        name = _agreed_name() if jax.process_count() > 1 else secrets.token_hex(4)
+        beside = target.parent / f".{target.name}.{name}.tmp"
+        write = functools.partial(_write_all, target, beside, entries, parts, manifest)
+    saving = Saving(write)
     if wait:
         saving.wait()
     return saving
 
 
-def snapshot(tree: Tree, *, copy: bool) -> Snapshot:
-    """The values of a tree on the host; a copy, if the tree may change or be donated meanwhile."""
-    entries, slices = {}, []
+def described(tree: Tree) -> tuple[dict[Path, Entry], dict[Path, Any]]:
+    """What a manifest says of each leaf, and those that are arrays; of random keys, their data."""
+    entries, arrays = {}, {}
     for path, leaf in leaves_of(tree):
         if path in entries:
             raise errors.InputError(
                 "one leaf for each path", f"two at {joined(path)}", "rename one of them"
             )
         entries[path] = entry = entry_of(path, leaf)
-        if is_value(leaf):
-            continue
         if isinstance(leaf, Tracer):
             where = f"{errors.show(leaf)} at {joined(path)}, which jit has not computed"
             mend = "save outside of jit, grad, vmap and scan"
@@ -157,25 +156,40 @@ def snapshot(tree: Tree, *, copy: bool) -> Snapshot:
         if is_key(leaf):
             entry["impl"] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
-        if isinstance(leaf, jax.Array):
-            own = [s for s in leaf.addressable_shards if s.replica_id == 0]
+        if not is_value(leaf):
+            arrays[path] = leaf
+    return entries, arrays
+
+
+def own_parts(arrays: Mapping[Path, Any], *, copy: bool) -> list[Part]:
+    """The slices that this process writes, on the host; a copy, if arrays may change meanwhile."""
+    slices = []
+    for path, array in arrays.items():
+        if isinstance(array, jax.Array):
+            own = [s for s in array.addressable_shards if s.replica_id == 0]
             slices += [(path, [i.start or 0 for i in s.index], s.data) for s in own]
         elif jax.process_index() == 0:
-            slices.append((path, [0] * np.ndim(leaf), np.asarray(leaf)))
+            slices.append((path, [0] * np.ndim(array), np.asarray(array)))
     for _, _, data in slices:
         if isinstance(data, jax.Array):
             data.copy_to_host_async()
     to_host = functools.partial(np.array if copy else np.asarray, order="C")
-    return Snapshot(entries, [Part(path, start, to_host(data)) for path, start, data in slices])
+    return [Part(path, start, to_host(data)) for path, start, data in slices]
 
 
-def _write_all(target: pathlib.Path, beside: pathlib.Path, shot: Snapshot, manifest: dict) -> None:
+def _write_all(
+    target: pathlib.Path,
+    beside: pathlib.Path,
+    entries: Mapping[Path, Entry],
+    parts: list[Part],
+    manifest: dict,
+) -> None:
     """Write this process's files; the first one adds the manifest and renames the folder."""
     me, count = jax.process_index(), jax.process_count()
     beside.mkdir(parents=True, exist_ok=count > 1)
     try:
-        file, slices = write_arrays(beside / arrays_name(me), shot.parts)
-        paths = [part.path for part in shot.parts]
+        file, slices = write_arrays(beside / arrays_name(me), parts)
+        paths = [part.path for part in parts]
         of_process = {"file": file, "slices": [[*pair] for pair in zip(paths, slices, strict=True)]}
         if count > 1:
             written = beside / f"process-{me}.json"
@@ -185,7 +199,7 @@ def _write_all(target: pathlib.Path, beside: pathlib.Path, shot: Snapshot, manif
         if me > 0:
             _until(target.exists, f"process 0 to complete {target}")
             return
-        leaves = {path: [list(path), entry, []] for path, entry in shot.entries.items()}
+        leaves = {path: [list(path), entry, []] for path, entry in entries.items()}
         files = []
         for process in range(count):
             if count > 1:
@@ -199,7 +213,7 @@ def _write_all(target: pathlib.Path, beside: pathlib.Path, shot: Snapshot, manif
         write_manifest(beside, {**manifest, "files": files, "leaves": list(leaves.values())})
         sync_directory(beside)
         if target.exists():  # made meanwhile; rename would take an empty folder's place
-            raise CheckpointError("a path that does not exist", f"{target}", "choose another")
+            raise taken(target)
         os.rename(beside, target)
         sync_directory(target.parent)
     except BaseException:

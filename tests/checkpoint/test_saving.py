@@ -178,7 +178,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         checkpoint.save(tmp_path / "two", {"f": np.array(["a"])})
     with pytest.raises(errors.InputError, match="JSON"):
         checkpoint.save(tmp_path / "two", {}, meta={"f": object()})
-    with pytest.raises(errors.CheckpointError, match="no folder"):
+    with pytest.raises(errors.CheckpointError, match="nothing"):
         checkpoint.restore(tmp_path / "none", {})
     with pytest.raises(errors.CheckpointError, match="only a"):
         checkpoint.restore(tmp_path / "one", at="b")
