@@ -289,7 +289,7 @@ def test_a_false_claim_takes_no_memory(claim, tmp_path):
         checkpoint.restore(tmp_path / "one")
 
 
-def test_a_full_disk_and_a_folder_without_permission(tmp_path, monkeypatch):
+def test_a_failing_disk_raises_at_wait_or_at_the_next_call(tmp_path, monkeypatch):
     keeper = checkpoint.Keeper(tmp_path)
     keeper.save({"w": jnp.ones(2)}, 1).wait()
 
