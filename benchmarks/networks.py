@@ -163,7 +163,9 @@ def fnn_network(case: Case, **conv: Any) -> tuple[Any, dict[str, Any]]:
     return net, dict(zip(names, arrays(case), strict=True))
 
 
-def fnn_training(case: Case, rate: float = RATE, **conv: Any) -> tuple[Callable[..., Any], Any]:
+def fnn_training(
+    case: Case, rate: float = RATE, donate: bool = False, **conv: Any
+) -> tuple[Callable[..., Any], Any]:
     """The step with Adam, and the state it starts from."""
     import jax
 
@@ -172,7 +174,8 @@ def fnn_training(case: Case, rate: float = RATE, **conv: Any) -> tuple[Callable[
     (net, params), tx = fnn_network(case, **conv), fnn.optim.adam(rate)
     start = fnn.train.init(net, tx, jax.random.key(0), case.shape)
     start = start._replace(params=params, opt_state=tx.init(params))
-    return fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx), start
+    loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
+    return fnn.train.step(loss_fn, tx, donate=donate), start
 
 
 def loop(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, data: list[Any]) -> Call:

@@ -18,6 +18,7 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know it
 flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 os.environ["XLA_FLAGS"] = " ".join(flags + QUICK * ("FNN_QUICK" in os.environ))
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_TRACEBACK_FILTERING"] = "off"  # a third of the time of a test of errors
 
 # Both workers, and tests that compile the same program, share what is compiled.
 if "FNN_QUICK" in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:

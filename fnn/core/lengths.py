@@ -6,13 +6,14 @@ is scaled by powers of two, which round nothing, chosen so that their inverses a
 too. Subnormal numbers count as zero, as they do for XLA on CPU.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core.dtypes import real_part, widest
+from fnn.core.static import inlined
 from fnn.core.types import Dtype, Scalar
 
 
@@ -29,6 +30,7 @@ def _sqrt_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     return root, divide(jnp.full_like(root, 0.5), root) * dx
 
 
+@inlined
 def divide(a: jax.Array, b: jax.Array) -> jax.Array:
     """a / b for a real b, and zero where b is zero.
 
@@ -63,6 +65,7 @@ def _less(b: jax.Array) -> jax.Array:
 # --- powers of two
 
 
+@inlined
 def exponent(x: jax.Array) -> jax.Array:
     """floor(log2 |x|), within the range where 2^e and 2^-e are normal; 0 for 0, inf and NaN."""
     info = jnp.finfo(x.dtype)  # from the bits: `jnp.frexp` costs many times a product
@@ -77,6 +80,7 @@ def modulus(x: jax.Array) -> jax.Array:
     return jnp.abs(x) if jnp.iscomplexobj(x) else x
 
 
+@inlined
 def times_power(x: jax.Array, e: jax.Array | int) -> jax.Array:
     """x 2^e, in two halves, so that neither power is out of range."""
     first, second = (_power(half, x.dtype).astype(x.dtype) for half in (e >> 1, e - (e >> 1)))
@@ -108,6 +112,7 @@ class Length(NamedTuple):
     exponent: jax.Array
 
 
+@partial(inlined, static_argnames="dtype")
 def as_length(x: Scalar, dtype: Dtype = None) -> Length:
     """The Length of a number at least 0, or of an array of such numbers."""
     x = jnp.asarray(x) if dtype is None else jnp.asarray(x).astype(dtype)
@@ -125,6 +130,7 @@ def value(length: Length) -> jax.Array:
     return times_power(*length)
 
 
+@inlined
 def length_of(*arrays: jax.Array) -> Length:
     """The root of the sum of all squares, in float32 or wider; its derivative at zero is zero."""
     dtype = reduce(widest, (real_part(a.dtype) for a in arrays), jnp.dtype(jnp.float32))
@@ -136,6 +142,7 @@ def length_of(*arrays: jax.Array) -> Length:
     return Length(sqrt(total), e)
 
 
+@partial(inlined, static_argnames="axes")
 def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
     """`length_of` over some axes, kept with size 1, in the dtype of x or of its parts."""
     x = modulus(x)
@@ -143,6 +150,7 @@ def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
     return Length(sqrt(jnp.sum(jnp.square(times_power(x, -e)), axes, keepdims=True)), e)
 
 
+@inlined
 def add(a: Length, b: Length) -> Length:
     e = jnp.maximum(a.exponent, b.exponent)
     return Length(_in_units(a, e) + _in_units(b, e), e)
@@ -157,6 +165,7 @@ def product(a: Length, b: Length) -> Length:
     return Length(a.root * b.root, a.exponent + b.exponent)
 
 
+@inlined
 def at_least(length: Length, least: Scalar) -> Length:
     """The maximum of a length and a number."""
     other = as_length(least, length.root.dtype)
@@ -164,6 +173,7 @@ def at_least(length: Length, least: Scalar) -> Length:
     return Length(*(jnp.where(short, a, b) for a, b in zip(other, length, strict=True)))
 
 
+@inlined
 def exceeds(a: Length, b: Length) -> jax.Array:
     e = jnp.maximum(a.exponent, b.exponent)
     return _in_units(a, e) > _in_units(b, e)
@@ -173,6 +183,7 @@ def _in_units(a: Length, e: jax.Array) -> jax.Array:
     return times_power(a.root, a.exponent - e)
 
 
+@inlined
 def scaled(x: jax.Array, a: Length, b: Length, where: Any = True) -> jax.Array:
     """x a / b, without intermediate overflow; zero where b is zero.
 
@@ -199,6 +210,7 @@ def _once(factor: jax.Array) -> jax.Array:
     return factor / jnp.where(factor == 0, 2, 1).astype(factor.dtype)
 
 
+@inlined
 def shortened(x: jax.Array, most: Length, length: Length) -> jax.Array:
     """x, which has this length or is part of what has it, shortened to at most `most`.
 

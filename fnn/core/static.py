@@ -22,6 +22,10 @@ import numpy as np
 
 PROGRAMS = 128  # kept at most
 
+# Decorates a function of arrays: called outside of jit it is one program, not one an operation;
+# inside it is as if the decorator were not there.
+inlined = functools.partial(jax.jit, inline=True)
+
 
 def run_once_compiled(fn: Callable, *args: Any) -> Any:
     """`fn(*args)` by a compiled program, shared by all functions of the same content.

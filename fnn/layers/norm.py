@@ -12,6 +12,7 @@ from fnn.core.declarations import Param
 from fnn.core.dtypes import wide, widened
 from fnn.core.layer import Layer, leaf
 from fnn.core.shapes import of_rank
+from fnn.core.static import inlined
 from fnn.core.types import Scalar
 from fnn.initializers import ones, zeros
 
@@ -263,6 +264,7 @@ def _scale_and_bias(x, use_scale: bool, use_bias: bool) -> dict[str, Param]:
     return params
 
 
+@inlined
 def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
     """centred * factor * scale + bias, in the order that takes the fewest products."""
     if "scale" in params:
@@ -275,6 +277,7 @@ def _scaled(centred: jax.Array, factor: jax.Array, params: dict) -> jax.Array:
     return y + of_rank(params["bias"].astype(y.dtype), y.ndim) if "bias" in params else y
 
 
+@inlined
 def _inverse_root(var: jax.Array, eps: Scalar) -> jax.Array:
     total = var + jnp.asarray(eps, var.dtype)
     none = total == 0  # equal values with an eps of 0, which stay at the mean

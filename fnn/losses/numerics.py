@@ -7,9 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fnn.core.static import inlined
 from fnn.core.types import Scalar
 
 
+@inlined
 def normalize(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(x, log sum exp x), x the logits minus their largest: [..., C] -> ([..., C], [...]).
 
@@ -25,11 +27,13 @@ def _largest(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(largest), largest, 0)
 
 
+@inlined
 def log_softmax(logits: jax.Array) -> jax.Array:
     x, log_total = normalize(logits)
     return x - log_total[..., None]
 
 
+@inlined
 def log_sum_exp(x: jax.Array) -> jax.Array:
     """Over the last axis; minus infinity, with gradient 0, where all terms are."""
     largest = _largest(x)
@@ -38,16 +42,19 @@ def log_sum_exp(x: jax.Array) -> jax.Array:
     return jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1, total)) + largest[..., 0])
 
 
+@inlined
 def times(p: jax.Array, x: jax.Array) -> jax.Array:
     """p x, where 0 times infinity is 0: a log-probability that carries no weight."""
     return p * jnp.where((p == 0) & jnp.isinf(x), 0, x)
 
 
+@inlined
 def magnitude(x: jax.Array) -> jax.Array:
     """|x|, with gradient 0 at 0, where that of jnp.abs is 1."""
     return x * jnp.sign(x)
 
 
+@inlined
 def excess(d: jax.Array) -> jax.Array:
     """exp(d) - 1 - d, at least 0; near 0, where the difference cancels, by its series."""
     near = jnp.abs(d) < 0.5
@@ -59,6 +66,7 @@ def excess(d: jax.Array) -> jax.Array:
     return jnp.where(near, s * s / 2 * series, jnp.expm1(far) - jnp.where(far == jnp.inf, 0, far))
 
 
+@inlined
 def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Scalar = 1) -> jax.Array:
     """Divergence of q from p, of the logits over a temperature: [..., C] -> [...].
 
@@ -73,6 +81,7 @@ def kl(p_logits: jax.Array, q_logits: jax.Array, temperature: Scalar = 1) -> jax
     return jnp.sum(jnp.where(none, q, terms), axis=-1)
 
 
+@inlined
 def jensen_shannon(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
     """The mean divergence of m = (p + q) / 2 from p and from q: [..., C] -> [...].
 

@@ -19,6 +19,7 @@ from tests.support import (
     BAD_OPTIONS,
     NOT_ARRAYS,
     assert_teaches,
+    ones,
     outcome,
     same_under_jit,
     shape_mutations,
@@ -34,7 +35,7 @@ def test_shapes_and_ranks(name):
 
     refused = 0
     for shape in shape_mutations(x.shape):
-        error = same_under_jit(call, jnp.ones(shape))
+        error = same_under_jit(call, ones(shape))
         if error is not None:
             refused += 1
             assert_teaches(error, "inner/layer")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fnn import losses
 from tests.losses import oracles as plain
+from tests.support import cast
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -145,8 +146,8 @@ def floating(args):
 def given_as(dtype, args):
     """(jax arguments in `dtype`, the float64 numbers that they are)."""
     n = floating(args)
-    cast = [jnp.asarray(a, dtype if i < n else "int32") for i, a in enumerate(args)]
-    return cast, [np.asarray(a, "float64" if i < n else None) for i, a in enumerate(cast)]
+    given = [cast(a, dtype if i < n else "int32") for i, a in enumerate(args)]
+    return given, [np.asarray(a, "float64" if i < n else None) for i, a in enumerate(given)]
 
 
 @functools.cache

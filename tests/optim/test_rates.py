@@ -40,4 +40,4 @@ def test_optimizers_rely_on_no_implicit_ranks():
     simplex = optim.chain(optim.sgd(0.1), optim.project(optim.constraints.simplex()))
     with jax.numpy_rank_promotion("raise"):
         for tx in (simplex, optim.adafactor(0.1, 2), optim.fromage(0.1), optim.lamb(0.1)):
-            tx.update(p, tx.init(p), p)
+            jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), p)

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import fnn
+from tests import support
 from tests.layers.recurrent import oracles
 
 B, T, C, H = 2, 4, 2, 3
@@ -35,7 +36,7 @@ def spread(params, seed=0):
 
 
 def cast(tree, dtype):
-    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+    return jax.tree.map(lambda a: support.cast(a, dtype), tree)
 
 
 def drawn(carry, lead=(), seed=5):
@@ -119,4 +120,4 @@ def loops(step, p, case, zero, reverse=False):
 
 def on_device(case, dtype):
     mask, resets, lengths = jax.tree.map(jnp.asarray, (case.mask, case.resets, case.lengths))
-    return jnp.asarray(case.x, dtype), mask, cast(case.carry, dtype), resets, lengths
+    return cast(case.x, dtype), mask, cast(case.carry, dtype), resets, lengths
