@@ -16,7 +16,7 @@ import numpy as np
 
 import fnn
 
-EPOCHS, EXAMPLES, BATCH, EVERY = 40, 40, 4, 3
+EPOCHS, EXAMPLES, BATCH, EVERY = 24, 40, 4, 3
 
 
 def digest(params):
@@ -134,7 +134,7 @@ def main(root, kills, seed):
             if killed < kills:
                 if rng.random() < 0.9:  # else while it starts, or resumes
                     os.read(started, 1)
-                time.sleep(rng.uniform(0, 0.3))
+                time.sleep(rng.uniform(0, 0.2))
                 os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             os.close(started)
