@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -197,14 +198,14 @@ def _write_all(
             unready.write_text(json.dumps(of_process))
             os.replace(unready, written)
         if me > 0:
-            _until(target.exists, f"process 0 to complete {target}")
+            _until(target.exists, f"process 0 to complete {target}", beside)
             return
         leaves = {path: [list(path), entry, []] for path, entry in entries.items()}
         files = []
         for process in range(count):
             if count > 1:
                 part = beside / f"process-{process}.json"
-                _until(part.exists, f"process {process} to write its part of {target}")
+                _until(part.exists, f"process {process} to write its part of {target}", beside)
                 of_process = json.loads(part.read_text())
                 part.unlink()
             files.append(of_process["file"])
@@ -216,18 +217,26 @@ def _write_all(
             raise taken(target)
         os.rename(beside, target)
         sync_directory(target.parent)
-    except BaseException:
-        if me == 0:
+    except BaseException as error:
+        if count > 1:  # tell those who wait; the keeper's next run removes the folder
+            with contextlib.suppress(OSError):
+                (beside / f"process-{me}.failed").write_text(f"process {me}: {error}")
+        else:
             shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
-def _until(ready: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
+def _until(ready: Callable[[], bool], what: str, beside: pathlib.Path) -> None:
+    """Wait for another process, unless one has failed."""
+    end, got = time.monotonic() + PATIENCE, ""
     while not ready():
+        for failed in beside.glob("*.failed"):
+            got = f"a failure of {failed.read_text()}"
         if time.monotonic() > end:
+            got = f"nothing within {PATIENCE:.0f} s"
+        if got:
             mend = "look at that process's log; is the path on a disk that all share?"
-            raise CheckpointError(f"{what} within {PATIENCE:.0f} s", "nothing", mend)
+            raise CheckpointError(what, got, mend)
         time.sleep(0.01)
 
 

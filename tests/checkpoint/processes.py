@@ -38,4 +38,19 @@ keeper = checkpoint.Keeper(f"{root}/keeper", keep=1, best="eval/loss", mode="min
 for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
     keeper.save(tree, step, metrics={"eval/loss": loss})
 keeper.wait()
+fsync = os.fsync
+for failing in (0, 1):  # its disk is full: the other says so at once
+    if me == failing:
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        os.fsync = full
+    try:
+        checkpoint.save(f"{root}/failed{failing}", tree)
+    except (OSError, checkpoint.saving.CheckpointError) as error:
+        assert "No space left" in str(error), error
+        assert isinstance(error, OSError) == (me == failing)
+        print("failed", end=" ")
+    os.fsync = fsync
 print("done", keeper.best(), keeper.latest())

@@ -34,7 +34,8 @@ def test_two_processes_save_one_tree(tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert all("done 1 3" in text for text in said), said
+    assert all("failed failed done 1 3" in text for text in said), said
+    assert not (tmp_path / "failed0").exists() and not (tmp_path / "failed1").exists()
     arrays = [f"arrays-0000{i}.safetensors" for i in (0, 1)]
     assert sorted(os.listdir(tmp_path / "one")) == [*arrays, "manifest.json"]
     assert sorted(os.listdir(tmp_path / "keeper")) == ["step-1", "step-3"]

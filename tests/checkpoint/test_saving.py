@@ -317,13 +317,22 @@ def test_crc32_is_that_of_the_bytes(tmp_path):
     assert slices[0]["crc32"] == zlib.crc32(np.arange(3, dtype="<f4").tobytes())
 
 
-def test_golden_files_are_read():
-    """Checkpoints written by earlier versions, which every later one must read."""
-    for folder in sorted((pathlib.Path(__file__).parent / "golden").iterdir()):
-        tree = checkpoint.restore(folder)
-        np.testing.assert_array_equal(tree["params"]["dense1"]["kernel"], [[0, 1, 2], [3, 4, 5]])
-        np.testing.assert_array_equal(tree["params"]["dense1"]["bias"].astype("f4"), [1, 0.5, -2])
-        assert jax.random.key_data(tree["key"]).tolist() == [0, 42]
-        assert tree["step"] == 7 and tree["nothing"] is None
-        assert checkpoint.inspect(folder).meta == {"note": "golden"}
-        assert fnn.tree.to_paths(tree["params"]).keys() == {"dense1/kernel", "dense1/bias"}
+# Written by earlier versions; every later one must read them.
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*-params")), ids=lambda path: path.name)
+def test_golden_params(folder):
+    tree = checkpoint.restore(folder)
+    np.testing.assert_array_equal(tree["params"]["dense1"]["kernel"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(tree["params"]["dense1"]["bias"].astype("f4"), [1, 0.5, -2])
+    assert jax.random.key_data(tree["key"]).tolist() == [0, 42]
+    assert tree["step"] == 7 and tree["nothing"] is None
+    assert checkpoint.inspect(folder).meta == {"note": "golden"}
+    assert fnn.tree.to_paths(tree["params"]).keys() == {"dense1/kernel", "dense1/bias"}
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("*-every-leaf")), ids=lambda path: path.name)
+def test_golden_leaves_of_every_kind(folder):
+    tree = tree_of_everything()
+    assert_same(checkpoint.restore(folder, tree), tree)
