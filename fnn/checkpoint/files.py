@@ -102,14 +102,14 @@ def read_manifest(directory: pathlib.Path) -> dict:
     """The manifest of a checkpoint, once its sum is right."""
     with damaged(directory, MANIFEST):
         first, text = (directory / MANIFEST).read_bytes().decode().split("\n", 1)
-        manifest = check_format(directory, json.loads(first), text)
+        manifest = check_format(directory, json.loads(first)["sha256"], text)
         _check_slices(manifest)
     return manifest
 
 
-def check_format(path: str | os.PathLike, said: Any, text: str) -> dict:
+def check_format(path: str | os.PathLike, total: Any, text: str) -> dict:
     """A manifest, once its sum is right; one of another version or format is refused."""
-    if said != {"sha256": sha256(text)}:
+    if total != sha256(text):
         raise ValueError("does not have its sha256")
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or manifest.get("format") != "fnn checkpoint":
@@ -176,7 +176,7 @@ def damaged(path: str | os.PathLike, what: str) -> Iterator[None]:
         yield
     except (CheckpointError, PermissionError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError)
         there = not missing if is_url(path) else os.path.isdir(path)
         got = "nothing" if not there else f"no {what} in it" if missing else f"{what} that {error}"

@@ -75,8 +75,7 @@ class Store:
         self.url, ocp = url, _orbax()
         read = self._read("manifest", ocp.args.JsonRestore())
         with damaged(url, "manifest"):
-            text = read.pop("manifest")
-            self.manifest = check_format(url, read, text)
+            self.manifest = check_format(url, read["sha256"], read["manifest"])
         self.entries: dict[Path, Entry] = {}
         self.sums: dict[Path, int] = {}
         for names, entry, total in self.manifest["leaves"]:
