@@ -29,7 +29,7 @@ def public():
     for module in (
         fnn, fnn.cells, fnn.optim, fnn.optim.schedules, fnn.optim.constraints, fnn.train,
         fnn.search, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree, fnn.convert,
-        fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot, fnn.log,
+        fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot, fnn.log, fnn.checkpoint,
     ):  # fmt: skip
         listed = getattr(module, "__all__", None)
         names = listed or [n for n, v in vars(module).items() if inspect.isfunction(v)]

@@ -41,9 +41,11 @@ def check_runs(tx):
     valley = kit.Valley(*({"w": jnp.array(a)} for a in ([1.0, 2.0], [0.3, 0.0], [3.0, 0.0])))
     kit.check_protocol(tx)
     kit.check_still(tx)
-    kit.check_runs(tx, valley, jax.jit(partial(kit._run, tx)))
-    kit.check_lanes(tx, valley, jax.jit(partial(kit._run, tx)))
-    kit.check_host(tx, valley)
+    run = jax.jit(partial(kit._run, tx))
+    step = jax.jit(lambda state, params: kit._update(tx, state, params, valley))
+    kit.check_runs(tx, valley, step, run)
+    kit.check_lanes(tx, valley, run)
+    kit.check_host(tx, valley, step)
     kit.check_finite_derivatives(tx, valley, True)
 
 

@@ -188,9 +188,11 @@ def test_wrappers_of_narrow_params_hold_the_contract(name):
     }[name]
     valley = kit._valley()
     kit.check_empty(tx)
-    kit.check_runs(tx, valley, jax.jit(partial(kit._run, tx)))
-    kit.check_lanes(tx, valley, jax.jit(partial(kit._run, tx)))
-    kit.check_host(tx, valley)
+    run = jax.jit(partial(kit._run, tx))
+    step = jax.jit(lambda state, params: kit._update(tx, state, params, valley))
+    kit.check_runs(tx, valley, step, run)
+    kit.check_lanes(tx, valley, run)
+    kit.check_host(tx, valley, step)
     kit.check_finite_derivatives(tx, valley, True)
     kit.check_still(tx)
     narrow = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones((), jnp.float32)}
