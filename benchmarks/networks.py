@@ -172,8 +172,9 @@ def fnn_training(
     import fnn
 
     (net, params), tx = fnn_network(case, **conv), fnn.optim.adam(rate)
-    start = fnn.train.init(net, tx, jax.random.key(0), case.shape)
-    start = start._replace(params=params, opt_state=tx.init(params))
+    key, x = jax.random.key(0), jax.ShapeDtypeStruct(case.shape, "float32")
+    state = jax.eval_shape(net.init, key, x)[1]  # no arrays; drawing params takes memory of its own
+    start = fnn.train.TrainState(jax.numpy.int32(0), params, state, tx.init(params), key)
     loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
     return fnn.train.step(loss_fn, tx, donate=donate), start
 

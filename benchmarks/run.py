@@ -57,6 +57,8 @@ PACKAGES = (
     "dm-haiku",
     "torch",
     "keras",
+    "safetensors",
+    "orbax-checkpoint",
 )
 
 

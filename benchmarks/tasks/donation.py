@@ -99,4 +99,5 @@ TASK = Task(
         for case in ("mlp", "cnn", "params")
     ),
     check=check,
+    rounds=15,
 )
