@@ -2,6 +2,9 @@
 # make test   lint, type-check and run every test
 # make bench  time fnn against its peers
 #
+# make test-full runs the tests as a user compiles, with 300 examples a property: hours.
+# make test-orbax tests checkpoints in object stores.
+#
 # Each makes what it needs in .venv and reuses it.
 
 PYTHON ?= python3

@@ -99,7 +99,8 @@ def profile(fn: Callable, *args: Any, repeats: int = 3) -> Profile:
     what an operation does on other threads, so time in which nothing is seen goes to the operation
     whose result the next one reads.
 
-    Layers run under `jax.named_scope`, and a scope of one's own is a path like them.
+    Layers run under `jax.named_scope`, and so does the "optimizer" of `fnn.train.step`; a scope of
+    one's own is a path like them.
 
     >>> import fnn, jax.numpy as jnp
     >>> net = fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3))

@@ -193,15 +193,16 @@ def step(
         (loss, aux), grads = grad_fn(train_state.params, batch, key)
         state, metrics = aux.aux if isinstance(aux, Weighed) else aux
         grads = jax.tree.map(jnp.conj, grads)  # for complex params, the direction of ascent
-        updates, opt_state = tx_update(
-            grads,
-            train_state.opt_state,
-            train_state.params,
-            value=loss,
-            grad=grads,
-            value_fn=lambda params: value_fn(params, batch, key)[0],
-        )
-        params = apply_updates(train_state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx_update(
+                grads,
+                train_state.opt_state,
+                train_state.params,
+                value=loss,
+                grad=grads,
+                value_fn=lambda params: value_fn(params, batch, key)[0],
+            )
+            params = apply_updates(train_state.params, updates)
         before = train_state.params, train_state.state, train_state.opt_state
         after = unless_skipped(before, (params, state, opt_state))
         asked = {}

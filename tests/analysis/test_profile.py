@@ -102,11 +102,13 @@ def test_the_rows_of_a_training_step_sum_to_the_whole(of_step):
     assert found.under("").flops == flops == sum(row.flops for row in found.rows)
     paths = list(dict.fromkeys(row.path for row in found.rows))
     assert [path for path in paths if path not in ("blocks", "rnn")] == [
-        "stem", "blocks/layer", "rnn/gru_cell1", "head", "(loss)", "(other)"
+        "stem", "blocks/layer", "rnn/gru_cell1", "head", "optimizer", "(loss)", "(other)"
     ]  # fmt: skip
     inner = [row for row in found.rows if row.path.startswith("blocks")]
     assert found.under("blocks").nbytes == sum(row.nbytes for row in inner)
     assert found.under("blocks", True).calls == sum(row.calls for row in inner if row.backward)
+    values = 17 * 32 + 3 * 33 * 32 + (32 + 8) * 3 * 8 + 4 * 8 + 9 * 2  # of the params
+    assert 8 * values < found.under("optimizer").flops < 30 * values  # Adam's moments and quotient
     assert found.wall > 0
 
 
