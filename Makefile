@@ -1,9 +1,8 @@
-# make demo   train a small convolutional network on real handwritten digits
-# make test   lint, type-check and run every test
-# make bench  time fnn against its peers
-#
-# make test-full runs the tests as a user compiles, with 300 examples a property: hours.
-# make test-orbax tests checkpoints in object stores.
+# make demo        train a small convolutional network on real handwritten digits
+# make test        lint, type-check and run every test
+# make test-full   the tests as a user compiles them, with 300 examples for each property
+# make test-orbax  the tests of checkpoints in object stores
+# make bench       time fnn against its peers
 #
 # Each makes what it needs in .venv and reuses it.
 
@@ -26,7 +25,6 @@ test: $(VENV)/.test
 test-full: $(VENV)/.test
 	$(BIN)/pytest -n auto --dist worksteal --hypothesis-profile=full $(ARGS)
 
-# Checkpoints in object stores: against a server on this machine.
 test-orbax: $(VENV)/.test-orbax
 	$(BIN)/pytest tests/checkpoint/test_stores.py $(ARGS)
 
