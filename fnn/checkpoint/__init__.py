@@ -1,7 +1,7 @@
 """Checkpoints: trees in folders that are complete or absent, and a keeper of a run's newest."""
 
 from fnn.checkpoint.keeper import Keeper
-from fnn.checkpoint.restoring import Contents, inspect, restore
-from fnn.checkpoint.saving import Saving, save
+from fnn.checkpoint.restore import Contents, inspect, restore
+from fnn.checkpoint.save import Saving, save
 
 __all__ = ["Contents", "Keeper", "Saving", "inspect", "restore", "save"]

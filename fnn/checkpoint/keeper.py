@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from fnn.checkpoint.files import is_url
-from fnn.checkpoint.restoring import inspect, restore
-from fnn.checkpoint.saving import Saving, save
+from fnn.checkpoint.restore import inspect, restore
+from fnn.checkpoint.save import Saving, save
 from fnn.core import checks, errors
 from fnn.core.errors import CheckpointError
 from fnn.core.types import Tree

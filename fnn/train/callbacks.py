@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.checkpoint.saving import save
+from fnn.checkpoint.save import save
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_key
 from fnn.core.types import Tree

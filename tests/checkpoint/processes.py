@@ -14,7 +14,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, me)
 import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
-from fnn import checkpoint  # noqa: E402
+from fnn import checkpoint, errors  # noqa: E402
 
 MESH = jax.make_mesh((4,), ("d",))
 W = np.arange(32, dtype=np.float32).reshape(8, 4)
@@ -48,7 +48,7 @@ for failing in (0, 1):  # its disk is full: the other says so at once
         os.fsync = full
     try:
         checkpoint.save(f"{root}/failed{failing}", tree)
-    except (OSError, checkpoint.saving.CheckpointError) as error:
+    except (OSError, errors.CheckpointError) as error:
         assert "No space left" in str(error), error
         assert isinstance(error, OSError) == (me == failing)
         print("failed", end=" ")

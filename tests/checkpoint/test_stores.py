@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn import checkpoint, errors
 from fnn.checkpoint.stores import bit_sum
-from tests.checkpoint.test_saving import assert_same, tree_of_everything
+from tests.checkpoint.test_save import assert_same, tree_of_everything
 from tests.optim.table import ROWS
 
 try:

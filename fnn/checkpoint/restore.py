@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from fnn.checkpoint.files import is_url
+from fnn.checkpoint.folder import Folder
 from fnn.checkpoint.leaves import (
     HOST,
     Entry,
@@ -25,7 +26,6 @@ from fnn.checkpoint.leaves import (
     nbytes_of,
     separate,
 )
-from fnn.checkpoint.reading import Folder
 from fnn.checkpoint.stores import Store
 from fnn.core import errors
 from fnn.core.errors import CheckpointError
