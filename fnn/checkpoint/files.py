@@ -19,14 +19,16 @@ import json
 import math
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from fnn.checkpoint.leaves import Path, as_bytes, is_value, joined
+from fnn.core import errors
 from fnn.core.durable import write_all
 from fnn.core.errors import CheckpointError
 
@@ -48,9 +50,15 @@ class Part(NamedTuple):
     array: np.ndarray
 
 
-def is_url(path: str | os.PathLike) -> TypeGuard[str]:
-    """Whether a path is in an object store: "gs://bucket/run/step-500"."""
-    return isinstance(path, str) and "://" in path
+def url_of(path: str | os.PathLike) -> str | None:
+    """The URL of a path in an object store, which pathlib spells "gs:/bucket/x"; None of others."""
+    match = re.match(r"([a-z][a-z0-9+.-]+):/+", os.fspath(path))
+    if not match:
+        return None
+    if match[1] not in ("gs", "s3"):
+        wanted = "a folder, or a URL of gs:// or s3://"
+        raise errors.OptionError(wanted, f"{path}", "pass the path of a folder")
+    return f"{match[1]}://{os.fspath(path)[match.end() :]}"
 
 
 def arrays_name(process: int) -> str:
@@ -90,7 +98,7 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
 def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
     text = json.dumps(manifest)
     with open(directory / MANIFEST, "wb", buffering=0) as out:
-        write_all(out, f"{json.dumps({'sha256': sha256(text)})}\n{text}".encode())
+        write_all(out, f"{_first_line(text)}\n{text}".encode())
         os.fsync(out.fileno())
 
 
@@ -98,19 +106,23 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _first_line(text: str) -> str:
+    return json.dumps({"sha256": sha256(text)})
+
+
 def read_manifest(directory: pathlib.Path) -> dict:
     """The manifest of a checkpoint, once its sum is right."""
     with damaged(directory, MANIFEST):
         first, text = (directory / MANIFEST).read_bytes().decode().split("\n", 1)
-        manifest = check_format(directory, json.loads(first)["sha256"], text)
+        if first != _first_line(text):
+            raise ValueError("does not have its sha256")
+        manifest = check_format(directory, text)
         _check_slices(manifest)
     return manifest
 
 
-def check_format(path: str | os.PathLike, total: Any, text: str) -> dict:
-    """A manifest, once its sum is right; one of another version or format is refused."""
-    if total != sha256(text):
-        raise ValueError("does not have its sha256")
+def check_format(path: str | os.PathLike, text: str) -> dict:
+    """A manifest, whose sum is right; one of another version or format is refused."""
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or manifest.get("format") != "fnn checkpoint":
         raise ValueError("is not of an fnn checkpoint")
@@ -178,7 +190,7 @@ def damaged(path: str | os.PathLike, what: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError)
-        there = not missing if is_url(path) else os.path.isdir(path)
+        there = not missing if url_of(path) else os.path.isdir(path)
         got = "nothing" if not there else f"no {what} in it" if missing else f"{what} that {error}"
         mend = "take another checkpoint" if there else "see fnn.checkpoint.Keeper.steps"
         raise CheckpointError(f"a complete checkpoint at {path}", got, mend) from error

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fnn.checkpoint.files import is_url
+from fnn.checkpoint.files import url_of
 from fnn.checkpoint.restore import inspect, restore
 from fnn.checkpoint.save import Saving, save
 from fnn.core import checks, errors
@@ -71,7 +71,7 @@ class Keeper:
             self.every = math.inf if every is None else checks.count("every", every)
             self._keep = checks.count("keep", keep)
             checks.choice("mode", mode, ("max", "min"))
-            if is_url(directory):
+            if url_of(directory):
                 mend = "keep on a disk that all processes share, and save what shall last to a URL"
                 raise errors.OptionError("a directory", f"the URL {directory}", mend)
         self.directory = pathlib.Path(os.path.abspath(directory))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from fnn.checkpoint.files import is_url
+from fnn.checkpoint.files import url_of
 from fnn.checkpoint.folder import Folder
 from fnn.checkpoint.leaves import (
     HOST,
@@ -77,7 +77,8 @@ def inspect(path: str | os.PathLike) -> Contents:
 
 
 def _opened(path: str | os.PathLike) -> Folder | Store:
-    return Store(path) if is_url(path) else Folder(path)
+    url = url_of(path)
+    return Folder(path) if url is None else Store(url)
 
 
 def _struct(entry: Entry) -> Any:
@@ -121,6 +122,9 @@ def restore(
     saved, top = _opened(path), separate(at)
     entries = {names: e for names, e in saved.entries.items() if names[: len(top)] == top}
     wanted = {(*top, *names): leaf for names, leaf in leaves_of(like)}
+    if len(wanted) < sum(1 for _ in leaves_of(like)):
+        got = "several, such as those of the keys 1 and '1'"
+        raise errors.InputError("one leaf of like for each path", got, "rename one of them")
     if wanted and top and not entries:
         tops = sorted({names[0] for names in saved.entries if names})
         mend = "see fnn.checkpoint.inspect(path)"

@@ -29,7 +29,7 @@ from fnn.checkpoint.files import (
     VERSION,
     Part,
     arrays_name,
-    is_url,
+    url_of,
     write_arrays,
     write_manifest,
 )
@@ -102,7 +102,8 @@ def save(
     - `meta`: what you want to know later, as JSON: `{"run": 3, "data": "mnist"}`.
     - `wait`: False returns as soon as the values are copied to the host, so that training goes on,
       and its arrays may be donated; a thread writes the copy. It is safe once `Saving.wait` of the
-      result returns, which raises what went wrong; unasked, this is raised when Python ends.
+      result returns, which raises what went wrong; unasked, this is raised when Python ends. A
+      URL is always waited for.
 
     The checkpoint also holds the versions of fnn, jax and jaxlib, and the git commit of the
     directory in which Python started, if there is one.
@@ -125,8 +126,10 @@ def save(
         raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
     entries, arrays = described(tree)
     manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
-    if is_url(path):
-        write = stores.start(path, entries, arrays, manifest)
+    url = url_of(path)
+    if url is not None:
+        wait = True  # orbax does not end what Python's own end interrupts
+        write = stores.start(url, entries, arrays, manifest)
     else:
         target = pathlib.Path(os.path.abspath(path))
         if target.exists():
@@ -157,6 +160,8 @@ def described(tree: Tree) -> tuple[dict[Path, Entry], dict[Path, Any]]:
         if is_key(leaf):
             entry["impl"] = str(jax.random.key_impl(leaf))
             leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            leaf = np.asarray(leaf, np.dtype(leaf.dtype).newbyteorder("="))
         if not is_value(leaf):
             arrays[path] = leaf
     return entries, arrays

@@ -75,7 +75,9 @@ class Store:
         self.url, ocp = url, _orbax()
         read = self._read("manifest", ocp.args.JsonRestore())
         with damaged(url, "manifest"):
-            self.manifest = check_format(url, read["sha256"], read["manifest"])
+            if read["sha256"] != sha256(read["manifest"]):
+                raise ValueError("does not have its sha256")
+            self.manifest = check_format(url, read["manifest"])
         self.entries: dict[Path, Entry] = {}
         self.sums: dict[Path, int] = {}
         for names, entry, total in self.manifest["leaves"]:

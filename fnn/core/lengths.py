@@ -142,7 +142,6 @@ def length_of(*arrays: jax.Array) -> Length:
     return Length(sqrt(total), e)
 
 
-@partial(inlined, static_argnames="axes")
 def length_over(x: jax.Array, axes: int | tuple[int, ...]) -> Length:
     """`length_of` over some axes, kept with size 1, in the dtype of x or of its parts."""
     x = modulus(x)

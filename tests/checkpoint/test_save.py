@@ -1,5 +1,6 @@
 """Round trips of every kind of leaf, byte by byte; what a kill, a full disk and damage leave."""
 
+import collections
 import json
 import os
 import pathlib
@@ -166,6 +167,36 @@ def test_another_tree_is_refused_by_path(what, tmp_path):
     like, text = DIFFERENT[what]
     with pytest.raises(errors.CheckpointError, match=text):
         checkpoint.restore(tmp_path / "one", like)
+
+
+def test_bytes_of_the_other_order_are_the_same_numbers(tmp_path):
+    values = np.arange(3, dtype=">f4"), np.array([1, 2], ">i8")
+    checkpoint.save(tmp_path / "one", values)
+    one, two = checkpoint.restore(tmp_path / "one", values)
+    assert one.tolist() == [0, 1, 2] and two.tolist() == [1, 2]
+
+
+def test_a_url_is_not_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("file:///x", "memory://x/y", pathlib.Path("http://x/y")):
+        with pytest.raises(errors.OptionError, match="gs:// or s3://"):
+            checkpoint.save(path, {"w": jnp.ones(2)})
+    assert not any(tmp_path.iterdir())
+
+
+def test_two_leaves_of_one_path_are_refused(tmp_path):
+    checkpoint.save(tmp_path / "one", {"1": 2.0})
+    with pytest.raises(errors.InputError, match="one leaf of like for each path"):
+        checkpoint.restore(tmp_path / "one", collections.OrderedDict([(1, 2.0), ("1", 3.0)]))
+
+
+def test_a_manifest_of_garbage_is_named_as_such(tmp_path):
+    checkpoint.save(tmp_path / "one", {"w": 2.0})
+    for text in (b"", b"1\n{}", b"[]\n{}", b"null\nnull", b"[" * 100_000 + b"\n"):
+        (tmp_path / "one" / "manifest.json").write_bytes(text)
+        with pytest.raises(errors.CheckpointError, match="manifest.json") as caught:
+            checkpoint.restore(tmp_path / "one")
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):

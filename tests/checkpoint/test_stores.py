@@ -4,6 +4,9 @@ Needs the packages of `make test-orbax`.
 """
 
 import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +94,19 @@ def test_what_is_saved_in_the_background_may_change(bucket):
     saving.wait()
     back = checkpoint.restore(f"{bucket}/changed")
     assert back["w"].sum() == back["donated"].sum() == 1000
+
+
+def test_paths_of_pathlib_and_numpy_scalars(bucket):
+    tree = {"yes": np.bool_(True), "big": np.arange(3, dtype=">f4")}
+    checkpoint.save(pathlib.Path(f"{bucket}/plain"), tree)
+    back = checkpoint.restore(f"{bucket}/plain", tree)
+    assert back["yes"] and back["big"].tolist() == [0, 1, 2]
+
+
+def test_a_script_that_does_not_wait_ends(bucket):
+    code = "from fnn import checkpoint; checkpoint.save('gs://fnn/end', {'w': 2.0}, wait=False)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert checkpoint.restore(f"{bucket}/end") == {"w": 2.0}
 
 
 def test_other_readers_read_it_by_path(bucket):

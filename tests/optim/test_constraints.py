@@ -77,6 +77,13 @@ def test_projected_params_are_feasible(dtype):
         assert after.dtype == np.float64 and step.dtype == dtype
 
 
+@pytest.mark.parametrize("axis", [-1, (1,), [1], np.array(1)])
+def test_an_axis_may_be_written_in_any_way(axis):
+    x = jnp.array([[3.0, 4.0], [0.0, 2.0], [0.3, 0.4]])
+    got = constraints.l2_ball(1.0, axis)(x)
+    np.testing.assert_allclose(got, [[0.6, 0.8], [0.0, 1.0], [0.3, 0.4]], rtol=1e-6)
+
+
 def test_a_run_with_projected_params_finds_the_constrained_minimum():
     """The nearest point of the simplex to a target is the projection of the target."""
     target = jnp.asarray([0.9, 0.5, -0.3, 0.1])
