@@ -96,14 +96,22 @@ def same_under_jit(call, *args):
     return eager
 
 
+def asarray(x, dtype=None):
+    """As `jnp.asarray`, which compiles a program for each shape; this compiles none."""
+    if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(x)):
+        return jnp.asarray(x, dtype)
+    x = np.asarray(x)
+    return jax.device_put(x if dtype is None else x.astype(jnp.dtype(dtype)))
+
+
 def ones(shape, dtype=np.float32):
     """Ones without a program for their shape, which `jnp.ones` compiles."""
-    return jnp.asarray(np.ones(shape, dtype))
+    return jax.device_put(np.ones(shape, dtype))
 
 
 def cast(x, dtype):
     """An array in another dtype, without a program for its shape, which `astype` compiles."""
-    return jnp.asarray(np.asarray(x).astype(jnp.dtype(dtype)))
+    return asarray(x, dtype)
 
 
 def shape_mutations(shape):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn import ensembles, errors
+from tests.support import asarray
 
 NET = fnn.serial(fnn.dense(8), jnp.tanh, fnn.dense(3))
 X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -51,16 +52,16 @@ def test_uncertainty_is_the_formula(seed, n, scale):
     logits = np.random.default_rng(seed).normal(size=(n, 2, 3, 5)) * scale
     p = softmax(logits)
     total, aleatoric = entropy(p.mean(0)), entropy(p).mean(0)
-    found = jax.jit(ensembles.uncertainty)(jnp.asarray(logits, jnp.float32))
+    found = jax.jit(ensembles.uncertainty)(asarray(logits, jnp.float32))
     np.testing.assert_allclose(found.total, total, atol=2e-5)
     np.testing.assert_allclose(found.aleatoric, aleatoric, atol=2e-5)
     np.testing.assert_allclose(found.epistemic, total - aleatoric, atol=2e-5)
-    predicted = jnp.exp(ensembles.mean_logits(jnp.asarray(logits, jnp.float32)))
+    predicted = jnp.exp(ensembles.mean_logits(asarray(logits, jnp.float32)))
     np.testing.assert_allclose(predicted, p.mean(0), atol=1e-6)
 
 
 def test_members_of_one_mind_are_only_aleatoric():
-    logits = jnp.broadcast_to(jnp.array([2.0, 1.0, -jnp.inf]), (4, 3))
+    logits = jnp.broadcast_to(asarray([2.0, 1.0, -jnp.inf]), (4, 3))
     found = ensembles.uncertainty(logits)
     assert found.epistemic == 0 and found.total == found.aleatoric
     grads = jax.grad(lambda x: ensembles.mean_logits(x)[0])(logits)
@@ -88,7 +89,7 @@ def test_a_soup_of_linear_networks_predicts_the_mean():
     params, _ = net.init(jax.random.key(0), (1, 4))
     y = fnn.dense(3)(ensembles.soup(params), X)
     np.testing.assert_allclose(y, np.mean(net(params, X), axis=0), atol=1e-6)
-    weights = jnp.array([1.0, 0.0, 3.0, 0.0])
+    weights = asarray([1.0, 0.0, 3.0, 0.0])
     spoilt = jax.tree.map(lambda a: a.at[1].set(jnp.nan), params)
     y = fnn.dense(3)(ensembles.soup(spoilt, weights), X)
     np.testing.assert_allclose(y, np.average(net(params, X), axis=0, weights=weights), atol=1e-6)
@@ -113,20 +114,20 @@ def test_a_greedy_soup_is_the_loop_of_its_paper(seed, n):
             kept, best = [*kept, i], now
     mean, mask = jax.jit(
         lambda w: ensembles.greedy_soup(w, lambda w: -jnp.sum((w["w"] - 0.3) ** 2))
-    )({"w": jnp.asarray(members)})
+    )({"w": asarray(members)})
     assert set(np.flatnonzero(mask)) == set(kept)
     np.testing.assert_allclose(mean["w"], members[kept].mean(0), atol=1e-5)
     assert score(np.asarray(mean["w"])) >= max(map(score, members)) - 1e-5
 
 
 def test_a_member_of_nan_is_not_in_the_soup():
-    members = jnp.array([[jnp.nan], [1.0], [3.0]])
+    members = asarray([[jnp.nan], [1.0], [3.0]])
     mean, kept = ensembles.greedy_soup(members, lambda w: -jnp.abs(w[0] - 2.0))
     assert mean == 2.0 and kept.tolist() == [False, True, True]
-    members = jnp.array([[3.0], [-1.0]])  # whose mean has a score, unlike the second
+    members = asarray([[3.0], [-1.0]])  # whose mean has a score, unlike the second
     _, kept = ensembles.greedy_soup(members, lambda w: -(jnp.log(w[0]) ** 2))
     assert kept.tolist() == [True, False]
-    members = jnp.array([[jnp.nan], [jnp.inf]])
+    members = asarray([[jnp.nan], [jnp.inf]])
     _, kept = ensembles.greedy_soup(members, lambda w: -w[0])
     assert kept.tolist() == [False, True]
 
@@ -139,7 +140,7 @@ def test_nan_is_not_hidden():
 
 def test_the_derivative_by_a_weight_is_the_formula():
     """d soup / d w_i = (params_i - soup) / sum w, where w_i is zero too."""
-    params, w = jnp.array([1.0, 4.0, -2.0]), jnp.array([1.0, 0.0, 1.0])
+    params, w = asarray([1.0, 4.0, -2.0]), asarray([1.0, 0.0, 1.0])
     slope = jax.grad(lambda w: ensembles.soup(params, w))(w)
     np.testing.assert_allclose(slope, (params + 0.5) / 2, rtol=1e-6)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fnn
+from tests.support import asarray
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
@@ -78,7 +79,7 @@ def test_transformer_lm(tmp_path, monkeypatch, capsys):
     assert len(written[0]) == lm.WINDOW + 1  # and the end of the line
 
     # Reading in pieces, through the cache, tells what reading at once tells.
-    x = jnp.asarray(lm.windows(lm.encode(lm.held_text), [0, 100])["x"])
+    x = asarray(lm.windows(lm.encode(lm.held_text), [0, 100])["x"])
     params, state = lm.writer.init(jax.random.key(0), x)
     read, pieces = jax.jit(lm.writer.apply), []
     for piece in (x[:, :12], x[:, 12:]):
@@ -440,6 +441,6 @@ def test_monitoring_turns_as_scipy_does():
     import scipy.ndimage
 
     image = np.random.default_rng(0).random((1, 9, 9, 1)).astype("float32")
-    got = example("monitoring").turned(jnp.asarray(image), 30.0)[0, 2:7, 2:7, 0]
+    got = example("monitoring").turned(asarray(image), 30.0)[0, 2:7, 2:7, 0]
     want = scipy.ndimage.rotate(image[0, :, :, 0], -30.0, reshape=False, order=1)[2:7, 2:7]
     np.testing.assert_allclose(got, want, atol=1e-5)

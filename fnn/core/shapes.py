@@ -123,7 +123,8 @@ def from_numpy(x: Any, name: str = "arrays") -> Any:
     """A NumPy array as a JAX array; anything else, arrays of strings or objects too, unchanged."""
     if not isinstance(x, (np.ndarray, np.generic)) or native_dtype(x.dtype) is None:
         return x
-    return jnp.asarray(native(x, name))
+    # A copy, since arrays on a CPU may share memory; `jnp.asarray` compiles a program a shape.
+    return jax.device_put(np.array(native(x, name)))
 
 
 def as_array(x: Any, name: str = "arrays") -> jax.Array:

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 import fnn
 from fnn import errors
 from fnn.analysis import curvature
+from tests.support import asarray
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def problem(seed=0, n=4):
         return np.tanh(x @ k1.reshape(3, 3) + b1) @ k2.reshape(3, 2) + b2
 
     flat = np.concatenate([np.ravel(a) for a in jax.tree.leaves(params)])
-    return jax.tree.map(jnp.asarray, params), x, outputs, flat
+    return jax.tree.map(asarray, params), x, outputs, flat
 
 
 def differences(f, at, h=1e-3):
@@ -76,7 +77,7 @@ def test_the_noise_scale_is_that_of_known_noise():
     grads = {"a": mean[:2] + deviation[:2] * rng.normal(size=(200_000, 2)),
              "b": mean[2:] + deviation[2:] * rng.normal(size=(200_000, 1))}  # fmt: skip
     expected = np.sum(np.square(deviation)) / np.sum(np.square(mean))
-    found = curvature.gradient_noise_scale(jax.tree.map(jnp.asarray, grads))
+    found = curvature.gradient_noise_scale(jax.tree.map(asarray, grads))
     np.testing.assert_allclose(found, expected, rtol=0.02)
 
 
@@ -87,7 +88,7 @@ def test_the_noise_scale_is_its_formula(n, seed):
         noise = g.var(axis=0, ddof=1).sum()
         signal = (g.mean(0) ** 2).sum() - noise / n
         expected = noise / signal if signal > 0 else np.inf
-        np.testing.assert_allclose(curvature.gradient_noise_scale(jnp.asarray(g)), expected)
+        np.testing.assert_allclose(curvature.gradient_noise_scale(asarray(g)), expected)
 
 
 # --- products
@@ -118,7 +119,7 @@ def test_the_gauss_newton_product_is_its_matrices():
     v, unravel = some_vector(flat), ravel_pytree(params)[1]
 
     def loss(y):
-        return jnp.vdot(y.ravel(), jnp.asarray(bend) @ y.ravel()) / 2
+        return jnp.vdot(y.ravel(), asarray(bend) @ y.ravel()) / 2
 
     found = curvature.gauss_newton_vector_product(lambda p: NET(p, x), loss, params, unravel(v))
     jacobian = differences(lambda w: outputs(w).ravel(), flat)
@@ -159,7 +160,7 @@ def three_largest(a, tree):
 @pytest.mark.parametrize("tree", [False, True])
 def test_with_all_steps_the_largest_eigenvalues_are_exact(rank, tree):
     half = np.random.default_rng(rank).normal(size=(8, rank))
-    a = jnp.asarray(half @ half.T)
+    a = asarray(half @ half.T)
     found = three_largest(a, tree)
     expected = np.linalg.eigvalsh(a)[::-1][:3]
     np.testing.assert_allclose(found, expected, atol=1e-9 * expected[0])
@@ -168,7 +169,7 @@ def test_with_all_steps_the_largest_eigenvalues_are_exact(rank, tree):
 def test_a_few_steps_find_the_largest_of_many():
     values = np.concatenate([np.linspace(0, 1, 300), [5.0, 9.0]])
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(302, 302)))[0]
-    a = jnp.asarray(turn @ np.diag(values) @ turn.T)
+    a = asarray(turn @ np.diag(values) @ turn.T)
     found = jax.jit(
         lambda key: curvature.top_eigenvalues(lambda v: a @ v, jnp.zeros(302), 2, key=key)
     )(jax.random.key(1))

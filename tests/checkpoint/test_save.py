@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import fnn
 from fnn import checkpoint, errors
 from tests.optim.table import ROWS
+from tests.support import asarray
 
 QUICK = "FNN_QUICK" in os.environ
 
@@ -48,8 +49,8 @@ def tree_of_everything():
               "float8_e4m3b11fnuz"]  # fmt: skip
     values = np.arange(6).reshape(2, 3) % 5
     return {
-        "dtypes": {name: jnp.asarray(values).astype(name) for name in dtypes},
-        "special": jnp.array([jnp.nan, -0.0, jnp.inf, 1e-45], jnp.float32),
+        "dtypes": {name: asarray(values).astype(name) for name in dtypes},
+        "special": asarray([jnp.nan, -0.0, jnp.inf, 1e-45], jnp.float32),
         "empty": jnp.zeros((0, 3)),
         "none": None,
         "scalar": jnp.float32(3.5),
@@ -130,13 +131,13 @@ def test_other_meshes_read_it(tmp_path):
     split = jax.tree.map(lambda s: NamedSharding(mesh(8), s), eight)
     checkpoint.save(tmp_path / "8", jax.device_put(values, split))
     sharded = jax.tree.map(lambda s: NamedSharding(mesh(4), s), four)
-    like = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, values))
+    like = jax.eval_shape(lambda: jax.tree.map(asarray, values))
     on_four = checkpoint.restore(tmp_path / "8", like, shardings=sharded)
     assert on_four["w"].sharding == sharded["w"]
     checkpoint.save(tmp_path / "4", on_four)
     on_one = checkpoint.restore(tmp_path / "4", like)
     for name in values:
-        assert np.asarray(on_one[name]).tobytes() == np.asarray(jnp.asarray(values[name])).tobytes()
+        assert np.asarray(on_one[name]).tobytes() == np.asarray(asarray(values[name])).tobytes()
     again = checkpoint.restore(tmp_path / "4", on_four)  # where like has it
     assert again["w"].sharding == sharded["w"]
 
@@ -231,7 +232,7 @@ def test_a_part_without_leaves_comes_back(tmp_path):
 
 def test_large_arrays_are_read_in_pieces_and_taken_without_a_copy(tmp_path):
     values = np.random.default_rng(0).standard_normal(2**18 + 3, dtype=np.float32)  # > 1 MiB
-    checkpoint.save(tmp_path / "one", {"w": jnp.asarray(values), "z": np.zeros((0, 2))})
+    checkpoint.save(tmp_path / "one", {"w": asarray(values), "z": np.zeros((0, 2))})
     whole = checkpoint.restore(tmp_path / "one")
     assert whole["w"].tobytes() == values.tobytes() and whole["z"].shape == (0, 2)
     assert whole["w"].ctypes.data % 64 == 0 and whole["w"].flags.writeable

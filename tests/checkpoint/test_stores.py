@@ -18,6 +18,7 @@ from fnn import checkpoint, errors
 from fnn.checkpoint.stores import bit_sum
 from tests.checkpoint.test_save import assert_same, tree_of_everything
 from tests.optim.table import ROWS
+from tests.support import asarray
 
 try:
     import gcsfs  # noqa: F401, which orbax needs
@@ -122,7 +123,7 @@ def test_the_sum_is_that_of_the_bytes(name):
     data = np.frombuffer(wide.tobytes(), np.uint8)
     wanted = sum(int(byte) * (2 * i + 1) for i, byte in enumerate(data)) % 2**32
     rows = jax.device_put(values, NamedSharding(MESH, PartitionSpec("d")))
-    assert int(bit_sum(values)) == int(bit_sum(jnp.asarray(values))) == int(bit_sum(rows)) == wanted
+    assert int(bit_sum(values)) == int(bit_sum(asarray(values))) == int(bit_sum(rows)) == wanted
 
 
 def test_errors_name_the_url(bucket):

@@ -6,6 +6,7 @@ import numpy as np
 
 import fnn
 from fnn.core.shapes import as_struct
+from tests.support import asarray
 
 
 @fnn.compose(conv1=fnn.conv(4, (3, 3)), bn1=fnn.batch_norm(), drop=fnn.dropout(0.3))
@@ -123,26 +124,26 @@ LAYERS = {
     "rnn masked": (
         fnn.rnn(fnn.cells.gru(3, recurrent_dropout=0.3), return_sequence=False),
         (2, 4, 2),
-        jnp.array([[1, 0, 1, 1], [1, 1, 0, 0]], bool),
+        asarray([[1, 0, 1, 1], [1, 1, 0, 0]], bool),
     ),
     "rnn reset": (
         fnn.rnn(fnn.cells.lstm(2, learned_carry=True), reverse=True, checkpoint_every=3),
         (2, 4, 2),
-        jnp.array([[1, 1, 0, 1], [1, 1, 1, 0]], bool),
+        asarray([[1, 1, 0, 1], [1, 1, 1, 0]], bool),
         ((2, 2), (2, 2)),
-        jnp.array([[1, 0, 1, 1], [0, 1, 0, 0]], bool),
-        jnp.array([3, 4]),
+        asarray([[1, 0, 1, 1], [0, 1, 0, 0]], bool),
+        asarray([3, 4]),
     ),
     "bidirectional": (
         fnn.bidirectional(fnn.cells.gru(2), fnn.cells.simple_rnn(2), "mul"),
         (2, 3, 2),
-        jnp.array([[1, 0, 0], [1, 1, 1]], bool),
+        asarray([[1, 0, 0], [1, 1, 1]], bool),
     ),
     "lstm layers": (fnn.lstm(2, layers=2, dropout=0.3, return_carry=True), (2, 3, 2)),
     "lru": (
         fnn.lru(2, 3, return_carry=True),
         (2, 5, 2),
-        jnp.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool),
+        asarray([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool),
         ((2, 3), (2, 3)),
     ),
     "ensemble": (fnn.serial(fnn.ensemble(plain, 3), lambda y: y.mean(0)), (6, 4)),
@@ -190,7 +191,7 @@ def inputs(shapes, seed=1):
 
 def normal(seed, shape, dtype):
     """Standard normal values, drawn by NumPy: no program for each shape."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
+    return asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
 def floats(tree):

@@ -17,6 +17,7 @@ from fnn import errors, optim
 from fnn.losses import squared_error
 from tests.contracts.layers import HEAVY, LAYERS, inputs, total
 from tests.optim.table import ROWS
+from tests.support import asarray
 
 key = jax.random.key
 
@@ -176,7 +177,7 @@ MASKED = {
 def test_what_is_masked_changes_nothing(name):
     net = MASKED[name]()
     x = jax.random.normal(key(1), (2, 5, 4))
-    real = jnp.arange(5) < jnp.array([[3], [5]])
+    real = jnp.arange(5) < asarray([[3], [5]])
     attends = "attention" in name or "block" in name
     mask = jnp.broadcast_to(real[:, None, :], (2, 5, 5)) if attends else real
     params, state = net.init(key(0), x)

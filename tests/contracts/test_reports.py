@@ -10,6 +10,7 @@ import pytest
 
 import fnn
 from fnn import losses, metrics, optim
+from tests.support import asarray
 
 key = jax.random.key
 
@@ -28,7 +29,7 @@ def test_group_norm_of_a_narrow_float_with_a_tiny_eps():
     groups = np.float64(x).reshape(1, 16, 2, 4)
     want = groups - groups.mean((1, 3), keepdims=True)
     want /= groups.std((1, 3), keepdims=True)
-    close(net({}, jnp.asarray(x)), want.reshape(x.shape), 2e-3)
+    close(net({}, asarray(x)), want.reshape(x.shape), 2e-3)
 
 
 def test_layer_norm_far_from_zero():
@@ -37,7 +38,7 @@ def test_layer_norm_far_from_zero():
     exact = np.float64(x)
     want = exact - exact.mean(-1, keepdims=True)
     want /= np.sqrt(exact.var(-1, keepdims=True) + 1e-5)
-    close(fnn.layer_norm(use_scale=False, use_bias=False)({}, jnp.asarray(x)), want)
+    close(fnn.layer_norm(use_scale=False, use_bias=False)({}, asarray(x)), want)
 
 
 def test_batch_norms_before_training_keep_the_scale():
@@ -49,7 +50,7 @@ def test_batch_norms_before_training_keep_the_scale():
 
 def test_recomputing_updates_batch_statistics_once():
     """pytorch/pytorch#96136: a batch norm that is computed again moves its statistics once."""
-    net, x = fnn.remat(fnn.batch_norm(momentum=0.5)), jnp.array([[0.0], [4.0]])
+    net, x = fnn.remat(fnn.batch_norm(momentum=0.5)), asarray([[0.0], [4.0]])
     params, state = net.init(key(0), x)
 
     def loss(params):
@@ -65,7 +66,7 @@ def test_recomputing_updates_batch_statistics_once():
 def test_max_pool_of_nan_and_minus_infinity(strides):
     """pytorch/pytorch#7645, #20465: NaN is the maximum, and a window of -inf has a first place."""
     pool = fnn.max_pool((2,), strides=strides)
-    nan, low = jnp.array([[jnp.nan], [0.0]]), jnp.full((2, 1), -jnp.inf)
+    nan, low = asarray([[jnp.nan], [0.0]]), jnp.full((2, 1), -jnp.inf)
     assert jnp.isnan(pool({}, nan)).all()
     assert (pool({}, low) == -jnp.inf).all()
     slope = jax.grad(lambda x: jnp.where(jnp.isinf(pool({}, x)), pool({}, x), 0).sum())(low)
@@ -77,7 +78,7 @@ def test_means_of_narrow_floats_whose_sum_is_too_large():
     x = jnp.full((1, 4, 4, 1), 6e4, jnp.float16)
     for pool in (fnn.global_avg_pool(2), fnn.adaptive_avg_pool((1, 1)), fnn.avg_pool((4, 4))):
         assert float(pool({}, x).ravel()[0]) == 6e4 // 32 * 32
-    edge = fnn.avg_pool((2,), strides=1, padding="SAME")({}, jnp.array([[1.0], [2.0]]))
+    edge = fnn.avg_pool((2,), strides=1, padding="SAME")({}, asarray([[1.0], [2.0]]))
     close(edge[:, 0], [1.5, 2.0])
 
 
@@ -114,7 +115,7 @@ def test_attention_of_a_row_that_sees_nothing_has_gradients():
     """pytorch/pytorch#103963, patrick-kidger/equinox#274: zeros from the heads, no NaN behind."""
     net, x = fnn.attention(4, 2), jax.random.normal(key(1), (3, 4))
     params, _ = net.init(key(0), x)
-    mask = jnp.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], bool)
+    mask = asarray([[1, 0, 1], [0, 0, 0], [1, 1, 1]], bool)
     params["out"]["bias"] = jnp.arange(4.0)
 
     def loss(params, x):
@@ -143,7 +144,7 @@ def test_embedding_of_narrow_integers_and_many_equal_ones():
     """apache/mxnet#17703: 3000 gradients of a row add up in bfloat16; 255 of uint8 is a row."""
     table = {"embedding": jnp.arange(300.0).reshape(300, 1)}
     net = fnn.embedding(300, 1)
-    close(net(table, jnp.array([200, 255], jnp.uint8))[:, 0], [200, 255])
+    close(net(table, asarray([200, 255], jnp.uint8))[:, 0], [200, 255])
     narrow = {"embedding": jnp.zeros((2, 1), jnp.bfloat16)}
     ids, net = jnp.zeros(3000, jnp.int32), fnn.embedding(2, 1, dtype=jnp.bfloat16)
     total = jax.grad(lambda p: net(p, ids).sum())(narrow)["embedding"]
@@ -187,7 +188,7 @@ def test_rare_words_are_drawn():
 
 def test_ctc_of_certain_alignments_is_not_negative():
     """google-deepmind/optax#1771, keras-team/keras#23684: true values, as 1e-15, are above 0."""
-    z = jnp.stack([jnp.zeros(4), jnp.array([8.0, 12.0, 17.0, 20.0])], -1)[:, None].repeat(2, 1)
+    z = jnp.stack([jnp.zeros(4), asarray([8.0, 12.0, 17.0, 20.0])], -1)[:, None].repeat(2, 1)
     loss = jax.jit(losses.ctc)(z, jnp.ones((4, 1), jnp.int32))
     assert (loss >= 0).all()
     close(loss, -np.log1p(-((1 / (1 + np.exp([8.0, 12.0, 17.0, 20.0]))) ** 2)), 2e-7)
@@ -203,17 +204,17 @@ def test_focal_without_focus_at_large_logits():
 
 def test_forward_derivative_of_an_impossible_class():
     """google-deepmind/optax#1762: softmax - p, in forward mode too."""
-    z, p = jnp.array([-jnp.inf, 0.0, 0.0]), jnp.array([0.0, 1.0, 0.0])
+    z, p = asarray([-jnp.inf, 0.0, 0.0]), asarray([0.0, 1.0, 0.0])
     close(jax.jacfwd(losses.softmax_cross_entropy)(z, p), [0, -0.5, 0.5])
 
 
 def test_smoothing_of_ignored_labels():
     """pytorch/pytorch#73205, #70348: what is ignored has no uniform part; nothing left gives 0."""
     z = np.random.default_rng(0).normal(size=(4, 3))
-    labels, mask = jnp.array([-100, 1, 2, -100]), jnp.array([False, True, True, False])
+    labels, mask = asarray([-100, 1, 2, -100]), asarray([False, True, True, False])
     log_q = z - np.log(np.exp(z).sum(-1, keepdims=True))
     want = [-0.8 * log_q[i, c] - 0.2 * log_q[i].mean() for i, c in ((1, 1), (2, 2))]
-    z = jnp.asarray(z, jnp.float32)
+    z = asarray(z, jnp.float32)
     every = losses.softmax_cross_entropy(z, labels, label_smoothing=0.2, mask=mask)
     close(losses.masked_mean(every, mask), np.mean(want))
     assert losses.masked_mean(every, jnp.zeros(4, bool)) == 0
@@ -223,7 +224,7 @@ def test_direction_of_small_narrow_vectors():
     """keras-team/keras#23546: gradients of a cosine at vectors of 0.01 in float16."""
     a = np.array([2e-2, 1e-2, 1e-2, 1e-2], np.float16)
     ones = jnp.ones(4, jnp.float16)
-    slope = jax.jit(jax.grad(lambda a: losses.cosine_distance(a, ones)))(jnp.asarray(a))
+    slope = jax.jit(jax.grad(lambda a: losses.cosine_distance(a, ones)))(asarray(a))
     exact, size = np.float64(a), np.linalg.norm(np.float64(a))
     want = -(0.5 / size - exact * (exact.sum() / 2) / size**3)
     close(slope, want, 5e-3)
@@ -231,10 +232,10 @@ def test_direction_of_small_narrow_vectors():
 
 def test_top_k_and_calibration_at_their_edges():
     """keras-team/keras#19995, Lightning-AI/torchmetrics#1646: NaN is no guess; sure and wrong."""
-    logits = jnp.array([[0.1, jnp.nan, 0.5], [0.3, 0.2, 0.5]])
-    assert metrics.top_k(2).value(logits, jnp.array([1, 0])) == 0.5
-    sure = jnp.array([[0.0, -jnp.inf], [50.0, 0.0]])
-    assert metrics.calibration_error(2).value(sure, jnp.array([0, 1])) == 0.5
+    logits = asarray([[0.1, jnp.nan, 0.5], [0.3, 0.2, 0.5]])
+    assert metrics.top_k(2).value(logits, asarray([1, 0])) == 0.5
+    sure = asarray([[0.0, -jnp.inf], [50.0, 0.0]])
+    assert metrics.calibration_error(2).value(sure, asarray([0, 1])) == 0.5
 
 
 def test_a_smaller_last_batch_counts_as_many_as_it_has():
@@ -296,7 +297,7 @@ def test_cosine_over_a_billion_steps():
     """pytorch/pytorch#20405: counted in tokens, where float32 has no longer every count."""
     steps = 2**31 - 1
     counts = np.array([0, 2**24 + 1, steps // 3, steps - 1, steps])
-    got = optim.schedules.cosine(1.0, steps)(jnp.asarray(counts, jnp.int32))
+    got = optim.schedules.cosine(1.0, steps)(asarray(counts, jnp.int32))
     close(got, (1 + np.cos(np.pi * counts / steps)) / 2, 1e-7)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 import fnn
 from fnn.optim import schedules
+from tests.support import asarray
 
 KEY = jax.random.key(0)
-X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 4)), "float32").at[0, 0].set(0)
+X = asarray(np.random.default_rng(0).normal(size=(2, 6, 4)), "float32").at[0, 0].set(0)
 INF = float("inf")
 
 LAYERS = {

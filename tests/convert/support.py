@@ -6,6 +6,7 @@ import numpy as np
 
 import fnn
 from fnn import tree
+from tests.support import asarray
 
 RNG = np.random.default_rng(0)
 
@@ -59,7 +60,7 @@ def values(net, *xs, seed=1):
     rng = np.random.default_rng(seed)
 
     def drawn(a):
-        return jnp.asarray(rng.uniform(0.5, 2, a.shape).astype(a.dtype))
+        return asarray(rng.uniform(0.5, 2, a.shape).astype(a.dtype))
 
     return jax.tree.map(drawn, (params, state))
 

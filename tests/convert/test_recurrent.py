@@ -7,7 +7,7 @@ import pytest
 
 import fnn
 from fnn import convert, errors, tree
-from tests.support import assert_close, assert_teaches, refused
+from tests.support import asarray, assert_close, assert_teaches, refused
 
 B, T, C, H = 2, 5, 3, 4
 LAYERS = {"lstm": fnn.lstm, "gru": fnn.gru, "simple_rnn": fnn.simple_rnn}
@@ -19,7 +19,7 @@ def draw(*shape):
 
 
 def values_like(specs):
-    return jax.tree.map(lambda a: jnp.asarray(draw(*a.shape)), specs)
+    return jax.tree.map(lambda a: asarray(draw(*a.shape)), specs)
 
 
 def values(net, *xs):

@@ -8,7 +8,7 @@ import pytest
 import fnn
 from fnn import convert
 from tests.convert.support import conv_transpose_chw, draw, draw_var, run, same, values
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 def like(specs):
@@ -187,7 +187,7 @@ def test_bilinear_and_embedding_of_torch():
                 wanted[:, o] += np.float64(a[:, i]) * weight[o, i, j] * b[:, j]
     assert_close(net(params, a, b), wanted + bias, tolerance=1e-5)
     same(convert.to_torch(net, params, state, (1, 2), (1, 3)), {"weight": weight, "bias": bias})
-    table, tokens = draw(6, 3), jnp.array([[5, 0, 2]])
+    table, tokens = draw(6, 3), asarray([[5, 0, 2]])
     net = fnn.embedding(6, 3)
     params, _ = convert.from_torch(net, {"weight": table}, tokens)
     np.testing.assert_array_equal(net(params, tokens), table[np.array(tokens)])

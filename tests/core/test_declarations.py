@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn.core.declarations import declared, output_axis
+from tests.support import asarray
 
 key = jax.random.key
 
@@ -36,7 +37,7 @@ def kernels():
 def test_spectral_norm_is_that_of_the_svd(name):
     kernel = kernels()[name]
     net = fnn.spectral_norm(fnn.dense(kernel.shape[1], use_bias=False), iterations=200)
-    y = net({"kernel": jnp.asarray(kernel, jnp.float32)}, jnp.eye(kernel.shape[0]))
+    y = net({"kernel": asarray(kernel, jnp.float32)}, jnp.eye(kernel.shape[0]))
     largest = np.linalg.svd(kernel, compute_uv=False)[0]
     np.testing.assert_allclose(y, kernel / (largest or 1), rtol=1e-3, atol=1e-4)
 

@@ -9,6 +9,7 @@ import pytest
 
 import fnn
 from fnn import optim
+from tests.support import asarray
 
 WIDE = np.longdouble
 QUICK = "FNN_QUICK" in os.environ
@@ -28,9 +29,9 @@ def sizes(dtype):
 
 def inputs(dtype):
     for size in sizes(dtype):
-        yield jnp.asarray(DIRECTION * size, dtype)
+        yield asarray(DIRECTION * size, dtype)
     mixed = np.array([[float(jnp.finfo(dtype).max), 1.0], [float(jnp.finfo(dtype).tiny), 0.0]])
-    yield jnp.asarray(mixed, dtype)
+    yield asarray(mixed, dtype)
 
 
 def exact(x, flushed=True):
@@ -69,7 +70,7 @@ def per_example(x):
         return jnp.sum(w * batch[0])
 
     w = jnp.zeros_like(x)
-    return optim.per_example_clip(loss, 1.0)(w, jnp.stack([x, 0 * x]))[1] * jnp.asarray(2, x.dtype)
+    return optim.per_example_clip(loss, 1.0)(w, jnp.stack([x, 0 * x]))[1] * asarray(2, x.dtype)
 
 
 def sam(x):

@@ -8,6 +8,7 @@ import pytest
 import fnn
 from fnn import errors
 from fnn.analysis import summary
+from tests.support import asarray
 
 key = jax.random.key
 
@@ -214,4 +215,4 @@ def test_inputs_that_are_left_out_keep_their_defaults():
     net = fnn.serial(fnn.rnn(fnn.cells.gru(2)))
     params, _ = net.init(key(0), (2, 3, 4))
     with pytest.raises(errors.InputError, match="the input x"):
-        net(params, lengths=jnp.array([1, 2]))
+        net(params, lengths=asarray([1, 2]))

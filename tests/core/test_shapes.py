@@ -8,6 +8,7 @@ import pytest
 import fnn
 from fnn import errors
 from fnn.core.shapes import native, natives
+from tests.support import asarray
 
 N = 12
 RNG = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def scanned(data):
 
 def generated(data):
     cell = fnn.cells.serial(fnn.embedding(3, 4), fnn.cells.gru(8), fnn.dense(3))
-    params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
+    params, _ = cell.init(jax.random.key(0), None, asarray([0]))
     given = np.arange(4)[None] < 2
     return fnn.unroll_generate(cell, params, data["label"][None, :4], given, temperature=0).x
 
@@ -83,7 +84,7 @@ DOORS = {
     "run": scanned,
     "evaluator": lambda data: fnn.train.evaluator(NET, data, {"loss": XENT}, batch_size=5)(START),
     "batches": lambda data: list(
-        map(jnp.asarray, jax.tree.leaves(list(fnn.data.batches(data, 4, key=jax.random.key(0)))))
+        map(asarray, jax.tree.leaves(list(fnn.data.batches(data, 4, key=jax.random.key(0)))))
     ),
     "accumulate": accumulated,
     "unroll_generate": generated,
@@ -169,7 +170,7 @@ def test_the_message_names_the_array():
 def test_x64_takes_all_that_it_holds():
     with jax.enable_x64(True):
         for a in (np.array([2**40]), np.array([1e300]), np.array([2**63], np.uint64)):
-            assert native(a).dtype == a.dtype and jnp.asarray(native(a))[0] == a[0]
+            assert native(a).dtype == a.dtype and asarray(native(a))[0] == a[0]
 
 
 @pytest.mark.parametrize(

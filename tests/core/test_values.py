@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.support import asarray
 
 CACHED = fnn.attention(2, 1, causal=True, cache=3)
 FULL = {  # whose cache is full
@@ -43,7 +44,7 @@ def test_a_full_cache_is_refused_inside(name):
 
 EMBED = fnn.embedding(5, 2)
 CELL = fnn.cells.serial(embed=EMBED, rnn=fnn.cells.simple_rnn(5))
-IDS = jnp.array([[1, 4, 0], [3, 2, 5]])
+IDS = asarray([[1, 4, 0], [3, 2, 5]])
 BEYOND = {
     "remat": fnn.remat(EMBED),
     "ensemble": fnn.ensemble(EMBED, 2),
@@ -69,7 +70,7 @@ def test_integers_that_are_not_read_are_not_refused():
     np.testing.assert_array_equal(
         net(params, IDS, real), net(params, jnp.where(real, IDS, 0), real)
     )
-    short, whole = jnp.array([3, 2]), jnp.array([3, 3])
+    short, whole = asarray([3, 2]), asarray([3, 3])
     x = fnn.unroll_generate(CELL, params, IDS, lengths=short, temperature=0.0).x
     np.testing.assert_array_equal(x[:, :2], IDS[:, :2])
     with pytest.raises(errors.InputError, match=r"embed: .*integers in 0 \.\.\. 4"):
@@ -77,7 +78,7 @@ def test_integers_that_are_not_read_are_not_refused():
 
 
 def test_lengths_out_of_range_are_refused_inside():
-    x, lengths = jnp.ones((2, 3, 2)), jnp.array([4, 1])
+    x, lengths = jnp.ones((2, 3, 2)), asarray([4, 1])
     for net in (fnn.repeat(fnn.gru(2), 2), fnn.remat(fnn.gru(2)), fnn.ensemble(fnn.lru(2), 2)):
         params, _ = net.init(jax.random.key(0), x)
         with pytest.raises(errors.InputError, match="lengths of 0 to 3, got 4"):

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import fnn
-from tests.support import assert_close, cast
+from tests.support import asarray, assert_close, cast
 
 DTYPES = ("float64", "float32", "bfloat16")
 leading = st.lists(st.integers(0, 2), max_size=2).map(tuple)
@@ -76,7 +76,7 @@ def assert_linear_layer(layer, arrays, dtype, forward, backward):
 def drawn(dtype, seed, *shapes):
     """Standard normal jax arrays of `dtype`, and the same values in float64 for the oracle."""
     rng = np.random.default_rng(seed)
-    arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    arrays = [asarray(rng.normal(size=shape), dtype) for shape in shapes]
     return arrays, [np.asarray(a, np.float64) for a in arrays]
 
 

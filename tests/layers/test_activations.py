@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import fnn
 from tests.layers import oracles
 from tests.layers.support import DTYPES, KEY, drawn, run_and_pull_all, seeds, wide
-from tests.support import assert_close, numeric_vjp
+from tests.support import asarray, assert_close, numeric_vjp
 
 PRELU = fnn.prelu()
 
@@ -33,10 +33,10 @@ def test_prelu_is_the_loop(dtype, shape, seed):
 
 
 def test_prelu_at_zero_and_infinity():
-    x = jnp.array([-jnp.inf, -0.0, 0.0, jnp.inf])[:, None]
+    x = asarray([-jnp.inf, -0.0, 0.0, jnp.inf])[:, None]
     params, _ = PRELU.init(KEY, x)
     np.testing.assert_array_equal(params["alpha"], [0.25])
-    y, dparams, (dx,) = run_and_pull_all(PRELU, params, (x,), jnp.array([0.0, 1, 1, 1])[:, None])
+    y, dparams, (dx,) = run_and_pull_all(PRELU, params, (x,), asarray([0.0, 1, 1, 1])[:, None])
     np.testing.assert_array_equal(y, x)
     np.testing.assert_array_equal(dx[1:, 0], [0.25, 0.25, 1])
     y, dparams, _ = run_and_pull_all(PRELU, params, (x[1:],), jnp.ones((3, 1)))
@@ -44,5 +44,5 @@ def test_prelu_at_zero_and_infinity():
 
 
 def test_prelu_init_may_be_a_tracer():
-    drawn = jax.vmap(lambda a: fnn.prelu(a).init(KEY, (1, 2))[0]["alpha"])(jnp.array([0.1, 0.5]))
+    drawn = jax.vmap(lambda a: fnn.prelu(a).init(KEY, (1, 2))[0]["alpha"])(asarray([0.1, 0.5]))
     np.testing.assert_array_equal(drawn, np.float32([[0.1, 0.1], [0.5, 0.5]]))

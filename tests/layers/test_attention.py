@@ -13,6 +13,7 @@ import fnn
 from fnn import errors
 from tests.layers import oracles
 from tests.layers.support import biased
+from tests.support import asarray
 
 MASKS = {  # the shape of a mask for [2, 3, C] and so many heads
     "one for all": lambda heads: (1, 3, 3),
@@ -112,7 +113,7 @@ def test_what_is_hidden_changes_neither_outputs_nor_gradients(build, hiding):
         "deep": fnn.repeat(fnn.transformer_block(4, 2, **options), 2),
         "memory": fnn.attention(4, 2),
     }[build]
-    mask = jnp.asarray(HIDING[hiding])
+    mask = asarray(HIDING[hiding])
     x, w = jax.random.normal(jax.random.key(1), (2, 3, 4, 4))
     params = biased(net.init(jax.random.key(0), x)[0], 1)
     kept = np.ones_like(REAL) if build == "memory" else REAL
@@ -141,7 +142,7 @@ def test_a_position_changes_only_those_that_may_look_at_it():
     """NaN where some may look and others not: the future, and another document's."""
     x = jax.random.normal(jax.random.key(1), (1, 6, 4)).at[0, 2].set(jnp.nan)
     document = np.array([0, 0, 0, 1, 1, 1])
-    packed = jnp.asarray(document[:, None] == document)[None]
+    packed = asarray(document[:, None] == document)[None]
     for net, mask, bad in (
         (fnn.transformer_block(4, 2, causal=True), None, [2, 3, 4, 5]),
         (fnn.transformer_block(4, 2, causal=True), packed, [2]),
@@ -159,7 +160,7 @@ def test_a_query_that_is_not_finite_is_not_hidden_by_a_mask_of_keys():
     """A position that reads others though nobody reads it is real: its NaN is not swallowed."""
     net, x = fnn.attention(4, 2), jnp.ones((1, 3, 4))
     params, _ = net.init(jax.random.key(0), x)
-    keys, run = jnp.array([[[True, True, False]]]), jax.jit(net)
+    keys, run = asarray([[[True, True, False]]]), jax.jit(net)
     y = run(params, x.at[0, 2, 0].set(jnp.nan), None, keys)
     assert np.isnan(y[0, 2]).all() and np.isfinite(y[0, :2]).all()
     np.testing.assert_allclose(

@@ -23,6 +23,7 @@ from tests.layers.support import (
 )
 from tests.support import (
     NOT_ARRAYS,
+    asarray,
     assert_close,
     assert_teaches,
     numeric_vjp,
@@ -67,7 +68,7 @@ def test_traced_options_are_scalars():
 
     for call in (drop, jax.jit(drop)):
         with pytest.raises(fnn.FnnError, match="rate to be a number"):
-            call(jnp.array([0.0, 0.5, 1.0]))
+            call(asarray([0.0, 0.5, 1.0]))
     with pytest.raises(fnn.FnnError, match="one number as scale"):
         init = fnn.initializers.normal(jnp.ones((5, 1)))
         fnn.dense(3, kernel_init=init).init(jax.random.key(0), (1, 5))

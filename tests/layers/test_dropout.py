@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fnn
 from tests.layers import oracles
 from tests.layers.support import KEY, seeds
+from tests.support import asarray
 
 
 def drop(rate, x, key, train=True):
@@ -77,7 +78,7 @@ def test_dropout_gradient_is_its_mask():
 
 
 def test_dropout_rate_may_be_a_tracer():
-    x, rates = jnp.ones((4000,)), jnp.asarray([0.0, 0.25, 0.75], "float32")
+    x, rates = jnp.ones((4000,)), asarray([0.0, 0.25, 0.75], "float32")
     y = np.asarray(jax.jit(jax.vmap(lambda rate: drop(rate, x, jax.random.key(0))))(rates))
     for lane, rate in enumerate([0, 0.25, 0.75]):
         assert abs((y[lane] == 0).mean() - rate) < 0.05
@@ -97,7 +98,7 @@ def test_dropout_scales_before_it_rounds(dtype, rate):
     x = jnp.full((4000,), 3.0, dtype)
     y, _ = fnn.dropout(rate).apply({}, {}, x, key=jax.random.key(0), train=True)
     kept = np.unique(np.asarray(y, np.float32))[-1]
-    wanted = np.asarray(jnp.asarray(3.0 / (1 - rate), dtype), np.float32)
+    wanted = np.asarray(asarray(3.0 / (1 - rate), dtype), np.float32)
     np.testing.assert_allclose(kept, wanted, rtol=0 if dtype == jnp.bfloat16 else 2e-7)
 
 
@@ -185,12 +186,12 @@ def test_slopes_by_the_rate_are_finite(name):
     def total(rate):
         return build(rate).apply({}, {}, x, key=KEY, train=True)[0].sum()
 
-    assert np.isfinite(jax.jit(jax.vmap(jax.grad(total)))(jnp.array([0.0, 0.3, 1.0]))).all()
+    assert np.isfinite(jax.jit(jax.vmap(jax.grad(total)))(asarray([0.0, 0.3, 1.0]))).all()
 
 
 @given(rate=st.floats(0.01, 0.95), seed=seeds)
 def test_alpha_dropout_is_the_affine_map_of_the_paper(rate, seed):
-    x = jnp.asarray(np.random.default_rng(seed).normal(size=300), "float32")
+    x = asarray(np.random.default_rng(seed).normal(size=300), "float32")
     y, dx = noisy(fnn.alpha_dropout, jnp.float32(rate), x, jax.random.key(seed))
     kept = np.asarray(dx) != 0
     np.testing.assert_allclose(y, oracles.alpha_dropout(x, kept, rate), rtol=1e-4, atol=1e-5)
@@ -225,7 +226,7 @@ def test_gaussian_noise_is_added_before_bfloat16_rounds():
     x = jax.random.normal(KEY, (1000,), jnp.bfloat16)
     noise = noisy(fnn.gaussian_noise, jnp.float32(0.1), jnp.zeros(1000), jax.random.key(1))[0]
     y = noisy(fnn.gaussian_noise, jnp.float32(0.1), x, jax.random.key(1))[0]
-    want = jnp.asarray(np.asarray(x, np.float32) + np.asarray(noise), jnp.bfloat16)
+    want = asarray(np.asarray(x, np.float32) + np.asarray(noise), jnp.bfloat16)
     np.testing.assert_array_equal(y, want)
 
 
@@ -233,6 +234,6 @@ def test_gaussian_noise_is_added_before_bfloat16_rounds():
 def test_layers_of_one_network_drop_differently(build):
     """One mask twice would keep half; two keep a quarter."""
     net = fnn.serial(build(0.5), build(0.5))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(500, 2, 1, 4)), "float32")
+    x = asarray(np.random.default_rng(0).normal(size=(500, 2, 1, 4)), "float32")
     dx = jax.jit(jax.grad(lambda x: net.apply({}, {}, x, key=KEY, train=True)[0].sum()))(x)
     assert abs((np.asarray(dx) != 0).mean() - 0.25) < 0.1

@@ -18,6 +18,7 @@ from tests.layers.support import KEY, drawn, seeds
 from tests.support import (
     BAD_OPTIONS,
     NOT_ARRAYS,
+    asarray,
     assert_close,
     assert_teaches,
     numeric_vjp,
@@ -53,7 +54,7 @@ def test_embedding_is_the_loop(case, seed):
     x = rng.integers(0, min(300, np.iinfo(integers).max + 1), shape).astype(integers)
     (table, dy), (exact_table, exact_dy) = drawn(dtype, seed, (300, 2), (*shape, 2))
     params = {"embedding": table}
-    y, dtable = look_up_and_pull(layer, params, jnp.asarray(x), dy)
+    y, dtable = look_up_and_pull(layer, params, asarray(x), dy)
     np.testing.assert_array_equal(y, oracles.embedding(x, exact_table))
     assert y.dtype == dtype
     np.testing.assert_array_equal(layer(params, x), y)  # concrete: values are checked
@@ -65,7 +66,7 @@ def test_embedding_takes_64_bit_integers():
         layer = fnn.embedding(5, 2, dtype=jnp.float64)
         params, _ = layer.init(KEY, jnp.zeros(1, "int64"))
         x = np.array([4, 2**40, -(2**40), 2**32, 0])  # 2**32 is 0 in 32 bits
-        y = jax.jit(layer)(params, jnp.asarray(x))
+        y = jax.jit(layer)(params, asarray(x))
         np.testing.assert_array_equal(np.isnan(y).any(-1), [False, True, True, True, False])
         assert y.dtype == "float64"
         assert isinstance(outcome(layer, params, x), errors.InputError)
@@ -79,9 +80,7 @@ def test_embedding_refuses_or_marks_integers_out_of_range(integers):
     x = np.array([0, 99, 100, info.max, info.min, max(info.min, -1)], integers)
     outside = (np.int64(x) < 0) | (np.int64(x) > 99)
     for value, out in zip(x, outside, strict=True):
-        error = outcome(
-            fnn.serial(embed=layer), {"embed": params}, jnp.asarray([5, value], integers)
-        )
+        error = outcome(fnn.serial(embed=layer), {"embed": params}, asarray([5, value], integers))
         assert (error is not None) == out
         if error is not None:
             assert isinstance(error, errors.InputError)
@@ -91,12 +90,12 @@ def test_embedding_refuses_or_marks_integers_out_of_range(integers):
             )
 
     for look_up in (jax.jit(layer), lambda p, x: jax.vmap(lambda x: layer(p, x))(x)):
-        y = np.asarray(look_up(params, jnp.asarray(x)))
+        y = np.asarray(look_up(params, asarray(x)))
         np.testing.assert_array_equal(np.isnan(y), np.repeat(outside[:, None], 3, 1))
         np.testing.assert_array_equal(y[~outside], params["embedding"][np.int64(x[~outside])])
 
     def inside(params):
-        y = layer(params, jnp.asarray(x))
+        y = layer(params, asarray(x))
         return jnp.where(jnp.isnan(y), 0, y).sum()
 
     gradient = jax.jit(jax.grad(inside))(params)["embedding"]
@@ -130,7 +129,7 @@ def test_an_embedding_decodes_too():
     def net(f, x):
         return jnp.tanh(f.embed(x)) @ f.embed.params["embedding"].T
 
-    x = jnp.array([[1, 6, 1], [0, 2, 3]])
+    x = asarray([[1, 6, 1], [0, 2, 3]])
     params, _ = net.init(KEY, x)
     table = np.float64(params["embed"]["embedding"])
     dy = np.random.default_rng(0).normal(size=(2, 3, 7))
@@ -140,7 +139,7 @@ def test_an_embedding_decodes_too():
 
     y, vjp = jax.vjp(lambda params: net(params, x), params)
     assert_close(y, want(table))
-    got = vjp(jnp.asarray(dy, "float32"))[0]["embed"]["embedding"]
+    got = vjp(asarray(dy, "float32"))[0]["embed"]["embedding"]
     assert_close(got, numeric_vjp(want, table, dy), tolerance=1e-4)
 
 

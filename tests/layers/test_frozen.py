@@ -10,6 +10,7 @@ import fnn
 from fnn import errors, optim
 from fnn.losses import squared_error
 from tests.layers.support import assert_trees_equal, inner, key, normal
+from tests.support import asarray
 
 FREEZES = {
     "lora": lambda: fnn.lora(fnn.dense(4), 2),
@@ -153,12 +154,12 @@ def test_frozen_and_adapted_cells_keep_their_carries():
         own, state = fnn.unmerge(net, params, {}, x, key=key(1))
         np.testing.assert_allclose(net(own, x, state=state), plain(params, x), rtol=1e-6)
     writer = fnn.cells.serial(fnn.embedding(7, 4), fnn.lora(fnn.cells.gru(8), 2), fnn.dense(7))
-    params, state = writer.init(key(0), None, jnp.array([0]))
+    params, state = writer.init(key(0), None, asarray([0]))
     blank = jnp.zeros((1, 4), jnp.int32)
-    options = {"lengths": jnp.array([1]), "temperature": 0}
+    options = {"lengths": asarray([1]), "temperature": 0}
     text = fnn.unroll_generate(writer, params, blank, state=state, **options)
     same = fnn.cells.serial(fnn.embedding(7, 4), fnn.cells.gru(8), fnn.dense(7))
-    merged, _ = fnn.merge(writer, params, state, None, jnp.array([0]))
+    merged, _ = fnn.merge(writer, params, state, None, asarray([0]))
     np.testing.assert_allclose(
         text.y, fnn.unroll_generate(same, merged, blank, **options).y, rtol=1e-5, atol=1e-6
     )

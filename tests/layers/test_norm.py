@@ -23,7 +23,7 @@ from tests.layers.support import (
     spec_shapes,
     wide,
 )
-from tests.support import assert_close, numeric_vjp, same_under_jit
+from tests.support import asarray, assert_close, numeric_vjp, same_under_jit
 
 
 @jax.jit
@@ -69,7 +69,7 @@ def test_batch_norm_training_is_the_formula(dtype, shape, momentum, eps, seed):
         (params, state, x), (exact, old, exact_x) = rounded((params, state, x), dtype)
 
         dy, exact_dy = rounded(np.random.default_rng(7).normal(size=x.shape), dtype)
-        numbers = jnp.asarray(momentum, dtype), jnp.asarray(eps, dtype)
+        numbers = asarray(momentum, dtype), asarray(eps, dtype)
         y, new, dparams, dx = train_and_pull(*numbers, params, state, x, dy)
         want, mean, var = oracles.batch_norm_train(
             exact_x, **exact, **old, momentum=momentum, eps=eps
@@ -133,14 +133,14 @@ def test_batch_norm_float32_is_right_at_mean_1000(jit):
         return fnn.batch_norm(momentum=0.5).apply(params, START, x, train=True)
 
     run = jax.jit(run) if jit else run
-    y, vjp, new = jax.vjp(run, UNIT, jnp.asarray(x), has_aux=True)
+    y, vjp, new = jax.vjp(run, UNIT, asarray(x), has_aux=True)
     want, mean, var = oracles.batch_norm_train(x, **UNIT, **START, momentum=0.5)
     np.testing.assert_allclose(y, want, atol=2e-3)  # in deviations
     np.testing.assert_allclose(new["mean"], mean, atol=2e-4)
     np.testing.assert_allclose(2 * new["var"] - 1, 2 * var - 1, rtol=1e-3)
     np.testing.assert_allclose(np.var(y, (0, 1, 2)), 0.01 / (0.01 + 1e-5), rtol=0.1)
     dy = np.float32(np.random.default_rng(1).normal(size=x.shape))
-    dx = vjp(jnp.asarray(dy))[1]
+    dx = vjp(asarray(dy))[1]
     want_dx, _, _ = oracles.batch_norm_train_backward(x, UNIT["scale"], dy)
     np.testing.assert_allclose(dx, want_dx, atol=2e-3 * np.abs(want_dx).max())
 
@@ -157,7 +157,7 @@ def test_batch_norm_axis_name_takes_the_statistics_of_all_lanes(at):
 
         return jax.vmap(run, axis_name="lane")(x)
 
-    y, vjp, new = jax.vjp(lanes, params, jnp.asarray(x), has_aux=True)
+    y, vjp, new = jax.vjp(lanes, params, asarray(x), has_aux=True)
     want, mean, var = oracles.batch_norm_train(x, **params, **START)
     atol = 1e-5 if at == 0 else 2e-3
     np.testing.assert_allclose(y, want, atol=5 * atol)
@@ -165,7 +165,7 @@ def test_batch_norm_axis_name_takes_the_statistics_of_all_lanes(at):
         np.testing.assert_allclose(new["mean"][lane], mean, atol=1e-6 * (1 + at))
         np.testing.assert_allclose(new["var"][lane], var, rtol=1e-4)
     dy = np.float32(np.random.default_rng(1).normal(size=x.shape))
-    dparams, dx = vjp(jnp.asarray(dy))
+    dparams, dx = vjp(asarray(dy))
     want_dx, dscale, dbias = oracles.batch_norm_train_backward(x, params["scale"], dy)
     np.testing.assert_allclose(dx, want_dx, atol=5 * atol * np.abs(want_dx).max())
     np.testing.assert_allclose(dparams["scale"], dscale, atol=50 * atol)
@@ -175,8 +175,8 @@ def test_batch_norm_axis_name_takes_the_statistics_of_all_lanes(at):
 @pytest.mark.parametrize("train", [True, False])
 def test_batch_norm_of_bfloat16_keeps_float32_statistics(train):
     """Statistics summed in bfloat16 would be off by percents over 288 rows."""
-    x = jnp.asarray(far_from_zero() - 999, "bfloat16")  # mean 1
-    params = {k: jnp.asarray(v, "bfloat16") for k, v in UNIT.items()}
+    x = asarray(far_from_zero() - 999, "bfloat16")  # mean 1
+    params = {k: asarray(v, "bfloat16") for k, v in UNIT.items()}
     y, new = fnn.batch_norm().apply(params, START, x, train=train)
     want, mean, var = oracles.batch_norm_train(np.float64(x), **UNIT, **START)
     if not train:
@@ -195,13 +195,13 @@ def test_batch_norm_without_scale_or_bias(use_scale, use_bias):
     assert set(params) == {k for k, used in [("scale", use_scale), ("bias", use_bias)] if used}
     np.testing.assert_array_equal(state["mean"], START["mean"])
     np.testing.assert_array_equal(state["var"], START["var"])
-    y, _ = layer.apply(params, state, jnp.asarray(x), train=True)
+    y, _ = layer.apply(params, state, asarray(x), train=True)
     assert_close(y, oracles.batch_norm_train(x, **UNIT, **START)[0], dtype="float32")
 
 
 def test_batch_norm_of_large_constant_channels_is_zero():
     values = np.random.default_rng(0).normal(size=(1, 2000)) * 1e8
-    x = jnp.asarray(np.broadcast_to(values, (7, 2000)), jnp.float32)
+    x = asarray(np.broadcast_to(values, (7, 2000)), jnp.float32)
     net = fnn.batch_norm()
     params, state = net.init(jax.random.key(0), x)
     y, new = jax.jit(lambda x: net.apply(params, state, x, train=True))(x)
@@ -258,8 +258,8 @@ def test_norms_are_their_loops(name, data, dtype, eps, seed):
         (x, scale, bias, dy), exact = drawn(dtype, seed, shape, c, c, shape)
         exact_x, exact_scale, exact_bias, exact_dy = exact
         params = norm_params(name, scale, bias)
-        y, dparams, dx = norm_and_pull(name, jnp.asarray(eps, dtype), params, x, dy)
-        eps = float(jnp.asarray(eps, dtype))
+        y, dparams, dx = norm_and_pull(name, asarray(eps, dtype), params, x, dy)
+        eps = float(asarray(eps, dtype))
         tolerance = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2}[dtype]
         want = oracle(exact_x, exact_scale, exact_bias, eps)
         assert_close(y, want, dtype=dtype, tolerance=tolerance)
@@ -292,7 +292,7 @@ def test_norms_in_float32_are_right_at_mean_1000(name):
     dy = np.float32(np.random.default_rng(1).normal(size=shape))
     one, zero = np.ones(shape[-1], "float32"), np.zeros(shape[-1], "float32")
     params = {"scale": one, "bias": zero}
-    y, _, dx = norm_and_pull(name, jnp.float32(1e-5), params, jnp.asarray(x), jnp.asarray(dy))
+    y, _, dx = norm_and_pull(name, jnp.float32(1e-5), params, asarray(x), asarray(dy))
     want = oracles.group_norm(x, groups, spatial_axes, one, zero, 1e-5)
     np.testing.assert_allclose(y, want, atol=3e-5)
     want = oracles.group_norm_backward(x, groups, spatial_axes, one, dy, 1e-5)
@@ -304,7 +304,7 @@ def test_norms_of_bfloat16_keep_wide_statistics(name):
     """Sums of hundreds of values in bfloat16 would be off by percents."""
     make, oracle, _ = NORMS[name]
     shape = {"layer": (2, 600), "group of vectors": (2, 600)}.get(name, (2, 20, 20, 2))
-    x = jnp.asarray(3 + np.random.default_rng(0).normal(size=shape), "bfloat16")
+    x = asarray(3 + np.random.default_rng(0).normal(size=shape), "bfloat16")
     one, zero = jnp.ones(shape[-1], x.dtype), jnp.zeros(shape[-1], x.dtype)
     y = make(1e-5)({"scale": one, "bias": zero}, x)
     want = oracle(np.float64(x), np.ones(shape[-1]), np.zeros(shape[-1]), 1e-5)
@@ -327,7 +327,7 @@ def test_norms_of_constants_are_their_bias_with_finite_derivatives(name):
         second = jax.jvp(jax.grad(lambda x: loss(params, x)[0]), (x,), (dx,))[1]
         return y, gradient, second
 
-    dx = jnp.asarray(np.random.default_rng(0).normal(size=shape), "float32")
+    dx = asarray(np.random.default_rng(0).normal(size=shape), "float32")
     for value in (0.0, 3.0, 1e8):
         y, *derivatives = run(jnp.full(shape, value))
         want = 2 * np.sign(value) if name == "rms" else params["bias"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fnn
 from fnn import errors
 from tests.layers.support import leading
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 0, 3)])
@@ -48,5 +48,5 @@ def test_a_shape_that_does_not_fit_is_refused():
 @given(lead=leading, tail=st.lists(st.integers(0, 3), min_size=1, max_size=3))
 def test_flatten_joins_the_last_axes(lead, tail):
     x = np.arange(np.prod((*lead, *tail))).reshape(*lead, *tail).astype("float32")
-    y = fnn.flatten(len(tail))({}, jnp.asarray(x))
+    y = fnn.flatten(len(tail))({}, asarray(x))
     assert_close(y, x.reshape(*lead, int(np.prod(tail))), dtype="float32")

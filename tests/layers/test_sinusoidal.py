@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.support import asarray
 
 
 def loop(x, features, base, interleaved):
@@ -27,12 +28,12 @@ def loop(x, features, base, interleaved):
 def test_sinusoidal_is_the_loop(interleaved, features, base):
     net = fnn.sinusoidal(features, base=base, interleaved=interleaved)
     for x in (np.array([[0, 1, 7], [99, 500, -3]]), np.float32(2.5), np.linspace(0, 9, 4)):
-        y = jax.jit(net)({}, jnp.asarray(x))
+        y = jax.jit(net)({}, asarray(x))
         assert y.dtype == jnp.float32
         np.testing.assert_allclose(y, loop(x, features, base, interleaved), atol=1e-4)
     with jax.enable_x64(True):
         late = np.array([1e6, -1e6])
-        y = jax.jit(net)({}, jnp.asarray(late))
+        y = jax.jit(net)({}, asarray(late))
         assert y.dtype == jnp.float64
         np.testing.assert_allclose(y, loop(late, features, base, interleaved), atol=1e-8)
 
@@ -46,7 +47,7 @@ def test_time_embeddings_are_those_of_ddpm():
     wanted = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     base = 10_000 ** (half / (half - 1))
     net = fnn.sinusoidal(features, base=base, interleaved=False)
-    np.testing.assert_allclose(net({}, jnp.asarray(steps)), wanted, atol=2e-4)
+    np.testing.assert_allclose(net({}, asarray(steps)), wanted, atol=2e-4)
 
 
 def test_positional_encoding_adds_them():
@@ -57,7 +58,7 @@ def test_positional_encoding_adds_them():
     np.testing.assert_allclose(net({}, x[0, 0]), wanted[0, 0], atol=1e-5)
     late = x[0, 0, 3:] + fnn.sinusoidal(4)({}, jnp.arange(3, 5))
     np.testing.assert_allclose(late, wanted[0, 0, 3:], atol=1e-5)
-    low = net({}, jnp.asarray(x, jnp.bfloat16))
+    low = net({}, asarray(x, jnp.bfloat16))
     assert low.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(low), wanted, atol=0.05)
 

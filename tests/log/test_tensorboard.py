@@ -21,6 +21,7 @@ import fnn
 from fnn import errors
 from fnn.train.step import TrainState
 from tests.log.support import Run, evaluation, metrics
+from tests.support import asarray
 
 
 def values(folder, loader=EventFileLoader):
@@ -87,8 +88,8 @@ def test_scalars_of_any_dtype_are_exact(tmp_path):
 def test_histograms_of_params_and_of_what_a_function_gives(tmp_path):
     generator = np.random.default_rng(0)
     kernel = generator.normal(size=(30, 20)).astype(np.float32)
-    bias = jnp.array([1.0, 1.0, np.nan, np.inf], jnp.bfloat16)
-    params = {"dense1": {"kernel": jnp.asarray(kernel), "bias": bias, "none": jnp.zeros((0, 3))}}
+    bias = asarray([1.0, 1.0, np.nan, np.inf], jnp.bfloat16)
+    params = {"dense1": {"kernel": asarray(kernel), "bias": bias, "none": jnp.zeros((0, 3))}}
     ts = TrainState(jnp.int32(0), params, {}, (), jax.random.key(0))
     histograms = {
         "params": lambda event: event.train_state.params,

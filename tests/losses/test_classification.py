@@ -8,7 +8,7 @@ import pytest
 from fnn import losses
 from tests.losses import oracles_batch
 from tests.losses.support import CASES, EXTREME, IMPOSSIBLE, given_as, jitted, with_gradient
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @pytest.mark.parametrize("name", ["sigmoid_cross_entropy", "focal"])
@@ -17,7 +17,7 @@ def test_extreme_logits_of_two_classes(name, label):
     """Every one of them is finite but for an infinite logit of the wrong side."""
     case = CASES[name]
     logits = [*EXTREME, np.inf]
-    x, y = jnp.asarray(logits, "float32"), jnp.full(len(logits), label)
+    x, y = asarray(logits, "float32"), jnp.full(len(logits), label)
     got, (slope, *_) = with_gradient(name)(x, y)
     exact = np.float64(x), np.full(len(logits), np.float64(np.float32(label)))
     wanted = case.exact((len(logits),), *exact)
@@ -46,13 +46,13 @@ def loss_and_pull(logits, labels, dloss):
 )
 def test_softmax_cross_entropy_at_extreme_logits(row, kind, dtype):
     """Finite value and gradient wherever the label's own logit is finite."""
-    logits = jnp.asarray([row] * 3, dtype)
+    logits = asarray([row] * 3, dtype)
     finite = np.isfinite(row)
     exact = labels = np.arange(3)[finite]  # each finite logit once as the label
     logits = logits[: len(labels)]
     if kind == "distributions":
         exact = labels = np.eye(3)[labels]
-    labels = jnp.asarray(labels, dtype if kind == "distributions" else "int32")
+    labels = asarray(labels, dtype if kind == "distributions" else "int32")
     loss, dlogits = loss_and_pull(logits, labels, jnp.ones(len(logits), dtype))
     want = oracles_batch.softmax_cross_entropy(np.float64(logits), exact)
     assert np.isfinite(want).all()
@@ -66,7 +66,7 @@ def test_softmax_cross_entropy_at_extreme_logits(row, kind, dtype):
 
 
 def test_softmax_cross_entropy_of_an_impossible_label_is_infinite():
-    loss = jitted("softmax_cross_entropy")(jnp.asarray([0, -jnp.inf, 1]), jnp.asarray(1))
+    loss = jitted("softmax_cross_entropy")(asarray([0, -jnp.inf, 1]), asarray(1))
     assert loss == jnp.inf
 
 
@@ -76,8 +76,8 @@ def test_softmax_cross_entropy_does_not_depend_on_a_shift(kind, shift):
     """The largest logit must go before the logarithm: logsumexp(x) - x_i rounds at the size of x,
     in float32 to 1e-3 at logits of 1e4, and to 0 where the loss is log(1 + exp(-15)) = 3.06e-7."""
     logits = np.float32([[0, 0, 0], [15, 0, -np.inf]]) + np.float32(shift)
-    labels = jnp.asarray([2, 0]) if kind == "integers" else jnp.eye(3)[np.array([2, 0])]
-    loss = losses.softmax_cross_entropy(jnp.asarray(logits), labels)
+    labels = asarray([2, 0]) if kind == "integers" else jnp.eye(3)[np.array([2, 0])]
+    loss = losses.softmax_cross_entropy(asarray(logits), labels)
     np.testing.assert_allclose(loss[0], np.log(3), rtol=1e-6)
     np.testing.assert_allclose(loss[1], np.log1p(np.exp(-15)), rtol=0.25)  # 1 + 3e-7 in float32
 
@@ -92,7 +92,7 @@ def test_softmax_cross_entropy_differentiates_in_every_mode(kind):
     hessian = np.diag(q) - np.outer(q, q)
     gradient = oracles_batch.softmax_cross_entropy_backward(x, label, np.float64(1))
     with jax.enable_x64(True):
-        label, x, dx = jnp.asarray(label), jnp.asarray(x), jnp.asarray(dx)
+        label, x, dx = asarray(label), asarray(x), asarray(dx)
 
         def f(x):
             return losses.softmax_cross_entropy(x, label)
@@ -107,16 +107,16 @@ def test_labels_of_any_integer_dtype(dtype):
     """The number of classes need not fit the labels' dtype, and 200 must not become negative."""
     rng = np.random.default_rng(0)
     for classes in (128, 256, 257):
-        logits = jnp.asarray(rng.normal(size=(3, classes)), "float32")
+        logits = asarray(rng.normal(size=(3, classes)), "float32")
         labels = np.array([0, 1, min(200, classes - 1, jnp.iinfo(dtype).max)])
-        got = jitted("softmax_cross_entropy")(logits, jnp.asarray(labels, dtype))
+        got = jitted("softmax_cross_entropy")(logits, asarray(labels, dtype))
         wanted = oracles_batch.softmax_cross_entropy(np.float64(logits), labels)
         assert_close(got, wanted, dtype="float32")
 
 
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "log_loss", "multiclass_hinge"])
 def test_labels_out_of_range_give_nan(name):
-    got = jitted(name)(jnp.full((4, 3), 0.3), jnp.array([-1, 0, 2, 3]))
+    got = jitted(name)(jnp.full((4, 3), 0.3), asarray([-1, 0, 2, 3]))
     np.testing.assert_array_equal(np.isnan(got), [True, False, False, True])
 
 
@@ -152,16 +152,16 @@ def test_losses_are_scikit_learns():
 def test_binary_labels_are_zero_or_one():
     """-1 as a label, of those who count {-1, 1}, is not taken for something else."""
     for loss in (losses.sigmoid_cross_entropy, losses.focal, losses.hinge, losses.binary_log_loss):
-        got = jax.jit(loss)(jnp.full(4, 0.5), jnp.array([-1, 0, 1, 2]))
+        got = jax.jit(loss)(jnp.full(4, 0.5), asarray([-1, 0, 1, 2]))
         np.testing.assert_array_equal(np.isnan(got), [True, False, False, True])
-        flags = jax.jit(loss)(jnp.full(2, 0.5), jnp.array([False, True]))
+        flags = jax.jit(loss)(jnp.full(2, 0.5), asarray([False, True]))
         np.testing.assert_allclose(flags, got[1:3], rtol=1e-6)
 
 
 def test_smoothing_at_its_ends_with_an_impossible_class():
-    x, labels = IMPOSSIBLE[:1], jnp.array([1])
+    x, labels = IMPOSSIBLE[:1], asarray([1])
     loss = jax.jit(lambda e: losses.softmax_cross_entropy(x, labels, label_smoothing=e)[0])
     np.testing.assert_allclose(loss(0.0), np.log1p(np.exp(-3.0)), rtol=1e-6)
     assert loss(0.1) == jnp.inf and loss(1.0) == jnp.inf
-    impossible = losses.softmax_cross_entropy(x, jnp.array([2]), label_smoothing=1.0)
+    impossible = losses.softmax_cross_entropy(x, asarray([2]), label_smoothing=1.0)
     assert impossible == jnp.inf

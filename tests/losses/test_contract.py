@@ -26,7 +26,14 @@ from tests.losses.support import (
     with_gradient,
     within,
 )
-from tests.support import assert_close, assert_teaches, numeric_vjp, outcome, same_when_traced
+from tests.support import (
+    asarray,
+    assert_close,
+    assert_teaches,
+    numeric_vjp,
+    outcome,
+    same_when_traced,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -58,7 +65,7 @@ def test_derivatives_in_every_mode(name):
         n = floating(exact)
         point, labels, rest = tuple(args[:n]), args[n:], exact[n:]
         weight = rng.normal(size=(*lead, *case.tail))
-        v = tuple(jnp.asarray(rng.normal(size=a.shape)) for a in point)
+        v = tuple(asarray(rng.normal(size=a.shape)) for a in point)
 
         def f(point):
             return jnp.sum(case.call(*point, *labels) * weight)
@@ -146,7 +153,7 @@ def test_masked_losses_are_zero_whatever_their_inputs(name):
         bad = np.float32([np.nan, -np.inf, np.inf]) if i < n else np.int32([-1, 99, 7])
         values = np.array(a.astype("float32") if i < n else a)
         values[~mask] = bad.reshape(3, *[1] * (a.ndim - 1))
-        spoilt.append(jnp.asarray(values, a.dtype))
+        spoilt.append(asarray(values, a.dtype))
     out, gradient = pulled(name)(spoilt, mask)
     assert_close(out, np.where(mask, case.exact(lead, *exact), 0), dtype="float32")
     for g, wanted in zip(gradient, pulled(name)(args, np.ones(6, bool))[1], strict=True):
@@ -170,7 +177,7 @@ def test_extreme_logits(name, seed):
     for i in range(1 if "softmax" in name else n):
         logits = rng.choice(EXTREME, shape)
         logits[..., 0] = rng.choice([0.0, 3.0], LEAD)
-        args[i] = jnp.asarray(logits, "float32")
+        args[i] = asarray(logits, "float32")
     args, exact = given_as("float32", args)
     with np.errstate(over="ignore"):
         wanted = case.exact(LEAD, *exact)
@@ -204,7 +211,7 @@ def test_extreme_logits(name, seed):
 )
 def test_limits(loss, args, value, gradient):
     """The loss at one point and its gradient in the first argument."""
-    args = [jnp.asarray(a, "float32") for a in args]
+    args = [asarray(a, "float32") for a in args]
     got, slope = jax.jit(jax.value_and_grad(loss))(*args)
     np.testing.assert_allclose(got, value, rtol=2e-6, atol=1e-6 if value == 0 else 0)
     np.testing.assert_allclose(slope, gradient, rtol=1e-5)
@@ -214,7 +221,7 @@ def test_losses_are_optaxs():
     optax = pytest.importorskip("optax")
     rng = np.random.default_rng(0)
     (x, t), _ = given_as("float32", list(rng.normal(size=(2, 5, 4))))
-    y = jnp.asarray(rng.integers(0, 2, (5, 4)), "float32")
+    y = asarray(rng.integers(0, 2, (5, 4)), "float32")
     smooth = optax.smooth_labels(jax.nn.one_hot(jnp.arange(4), 4), 0.2)
     smoothed = functools.partial(losses.softmax_cross_entropy, label_smoothing=0.2)
     pairs = jax.jit(lambda x, t, y: [
@@ -238,7 +245,7 @@ def test_losses_train_under_supervised():
     params, state = net.init(jax.random.key(0), (1, 4))
     for loss, labels in (
         (losses.squared_error, jnp.ones((2, 3))),
-        (losses.softmax_cross_entropy, jnp.array([0, 2])),
+        (losses.softmax_cross_entropy, asarray([0, 2])),
     ):
         loss_fn = fnn.train.supervised(net, loss)
         batch = {"image": jnp.ones((2, 4)), "label": labels}
@@ -247,7 +254,7 @@ def test_losses_train_under_supervised():
 
 
 # Every option that is a number, with values at and next to both ends of its range.
-LABELS = jnp.array([1, 0])
+LABELS = asarray([1, 0])
 
 
 ENDS = {
@@ -273,7 +280,7 @@ ENDS = {
 }  # fmt: skip
 
 
-INSIDE = jnp.array([[0.5, 3.0, -1.0], [2.0, 0.0, 1e-8]])
+INSIDE = asarray([[0.5, 3.0, -1.0], [2.0, 0.0, 1e-8]])
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -298,14 +305,14 @@ def test_traced_options_are_as_plain_ones_at_both_ends(name):
 
 
 def test_options_may_be_traced():
-    x, t = jnp.asarray([0.5, 3.0]), jnp.zeros(2)
-    deltas = jnp.asarray([0.5, 1.0, 2.0])
+    x, t = asarray([0.5, 3.0]), jnp.zeros(2)
+    deltas = asarray([0.5, 1.0, 2.0])
     got = jax.jit(jax.vmap(lambda d: losses.huber(x, t, d)))(deltas)
     wanted = [[plain.huber(r, 0, d) for r in (0.5, 3.0)] for d in (0.5, 1.0, 2.0)]
     assert_close(got, wanted, dtype="float32")
     slope = jax.jit(jax.grad(lambda d: losses.huber(x, t, d)[1]))(jnp.float32(2))
     assert_close(slope, 1.0)  # d/d delta of delta (3 - delta / 2)
-    temperatures = jnp.asarray([0.5, 2.0])
+    temperatures = asarray([0.5, 2.0])
     for loss in (losses.info_nce, losses.distillation):
         got = jax.jit(jax.vmap(lambda t, f=loss: f(jnp.eye(3), jnp.ones((3, 3)), t)))(temperatures)
         assert got.shape == (2, 3)
@@ -337,7 +344,7 @@ def test_wrong_shapes(name):
     case, args, said = legal(name)
     for i, x in enumerate(args):
         for shape in shape_mutations(x.shape):
-            wrong = [*args[:i], jnp.asarray(np.zeros(shape, x.dtype)), *args[i + 1 :]]
+            wrong = [*args[:i], asarray(np.zeros(shape, x.dtype)), *args[i + 1 :]]
             error = same_when_traced(case.call, *wrong)
             if error is None:
                 assert case.free and shape[:1] == (4,) and len(shape) == x.ndim

@@ -7,6 +7,7 @@ import pytest
 
 import fnn
 from fnn import errors, losses
+from tests.support import asarray
 
 
 def test_labels_beyond_32_bits_are_no_classes():
@@ -21,8 +22,8 @@ def test_labels_beyond_32_bits_are_no_classes():
             loss(scores, beyond)
     with jax.enable_x64(True):
         for loss in kinds:
-            assert np.isnan(jax.jit(loss)(scores, jnp.asarray(beyond))).all()
+            assert np.isnan(jax.jit(loss)(scores, asarray(beyond))).all()
         for loss in (losses.sigmoid_cross_entropy, fnn.metrics.roc_auc().value):
-            assert np.isnan(jax.jit(loss)(scores[0, :1], jnp.asarray(beyond))).all()
-        ctc = jax.jit(losses.ctc)(jnp.zeros((2, 3)), jnp.asarray(beyond + 1))
+            assert np.isnan(jax.jit(loss)(scores[0, :1], asarray(beyond))).all()
+        ctc = jax.jit(losses.ctc)(jnp.zeros((2, 3)), asarray(beyond + 1))
         assert np.isnan(ctc)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fnn import errors, losses
 from tests.losses.support import NOT_ARRAYS, seeds, shape_mutations
-from tests.support import assert_close, assert_teaches, outcome, same_when_traced
+from tests.support import asarray, assert_close, assert_teaches, outcome, same_when_traced
 
 
 @given(seed=seeds, kept=st.sampled_from([0, 1, 5]))
@@ -17,8 +17,8 @@ def test_masked_mean(seed, kept):
     values, mask = rng.normal(size=(2, 3)), np.zeros(6, bool)
     mask[rng.permutation(6)[:kept]] = True
     mask = mask.reshape(2, 3)
-    spoilt = jnp.asarray(np.where(mask, values, np.nan), "float32")
-    got, gradient = jax.value_and_grad(losses.masked_mean)(spoilt, jnp.asarray(mask))
+    spoilt = asarray(np.where(mask, values, np.nan), "float32")
+    got, gradient = jax.value_and_grad(losses.masked_mean)(spoilt, asarray(mask))
     assert_close(got, values[mask].sum() / max(kept, 1), dtype="float32")
     assert_close(gradient, mask / max(kept, 1), dtype="float32")
     assert losses.masked_mean(jnp.zeros(0), jnp.zeros(0, bool)) == 0

@@ -9,7 +9,7 @@ import pytest
 
 from fnn import errors, losses
 from fnn.optim import accumulate, per_example_clip, sam, scale_loss
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 def masked(w, batch):
@@ -96,7 +96,7 @@ def test_means_are_weighted_averages_and_take_penalties():
     x, w, mask = rng.normal(size=(4, 3)), rng.uniform(size=4), rng.random((4, 3)) < 0.7
     both = np.where(mask, np.broadcast_to(w[:, None], (4, 3)), 0)
     want = np.average(x, weights=both)
-    mean = losses.mean(*(jnp.asarray(a) for a in (x.astype("f4"), mask, w.astype("f4"))))
+    mean = losses.mean(*(asarray(a) for a in (x.astype("f4"), mask, w.astype("f4"))))
     assert_close(mean.value, want, dtype="float32")
     assert_close(mean.weight, both.sum(), dtype="float32")
     penalty = jnp.float32(5)
@@ -110,8 +110,8 @@ def test_means_are_weighted_averages_and_take_penalties():
         mean + mean
     narrow = losses.mean(jnp.ones(3, jnp.bfloat16))
     assert narrow.value == 1 and narrow.total.dtype == jnp.float32
-    rows = jnp.array([True, False, True, False])
-    assert_close(losses.mean(jnp.asarray(x, "float32"), rows).value, x[::2].mean(), dtype="float32")
+    rows = asarray([True, False, True, False])
+    assert_close(losses.mean(asarray(x, "float32"), rows).value, x[::2].mean(), dtype="float32")
     for wrong, error in (
         ((jnp.ones(3), jnp.ones(3)), errors.DtypeError),
         ((jnp.ones(3), None, jnp.ones(3, bool)), errors.DtypeError),
@@ -131,9 +131,9 @@ def test_class_weights_are_torchs():
     want = torch.nn.functional.cross_entropy(
         torch.tensor(logits), torch.tensor(labels), torch.tensor(weights)
     )
-    labels = jnp.asarray(labels, "int32")
-    own = losses.class_weights(jnp.asarray(weights), labels)
-    got = losses.mean(losses.softmax_cross_entropy(jnp.asarray(logits), labels), None, own).value
+    labels = asarray(labels, "int32")
+    own = losses.class_weights(asarray(weights), labels)
+    got = losses.mean(losses.softmax_cross_entropy(asarray(logits), labels), None, own).value
     assert_close(got, float(want), dtype="float32")
-    outside = losses.class_weights(jnp.asarray(weights), jnp.array([-1, 3]))
+    outside = losses.class_weights(asarray(weights), asarray([-1, 3]))
     assert np.isnan(outside).all()

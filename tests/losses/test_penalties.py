@@ -8,7 +8,7 @@ import pytest
 import fnn
 from fnn import errors, losses
 from tests.losses.support import within
-from tests.support import assert_close, assert_teaches, outcome
+from tests.support import asarray, assert_close, assert_teaches, outcome
 
 PARAMS = {
     "conv1": {"kernel": np.array([[1.0, -2.0], [0.0, 3.0]]), "bias": np.array([5.0, -6.0])},
@@ -28,7 +28,7 @@ PARAMS = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_penalties(select, leaves, dtype):
     with within(dtype):
-        params = jax.tree.map(lambda a: jnp.asarray(a, dtype), PARAMS)
+        params = jax.tree.map(lambda a: asarray(a, dtype), PARAMS)
         wide = "float64" if dtype == "float64" else "float32"
         assert_close(losses.l1(params, select), np.float64(sum(map(abs, leaves))), dtype=wide)
         assert_close(losses.l2(params, select), np.float64(sum(w * w for w in leaves)), dtype=wide)

@@ -11,7 +11,7 @@ import pytest
 from fnn import losses
 from tests.losses import oracles as plain
 from tests.losses.support import NOT_ARRAYS, given_as
-from tests.support import assert_close, assert_teaches, outcome
+from tests.support import asarray, assert_close, assert_teaches, outcome
 
 
 def test_a_language_models_mask_marks_what_is_predicted():
@@ -21,17 +21,17 @@ def test_a_language_models_mask_marks_what_is_predicted():
     mask = np.array([False, False, True, False])  # a prompt of two tokens, padding of one
     logits[2] = np.nan  # predicts what is masked
     f = jax.jit(functools.partial(losses.language_model, mask=mask))
-    got = f(jnp.asarray(logits, "float32"), jnp.asarray([1, 3, 0, -1]))
+    got = f(asarray(logits, "float32"), asarray([1, 3, 0, -1]))
     assert_close(got, [0, exact[1], 0], dtype="float32")
     assert_close(losses.masked_mean(got, mask[1:]), exact[1])
 
 
 def test_bits_per_character():
     nats = np.log([1.0, 7.0, 50.0])
-    bits = losses.bits_per_character(jnp.asarray(nats, "float32"), tokens=10, characters=40)
+    bits = losses.bits_per_character(asarray(nats, "float32"), tokens=10, characters=40)
     assert_close(bits, np.log2([1, 7, 50]) / 4, dtype="float32")
     assert_close(losses.bits_per_character(np.log(2)), 1.0, dtype="float32")
-    assert losses.bits_per_character(jnp.asarray(nats, "bfloat16")).dtype == jnp.float32
+    assert losses.bits_per_character(asarray(nats, "bfloat16")).dtype == jnp.float32
     for wrong in NOT_ARRAYS:
         if not isinstance(wrong, (int, float)):
             assert_teaches(outcome(losses.bits_per_character, wrong), "bits_per_character")
@@ -74,11 +74,9 @@ def with_gradient_of_ctc(logits, *rest):
 
 
 def test_ctc_without_a_path_is_infinite_and_flat():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3)), "float32")
-    labels = jnp.asarray([[1, 1], [1, 2], [1, 1]])
-    got, (gradient,) = with_gradient_of_ctc(
-        logits, labels, jnp.array([2, 1, 3]), jnp.array([2, 2, 2])
-    )
+    logits = asarray(np.random.default_rng(0).normal(size=(3, 3, 3)), "float32")
+    labels = asarray([[1, 1], [1, 2], [1, 1]])
+    got, (gradient,) = with_gradient_of_ctc(logits, labels, asarray([2, 1, 3]), asarray([2, 2, 2]))
     np.testing.assert_array_equal(np.isinf(got), [True, True, False])
     assert not np.asarray(gradient)[:2].any() and np.isfinite(gradient).all()
 
@@ -103,7 +101,7 @@ def test_ctc_looks_at_no_padding_and_refuses_wrong_values():
 
 
 def test_ctc_of_bytes():
-    got = jax.jit(losses.ctc)(jnp.zeros((2, 300)), jnp.array([200], jnp.uint8))
+    got = jax.jit(losses.ctc)(jnp.zeros((2, 300)), asarray([200], jnp.uint8))
     assert_close(got, np.log(300**2 / 3), dtype="float32")
 
 
@@ -111,5 +109,5 @@ def test_ctc_of_a_long_sequence_does_not_underflow():
     """Every path has probability 3^-400."""
     n, k = 400, 2
     paths = comb(n + k, 2 * k)  # ways to cut time into k runs and k + 1 gaps, which may be empty
-    got = jax.jit(losses.ctc)(jnp.zeros((n, 3)), jnp.array([1, 2]))
+    got = jax.jit(losses.ctc)(jnp.zeros((n, 3)), asarray([1, 2]))
     assert_close(got, n * np.log(3) - np.log(paths), dtype="float32")

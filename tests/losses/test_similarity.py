@@ -8,14 +8,14 @@ import pytest
 from fnn import losses
 from tests.losses import oracles as plain
 from tests.losses.support import jitted, with_gradient
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 def test_masked_pairs_are_nobodys_candidates():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 2, 4, 3))
     mask = np.array([[True, False, True, True], [False, False, False, False]])
-    spoilt = [jnp.asarray(np.where(mask[..., None], x, np.nan), "float32") for x in (a, b)]
+    spoilt = [asarray(np.where(mask[..., None], x, np.nan), "float32") for x in (a, b)]
 
     @jax.jit
     def run(*pair):
@@ -32,8 +32,8 @@ def test_masked_pairs_are_nobodys_candidates():
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 def test_cosines_of_any_length_and_of_none(scale):
-    a = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]) * scale
-    b = jnp.asarray([[4.0, 3.0], [1.0, 2.0], [-2.0, 0.0]])
+    a = asarray([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]]) * scale
+    b = asarray([[4.0, 3.0], [1.0, 2.0], [-2.0, 0.0]])
     got, gradient = with_gradient("cosine_distance")(a, b)
     np.testing.assert_allclose(got, [1 - 24 / 25, 1, 2], rtol=1e-5)
     assert all(jnp.isfinite(g).all() for g in gradient)

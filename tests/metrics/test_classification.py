@@ -20,6 +20,7 @@ from tests.metrics.support import (
     draw_all,
     jit_values,
 )
+from tests.support import asarray
 
 
 @given(seed=SEEDS)
@@ -41,7 +42,7 @@ def test_accuracy_of_ties_nan_and_probabilities():
     nan = np.nan
     logits = jnp.float32([[1, 1], [1, 1], [nan, 1], [1, nan], [-np.inf, -np.inf], [np.inf, 1]])
     each = jax.jit(jax.vmap(metrics.accuracy().value))
-    assert each(logits, jnp.array([0, 1, 1, 0, 0, 0])).tolist() == [1, 0, 0, 0, 1, 1]
+    assert each(logits, asarray([0, 1, 1, 0, 0, 0])).tolist() == [1, 0, 0, 0, 1, 1]
     soft = jnp.float32([[0.4, 0.6], [0.5, 0.5], [nan, 1]])
     np.testing.assert_array_equal(each(jnp.float32([[0, 1]] * 3), soft), [1, 0, nan])
 
@@ -71,22 +72,22 @@ def test_labels_of_any_integer_dtype(dtype):
     logits = np.random.default_rng(0).normal(size=(4, 257)).astype("float32")
     labels = np.array([0, 1, 99, logits[3, :100].argmax()])
     logits[3, labels[3]] += 9
-    labels = jnp.asarray(labels, dtype)
+    labels = asarray(labels, dtype)
     assert at_once(metrics.accuracy(), logits, labels) == 0.25
     assert at_once(metrics.f1(257, average="micro"), logits, labels) == 0.25
 
 
 @pytest.mark.parametrize("dtype", [bool, jnp.uint8, jnp.bfloat16])
 def test_binary_labels_of_any_dtype(dtype):
-    logits, labels = jnp.float32([2, -1, 0.5, 3]), jnp.array([1, 0, 0, 1]).astype(dtype)
+    logits, labels = jnp.float32([2, -1, 0.5, 3]), asarray([1, 0, 0, 1]).astype(dtype)
     assert at_once(metrics.binary_accuracy(), logits, labels) == 0.75
     assert at_once(metrics.roc_auc(), logits, labels) == 1
 
 
 def test_a_class_without_examples_or_predictions():
     """Class 0 is right once, 1 never predicted, 2 never a label, 3 neither."""
-    logits, labels = jnp.eye(4)[jnp.array([0, 2, 2])], jnp.array([0, 1, 0])
-    nothing = jnp.float32([-1, -1, -1]), jnp.array([0, 0, 0])
+    logits, labels = jnp.eye(4)[asarray([0, 2, 2])], asarray([0, 1, 0])
+    nothing = jnp.float32([-1, -1, -1]), asarray([0, 0, 0])
 
     def measure():
         for build in (metrics.precision, metrics.recall, metrics.f1):
@@ -102,7 +103,7 @@ def test_a_class_without_examples_or_predictions():
 
 
 def test_rows_with_nan_predict_no_class():
-    logits, labels = jnp.float32([[np.nan, 0], [0, 1]]), jnp.array([0, 1])
+    logits, labels = jnp.float32([[np.nan, 0], [0, 1]]), asarray([0, 1])
 
     @jax.jit
     def values(logits, labels):

@@ -28,7 +28,7 @@ from tests.metrics.support import (
     update_all,
     values_of,
 )
-from tests.support import outcome, same_when_traced
+from tests.support import asarray, outcome, same_when_traced
 
 # All metrics go through one program: compiled one by one, these tests would take minutes.
 
@@ -87,7 +87,7 @@ def test_what_an_empty_accumulator_gives():
 def test_narrow_outputs_are_measured_in_float32():
     """Values are the oracle's at the rounded outputs, to float32's digits."""
     data = draw_all(1)
-    data = {kind: (jnp.asarray(x, "bfloat16"), y) for kind, (x, y) in data.items()}
+    data = {kind: (asarray(x, "bfloat16"), y) for kind, (x, y) in data.items()}
     data["classes"] = data["classes"][0].astype("float16"), data["classes"][1]
     values = jit_values(data)
     assert {value.dtype for value in values.values()} == {jnp.dtype("float32")}
@@ -115,7 +115,7 @@ def test_a_weight_is_so_many_examples(seed):
         for kind, (x, y) in data.items()
     }
     assume(weights.any())
-    values = jit_values(jax.tree.map(jnp.asarray, spoiled), None, np.float32(weights))
+    values = jit_values(jax.tree.map(asarray, spoiled), None, np.float32(weights))
     assert_oracles(values, repeated)
 
 
@@ -210,7 +210,7 @@ BAD_OPTIONS = (
 def legal(name):
     build, options, kind = BUILDERS[name]
     outputs, labels = draw(kind, np.random.default_rng(0), n=6)
-    return build(**options), jnp.asarray(outputs), jnp.asarray(labels)
+    return build(**options), asarray(outputs), asarray(labels)
 
 
 def other_shapes(shape):

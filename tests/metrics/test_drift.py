@@ -15,7 +15,7 @@ import fnn
 from fnn import errors, metrics
 from tests.metrics import oracles
 from tests.metrics.support import SEEDS, assert_close
-from tests.support import refused, same_under_jit
+from tests.support import asarray, refused, same_under_jit
 
 psi_of = jax.jit(metrics.population_stability_index, static_argnums=2)
 ks_of = jax.jit(metrics.kolmogorov_smirnov)
@@ -65,12 +65,12 @@ def test_a_constant_that_moves_anywhere_is_seen(now):
 
 
 def test_classes_and_counts():
-    then, now = jnp.array([0] * 50 + [1] * 30 + [2] * 20), jnp.array([0] * 5 + [2] * 3 + [3] * 2)
+    then, now = asarray([0] * 50 + [1] * 30 + [2] * 20), asarray([0] * 5 + [2] * 3 + [3] * 2)
     p, q = np.array([0.5, 0.3, 0.2, 1e-4]), np.array([0.5, 1e-4, 0.3, 0.2])
     want = np.sum((q - p) * np.log(q / p))
     assert_close(metrics.population_stability_index(then, now, jnp.arange(4.0) - 0.5), want, 1e-5)
     assert_close(metrics.population_stability_index(then, now, [-0.5, 0.5, 1.5, 2.5]), want, 1e-5)
-    counts = jnp.array([[50, 30, 20, 0], [1, 1, 1, 1]]), jnp.array([[5, 0, 3, 2], [2, 2, 2, 2]])
+    counts = asarray([[50, 30, 20, 0], [1, 1, 1, 1]]), asarray([[5, 0, 3, 2], [2, 2, 2, 2]])
     assert_close(metrics.population_stability_index(*counts, bins=None), [want, 0], 1e-5)
     p, q = np.maximum(p, 0.01), np.maximum(q, 0.01)
     got = metrics.population_stability_index(*counts, bins=None, epsilon=0.01)
@@ -145,12 +145,12 @@ def test_binned_distances_fall_short_by_no_more_than_the_largest_bin():
 
 
 def test_weights_masks_of_rows_and_of_entries():
-    x = jnp.array([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]])
-    metric = metrics.drift(metrics.histogram(x, jnp.array([0.5, 5.0])), "counts")
+    x = asarray([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]])
+    metric = metrics.drift(metrics.histogram(x, asarray([0.5, 5.0])), "counts")
     np.testing.assert_array_equal(metric.value(x, None)[0], [1, 1, 1, 0])
-    rows = metric.value(x, None, jnp.array([True, False, True]), jnp.array([2.0, 1.0, 0.5]))
+    rows = metric.value(x, None, asarray([True, False, True]), asarray([2.0, 1.0, 0.5]))
     np.testing.assert_array_equal(rows, [[2, 0, 0.5, 0]] * 2)
-    entries = metric.value(x, None, jnp.array([[True, False], [True, True], [False, True]]))
+    entries = metric.value(x, None, asarray([[True, False], [True, True], [False, True]]))
     np.testing.assert_array_equal(entries, [[1, 1, 0, 0], [0, 1, 1, 0]])
 
 

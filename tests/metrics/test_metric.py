@@ -9,7 +9,7 @@ import fnn
 from fnn import errors, metrics
 from tests.losses import oracles_batch
 from tests.metrics.support import assert_close, assert_teaches, at_once
-from tests.support import outcome
+from tests.support import asarray, outcome
 
 
 def test_a_million_updates_round_no_worse_than_one():
@@ -72,9 +72,9 @@ def test_counts_beyond_32_bits():
 def test_a_mask_of_the_first_axes():
     """[B] and [B, T] masks of [B, T] tokens; () masks the one example there is."""
     logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    labels = jnp.array([[0, 1, 2], [3, 4, 0]])
+    labels = asarray([[0, 1, 2], [3, 4, 0]])
     loss = oracles_batch.softmax_cross_entropy(np.float64(logits), np.asarray(labels))
-    rows, tokens = jnp.array([True, False]), jnp.array([[1, 1, 0], [0, 0, 1]], bool)
+    rows, tokens = asarray([True, False]), asarray([[1, 1, 0], [0, 0, 1]], bool)
     perplexity = metrics.perplexity()
     assert_close(at_once(perplexity, logits, labels, rows), np.exp(loss[0].mean()), rtol=1e-5)
     want = np.exp(loss[np.asarray(tokens)].mean())
@@ -89,7 +89,7 @@ def test_means_of_trees_bools_and_integers_and_their_gradient():
     hit = metrics.mean(lambda outputs, labels: outputs["a"] > labels)
     assert hit.value({"a": jnp.arange(4.0)}, jnp.ones(4)) == 0.5
     far = metrics.mean(lambda outputs, labels: jnp.abs(outputs - labels))
-    assert far.value(jnp.array([1, 2]), jnp.array([2, 4])) == 1.5
+    assert far.value(asarray([1, 2]), asarray([2, 4])) == 1.5
     square = metrics.mean_squared_error()
     x, y = jnp.float32([1, 2, 5]), jnp.float32([0, 0, 1])
     np.testing.assert_allclose(jax.grad(square.value)(x, y), 2 * (x - y) / 3, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_a_metric_of_the_step_need_not_be_differentiable():
     loss = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy, {"host": sorted_on_the_host})
     tx = fnn.optim.sgd(0.1)
     ts = fnn.train.init(net, tx, jax.random.key(0), (1, 3))
-    batch = {"image": jnp.ones((2, 3)), "label": jnp.array([0, 1])}
+    batch = {"image": jnp.ones((2, 3)), "label": asarray([0, 1])}
     _, measured = fnn.train.step(loss, tx)(ts, batch)
     assert_close(measured["host"], net(ts.params, batch["image"])[:, 0].mean())
 

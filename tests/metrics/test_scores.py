@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fnn import metrics
 from tests.metrics.support import SEEDS, assert_close, at_once
+from tests.support import asarray
 
 AREAS = {bits: jax.jit(metrics.roc_auc(bits).value) for bits in (1, 4, 10)}
 
@@ -97,5 +98,5 @@ def test_calibration_of_a_million_is_in_float32s_digits():
 
 def test_calibration_bins_are_closed_above():
     """Confidence 1/2, wrong, is in bin (0, 1/2]; 3/4, right, in the other."""
-    logits, labels = jnp.log(jnp.float32([[1, 1], [3, 1]])), jnp.array([1, 0])
+    logits, labels = jnp.log(jnp.float32([[1, 1], [3, 1]])), asarray([1, 0])
     assert_close(at_once(metrics.calibration_error(2), logits, labels), (0.5 + 0.25) / 2)

@@ -10,7 +10,7 @@ import sklearn.metrics as sklearn
 
 from fnn import errors, metrics
 from tests.metrics.support import TABLE, C, assert_close, draw
-from tests.support import refused
+from tests.support import asarray, refused
 
 T, B, WINDOW, HALF_LIFE = 9, 6, 3, 2.5
 NAMES = ("accuracy", "calibration_error", "r2", "confusion_matrix", "roc_auc", "mean")
@@ -98,7 +98,7 @@ def test_a_long_half_life_is_not_rounded_away():
 
 
 def test_what_is_not_finite_leaves_a_window_and_stays_in_a_decay():
-    x = jnp.array([[1.0], [jnp.nan], [jnp.inf], [3.0], [5.0], [7.0]])
+    x = asarray([[1.0], [jnp.nan], [jnp.inf], [3.0], [5.0], [7.0]])
     got = metrics.over_time(metrics.windowed(first, 2), x, x)
     np.testing.assert_array_equal(got, [1, np.nan, np.nan, np.inf, 4, 6])
     got = metrics.over_time(metrics.decayed(first, 2.0), x[2:], x[2:])
@@ -160,7 +160,7 @@ def test_metrics_of_other_makes():
             lambda: start, update, lambda a: a["sum"] / a["n"].astype(jnp.float32)
         )
 
-    x = jnp.array([[1.0], [2.0], [6.0]])
+    x = asarray([[1.0], [2.0], [6.0]])
     for dtype in (jnp.int32, jnp.float32):
         got = metrics.over_time(metrics.windowed(mean(dtype), 2), x, x)
         np.testing.assert_allclose(got, [1, 1.5, 4])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import fnn
 from fnn.testing import check_optimizer
 from tests.optim.rows import SHAPES, STEPS, assert_updates, draw, oracle_updates, run
+from tests.support import asarray
 
 HEAVY = (  # made of others, or of their rules: in `make test-full` alone
     "adadelta", "adagrad", "adam", "adamaxw", "add_decayed_weights by schedule",
@@ -36,7 +37,7 @@ def contract(rows):
 
     def updates(name, options, grads, params):
         options = jax.tree.map(jnp.float64, options)
-        return jax.device_get(compiled(name)(options, *jax.tree.map(jnp.asarray, (grads, params))))
+        return jax.device_get(compiled(name)(options, *jax.tree.map(asarray, (grads, params))))
 
     @every_row
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -58,7 +59,7 @@ def contract(rows):
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             got = updates(name, row.usual, grads, params)
             theirs = row.optax(**row.usual)
-            given = [{k: jnp.asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
+            given = [{k: asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
             want = jax.device_get(jax.jit(lambda g, p: run(theirs, g, p))(*given))
         assert_updates({k: got[k] for k in "ab"}, want, row.optax_tolerance, "leaf")
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import fnn
 from tests.optim.rows import Row, elementwise, rates
 from tests.optim.rows_sgd import sgd
+from tests.support import asarray
 
 
 def add_decayed_weights(gs, p, weight_decay):
@@ -72,7 +73,7 @@ ROWS = {
     ),
     "add_decayed_weights by schedule": Row(
         build=lambda weight_decay: fnn.optim.add_decayed_weights(
-            lambda t: jnp.asarray(weight_decay) / (1 + t).astype(jnp.result_type(weight_decay))
+            lambda t: asarray(weight_decay) / (1 + t).astype(jnp.result_type(weight_decay))
         ),
         oracle=elementwise(falling_decay),
         options=dict(weight_decay=st.sampled_from([0.0, 1e-4, 0.1])),

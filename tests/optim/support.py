@@ -11,11 +11,12 @@ import fnn
 from fnn import optim
 from fnn.testing import optimizers as kit
 from tests.optim.rows import run
+from tests.support import asarray
 
 
 def updates_of(tx, grads, dtype=jnp.float32):
     """The updates for gradients [steps, ...], jitted."""
-    grads = jnp.asarray(grads, dtype)
+    grads = asarray(grads, dtype)
     return jax.jit(lambda g: run(tx, {"w": g}, {"w": jnp.zeros_like(g[0])})["w"])(grads)
 
 
@@ -65,7 +66,7 @@ def steps(tx, grads, params):
 
 def normal(*shape, seed=0):
     """In the widest float that is enabled."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), float)
+    return asarray(np.random.default_rng(seed).normal(size=shape), float)
 
 
 def first_update(tx, g, p=None):
@@ -75,7 +76,7 @@ def first_update(tx, g, p=None):
 
 
 def f32(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def steps_of(tx, grads, params, extra=None):

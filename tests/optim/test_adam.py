@@ -12,6 +12,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_adam import ROWS
 from tests.optim.support import updates_of
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -39,7 +40,7 @@ def test_amsgrads_second_moment_never_falls():
     grads = np.random.default_rng(0).normal(size=(50, 3))
     tx = optim.scale_by_amsgrad(b2=0.5)
     _, kept = jax.lax.scan(
-        lambda s, g: (tx.update(g, s)[1],) * 2, tx.init(jnp.zeros(3)), jnp.asarray(grads, "float32")
+        lambda s, g: (tx.update(g, s)[1],) * 2, tx.init(jnp.zeros(3)), asarray(grads, "float32")
     )
     assert (np.diff(kept.nu_max, axis=0) >= 0).all()
     assert (np.diff(kept.nu, axis=0) < 0).any()
@@ -79,6 +80,6 @@ def test_adam_with_a_rounded_moment_is_the_loop():
     for t, g in enumerate(np.float64(grads), start=1):
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         want.append(-0.1 * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8))
-        m = np.float64(jnp.asarray(m, jnp.float32).astype(jnp.bfloat16))
-    got = run(optim.adam(0.1, mu_dtype="bfloat16"), {"w": jnp.asarray(grads)}, {"w": jnp.zeros(4)})
+        m = np.float64(asarray(m, jnp.float32).astype(jnp.bfloat16))
+    got = run(optim.adam(0.1, mu_dtype="bfloat16"), {"w": asarray(grads)}, {"w": jnp.zeros(4)})
     assert_allclose(got["w"], want, rtol=1e-2, atol=1e-4)

@@ -13,6 +13,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_adam_second_moment import ROWS
 from tests.optim.support import updates_of
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -27,7 +28,7 @@ def test_radam_begins_as_momentum_and_ends_as_adam():
         assert_allclose(got[t - 1], m / (1 - 0.5**t), rtol=1e-5)
     assert (np.abs(got[5:]) < 0.1).all()  # r_6 = 0.04
     radam, adam = optim.scale_by_radam(), optim.scale_by_adam()
-    g = jnp.asarray(grads[0], "float32")
+    g = asarray(grads[0], "float32")
     state = adam.init(g)._replace(count=jnp.int32(10**6), mu=g / 2, nu=g**2)
     assert_allclose(radam.update(g, state)[0], adam.update(g, state)[0], rtol=1e-5)
 

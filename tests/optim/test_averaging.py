@@ -13,6 +13,7 @@ from tests.optim import rows_averaging
 from tests.optim.contract import contract
 from tests.optim.rows_averaging import ROWS
 from tests.optim.support import f32, same
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -52,8 +53,8 @@ def test_averages_of_params(options, oracle):
 
 def test_averages_of_narrow_params_are_of_what_they_became():
     """In float32, of iterates in bfloat16; XLA would take what they were before rounding."""
-    tx, p = fnn.optim.average_params(), jnp.asarray([1.0, 3.0], jnp.bfloat16)
-    step = jnp.asarray([1e-3, 2**-6], jnp.bfloat16)  # the first is rounded away in p + u
+    tx, p = fnn.optim.average_params(), asarray([1.0, 3.0], jnp.bfloat16)
+    step = asarray([1e-3, 2**-6], jnp.bfloat16)  # the first is rounded away in p + u
     path, opt_state = iterates(tx, [step] * 100, p)
     want = np.mean([np.float64(q) for q in path], 0)
     np.testing.assert_allclose(opt_state.average, want, rtol=1e-5)

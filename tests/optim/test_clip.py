@@ -13,6 +13,7 @@ from tests.optim import rows_clip
 from tests.optim.contract import contract
 from tests.optim.rows_clip import ROWS
 from tests.optim.support import f32, first_update, same, steps_of
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -36,7 +37,7 @@ def test_global_norm_does_not_lose_small_leaves():
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_clipping_where_squares_are_no_floats(size):
-    g = jnp.asarray([3 * size, 4 * size], jnp.float32)
+    g = asarray([3 * size, 4 * size], jnp.float32)
     updates = first_update(fnn.optim.clip_by_global_norm(size), g)
     np.testing.assert_allclose(updates, [0.6 * size, 0.8 * size], rtol=1e-6)
     updates = first_update(fnn.optim.adaptive_grad_clip(size, eps=1.0), g, jnp.zeros(2))
@@ -81,7 +82,7 @@ def test_units_of_adaptive_clipping_are_outputs():
     assert np.abs(theirs - want).max() > 0.01
     first = first_update(fnn.optim.adaptive_grad_clip(0.1, axis=0), g, w)
     np.testing.assert_allclose(first, theirs, rtol=1e-5)
-    w, g = jnp.asarray([[1.0, 100.0]]), jnp.asarray([[5.0, 5.0]])
+    w, g = asarray([[1.0, 100.0]]), asarray([[5.0, 5.0]])
     got = first_update(fnn.optim.adaptive_grad_clip(0.1), g, w)
     np.testing.assert_allclose(got, [[0.1, 5.0]], rtol=1e-6)
 
@@ -103,11 +104,11 @@ def test_centralized_units_are_outputs():
 
 def test_zero_nans_tells_where():
     tx = fnn.optim.zero_nans()
-    grads = {"a": jnp.asarray([jnp.nan, jnp.inf]), "b": jnp.ones(1, jnp.bfloat16)}
+    grads = {"a": asarray([jnp.nan, jnp.inf]), "b": jnp.ones(1, jnp.bfloat16)}
     opt_state = tx.init(grads)
     assert not any(jax.tree.leaves(opt_state))
     updates, opt_state = jax.jit(tx.update)(grads, opt_state)
-    same(updates, {"a": jnp.asarray([0, jnp.inf]), "b": grads["b"]})
+    same(updates, {"a": asarray([0, jnp.inf]), "b": grads["b"]})
     assert opt_state.found_nan["a"] and not opt_state.found_nan["b"]
     assert not any(jax.tree.leaves(tx.update(updates, opt_state)[1]))
 

@@ -13,6 +13,7 @@ import fnn
 from fnn import optim
 from tests.optim.rows import assert_updates, draw, oracle_updates, run
 from tests.optim.table import ROWS
+from tests.support import asarray
 
 # their oracles compute with real numbers alone; optax's stands for some of them below
 OTHERWISE = (
@@ -53,7 +54,7 @@ def test_50_complex_steps_are_the_formula(name):
     grads, params = (turned(tree, rng) for tree in draw(0, -3, 3))
     want = oracle_updates(row, grads, params, row.usual)
     with jax.enable_x64(True):
-        given = jax.tree.map(jnp.asarray, (grads, params))
+        given = jax.tree.map(asarray, (grads, params))
         got = jax.device_get(jax.jit(lambda g, p: run(row.build(**row.usual), g, p))(*given))
     assert all(u.dtype == np.complex128 for u in got.values())
     assert_updates(got, want, max(row.tolerance, 1e-11), "leaf")
@@ -103,7 +104,7 @@ def test_real_and_complex_must_agree():
 
 def test_complex_params_learn():
     """A step of the library descends: jax.grad gives the conjugate of the way up."""
-    target = jnp.asarray([1 + 2j, -1j], jnp.complex64)
+    target = asarray([1 + 2j, -1j], jnp.complex64)
 
     def loss_fn(params, state, batch, key):
         return jnp.sum(jnp.abs(params - target) ** 2), (state, {})
@@ -121,7 +122,7 @@ def test_optax_agrees_on_complex_params():
     rng = np.random.default_rng(0)
     grads = {"w": rng.normal(size=(20, 3)) + 1j * rng.normal(size=(20, 3))}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        g = jax.tree.map(jnp.asarray, grads)
+        g = jax.tree.map(asarray, grads)
         p = {"w": g["w"][0]}
         for name in ("adam", "nadam", "adagrad", "novograd", "adamax", "adafactor"):
             options = {} if name != "novograd" else {"eps": 1e-6}

@@ -15,6 +15,7 @@ from fnn.optim import constraints
 from tests.optim import rows_constraints
 from tests.optim.contract import contract
 from tests.optim.rows_constraints import ROWS
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -38,24 +39,24 @@ def test_projections_are_the_nearest_points(name, x, size):
         want = rows_constraints.box(np.float64(x), -size, size)
     else:
         want = getattr(rows_constraints, name)(np.float64(x), size)
-    got = onto(name)(jnp.asarray(x), jnp.float32(size))
+    got = onto(name)(asarray(x), jnp.float32(size))
     np.testing.assert_allclose(got, want, atol=2e-5)
     np.testing.assert_allclose(onto(name)(got, jnp.float32(size)), got, atol=1e-5)  # and stay
 
 
 def test_projections_of_extremes():
     simplex = jax.jit(constraints.simplex())
-    np.testing.assert_allclose(simplex(jnp.asarray([1e30, 1.0, -1e30])), [1, 0, 0])
+    np.testing.assert_allclose(simplex(asarray([1e30, 1.0, -1e30])), [1, 0, 0])
     np.testing.assert_allclose(simplex(jnp.full(4, 1e30)), 0.25)
     np.testing.assert_allclose(simplex(jnp.zeros((2, 3))), 1 / 3, rtol=1e-6)
-    np.testing.assert_allclose(simplex(jnp.asarray(-3.0)), 1)
+    np.testing.assert_allclose(simplex(asarray(-3.0)), 1)
     assert simplex(jnp.zeros((0, 3))).shape == (0, 3)
-    rows = constraints.l2_ball(1.0, axis=0)(jnp.asarray([[3.0, 0.3], [4.0, 0.4]]))
+    rows = constraints.l2_ball(1.0, axis=0)(asarray([[3.0, 0.3], [4.0, 0.4]]))
     np.testing.assert_allclose(rows, [[0.6, 0.3], [0.8, 0.4]], rtol=1e-6)
     np.testing.assert_allclose(constraints.l2_ball(1e30)(jnp.full(4, 1e30)), 5e29, rtol=1e-6)
     got = jax.grad(lambda x: jnp.sum(constraints.l2_ball(1.0)(x)))(jnp.zeros(2))
     np.testing.assert_allclose(got, 1)
-    x = jnp.asarray([0.3, 0.4, -2.0])
+    x = asarray([0.3, 0.4, -2.0])
     np.testing.assert_allclose(
         jax.jacobian(simplex)(x), [[0.5, -0.5, 0], [-0.5, 0.5, 0], [0, 0, 0]], atol=1e-6
     )
@@ -64,8 +65,8 @@ def test_projections_of_extremes():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_projected_params_are_feasible(dtype):
     rng = np.random.default_rng(0)
-    p = jnp.asarray(rng.normal(size=1000), dtype)
-    u = jnp.asarray(rng.normal(size=1000) * 10.0 ** rng.uniform(-3, 3, 1000), dtype)
+    p = asarray(rng.normal(size=1000), dtype)
+    u = asarray(rng.normal(size=1000) * 10.0 ** rng.uniform(-3, 3, 1000), dtype)
     for fn, low, high in (
         (constraints.non_negative, 0, np.inf),
         (constraints.box(0.25, 1.0), 0.25, 1),
@@ -79,14 +80,14 @@ def test_projected_params_are_feasible(dtype):
 
 @pytest.mark.parametrize("axis", [-1, (1,), [1], np.array(1)])
 def test_an_axis_may_be_written_in_any_way(axis):
-    x = jnp.array([[3.0, 4.0], [0.0, 2.0], [0.3, 0.4]])
+    x = asarray([[3.0, 4.0], [0.0, 2.0], [0.3, 0.4]])
     got = constraints.l2_ball(1.0, axis)(x)
     np.testing.assert_allclose(got, [[0.6, 0.8], [0.0, 1.0], [0.3, 0.4]], rtol=1e-6)
 
 
 def test_a_run_with_projected_params_finds_the_constrained_minimum():
     """The nearest point of the simplex to a target is the projection of the target."""
-    target = jnp.asarray([0.9, 0.5, -0.3, 0.1])
+    target = asarray([0.9, 0.5, -0.3, 0.1])
     tx = fnn.optim.chain(fnn.optim.sgd(0.3, momentum=0.5), fnn.optim.project(constraints.simplex()))
 
     def step(carry, _):

@@ -7,7 +7,6 @@ import re
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
@@ -16,6 +15,7 @@ import pytest
 import fnn
 from fnn import optim
 from tests.optim.rows import run
+from tests.support import asarray
 
 TEXT = (pathlib.Path(fnn.__file__).parent / "optim/DIFFERENCES.md").read_text()
 
@@ -111,8 +111,8 @@ def test_60_steps_agree_or_are_in_the_table(name):
     grads = {"a": rng.normal(size=(STEPS, 4)), "b": rng.normal(size=(STEPS, 2, 3))}
     params = {"a": rng.normal(size=4), "b": rng.normal(size=(2, 3))}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        grads, params = jax.tree.map(jnp.asarray, (grads, params))
-        extra = {"value": jnp.asarray(1.0)} if "polyak" in name else None
+        grads, params = jax.tree.map(asarray, (grads, params))
+        extra = {"value": asarray(1.0)} if "polyak" in name else None
         got, want = (
             jax.device_get(jax.jit(lambda tx=tx: run(tx, grads, params, extra))())
             for tx in both(name)

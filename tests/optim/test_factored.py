@@ -13,6 +13,7 @@ from tests.optim import rows_factored
 from tests.optim.contract import contract
 from tests.optim.rows_factored import ROWS
 from tests.optim.support import first_update, normal, steps
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -41,7 +42,7 @@ def test_sm3_bounds_adagrads_sum_from_above_in_little_memory():
 def test_factored_rms_is_exact_for_squares_of_rank_one():
     rows, columns = np.abs(normal(4)) + 0.1, np.abs(normal(6, seed=1)) + 0.1
     signs = np.where(normal(4, 6, seed=2) > 0, 1.0, -1.0)
-    grads = jnp.tile(jnp.asarray(signs * np.outer(rows, columns), float), (3, 1, 1))
+    grads = jnp.tile(asarray(signs * np.outer(rows, columns), float), (3, 1, 1))
     for least, shapes in (1, [(4,), (6,), (0,)]), (100, [(0,), (0,), (4, 6)]):
         tx = optim.scale_by_factored_rms(min_dim_size_to_factor=least)
         updates, opt_state = steps(tx, grads, grads[0])
@@ -112,7 +113,7 @@ def test_adafactor_of_gradients_whose_squares_overflow(shape):
 
 def test_adafactors_decay_in_float64():
     with jax.enable_x64(True):
-        grads = jnp.array([[1.0], [2.0]])
+        grads = asarray([[1.0], [2.0]])
         ours, theirs = (
             steps(lib.scale_by_factored_rms(), grads, grads[0])[0][1] for lib in (optim, optax)
         )

@@ -13,6 +13,7 @@ import fnn
 from fnn import errors
 from fnn.optim import accumulate, adjust_loss_scale, loss_scale, per_example_clip, sam, scale_loss
 from tests.optim import oracles_gradients
+from tests.support import asarray
 
 B, C = 12, 3
 
@@ -26,7 +27,7 @@ def loss(w, x, y):
 
 def loss_and_aux(w, x, y):
     r = x @ w - y
-    return jnp.mean(jnp.square(r)) / 2, {"mean": jnp.mean(r), "last": jnp.asarray(r.shape[0])}
+    return jnp.mean(jnp.square(r)) / 2, {"mean": jnp.mean(r), "last": asarray(r.shape[0])}
 
 
 def problem(seed):
@@ -67,7 +68,7 @@ def test_value_and_gradient_are_the_float64_formula(name, seed):
     w, x, y = problem(seed)
     want = WRAPPED[name][1](w, x, y)
     with jax.enable_x64(True):
-        got = COMPILED[name](*map(jnp.asarray, (w, x, y)))
+        got = COMPILED[name](*map(asarray, (w, x, y)))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-12)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-11, atol=1e-13)
 
@@ -76,7 +77,7 @@ def test_value_and_gradient_are_the_float64_formula(name, seed):
 def test_aux_argnums_and_keywords(name):
     """Floating aux is the mean over the batch, other aux the last; like jax.value_and_grad else."""
     build, _ = WRAPPED[name]
-    w, x, y = (jnp.asarray(a, jnp.float32) for a in problem(0))
+    w, x, y = (asarray(a, jnp.float32) for a in problem(0))
     plain = build(loss)(w, x, y)
     (value, aux), g = build(loss_and_aux, has_aux=True)(w, x, y)
     np.testing.assert_allclose(value, plain[0], rtol=1e-6)
@@ -97,7 +98,7 @@ def test_aux_argnums_and_keywords(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_params(name, dtype):
     build, oracle = WRAPPED[name]
-    narrow = [jnp.asarray(a, dtype) for a in problem(0)]
+    narrow = [asarray(a, dtype) for a in problem(0)]
     value, g = build(loss)(*narrow)
     assert value.dtype == dtype
     assert g.dtype == (jnp.float32 if name == "scale_loss" else dtype)
@@ -108,7 +109,7 @@ def test_narrow_params(name, dtype):
 @every_wrapper
 def test_vmap_and_second_derivatives(name):
     build, _ = WRAPPED[name]
-    w, x, y = (jnp.asarray(a, jnp.float32) for a in problem(1))
+    w, x, y = (asarray(a, jnp.float32) for a in problem(1))
     fn = build(loss)
     lanes = jax.jit(jax.vmap(lambda w: fn(w, x, y)[1]))(jnp.stack([w, 2 * w, 0 * w]))
     for i, scale in enumerate((1, 2, 0)):
@@ -166,7 +167,7 @@ def test_batches_that_cannot_be_cut(args, error, message):
 def test_sam_at_a_minimum_and_over_a_tree():
     value, g = jax.jit(sam(lambda w: jnp.sum(w**2), rho=0.5))(jnp.zeros(2))
     assert value == 0 and (g == 0).all()
-    w = {"a": jnp.asarray([3.0]), "b": jnp.asarray(4.0)}  # the norm is of both: e = rho w / |w|
+    w = {"a": asarray([3.0]), "b": asarray(4.0)}  # the norm is of both: e = rho w / |w|
     _, g = sam(lambda w: jnp.sum(w["a"] ** 2) + w["b"] ** 2, rho=1.0)(w)
     np.testing.assert_allclose([g["a"][0], g["b"]], [7.2, 9.6], rtol=1e-6)
     slope = jax.grad(lambda rho: sam(lambda w: w**3, rho=rho)(jnp.ones(()))[1])(0.5)
@@ -200,7 +201,7 @@ def test_private_gradients_have_the_noise_of_the_paper():
 
 def test_no_example_weighs_more_than_the_rest_allow():
     """Changing one example moves the sum by at most 2 C, whatever it is changed to."""
-    w, x, y = (jnp.asarray(a, jnp.float32) for a in problem(2))
+    w, x, y = (asarray(a, jnp.float32) for a in problem(2))
     fn = jax.jit(per_example_clip(loss, max_norm=0.3))
     before = fn(w, x, y)[1]
     for wild in (1e3, -1e10, 0.0):
@@ -216,7 +217,7 @@ def mse(net, seen=None):
     def loss_fn(params, state, batch, key):
         x, y = batch
         out, state = net.apply(params, state, x, key=key, train=True)
-        return jnp.mean(jnp.square(out - y)), (state, {"size": jnp.asarray(float(len(x)))})
+        return jnp.mean(jnp.square(out - y)), (state, {"size": asarray(float(len(x)))})
 
     return loss_fn
 
@@ -249,7 +250,7 @@ def test_a_step_in_parts_is_the_step():
     """Without dropout and batch norm, whose parts are their own."""
     net, tx = fnn.serial(fnn.dense(4), jnp.tanh, fnn.dense(1)), fnn.optim.sgd(0.1)
     rng = np.random.default_rng(0)
-    batch = tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 3), (8, 1)))
+    batch = tuple(asarray(rng.normal(size=s), jnp.float32) for s in ((8, 3), (8, 1)))
     start = fnn.train.init(net, tx, jax.random.key(0), (1, 3))
     whole, parts = (
         fnn.train.step(mse(net), tx, **options)(start, batch)
@@ -288,7 +289,7 @@ def test_what_is_refused(name):
 
 def test_complex_params_by_parts_and_at_the_worst_place():
     w = jnp.array([1.0 + 2.0j, -0.5j], jnp.complex64)
-    x = jnp.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0], [1.0, 1.0]])
+    x = asarray([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0], [1.0, 1.0]])
 
     def loss(w, x):  # |x w|^2, of which jax.grad is the conjugate of the way up
         return jnp.mean(jnp.abs(x.astype(w.dtype) @ w) ** 2)

@@ -8,12 +8,13 @@ from numpy.testing import assert_allclose
 
 import fnn
 from fnn import optim
+from tests.support import asarray
 
 
 def test_layerwise_decay_of_a_stack_is_that_of_its_layers():
     """A stack in one leaf moves as its layers do alone; decay of weights falls with the rate."""
     rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    w = asarray(rng.normal(size=(5, 3)), jnp.float32)
     alone = {f"l{i}": {"w": w[i]} for i in range(5)}
     stacked = {"stem": w[0], "blocks": {"w": w[1:4]}, "head": {"w": w[4]}}
     base = optim.adamw(0.1, weight_decay=0.5)

@@ -12,14 +12,14 @@ from fnn import errors, optim
 from tests.optim.contract import contract
 from tests.optim.rows_lbfgs import ROWS
 from tests.optim.support import check_runs, minimized, seeds
-from tests.support import refused
+from tests.support import asarray, refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_lbfgs_of_complex_params_is_that_of_their_parts():
     def f(z):
-        return jnp.sum(jnp.abs(jnp.asarray([[1, -2], [3j, 4]]) @ z) ** 1.5)
+        return jnp.sum(jnp.abs(asarray([[1, -2], [3j, 4]]) @ z) ** 1.5)
 
     def steps(f, x, number):
         tx = optim.lbfgs()
@@ -35,7 +35,7 @@ def test_lbfgs_of_complex_params_is_that_of_their_parts():
         return jax.jit(lambda x: jax.lax.scan(step, (x, tx.init(x)), None, number)[1])(x)
 
     with jax.enable_x64(True):
-        z = jnp.asarray([1 - 1j, 1j])
+        z = asarray([1 - 1j, 1j])
         got = steps(f, z, 5)
         want = steps(lambda x: f(jax.lax.complex(x[0], x[1])), jnp.stack([z.real, z.imag]), 5)
     want = np.asarray(want)
@@ -49,7 +49,7 @@ def rosenbrock(x):
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("float64", 1e-10)])
 def test_lbfgs_finds_the_bottom_of_rosenbrocks_valley(dtype, error):
     with jax.enable_x64(dtype == "float64"):
-        x = jnp.asarray([-1.2, 1.0], dtype)
+        x = asarray([-1.2, 1.0], dtype)
         x, _, values = jax.jit(lambda x: minimized(optim.lbfgs(), rosenbrock, x, 50))(x)
         np.testing.assert_allclose(x, 1.0, atol=error)
         assert (np.diff(values) <= 1e-6 * np.abs(values[:-1]) + 1e-7).all()
@@ -63,7 +63,7 @@ def test_lbfgs_solves_a_quadratic():
 
     def value_fn(x):
         x = jnp.concatenate([x["u"].ravel(), x["v"]])
-        return x @ (jnp.asarray(a) @ x) / 2 - jnp.asarray(b) @ x
+        return x @ (asarray(a) @ x) / 2 - asarray(b) @ x
 
     with jax.enable_x64(True):
         x = {"u": jnp.zeros((4, 5)), "v": jnp.zeros(10)}
@@ -74,7 +74,7 @@ def test_lbfgs_solves_a_quadratic():
 
 def test_lbfgs_directions_are_optaxs_where_curvature_is_positive():
     optax = pytest.importorskip("optax")
-    w = jnp.array([1.0, 3.0, 10.0])
+    w = asarray([1.0, 3.0, 10.0])
 
     def followed(tx):
         def step(carry, _):
@@ -121,7 +121,7 @@ def test_the_step_holds_the_wolfe_conditions(seed, c1):
 
     u = -size * grad(x)
     with jax.enable_x64(True):
-        t = float(searched(*map(jnp.asarray, (c1, a, b, c, x, u))))
+        t = float(searched(*map(asarray, (c1, a, b, c, x, u))))
     assert value(x + t * u) <= value(x) + c1 * t * grad(x) @ u + 1e-10 * abs(value(x))
     assert abs(grad(x + t * u) @ u) <= 0.9 * abs(grad(x) @ u) * (1 + 1e-9)
 
@@ -144,8 +144,8 @@ def test_a_search_that_leaves_the_domain_comes_back():
     def value_fn(x):
         return jnp.sum(x - jnp.log(x))
 
-    x = jnp.array([3.0])
-    u, opt_state = tx.update(jnp.array([-100.0]), tx.init(x), x, value_fn=value_fn)
+    x = asarray([3.0])
+    u, opt_state = tx.update(asarray([-100.0]), tx.init(x), x, value_fn=value_fn)
     assert 0 < float((x + u)[0]) < 3.0
     assert opt_state.learning_rate > 0
 
@@ -167,7 +167,7 @@ def test_a_search_uphill_stays():
 
 @pytest.mark.parametrize(("size", "length"), [(0.1, 0.1), (1e30, 1.0), (0.0, 0.0)])
 def test_the_first_direction_of_lbfgs_is_no_longer_than_one(size, length):
-    tx, g = optim.scale_by_lbfgs(), size * jnp.array([0.6, 0.8])
+    tx, g = optim.scale_by_lbfgs(), size * asarray([0.6, 0.8])
     u, _ = tx.update(g, tx.init(g), g)
     np.testing.assert_allclose(u, length * np.array([0.6, 0.8]), rtol=1e-6)
 
@@ -177,13 +177,13 @@ def test_lbfgs_side_by_side_and_its_meta_gradient():
 
     def end(start, target):
         def value_fn(x):
-            return jnp.sum(jnp.array([1.0, 5.0]) * (x - target) ** 2)
+            return jnp.sum(asarray([1.0, 5.0]) * (x - target) ** 2)
 
         return minimized(optim.lbfgs(memory_size=3), value_fn, start, 4)[0]
 
     with jax.enable_x64(True):
-        starts = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
-        target = jnp.array([0.3, -0.2])
+        starts = asarray(np.random.default_rng(0).normal(size=(4, 2)))
+        target = asarray([0.3, -0.2])
         ends = jax.jit(jax.vmap(end, (0, None)))(starts, target)
         alone = jax.jit(end)
         for start, got in zip(starts, ends, strict=True):
@@ -205,7 +205,7 @@ def test_lbfgs_runs_in_optaxs_chain():
     optax = pytest.importorskip("optax")
     lbfgs = optax.GradientTransformationExtraArgs(*optim.lbfgs())
     tx = optax.chain(optax.identity(), lbfgs)
-    x, opt_state = jnp.array([1.0, 2.0]), tx.init(jnp.zeros(2))
+    x, opt_state = asarray([1.0, 2.0]), tx.init(jnp.zeros(2))
     for _ in range(3):
         f = lambda x: jnp.sum(x**2)  # noqa: E731
         u, opt_state = tx.update(jax.grad(f)(x), opt_state, x, value_fn=f)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import fnn
 from fnn.optim import adjust_loss_scale, loss_scale, scale_loss
 from tests.optim import oracles_loss_scaling
+from tests.support import asarray
 
 
 def loss(w, x, y):
@@ -40,7 +41,7 @@ def test_the_scale_follows_the_gradients(finite, period, factor, start):
     want = oracles_loss_scaling.loss_scale(start, finite, period, factor)
     state, got = loss_scale(start), []
     for ok in finite:
-        grads = {"a": jnp.ones(2), "b": jnp.asarray(1.0 if ok else jnp.inf)}
+        grads = {"a": jnp.ones(2), "b": asarray(1.0 if ok else jnp.inf)}
         state = ADJUST(state, grads, jnp.int32(period), jnp.float32(factor))
         got.append(float(state.scale))
     assert got == want
@@ -59,7 +60,7 @@ def test_the_scale_is_torchs():
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        state = adjust_loss_scale(state, jnp.asarray(1.0 if ok else jnp.nan), period=2)
+        state = adjust_loss_scale(state, asarray(1.0 if ok else jnp.nan), period=2)
         assert scaler.get_scale() == state.scale
 
 

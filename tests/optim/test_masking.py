@@ -12,6 +12,7 @@ from fnn import errors
 from tests.optim.contract import contract
 from tests.optim.rows_masking import ROWS
 from tests.optim.support import same, steps_of
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -159,8 +160,8 @@ def test_partition_refuses():
 
 def test_frozen_means_unchanged():
     """Whatever comes: NaN gradients, decay, momentum; and not even the sign of a zero moves."""
-    params = {"body": jnp.asarray([1.0, -0.0, jnp.inf]), "head": jnp.ones(3)}
-    grads = {"body": jnp.asarray([jnp.nan, 1.0, jnp.inf]), "head": jnp.ones(3)}
+    params = {"body": asarray([1.0, -0.0, jnp.inf]), "head": jnp.ones(3)}
+    grads = {"body": asarray([jnp.nan, 1.0, jnp.inf]), "head": jnp.ones(3)}
     tx = fnn.optim.chain(
         fnn.optim.add_decayed_weights(0.1), fnn.optim.adam(0.1), fnn.optim.set_to_zero("body")
     )

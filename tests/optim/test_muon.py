@@ -15,7 +15,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_muon import ROWS
 from tests.optim.support import seeds
-from tests.support import refused
+from tests.support import asarray, refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -64,7 +64,7 @@ def test_each_step_may_have_its_coefficients():
     want = s
     for a, b, c in table:
         want = a * want + b * want**3 + c * want**5
-    got = optim.orthogonalize(jnp.diag(jnp.asarray(s, "float32")), 2, table.tolist())
+    got = optim.orthogonalize(jnp.diag(asarray(s, "float32")), 2, table.tolist())
     np.testing.assert_allclose(np.diag(got), want, rtol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_muon_is_pytorchs_to_bfloat16():
         theirs.grad = torch.tensor(g.T.copy())
         stepper.step()
     tx = optim.muon(0.1, beta=0.9, weight_decay=0.1)
-    moves = jax.jit(partial(run, tx))({"w": jnp.asarray(grads)}, {"w": jnp.asarray(w)})["w"]
+    moves = jax.jit(partial(run, tx))({"w": asarray(grads)}, {"w": asarray(w)})["w"]
     moved = np.asarray(moves).sum(0)
     np.testing.assert_allclose(w + moved, theirs.detach().numpy().T, atol=0.03)
 
@@ -102,14 +102,14 @@ def test_muon_takes_the_matrices_it_is_told():
 def test_consistent_rms_is_that_of_the_update():
     """Orthogonal (m, n) matrices have entries of mean square 1 / max(m, n)."""
     tx = optim.scale_by_shape(consistent_rms=0.2)
-    q = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0])
+    q = asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0])
     np.testing.assert_allclose(np.sqrt(np.mean(tx.update(q, ())[0] ** 2)), 0.2, rtol=1e-5)
 
 
 def test_optax_difference_muon_of_small_gradients():
     """optax adds eps = 1e-8 to the norm: at gradients of 1e-12, next to nothing is left."""
     optax = pytest.importorskip("optax")
-    g = {"w": 1e-12 * jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), "float32")}
+    g = {"w": 1e-12 * asarray(np.random.default_rng(0).normal(size=(3, 3)), "float32")}
     sizes = []
     for tx in (optim.muon(1.0), optax.contrib.muon(1.0)):
         with jax.numpy_dtype_promotion("standard"):
@@ -127,7 +127,7 @@ def test_optax_difference_muon_with_nesterov():
     want = rows_muon.muon_matrix(list(grads), w, 1.0, 0.95)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         ours, theirs = (
-            np.asarray(run(tx, {"w": jnp.asarray(grads)}, {"w": jnp.asarray(w)})["w"])
+            np.asarray(run(tx, {"w": asarray(grads)}, {"w": asarray(w)})["w"])
             for tx in (optim.muon(1.0), optax.contrib.muon(1.0, eps=1e-30))
         )
     np.testing.assert_allclose(ours, want, atol=1e-12)

@@ -7,6 +7,7 @@ from numpy.testing import assert_array_equal
 
 import fnn
 from fnn import optim
+from tests.support import asarray
 
 
 def test_partition_by_patterns_takes_the_first_that_matches():
@@ -25,7 +26,7 @@ def test_partition_by_patterns_takes_the_first_that_matches():
 
 
 def test_partition_by_patterns_is_partition_by_labels():
-    g = {"a": jnp.asarray([1.0, 2.0]), "b": {"c": jnp.asarray(3.0)}}
+    g = {"a": asarray([1.0, 2.0]), "b": {"c": asarray(3.0)}}
     transforms = optim.adam(0.1), optim.sgd(0.2, momentum=0.5)
     by_pattern = optim.partition(dict(zip(("b/*", "*"), transforms, strict=True)))
     by_label = optim.partition(dict(zip(("x", "y"), transforms, strict=True)), {"a": "y", "b": "x"})

@@ -13,6 +13,7 @@ import fnn
 from fnn.optim import reduce_on_plateau
 from fnn.testing import check_optimizer
 from tests.optim import oracles_plateau
+from tests.support import asarray
 
 
 def draws(**options):
@@ -61,8 +62,8 @@ def draw_losses(rng):
 def test_plateau_is_the_loop(options, seed):
     losses = draw_losses(np.random.default_rng(seed))
     with jax.enable_x64(True):
-        arrays = {k: jnp.asarray(v) for k, v in options.items()}
-        got = np.asarray(plateau_scales(arrays, jnp.asarray(losses)))
+        arrays = {k: asarray(v) for k, v in options.items()}
+        got = np.asarray(plateau_scales(arrays, asarray(losses)))
     np.testing.assert_allclose(
         got, oracles_plateau.reduce_on_plateau(losses, **options), rtol=1e-12
     )
@@ -91,9 +92,9 @@ def test_plateau_equals_pytorch_and_optax(cooldown, patience):
             torchs.append(optimizer.param_groups[0]["lr"])
             updates, opt_state = update(g, opt_state, value=jnp.float64(loss))
             theirs.append(float(updates))
-        arrays = {k: jnp.asarray(v) for k, v in {**options, "atol": 0.0}.items()}
-        ours = np.asarray(plateau_scales({**arrays, "accumulation_size": jnp.asarray(1)},
-                                         jnp.asarray(losses)))  # fmt: skip
+        arrays = {k: asarray(v) for k, v in {**options, "atol": 0.0}.items()}
+        ours = np.asarray(plateau_scales({**arrays, "accumulation_size": asarray(1)},
+                                         asarray(losses)))  # fmt: skip
     assert ours[-1] < 0.3
     np.testing.assert_allclose(ours, torchs, rtol=1e-12)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
@@ -104,7 +105,7 @@ def after(tx, losses, params):
         return tx.update(params, opt_state, value=loss)[1], None
 
     with jax.numpy_dtype_promotion("standard"):
-        return jax.lax.scan(step, tx.init(params), jnp.asarray(losses, jnp.float32))[0]
+        return jax.lax.scan(step, tx.init(params), asarray(losses, jnp.float32))[0]
 
 
 def test_plateau_of_negative_losses_where_optax_takes_worse_for_better():

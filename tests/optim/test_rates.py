@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose
 
 from fnn import optim
 from tests.optim.rows import run
+from tests.support import asarray
 
 RATED = ["adam", "fromage", "lars", "optimistic_adam", "prodigy", "rprop", "schedule_free_adamw",
          "sm3", "signum", "novograd", "noisy_sgd"]  # fmt: skip
@@ -16,7 +17,7 @@ RATED = ["adam", "fromage", "lars", "optimistic_adam", "prodigy", "rprop", "sche
 @pytest.mark.parametrize("name", RATED)
 def test_a_constant_schedule_is_a_number(name):
     rng = np.random.default_rng(0)
-    grads = {"w": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)}
+    grads = {"w": asarray(rng.normal(size=(6, 3)), jnp.float32)}
     keyed = {"key": jax.random.key(0)} if name == "noisy_sgd" else {}
     p = {"w": jnp.ones(3)}
     build = getattr(optim, name)
@@ -27,8 +28,8 @@ def test_a_constant_schedule_is_a_number(name):
 
 def test_rprop_by_schedule():
     """Steps grow as they do without, and the schedule scales them; bounds are of the whole step."""
-    tx = optim.rprop(lambda count: jnp.array([0.0, 1.0, 2.0, 0.5, 0.5])[count], max_step_size=2.0)
-    grads = {"w": jnp.asarray([[1.0], [1.0], [1.0], [1.0], [-1.0]])}
+    tx = optim.rprop(lambda count: asarray([0.0, 1.0, 2.0, 0.5, 0.5])[count], max_step_size=2.0)
+    grads = {"w": asarray([[1.0], [1.0], [1.0], [1.0], [-1.0]])}
     got = run(tx, grads, {"w": jnp.zeros(1)})["w"][:, 0]
     # e = 1, 1.2, then 1.44 x 2 is cut to 2, e = 1 x 1.2 = 1.2, a turn
     assert_allclose(got, [0.0, -1.2, -2.0, -0.6, 0.0], rtol=1e-6)

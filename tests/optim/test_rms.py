@@ -13,6 +13,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_rms import ROWS
 from tests.optim.support import normal, steps
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -26,14 +27,14 @@ def test_complex_rmsprop(centered):
         n, m = 0.9 * n + 0.1 * np.abs(g) ** 2, 0.9 * m + 0.1 * g
         want.append(-0.1 * g / np.sqrt(n - centered * np.abs(m) ** 2 + 1e-8))
     with jax.enable_x64(True):
-        g = jnp.asarray(grads)
+        g = asarray(grads)
         got = run(optim.rmsprop(0.1, centered=centered), {"w": g}, {"w": g[0]})["w"]
     assert_allclose(got, want, rtol=1e-9)
 
 
 def test_adagrad_of_a_constant_gradient_goes_down_as_the_root_of_time():
     tx = optim.scale_by_rss(initial_accumulator_value=0.0, eps=0.0)
-    updates, _ = steps(tx, jnp.array([[3.0, -1e-3]] * 5), jnp.zeros(2))
+    updates, _ = steps(tx, asarray([[3.0, -1e-3]] * 5), jnp.zeros(2))
     want = np.outer(1 / np.sqrt(np.arange(1, 6)), [1, -1])
     np.testing.assert_allclose(updates, want, rtol=1e-6)
 

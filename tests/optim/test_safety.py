@@ -15,6 +15,7 @@ from fnn.testing import optimizers as kit
 from tests.optim.contract import contract
 from tests.optim.rows_safety import ROWS
 from tests.optim.support import f32, same
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -40,7 +41,7 @@ def test_bad_gradients_leave_no_trace(bad, seed):
     state = clean = tx.init(params)
     in_a_row = 0
     for kind in bad:
-        good = {"a": jnp.asarray(rng.normal(size=3), jnp.float32), "b": jnp.ones(())}
+        good = {"a": asarray(rng.normal(size=3), jnp.float32), "b": jnp.ones(())}
         if kind:
             wrong = good["a"].at[rng.integers(3)].set(1e30 if kind == "huge" else float(kind))
             updates, new = step(good | {"a": wrong}, state, params)
@@ -61,7 +62,7 @@ def test_bad_gradients_leave_no_trace(bad, seed):
 
 def test_optax_lets_nan_into_the_moments_for_ever():
     optax = pytest.importorskip("optax")
-    params, bad = jnp.ones(2), jnp.asarray([jnp.nan, 1.0])
+    params, bad = jnp.ones(2), asarray([jnp.nan, 1.0])
     ours = fnn.optim.skip_nonfinite(fnn.optim.adam(0.1))
     theirs = optax.apply_if_finite(optax.adam(0.1), max_consecutive_errors=2)
     last = {}
@@ -83,7 +84,7 @@ def test_skipping_through_vmap_and_derivatives():
         updates, state = tx.update(g, tx.init(params), params)
         return jnp.sum(tx.update(updates, state, params)[0])
 
-    lanes = jnp.asarray([[1.0, 2.0], [jnp.nan, 1.0], [jnp.inf, 1.0]])
+    lanes = asarray([[1.0, 2.0], [jnp.nan, 1.0], [jnp.inf, 1.0]])
     values, slopes = jax.jit(jax.vmap(jax.value_and_grad(two)))(lanes)
     assert jnp.isfinite(values).all() and jnp.isfinite(slopes).all()
     states = jax.vmap(lambda g: tx.update(g, tx.init(params), params)[1].total_notfinite)(lanes)
@@ -121,8 +122,8 @@ def test_small_steps_of_bfloat16_params():
 def test_params_are_the_rounded_masters(dtype):
     tx = fnn.optim.master_weights(fnn.optim.adam(0.05))
     rng = np.random.default_rng(0)
-    p = {"narrow": jnp.asarray(rng.normal(size=200) * 0.1, dtype), "wide": f32(3)}
-    grads = [{"narrow": jnp.asarray(rng.normal(size=200), dtype), "wide": f32(3, seed=i)}
+    p = {"narrow": asarray(rng.normal(size=200) * 0.1, dtype), "wide": f32(3)}
+    grads = [{"narrow": asarray(rng.normal(size=200), dtype), "wide": f32(3, seed=i)}
              for i in range(20)]  # fmt: skip
     alone = fnn.optim.adam(0.05)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), p)
@@ -145,9 +146,9 @@ def test_rounding_by_chance_is_unbiased(dtype):
     n = 100_000
     starts = [1.0, 1.0, -3.0, 0.1, 0.0, 1000.0]
     by = [1e-3, -2e-4, 1e-3, 1e-5, 1e-3, 0.1]
-    p = jnp.broadcast_to(jnp.asarray(starts, dtype), (n, 6))
+    p = jnp.broadcast_to(asarray(starts, dtype), (n, 6))
     tx = fnn.optim.stochastic_rounding(
-        fnn.optim.stateless(lambda p, g: jnp.broadcast_to(jnp.asarray(by, g.dtype), g.shape)),
+        fnn.optim.stateless(lambda p, g: jnp.broadcast_to(asarray(by, g.dtype), g.shape)),
         jax.random.key(1),
     )
     u, state = jax.jit(tx.update)(p, tx.init(p), p)
@@ -159,14 +160,14 @@ def test_rounding_by_chance_is_unbiased(dtype):
         exact = float(p[0, i]) + step
         values = np.unique(after[:, i])
         assert len(values) == 2 and values[0] < exact < values[1]
-        between = jnp.nextafter(jnp.asarray(values[0], dtype), jnp.asarray(jnp.inf, dtype))
+        between = jnp.nextafter(asarray(values[0], dtype), asarray(jnp.inf, dtype))
         assert float(between) == values[1]
         assert abs(after[:, i].mean() - exact) < 5 * after[:, i].std() / n**0.5 + 1e-7 * abs(exact)
 
 
 def test_rounding_by_chance_leaves_what_needs_none():
-    p = {"narrow": jnp.asarray([1.0, jnp.inf, jnp.nan], jnp.bfloat16), "wide": f32(3)}
-    g = {"narrow": jnp.asarray([0.5, 1.0, 1.0], jnp.bfloat16), "wide": f32(3)}
+    p = {"narrow": asarray([1.0, jnp.inf, jnp.nan], jnp.bfloat16), "wide": f32(3)}
+    g = {"narrow": asarray([0.5, 1.0, 1.0], jnp.bfloat16), "wide": f32(3)}
     tx = fnn.optim.stochastic_rounding(fnn.optim.sgd(1.0), jax.random.key(0))
     u, _ = tx.update(g, tx.init(p), p)
     after = fnn.optim.apply_updates(p, u)

@@ -15,6 +15,7 @@ from fnn import optim
 from tests.optim import oracles, rows_adam, rows_adam_nesterov, rows_adam_second_moment, rows_sign
 from tests.optim.rows import run
 from tests.optim.support import first_update, normal, steps, updates_of
+from tests.support import asarray
 
 SCALINGS = {
     "scale_by_adam": rows_adam.adam,
@@ -104,7 +105,7 @@ def test_the_defaults_in_float32(name):
 @pytest.mark.parametrize("name", SCALINGS)
 def test_denormal_and_huge_gradients_stay_finite(name):
     """A square may overflow, but not into NaN, nor may the gradients after it."""
-    grads = jnp.asarray([[1e-40, 1e37, -1e37]] * 5 + [[1.0] * 3] * 3, jnp.float32)
+    grads = asarray([[1e-40, 1e37, -1e37]] * 5 + [[1.0] * 3] * 3, jnp.float32)
     assert np.isfinite(updates_of(getattr(optim, name)(), grads)).all()
 
 
@@ -122,7 +123,7 @@ def test_meta_gradients_are_numeric(name):
 
     def ours(options):
         tx = getattr(optim, name)(**options)
-        return jnp.sum(c * run(tx, {"w": jnp.asarray(grads)}, {"w": jnp.zeros(3)})["w"])
+        return jnp.sum(c * run(tx, {"w": asarray(grads)}, {"w": jnp.zeros(3)})["w"])
 
     with jax.enable_x64(True):
         got = jax.device_get(jax.jit(jax.grad(ours))(jax.tree.map(jnp.float64, options)))

@@ -12,7 +12,7 @@ from tests.optim import rows_schedule_free
 from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_schedule_free import ROWS
-from tests.support import refused
+from tests.support import asarray, refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -54,7 +54,7 @@ def test_schedule_free_warms_up():
 def test_optax_difference_schedule_free_without_interpolation():
     """b1 = 0 is plain SGD with an average beside it; optax divides by b1."""
     optax = pytest.importorskip("optax")
-    gs, p = jnp.array([1.0, -2.0, 0.5]), jnp.array(0.3)
+    gs, p = asarray([1.0, -2.0, 0.5]), jnp.array(0.3)
     got = run(optim.schedule_free_sgd(0.1, b1=0.0), gs, p)
     np.testing.assert_allclose(got, -0.1 * gs, rtol=1e-5)
     with jax.numpy_dtype_promotion("standard"):
@@ -65,7 +65,7 @@ def test_optax_difference_schedule_free_averages_in_bfloat16():
     """The average of all z by hand; optax recovers it from params that bfloat16 has rounded."""
     optax = pytest.importorskip("optax")
     p = jnp.zeros(1, "bfloat16")
-    gs = jnp.asarray(np.random.default_rng(0).normal(size=(2000, 1)) - 0.05, "bfloat16")
+    gs = asarray(np.random.default_rng(0).normal(size=(2000, 1)) - 0.05, "bfloat16")
     zs = -0.01 * np.cumsum(np.float64(gs), 0)
     want = zs.mean(0)
 

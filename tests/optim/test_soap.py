@@ -16,7 +16,7 @@ from tests.optim.contract import contract
 from tests.optim.rows import run
 from tests.optim.rows_soap import ROWS
 from tests.optim.support import minimized, seeds
-from tests.support import refused
+from tests.support import asarray, refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -36,7 +36,7 @@ def test_inverse_fourth_roots_and_their_derivatives(seed, equal):
         return np.sum(c * ((vectors * values**-0.25) @ vectors.T))
 
     with jax.enable_x64(True):
-        x, slope, bend = jax.device_get(derivatives_of_roots(*map(jnp.asarray, (a, e, c))))
+        x, slope, bend = jax.device_get(derivatives_of_roots(*map(asarray, (a, e, c))))
     np.testing.assert_allclose(x @ x @ x @ x @ a, np.eye(3), atol=1e-12)
     h = 1e-4
     up, down = along(h), along(-h)
@@ -60,7 +60,7 @@ def test_shampoo_of_diagonal_matrices_is_adagrad():
     g = np.random.default_rng(0).normal(size=(5, 4))
     grads = np.stack([np.diag(row) for row in g])
     with jax.enable_x64(True):
-        got = run(optim.scale_by_shampoo(), {"w": jnp.asarray(grads)}, {"w": jnp.zeros((4, 4))})
+        got = run(optim.scale_by_shampoo(), {"w": asarray(grads)}, {"w": jnp.zeros((4, 4))})
     want = g / np.sqrt(1e-4 + np.cumsum(g**2, 0))
     np.testing.assert_allclose(np.diagonal(got["w"], axis1=1, axis2=2), want, rtol=1e-10)
 
@@ -77,7 +77,7 @@ def test_shampoo_keeps_roots_for_some_updates():
     want = rows_soap.shampoo(list(g), g[0], 1.0, frequency=3)
     with jax.enable_x64(True):
         tx = optim.shampoo(1.0, precondition_frequency=3)
-        got = run(tx, {"w": jnp.asarray(g)}, {"w": jnp.asarray(g[0])})["w"]
+        got = run(tx, {"w": asarray(g)}, {"w": asarray(g[0])})["w"]
     np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
@@ -85,7 +85,7 @@ def test_shampoo_keeps_roots_for_some_updates():
 def test_a_side_too_long_is_left_alone(build):
     """Of (2, 3) with 2 allowed, only the rows are turned: a permutation of columns passes through,
     and no 3 x 3 matrix is kept. With 1 allowed, both have none, and permutations of rows too."""
-    g = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2, 3)), "float32")
+    g = asarray(np.random.default_rng(0).normal(size=(6, 2, 3)), "float32")
     tx = build(max_precondition_size=2)
     state = jax.eval_shape(tx.init, {"w": g[0]})
     assert {leaf.shape for leaf in jax.tree.leaves(state)} <= {(), (0,), (0, 0), (2, 2), (2, 3)}
@@ -110,7 +110,7 @@ def test_soap_turns_both_sides():
     want = rows_soap.soap(list(g), g[0], 1.0, b1=0.9, b2=0.9, frequency=2)
     with jax.enable_x64(True):
         tx = optim.soap(1.0, b1=0.9, b2=0.9, precondition_frequency=2)
-        got = jax.jit(partial(run, tx))({"w": jnp.asarray(g)}, {"w": jnp.asarray(g[0])})["w"]
+        got = jax.jit(partial(run, tx))({"w": asarray(g)}, {"w": asarray(g[0])})["w"]
     np.testing.assert_allclose(got, want, atol=1e-10)
 
 
@@ -126,9 +126,9 @@ def test_soap_finds_the_eigenbasis():
         step = lambda state, g: (tx.update(g, state)[1], None)  # noqa: E731
         return jax.lax.scan(step, tx.init(grads[0]), grads)[0]
 
-    basis = np.abs(u.T @ np.asarray(last(jnp.asarray(grads, "float32")).left_basis))
+    basis = np.abs(u.T @ np.asarray(last(asarray(grads, "float32")).left_basis))
     np.testing.assert_allclose(basis, np.eye(3), atol=0.3)
-    state = last(jnp.asarray(grads, "float32"))
+    state = last(asarray(grads, "float32"))
     turned = np.asarray(state.left_basis.T @ state.left @ state.left_basis)
     off = turned - np.diag(np.diag(turned))
     assert np.abs(off).max() < 0.02 * np.abs(turned).max()
@@ -138,8 +138,8 @@ def test_soap_solves_a_turned_quadratic():
     """|A (W - W*) B|^2 with A and B far from diagonal, conditioned 100 and 100, in 500 updates."""
     rng = np.random.default_rng(0)
     turns = [np.linalg.qr(rng.normal(size=(8, 8)))[0] for _ in range(2)]
-    a, b = (jnp.asarray((q * np.geomspace(1, 0.1, 8)) @ q.T, "float32") for q in turns)
-    best = jnp.asarray(rng.normal(size=(8, 8)), "float32")
+    a, b = (asarray((q * np.geomspace(1, 0.1, 8)) @ q.T, "float32") for q in turns)
+    best = asarray(rng.normal(size=(8, 8)), "float32")
 
     def value_fn(w):
         return jnp.sum((a @ (w - best) @ b) ** 2)

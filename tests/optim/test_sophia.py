@@ -10,14 +10,14 @@ from fnn.optim.sophia import hutchinson
 from tests.optim.contract import contract
 from tests.optim.rows_sophia import ROWS
 from tests.optim.support import check_runs, minimized
-from tests.support import refused
+from tests.support import asarray, refused
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
 
 def test_sophia_is_newtons_method_on_a_diagonal_quadratic():
     """Signs give a diagonal Hessian exactly; with b1 = b2 = 0 and gamma = 1 one step arrives."""
-    w, target = jnp.array([1.0, 10.0, 100.0]), jnp.array([0.5, -0.5, 0.1])
+    w, target = asarray([1.0, 10.0, 100.0]), asarray([0.5, -0.5, 0.1])
     tx = optim.sophia(1.0, b1=0.0, b2=0.0, gamma=1.0, weight_decay=0.0, key=jax.random.key(0))
     f = lambda x: jnp.sum(w * (x - target) ** 2) / 2  # noqa: E731
     np.testing.assert_allclose(minimized(tx, f, jnp.zeros(3), 1)[0], target, rtol=1e-5)
@@ -32,7 +32,7 @@ def test_sophias_estimate_is_unbiased():
 
     def full(x):
         v = jnp.concatenate([x["u"], x["v"]])
-        return v @ (jnp.asarray(a, "float32") @ v) / 2
+        return v @ (asarray(a, "float32") @ v) / 2
 
     x = {"u": jnp.ones(2), "v": jnp.ones(2)}
     keys = jax.random.split(jax.random.key(0), 20_000)
@@ -70,7 +70,7 @@ def test_optax_difference_sophia_uses_the_newest_hessian():
     """optax divides by the average from before the estimate: zero at first, so a full sign step;
     and it corrects the momentum for its start, which the paper does not."""
     optax = pytest.importorskip("optax")
-    p = jnp.array([3.0])
+    p = asarray([3.0])
     f = lambda p: 50.0 * jnp.sum(p**2)  # noqa: E731
     options = dict(b1=0.0, b2=0.0, gamma=1.0, weight_decay=0.0)
     ours = optim.sophia(1.0, **options, key=jax.random.key(0))

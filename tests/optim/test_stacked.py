@@ -18,6 +18,7 @@ from fnn.initializers import zeros
 from fnn.optim.stacked import check_stacks
 from tests.optim.rows import run
 from tests.optim.table import ROWS
+from tests.support import asarray
 
 N, STEPS = 3, 3
 BUILDS = {k: partial(row.build, **row.usual) for k, row in ROWS.items() if "noisy" not in k}
@@ -391,7 +392,7 @@ def test_optax_difference_muon_of_filters_and_stacks():
 
 def test_optax_takes_a_stack_for_one_layer():
     specs = {"w": fnn.Param((4,), zeros, stack=(2,))}
-    p = {"w": jnp.array([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.3, 0.4]])}
+    p = {"w": asarray([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.3, 0.4]])}
     tx = optim.stacked(optim.scale_by_trust_ratio(), specs)
     got = tx.update(jax.tree.map(jnp.ones_like, p), tx.init(p), p)[0]["w"]
     np.testing.assert_allclose(jnp.linalg.norm(got, axis=1), [5, 0.5], rtol=1e-6)

@@ -16,7 +16,7 @@ from fnn import errors, optim
 from tests.optim import rows_adam, rows_sgd, rows_transform
 from tests.optim.contract import contract
 from tests.optim.support import f32, same, steps_of
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 test_formula, test_optax, test_contract, test_missing_params = contract(rows_transform.ROWS)
 
@@ -108,7 +108,7 @@ def test_50_steps_in_float32(name, learning_rate, beta1, beta2, eps, seed):
     options = jax.tree.map(jnp.float32, options_of(name, learning_rate, beta1, beta2, eps))
     grads = np.float32(draw_grads(np.random.default_rng(seed), -30, 17))
     want = by_loop(name, grads, **{k: float(v) for k, v in options.items()})
-    got = compiled(name)(options, jnp.asarray(grads))
+    got = compiled(name)(options, asarray(grads))
     assert got.dtype == "float32"
     # Adam's 1 - b2^t has 1/1000 at t = 1, and so a thousand times its rounding
     assert_updates(got, want, 3e-4 if name == "adam" else 1e-5, smallest=1e-35)
@@ -120,7 +120,7 @@ def test_denormal_and_huge_gradients_stay_finite(name, dtype):
     """A denormal may be flushed to zero; a square may overflow, but not into NaN."""
     tiny, huge = (1e-310, 1e300) if dtype == "float64" else (1e-40, 1e37)
     with wide(dtype):
-        grads = jnp.asarray([[tiny, -tiny, huge, -huge]] * 5, dtype)
+        grads = asarray([[tiny, -tiny, huge, -huge]] * 5, dtype)
         updates = np.asarray(updates_over(RULES[name].build(**OPTIONS[name]), grads))
     assert np.isfinite(updates).all()
     assert (np.abs(updates[:, :2]) <= tiny * 1e9).all()
@@ -134,7 +134,7 @@ def test_moments_are_float32_and_updates_of_the_parameters_dtype(name, dtype):
     """Each transform of a chain may round what it hands on, and the learning rate: four half units
     in the last place. Moments of that dtype would be off by far more after 50 steps."""
     tx = RULES[name].build(**OPTIONS[name])
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(STEPS, 8)), dtype)
+    grads = asarray(np.random.default_rng(0).normal(size=(STEPS, 8)), dtype)
     opt_state = tx.init(jnp.zeros(8, dtype))
     _, after = tx.update(grads[0], opt_state, jnp.zeros(8, dtype))
     for leaf in [*jax.tree.leaves(opt_state), *jax.tree.leaves(after)]:
@@ -149,8 +149,8 @@ def test_moments_are_float32_and_updates_of_the_parameters_dtype(name, dtype):
 @every_rule
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_vmap_over_learning_rates_is_one_run_each(name, dtype):
-    rates = jnp.asarray([0.0, 0.01, 0.1, 1.0], "float32")
-    grads = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), dtype)
+    rates = asarray([0.0, 0.01, 0.1, 1.0], "float32")
+    grads = asarray(np.random.default_rng(0).normal(size=(5, 3)), dtype)
     rest = {k: v for k, v in OPTIONS[name].items() if k != "learning_rate"}
     got = jax.vmap(lambda rate: updates_over(RULES[name].build(rate, **rest), grads))(rates)
     assert got.dtype == dtype
@@ -192,7 +192,7 @@ def test_meta_gradients_through_zero_gradients_are_finite(name, dtype):
     """Adam divides by sqrt(nu), and the derivative of sqrt at 0 is infinite."""
     with wide(dtype):
         grads = jnp.zeros((5, 2), dtype).at[3, 1].set(1)
-        options = jax.tree.map(lambda v: jnp.asarray(v, dtype), OPTIONS[name])
+        options = jax.tree.map(lambda v: asarray(v, dtype), OPTIONS[name])
 
         def total(options, grads):
             return jnp.sum(updates_over(RULES[name].build(**options), grads) ** 2)
@@ -217,7 +217,7 @@ def test_meta_gradients_through_training_are_numeric(name):
     @jax.jit
     def final(options):
         tx = RULES[name].build(**options)
-        params = jnp.asarray(start)
+        params = asarray(start)
         opt_state = tx.init(params)
         for _ in range(5):
             updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
@@ -235,7 +235,7 @@ def test_meta_gradients_through_training_are_numeric(name):
 
 def schedule(count):
     """The first update is made at count 0, with the full rate."""
-    return 0.1 / jnp.asarray(count + 1, "float32")
+    return 0.1 / asarray(count + 1, "float32")
 
 
 @every_rule
@@ -245,11 +245,11 @@ def test_schedule_starts_at_count_0(name, mode):
     tx = RULES[name].build(**options)
     grads = np.float32(np.random.default_rng(0).normal(size=(6, 3)))
     if mode == "scan":
-        got = updates_over(tx, jnp.asarray(grads))
+        got = updates_over(tx, asarray(grads))
     else:
         opt_state, got = tx.init(jnp.zeros(3)), []
         for g in grads:
-            updates, opt_state = tx.update(jnp.asarray(g), opt_state)  # params is optional
+            updates, opt_state = tx.update(asarray(g), opt_state)  # params is optional
             got.append(updates)
     want = by_loop(name, grads, **options)
     assert_close(np.asarray(got), want, dtype="float32", tolerance=1e-4)
@@ -263,7 +263,7 @@ def test_schedule_keeps_the_updates_dtype():
 
 
 def test_apply_updates_adds_and_keeps_the_dtype():
-    params = {"a": jnp.asarray([1.0, 2], "bfloat16"), "b": (jnp.ones((2, 1)), jnp.ones(()))}
+    params = {"a": asarray([1.0, 2], "bfloat16"), "b": (jnp.ones((2, 1)), jnp.ones(()))}
     updates = jax.tree.map(lambda p: jnp.full_like(p, -0.5), params)
     new = fnn.optim.apply_updates(params, updates)
     assert jax.tree.structure(new) == jax.tree.structure(params)
@@ -274,7 +274,7 @@ def test_apply_updates_adds_and_keeps_the_dtype():
 
 
 def test_chain_of_nothing_and_chain_of_chains():
-    grads = {"a": jnp.asarray([1.0, -2.0])}
+    grads = {"a": asarray([1.0, -2.0])}
     tx = fnn.optim.chain()
     updates, _ = tx.update(grads, tx.init(grads), grads)
     np.testing.assert_array_equal(updates["a"], grads["a"])
@@ -296,7 +296,7 @@ def test_either_chain_takes_either_transform(name, outer):
     tx = chain(optax.clip_by_global_norm(1.0), RULES[name].build(**OPTIONS[name]), optax.scale(2.0))
     grads = np.random.default_rng(0).normal(size=(6, 3))
     clipped = grads / np.maximum(np.linalg.norm(grads, axis=1, keepdims=True), 1)
-    got = jax.jit(partial(updates_over, tx))(jnp.asarray(grads, "float32"))
+    got = jax.jit(partial(updates_over, tx))(asarray(grads, "float32"))
     want = 2 * by_loop(name, clipped, **OPTIONS[name])
     assert_close(got, want, dtype="float32", tolerance=1e-4)
     updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3), value=jnp.float32(0))
@@ -337,7 +337,7 @@ def test_what_optimizers_refuse():
 @pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "nadamw", "amsgrad", "lion"])
 def test_mu_dtype(name):
     """The moment is rounded between updates, and nothing else is."""
-    tx, g = getattr(optim, name)(0.1, mu_dtype=jnp.bfloat16), jnp.asarray([1.0, -0.3])
+    tx, g = getattr(optim, name)(0.1, mu_dtype=jnp.bfloat16), asarray([1.0, -0.3])
     plain = getattr(optim, name)(0.1)
     state, wide = tx.init(g), plain.init(g)
     for _ in range(3):
@@ -353,7 +353,7 @@ def test_accumulators_in_bfloat16():
         optim.trace(0.9, accumulator_dtype=jnp.bfloat16),
         optim.ema(0.9, accumulator_dtype=jnp.bfloat16),
     ):
-        g = jnp.asarray([1.0, -0.3])
+        g = asarray([1.0, -0.3])
         updates, state = tx.update(g, tx.init(g))
         assert updates.dtype == jnp.float32
         assert jax.tree.leaves(state)[-1].dtype == jnp.bfloat16

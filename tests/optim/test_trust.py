@@ -9,6 +9,7 @@ from fnn import optim
 from tests.optim.contract import contract
 from tests.optim.rows_trust import ROWS
 from tests.optim.support import first_update, normal, steps
+from tests.support import asarray
 
 test_formula, test_optax, test_contract, test_missing_params = contract(ROWS)
 
@@ -23,8 +24,8 @@ def test_the_length_of_a_step_is_lambs_rate_and_larss_coefficient():
 
 def test_masks_of_lamb_and_lars():
     """LAMB's leaves out of decay; LARS's takes the gradient as it is, with momentum."""
-    p = {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.array([1.0])}
-    g = {"kernel": jnp.array([0.0, 2.0]), "bias": jnp.array([5.0])}
+    p = {"kernel": asarray([3.0, 4.0]), "bias": asarray([1.0])}
+    g = {"kernel": asarray([0.0, 2.0]), "bias": asarray([5.0])}
     tx = optim.lars(1.0, weight_decay=0.1, mask="kernel")
     updates, _ = jax.jit(tx.update)(g, tx.init(p), p)
     np.testing.assert_allclose(updates["bias"], -5)
@@ -39,7 +40,7 @@ def test_masks_of_lamb_and_lars():
 
 def test_lars_measures_the_gradient_and_the_decay_apart():
     """You et al. 2017, algorithm 1: |g| + decay |p|; optax has |g + decay p|, which may be 0."""
-    p = jnp.array([3.0, 4.0])
+    p = asarray([3.0, 4.0])
     g = -0.5 * p * (1 - 1e-3)
     ours, theirs = (lib.lars(1.0, weight_decay=0.5) for lib in (optim, optax))
     np.testing.assert_allclose(np.linalg.norm(first_update(theirs, g, p)), 5e-3, rtol=1e-3)

@@ -12,6 +12,7 @@ from fnn import errors
 from fnn.core import checks
 from fnn.optim import adam, adamw, chain, scale_by_adam, schedules, sgd, trace, tunable
 from fnn.testing import check_optimizer
+from tests.support import asarray
 
 BUILDERS = {  # name: (builder, arguments)
     "sgd": (sgd, dict(learning_rate=0.1)),
@@ -27,7 +28,7 @@ def tree(dtype="float32", seed=0, lead=()):
     rng = np.random.default_rng(seed)
     shapes = {"a": (3,), "b": {"c": (2, 2)}}
     return jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=(*lead, *s)), dtype), shapes, is_leaf=_is_shape
+        lambda s: asarray(rng.normal(size=(*lead, *s)), dtype), shapes, is_leaf=_is_shape
     )
 
 
@@ -113,7 +114,7 @@ def test_a_value_is_replaced_without_tracing_again():
 
 
 def test_a_population_of_rates_in_one_program():
-    rates = jnp.array([0.0, 0.01, 1.0])
+    rates = asarray([0.0, 0.01, 1.0])
     tx, params, grads = tunable(sgd)(0.1, 0.9), tree(), tree(seed=1)
     population = jax.vmap(lambda rate: tunable(sgd)(rate, 0.9).init(params))(rates)
     update = jax.vmap(tx.update, (None, 0))

@@ -9,6 +9,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.support import asarray
 
 N, ROUNDS = 10, 6
 
@@ -21,8 +22,8 @@ def round_fn(theta, h, key):
 
 def start(n=N, seed=0):
     random = np.random.default_rng(seed)
-    members = jnp.asarray(random.uniform(0.5, 1.0, size=(n, 2)), jnp.float32)
-    hyper = jnp.asarray(random.uniform(0.0, 1.0, size=(n, 2)), jnp.float32)
+    members = asarray(random.uniform(0.5, 1.0, size=(n, 2)), jnp.float32)
+    hyper = asarray(random.uniform(0.0, 1.0, size=(n, 2)), jnp.float32)
     return fnn.search.population(members, hyper, jax.random.key(seed))
 
 
@@ -133,7 +134,7 @@ def test_training_states_are_members():
     def member(key):
         return fnn.train.init(net, fnn.optim.adam(1.0), key, (1, 4))
 
-    rates = jnp.array([1e-6, 1e-5, 1e-1, 1e-2])
+    rates = asarray([1e-6, 1e-5, 1e-1, 1e-2])
     members = jax.vmap(member)(jax.random.split(jax.random.key(0), 4))
     people = fnn.search.population(members, {"rate": rates}, jax.random.key(1))
     people, history = evolve(people, 5, round_fn, fraction=0.5)
@@ -151,7 +152,7 @@ def test_it_has_a_derivative_and_maps():
 
     slope, h = jax.grad(best)(1.0), 1e-2
     np.testing.assert_allclose(slope, (best(1 + h) - best(1 - h)) / (2 * h), rtol=1e-2)
-    mapped = jax.vmap(best)(jnp.array([0.5, 1.0]))
+    mapped = jax.vmap(best)(asarray([0.5, 1.0]))
     np.testing.assert_allclose(mapped[1], best(1.0), rtol=1e-5)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import fnn
 from fnn import errors
+from tests.support import asarray
 
 N, SIZE, STEPS = 23, 5, 9
 RANDOM = np.random.default_rng(0)
@@ -26,7 +27,7 @@ def final_loss(hyper, **options):
     dtype = hyper["scale"].dtype
     net = fnn.serial(fnn.dense(5), jnp.tanh, fnn.dropout(0.2), fnn.dense(3))
     data = {
-        "image": jnp.asarray(X, dtype),
+        "image": asarray(X, dtype),
         "label": jnp.arange(N) % 3,
         "weight": hyper["weights"],
     }
@@ -46,7 +47,7 @@ def final_loss(hyper, **options):
     ts = ts._replace(params=params, opt_state=tx.init(params))
     step = fnn.train.step(loss_fn, tx)
     ts, _ = fnn.train.run(step, ts, data, steps=STEPS, batch_size=SIZE, **options)
-    held_out = jnp.asarray(np.random.default_rng(1).normal(size=(7, 4)), dtype)
+    held_out = asarray(np.random.default_rng(1).normal(size=(7, 4)), dtype)
     return jnp.mean(fnn.losses.softmax_cross_entropy(net(ts.params, held_out), jnp.arange(7) % 3))
 
 
@@ -65,7 +66,7 @@ def compiled(mode):
 
 def test_every_mode_is_the_difference():
     with jax.enable_x64(True):
-        hyper, loss = jax.tree.map(jnp.asarray, HYPER), jax.jit(final_loss)
+        hyper, loss = jax.tree.map(asarray, HYPER), jax.jit(final_loss)
         found = {mode: compiled(mode)(hyper) for mode in MODES}
         random, h = np.random.default_rng(0), 1e-6
         for _ in range(4):
@@ -82,7 +83,7 @@ def test_every_mode_is_the_difference():
 @pytest.mark.parametrize("name", ["rate", "weights"])
 def test_a_rate_of_zero_and_gradients_of_zero_have_finite_hypergradients(name):
     with jax.enable_x64(True):
-        hyper = jax.tree.map(jnp.asarray, HYPER | {name: np.zeros_like(HYPER[name])})
+        hyper = jax.tree.map(asarray, HYPER | {name: np.zeros_like(HYPER[name])})
         for mode in MODES:
             assert all(jnp.isfinite(a).all() for a in jax.tree.leaves(compiled(mode)(hyper))), mode
 
@@ -111,7 +112,7 @@ def test_aux_and_arguments_pass():
     def fn(x, y, z):
         return jnp.sum(x["a"] ** 2) * y, {"z": 2 * z}
 
-    x = {"a": jnp.array([1.0, 2.0])}
+    x = {"a": asarray([1.0, 2.0])}
     (value, aux), grads = fnn.train.forward_value_and_grad(fn, has_aux=True)(x, 3.0, 4)
     assert value == 15 and aux == {"z": 8}
     np.testing.assert_allclose(grads["a"], [6.0, 12.0])

@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fnn
+from tests.support import asarray
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
@@ -28,7 +29,7 @@ def test_refreshed_statistics_are_means_of_the_batches(momentum):
 def test_refreshing_leaves_the_rest_and_takes_batches_as_they_come():
     net = fnn.batch_norm()
     params, state = net.init(jax.random.key(0), (1, 1))
-    x = jnp.array([[1.0], [3.0]])
+    x = asarray([[1.0], [3.0]])
     for batch in (x, (x, jnp.zeros(2)), {"image": x, "label": jnp.zeros(2)}):
         fresh = fnn.train.refresh_statistics(net, params, state, iter([batch]))
         assert_allclose(fresh["mean"], [2.0], rtol=1e-6)

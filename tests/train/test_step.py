@@ -9,7 +9,7 @@ import pytest
 
 import fnn
 from fnn import errors, optim, train
-from tests.support import python
+from tests.support import asarray, python
 from tests.train.support import assert_same_bits, conv_net, data, dense_net, setup
 
 
@@ -131,7 +131,7 @@ def test_the_learning_rate_is_data():
             ts, metrics = step(ts, batch)
         return metrics["loss"]
 
-    rates = jnp.array([1e-3, 1e-1])
+    rates = asarray([1e-3, 1e-1])
     np.testing.assert_allclose(jax.vmap(final)(rates), [final(r) for r in rates], rtol=1e-4)
     slope = jax.grad(final)(0.01)
     numeric = (final(0.01 + 1e-3) - final(0.01 - 1e-3)) / 2e-3
@@ -184,7 +184,7 @@ def test_the_rate_and_the_norm_of_the_gradient_among_the_metrics():
     ts = fnn.train.TrainState(jnp.int32(0), params, {}, tx.init(params), jax.random.key(0))
     step = fnn.train.step(loss_fn, tx, learning_rate=schedule, grad_norm=True)
     for i in range(3):
-        ts, metrics = step(ts, jnp.asarray([3.0, 4.0]))
+        ts, metrics = step(ts, asarray([3.0, 4.0]))
         assert metrics["learning_rate"] == 1 - i / 4
         assert metrics["grad_norm"] == 5
     assert sorted(metrics) == ["grad_norm", "learning_rate", "loss", "own"]

@@ -12,6 +12,7 @@ import fnn
 from fnn import errors, losses, metrics
 from fnn.optim import accumulate, sam
 from tests.losses import oracles_batch
+from tests.support import asarray
 
 B, T, C = 12, 5, 3
 
@@ -102,7 +103,7 @@ def test_nan_behind_a_mask_reaches_no_gradient():
     def net(f, x):
         return jnp.where(x[..., :1] > 0, f.dense(x), jnp.nan)
 
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), "float32")
+    x = asarray(np.random.default_rng(0).normal(size=(8, 4)), "float32")
     real = x[:, 0] > 0
     batch = {"image": x, "label": jnp.where(real, 1, -1), "mask": real}
     tx = fnn.optim.sgd(0.1)

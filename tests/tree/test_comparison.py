@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import tree
+from tests.support import asarray
 from tests.tree.support import PARAMS
 
 
 def test_equal_trees_do_not_differ():
-    found = tree.compare(PARAMS, jax.tree.map(jnp.asarray, PARAMS))
+    found = tree.compare(PARAMS, jax.tree.map(asarray, PARAMS))
     assert not found and len(found) == 0 and str(found) == "no differences"
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import errors, tree
+from tests.support import asarray
 from tests.tree.support import DICTS, PARAMS, walk
 
 PATHS = (
@@ -91,7 +92,7 @@ def test_stop_gradient_stops_the_gradient_of_the_selected_alone():
         params = tree.stop_gradient(params, "block/*")
         return sum(jnp.sum(jnp.float32(leaf) ** 2) for leaf in jax.tree.leaves(params))
 
-    grads = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, PARAMS))
+    grads = jax.jit(jax.grad(loss))(jax.tree.map(asarray, PARAMS))
     assert jax.tree.structure(grads) == jax.tree.structure(PARAMS)
     for path, grad in tree.to_paths(grads).items():
         value = np.float32(tree.to_paths(PARAMS)[path])

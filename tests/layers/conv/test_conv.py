@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fnn
 from tests.layers.conv import oracles
 from tests.layers.support import DTYPES, assert_linear_layer, leading, rounded, seeds
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @st.composite
@@ -111,8 +111,8 @@ def test_conv_differentiates_in_every_mode(weight_grad, groups):
         def f(kernel, x):
             return layer({"kernel": kernel}, x)
 
-        args = jnp.asarray(kernel), jnp.asarray(x)
-        tangents = jnp.asarray(dkernel), jnp.asarray(dx)
+        args = asarray(kernel), asarray(x)
+        tangents = asarray(dkernel), asarray(dx)
         _, dy = jax.jvp(f, args, tangents)
         want = oracles.conv(dx, kernel, **options) + oracles.conv(x, dkernel, **options)
         assert_close(dy, want, dtype="float64")

@@ -12,7 +12,7 @@ from fnn import errors
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, SMALL, TINY, assert_bilinear
 from tests.layers.support import leading, seeds
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @st.composite
@@ -135,8 +135,8 @@ def test_conv_transpose_is_torchs(strides, padding, dilation):
     layer = fnn.conv_transpose(
         2, (3, 2), strides=strides, padding=pairs, dilation=dilation, transpose_kernel=True
     )
-    params = {"kernel": jnp.asarray(weight.transpose(2, 3, 1, 0)), "bias": jnp.asarray(bias)}
-    y = layer(params, jnp.asarray(x.transpose(0, 2, 3, 1)))
+    params = {"kernel": asarray(weight.transpose(2, 3, 1, 0)), "bias": asarray(bias)}
+    y = layer(params, asarray(x.transpose(0, 2, 3, 1)))
     assert_close(y, theirs.numpy().transpose(0, 2, 3, 1))
 
 

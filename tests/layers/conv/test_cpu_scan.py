@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fnn
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 # layer, shape of x, and JAX's own convolution of (x, kernel)
 ONE, TWO, THREE = ("NHC", "HIO", "NHC"), ("NHWC", "HWIO", "NHWC"), ("NHWDC", "HWDIO", "NHWDC")
@@ -93,7 +93,7 @@ def of_layer(layer):
 def example(name, dtype="float32"):
     layer, shape, theirs = CASES[name]
     random, size = np.random.default_rng(0), layer.specs(shape)[0]["kernel"].shape
-    x, kernel = (jnp.asarray(random.normal(size=s), dtype) for s in (shape, size))
+    x, kernel = (asarray(random.normal(size=s), dtype) for s in (shape, size))
     return of_layer(layer), theirs, x, kernel
 
 

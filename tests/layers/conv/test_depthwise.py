@@ -12,7 +12,7 @@ from fnn import errors
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, SMALL, assert_bilinear, sliding_cases
 from tests.layers.support import seeds
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 TINY_SLIDING = (3, 2), dict(strides=2, dilation=1, padding=1), (4, 4, 1)
 MANY_TAPS = (129,), dict(strides=1, dilation=1, padding="VALID"), (1, 130, 2)
@@ -44,8 +44,8 @@ def test_depthwise_conv_is_torchs_grouped_conv():
     x, weight = (np.float32(draw(size=s)) for s in [(2, 3, 5, 4), (6, 1, 3, 2)])
     theirs = torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(weight), groups=3, padding=1)
     layer = fnn.depthwise_conv((3, 2), multiplier=2, padding=1, use_bias=False)
-    params = {"kernel": jnp.asarray(weight.transpose(2, 3, 1, 0))}
-    y = layer(params, jnp.asarray(x.transpose(0, 2, 3, 1)))
+    params = {"kernel": asarray(weight.transpose(2, 3, 1, 0))}
+    y = layer(params, asarray(x.transpose(0, 2, 3, 1)))
     assert_close(y, theirs.numpy().transpose(0, 2, 3, 1))
 
 

@@ -13,7 +13,7 @@ import fnn
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, assert_unary
 from tests.layers.support import leading, seeds
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @given(
@@ -64,5 +64,5 @@ def test_adaptive_avg_pool_is_torchs():
     x = np.float32(np.random.default_rng(5).normal(size=(2, 3, 7, 5)))
     for size in [(3, 2), (7, 5), (1, 1), (10, 4)]:
         theirs = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(x), size)
-        y = fnn.adaptive_avg_pool(size)({}, jnp.asarray(x.transpose(0, 2, 3, 1)))
+        y = fnn.adaptive_avg_pool(size)({}, asarray(x.transpose(0, 2, 3, 1)))
         assert_close(y, theirs.numpy().transpose(0, 2, 3, 1))

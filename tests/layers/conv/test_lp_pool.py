@@ -11,7 +11,7 @@ import fnn
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, assert_unary, pool_cases
 from tests.layers.support import seeds
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @given(
@@ -37,8 +37,8 @@ def test_lp_pool_of_large_small_and_infinite_values():
     x = np.float32([[3e30, 4e30], [3e-30, 4e-30], [np.inf, 1], [np.nan, 1], [0, 0], [-2, 1]])
     want = [[5e30], [5e-30], [np.inf], [np.nan], [0], [np.sqrt(5)]]
     layer = fnn.lp_pool((2,), 2)
-    np.testing.assert_allclose(layer({}, jnp.asarray(x)[..., None])[..., 0], want, rtol=1e-6)
-    sharp = fnn.lp_pool((2,), 1000.0)({}, jnp.asarray(x)[..., None])[..., 0]
+    np.testing.assert_allclose(layer({}, asarray(x)[..., None])[..., 0], want, rtol=1e-6)
+    sharp = fnn.lp_pool((2,), 1000.0)({}, asarray(x)[..., None])[..., 0]
     np.testing.assert_allclose(sharp[-1], [2], rtol=1e-6)
     assert fnn.lp_pool((2,), 2)({}, jnp.float16([[300.0], [400.0]]))[0, 0] == 500
 
@@ -71,7 +71,7 @@ def test_lp_pool_has_the_hessian_of_a_norm_at_zero_entries():
 
         u, slope = x / 5, jax.grad(norm)
         hessians = jax.jit(lambda x: [jax.jacfwd(slope)(x), jax.jacrev(slope)(x)])
-        for hessian in hessians(jnp.asarray(x)):
+        for hessian in hessians(asarray(x)):
             assert_close(hessian, (np.eye(4) - np.outer(u, u)) / 5)
 
 
@@ -81,7 +81,7 @@ def test_lp_pool_takes_a_traced_exponent_and_its_derivative():
 
         @jax.jit
         def total(p):
-            return fnn.lp_pool((3,), p)({}, jnp.asarray(x)).sum()
+            return fnn.lp_pool((3,), p)({}, asarray(x)).sum()
 
         for p in (1.5, 2.0, 4.0):
             assert_close(total(p), oracles.lp_pool(x, (3,), p).sum())

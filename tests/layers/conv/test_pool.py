@@ -11,7 +11,7 @@ import fnn
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, assert_unary, pool_cases, special_values
 from tests.layers.support import DTYPES, rounded, run_and_pull, seeds, wide
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 def assert_pool(layer, x, dtype, forward, backward):
@@ -43,7 +43,7 @@ def test_max_pool_is_the_loop(case, dtype, seed):
 def test_max_pool_padding_is_never_the_maximum(padding, strides):
     x = special_values((2, 5, 4, 1), [-np.inf, -1e30, -5, np.nan])
     options = dict(strides=strides, padding=padding)
-    y = fnn.max_pool((2, 3), **options)({}, jnp.asarray(x))
+    y = fnn.max_pool((2, 3), **options)({}, asarray(x))
     np.testing.assert_array_equal(y, oracles.max_pool(x, (2, 3), **options)[0])
 
 
@@ -65,7 +65,7 @@ def test_avg_pool_is_the_loop(case, count_include_pad, dtype, seed):
 def test_avg_pool_differentiates_forward():
     layer = fnn.avg_pool((2, 2), strides=1, padding="SAME")
     x, dx = np.random.default_rng(0).normal(size=(2, 3, 4, 2)).astype("float32")[:, None]
-    _, tangent = jax.jvp(lambda x: layer({}, x), (jnp.asarray(x),), (jnp.asarray(dx),))
+    _, tangent = jax.jvp(lambda x: layer({}, x), (asarray(x),), (asarray(dx),))
     assert_close(tangent, oracles.avg_pool(dx, (2, 2), strides=1, padding="SAME"))
 
 
@@ -110,7 +110,7 @@ def test_min_pool_of_special_values_and_padding(strides):
     x = np.random.default_rng(0).choice(values, size=(3, 5, 4, 2), p=[0.1, 0.6, 0.1, 0.1, 0.1])
     options = dict(strides=strides, padding=[(1, 0), (0, 1)])
     want = -oracles.max_pool(-x, (2, 3), **options)[0]
-    np.testing.assert_array_equal(fnn.min_pool((2, 3), **options)({}, jnp.asarray(x)), want)
+    np.testing.assert_array_equal(fnn.min_pool((2, 3), **options)({}, asarray(x)), want)
     assert np.isnan(want).any() and np.isposinf(want).any()
 
 

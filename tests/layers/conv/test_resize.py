@@ -12,7 +12,7 @@ from fnn import errors
 from tests.layers.conv import oracles
 from tests.layers.conv.support import FLOATS, assert_unary
 from tests.layers.support import leading, rounded, seeds, wide
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 
 @given(
@@ -48,13 +48,13 @@ def test_upsample_is_torchs_and_jaxs():
     """PyTorch's nearest and bilinear; jax.image's cubic away from the border, which it weighs."""
     x = np.float32(np.random.default_rng(6).normal(size=(2, 6, 7, 3)))
     for method, theirs in [("nearest", "nearest"), ("linear", "linear"), ("cubic", "cubic")]:
-        y = np.asarray(fnn.upsample((3, 2), method)({}, jnp.asarray(x)))
+        y = np.asarray(fnn.upsample((3, 2), method)({}, asarray(x)))
         want = jax.image.resize(x, (2, 18, 14, 3), theirs)
         inner = (slice(None), slice(6, -6), slice(4, -4))
         assert_close(y[inner], np.asarray(want)[inner])
     torch = pytest.importorskip("torch")
     for method, theirs in [("nearest", "nearest"), ("linear", "bilinear")]:
-        y = fnn.upsample((3, 2), method)({}, jnp.asarray(x))
+        y = fnn.upsample((3, 2), method)({}, asarray(x))
         want = torch.nn.functional.interpolate(
             torch.tensor(x.transpose(0, 3, 1, 2)), scale_factor=(3, 2), mode=theirs
         )
@@ -90,5 +90,5 @@ def test_pixel_shuffle_is_torchs():
     torch = pytest.importorskip("torch")
     x = np.float32(np.random.default_rng(7).normal(size=(2, 12, 3, 4)))
     theirs = torch.nn.functional.pixel_shuffle(torch.tensor(x), 2).numpy()
-    y = fnn.pixel_shuffle(2)({}, jnp.asarray(x.transpose(0, 2, 3, 1)))
+    y = fnn.pixel_shuffle(2)({}, asarray(x.transpose(0, 2, 3, 1)))
     np.testing.assert_array_equal(y, theirs.transpose(0, 2, 3, 1))

@@ -14,7 +14,7 @@ from fnn.layers.conv.select_and_scatter import max_of_slices
 from tests.layers.conv import oracles
 from tests.layers.conv.support import special_values
 from tests.layers.support import run_and_pull
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 POOLS = [  # window, strides, spatial shape: apart, not dividing the axis, overlapping, with gaps
     ((2, 2), None, (4, 6)),
@@ -89,7 +89,7 @@ def test_max_pool_second_derivatives(window, strides, spatial):
     want = picks.T @ np.diag((6 * c * y).ravel()) @ picks
     layer = fnn.max_pool(window, strides=strides)
     with jax.enable_x64(True):
-        x, c = jnp.asarray(x.ravel()), jnp.asarray(c)
+        x, c = asarray(x.ravel()), asarray(c)
 
         def loss(x):
             return jnp.sum(c * layer({}, x.reshape(shape)) ** 3)
@@ -106,7 +106,7 @@ def test_max_pool_gradients_are_numeric(strides):
     x = np.random.default_rng(6).permutation(15).reshape(5, 3, 1) / 8
     with jax.enable_x64(True):
         f = jax.jit(lambda x: jnp.sin(layer({}, x)))
-        check_grads(f, (jnp.asarray(x),), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
+        check_grads(f, (asarray(x),), order=2, modes=("fwd", "rev"), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("window, strides, spatial", [p for p in POOLS if p[1] is None])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import fnn
 from tests import support
 from tests.layers.recurrent import oracles
+from tests.support import asarray
 
 B, T, C, H = 2, 4, 2, 3
 ROW = np.zeros(H)
@@ -119,5 +120,5 @@ def loops(step, p, case, zero, reverse=False):
 
 
 def on_device(case, dtype):
-    mask, resets, lengths = jax.tree.map(jnp.asarray, (case.mask, case.resets, case.lengths))
+    mask, resets, lengths = jax.tree.map(asarray, (case.mask, case.resets, case.lengths))
     return cast(case.x, dtype), mask, cast(case.carry, dtype), resets, lengths

@@ -21,6 +21,7 @@ from tests.layers.recurrent.support import (
     same,
     spread,
 )
+from tests.support import asarray
 
 
 def test_variational_dropout_drops_the_same_values_at_every_step():
@@ -38,10 +39,10 @@ def test_variational_dropout_drops_the_same_values_at_every_step():
 
 
 def test_zoneout_in_training_keeps_old_values_of_the_carry():
-    cell, x = fnn.cells.zoneout(fnn.cells.lstm(40), (0.5, 0.05)), jnp.asarray(normal(100, C))
+    cell, x = fnn.cells.zoneout(fnn.cells.lstm(40), (0.5, 0.05)), asarray(normal(100, C))
     params, _ = cell.init(key(), None, x)
     same(params, fnn.cells.lstm(40).init(key(), None, x)[0])
-    old = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), drawn((np.zeros(40),) * 2, (100,)))
+    old = jax.tree.map(lambda a: asarray(a, jnp.float32), drawn((np.zeros(40),) * 2, (100,)))
     new, _ = fnn.cells.lstm(40)(params, old, x)
     carry, y = cell.apply(params, {}, old, x, key=key(1), train=True)[0]
     kept = []

@@ -27,6 +27,7 @@ from tests.layers.recurrent.support import (
     spread,
     wide,
 )
+from tests.support import asarray
 
 IMAGE = np.zeros((2, 3, 2))
 
@@ -124,7 +125,7 @@ def test_a_cell_is_the_loop(name, dtype):
         return given, begun, net(params, xs, mask)
 
     with wide(dtype):
-        params, xs, own = cast(p, dtype), jnp.asarray(x, dtype), cast(carry, dtype)
+        params, xs, own = cast(p, dtype), asarray(x, dtype), cast(carry, dtype)
         out = all_of_it(params, own, xs)
         assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype(dtype)}
     (new, y), (begun, y_first), run = out
@@ -162,10 +163,10 @@ def test_gradients_of_a_cell_are_differences_of_the_loop(name):
         def loss(inputs):
             return total(net(inputs["p"], inputs["x"], mask, inputs.get("carry")), jnp)
 
-        ours = jax.tree.map(jnp.asarray, inputs)
+        ours = jax.tree.map(asarray, inputs)
         grads, slope = jax.jit(
             lambda inputs, along: (jax.grad(loss)(inputs), jax.jvp(loss, (inputs,), (along,))[1])
-        )(ours, jax.tree.map(jnp.asarray, along))
+        )(ours, jax.tree.map(asarray, along))
     leaves, treedef = jax.tree.flatten(along)
     slopes = []
     for k in range(len(leaves)):
@@ -181,7 +182,7 @@ def test_gradients_of_a_cell_are_differences_of_the_loop(name):
 def test_a_narrow_dtype_in_is_the_same_out(name, dtype):
     row = CELLS[name]
     net, p, x, mask = case(name)
-    params, xs = cast(p, dtype), jnp.asarray(x, dtype)
+    params, xs = cast(p, dtype), asarray(x, dtype)
     assert {a.dtype for a in jax.tree.leaves(row.cell.init(key(), None, xs[:, 0])[0])} == {xs.dtype}
     out = jax.jit(net)(params, xs, mask)
     assert {a.dtype for a in jax.tree.leaves(out)} == {xs.dtype}

@@ -13,7 +13,7 @@ import fnn
 from fnn import errors
 from tests.layers.recurrent import oracles
 from tests.layers.recurrent.support import at, cast, close, key, normal, same, spread
-from tests.support import assert_teaches, same_under_jit
+from tests.support import asarray, assert_teaches, same_under_jit
 
 V, E, H, T = 5, 2, 3, 6  # vocabulary, embedding, features, steps
 
@@ -31,7 +31,7 @@ def language_model(p, h, token):
 
 def constant(logits):
     """A cell whose logits are always the same, whatever comes in."""
-    logits = jnp.asarray(logits, jnp.float32)
+    logits = asarray(logits, jnp.float32)
 
     def step(carry, x):
         return carry, jnp.broadcast_to(logits, (*x.shape, len(logits)))
@@ -69,7 +69,7 @@ def test_the_most_likely_continuation_is_the_loops(lengths, holes, begun):
         given_ = np.roll(given_, 2, axis=1)
         given_[:, 0] = True
     carry = normal(4, H, seed=sum(lengths)) if begun else np.zeros((4, H), np.float32)
-    own = {"rnn": jnp.asarray(carry)} if begun else None
+    own = {"rnn": asarray(carry)} if begun else None
     known = {"given": given_} if holes else {"lengths": np.array(lengths)}
     x, y, end = RUN(PARAMS, TOKENS, **known, carry=own)
     assert x.dtype == TOKENS.dtype and y.shape == (4, T, V)
@@ -94,7 +94,7 @@ def test_leading_axes_are_any():
     lengths = np.array([[1, 3], [2, 6]])
     x, y, carry = RUN(PARAMS, TOKENS.reshape(2, 2, T), lengths=lengths)
     for i in np.ndindex(2, 2):
-        one = RUN(PARAMS, TOKENS.reshape(2, 2, T)[i], lengths=jnp.asarray(lengths[i]))
+        one = RUN(PARAMS, TOKENS.reshape(2, 2, T)[i], lengths=asarray(lengths[i]))
         np.testing.assert_array_equal(x[i], one[0])
         close((y[i], at(carry, i)), one[1:])
 
@@ -235,7 +235,7 @@ def test_gradients_flow_through_inputs_that_were_generated():
         ].sum()
 
     with jax.enable_x64(True):
-        grads = jax.grad(loss)(jax.tree.map(jnp.asarray, p), jnp.asarray(x))
+        grads = jax.grad(loss)(jax.tree.map(asarray, p), asarray(x))
     found = sum(np.asarray(g).sum() for g in grads.values())
     np.testing.assert_allclose(found, oracles.slope(wanted, p, along), rtol=1e-8)
 

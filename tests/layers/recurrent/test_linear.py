@@ -8,6 +8,7 @@ import pytest
 import fnn
 from tests.layers.recurrent import oracles
 from tests.layers.recurrent.support import C, Case, H, N, close, key, loops, normal, spread
+from tests.support import asarray
 
 
 def test_lru_gradients_are_differences_of_the_loop():
@@ -27,7 +28,7 @@ def test_lru_gradients_are_differences_of_the_loop():
             return jnp.sum(w * net(*inputs, mask)[0])
 
         grads, slope = jax.jit(lambda a, b: (jax.grad(loss)(a), jax.jvp(loss, (a,), (b,))[1]))(
-            *jax.tree.map(jnp.asarray, ((p, x), along))
+            *jax.tree.map(asarray, ((p, x), along))
         )
     leaves, treedef = jax.tree.flatten(along)
     for k in range(len(leaves)):
@@ -55,7 +56,7 @@ def test_the_first_rates_of_an_lru_are_uniform_on_a_ring():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_dtypes_of_an_lru(dtype):
-    net, x = fnn.lru(H, 4), jnp.asarray(normal(2, 5, C), dtype)
+    net, x = fnn.lru(H, 4), asarray(normal(2, 5, C), dtype)
     params, _ = net.init(key(), x)
     assert {a.dtype for a in jax.tree.leaves(params)} == {x.dtype}
     y = jax.jit(net)(params, x)

@@ -9,6 +9,7 @@ import pytest
 
 import fnn
 from tests.layers.recurrent.support import B, C, H, T, cast, close, key, normal, spread
+from tests.support import asarray
 
 BUILD = {"LSTM": fnn.lstm, "GRU": fnn.gru, "RNN": fnn.simple_rnn}
 
@@ -70,7 +71,7 @@ def test_pytorchs_layers(kind, layers, both):
     h_first = ends[0][0]  # h of the first layer and direction
 
     def loss(params, x):
-        y, end = net(params, x, None, jax.tree.map(jnp.asarray, carry))
+        y, end = net(params, x, None, jax.tree.map(asarray, carry))
         h = jax.tree.leaves(by_first(end))[-1]
         return jnp.sum(y * weights) + jnp.sum(h * weight), (y, end)
 

@@ -27,6 +27,7 @@ from tests.layers.recurrent.support import (
     spread,
     wide,
 )
+from tests.support import asarray
 
 
 @pytest.mark.parametrize("kinds", [["lstm", "gru", "simple_rnn"], ["lru"]], ids=["rnn", "lru"])
@@ -111,9 +112,9 @@ def test_forward_over_reverse_and_the_hessian_of_a_tiny_one(kind):
     with jax.enable_x64(True):
 
         def loss(v):
-            return jnp.sum(net(unflat(v), jnp.asarray(x)) ** 2)
+            return jnp.sum(net(unflat(v), asarray(x)) ** 2)
 
-        v = jnp.asarray(flat)
+        v = asarray(flat)
         hessian, forward, reverse = jax.jit(
             lambda v: (jax.hessian(loss)(v), jax.jacfwd(loss)(v), jax.jacrev(loss)(v))
         )(v)

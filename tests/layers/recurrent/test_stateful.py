@@ -8,6 +8,7 @@ import numpy as np
 
 import fnn
 from tests.layers.recurrent.support import C, H, close, key, normal, same
+from tests.support import asarray
 
 
 def test_a_stateful_layer_starts_where_the_last_call_ended():
@@ -39,7 +40,7 @@ def test_forget_reaches_every_layer_and_a_learned_carry_comes_back():
     net = fnn.serial(fnn.rnn(cell, stateful=True), fnn.batch_norm(), fnn.gru(2, stateful=True))
     x = normal(2, 3, C)
     params, state = net.init(key(), x)
-    params["rnn1"]["first_h"] = jnp.array([0.5, -0.5, 0.1])
+    params["rnn1"]["first_h"] = asarray([0.5, -0.5, 0.1])
     run = jax.jit(net.apply)
     y, after = run(params, state, x)
     moved, _ = run(params, after, x)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import fnn
 from fnn.optim import reduce_on_plateau, schedules
 from tests.optim.schedules import oracles
+from tests.support import asarray
 
 LAST = 2**31 - 1
 
@@ -197,7 +198,7 @@ def as_arrays(options, dtype):
 
     def stack(*column):
         whole = all(isinstance(value, int) for value in column)
-        return jnp.asarray(column, jnp.int32 if whole else dtype)
+        return asarray(column, jnp.int32 if whole else dtype)
 
     return jax.tree.map(lambda *column: stack(*column), *options)
 
@@ -214,7 +215,7 @@ def test_values_are_the_closed_form(name, dtype, data, seed):
     with jax.enable_x64(dtype == "float64"):
         arrays = as_arrays(options, dtype)
         arrays.update({k: jnp.stack(arrays[k], 1) for k in lists})
-        got = lanes(name)(arrays, jnp.asarray(counts, jnp.int32))
+        got = lanes(name)(arrays, asarray(counts, jnp.int32))
         assert got.dtype == dtype and got.shape == (LANES, COUNTS) and not got.weak_type
     for lane in range(LANES):
         rounded = jax.tree.map(lambda v: v if isinstance(v, int) else float(v), options[lane])
@@ -294,7 +295,7 @@ def test_derivatives_are_numeric_and_finite(name):
     leaves, treedef = jax.tree.flatten(options)
     with jax.enable_x64(True):
         both = jax.jit(lambda o, c: (jax.grad(total)(o, c), jax.jacfwd(total)(o, c)))
-        found = both(treedef.unflatten(map(jnp.float64, leaves)), jnp.asarray(inside))
+        found = both(treedef.unflatten(map(jnp.float64, leaves)), asarray(inside))
         for i, leaf in enumerate(leaves):
             h = 1e-6
             up, down = (
@@ -304,7 +305,7 @@ def test_derivatives_are_numeric_and_finite(name):
             for tree in found:
                 got = jax.tree.leaves(tree)[i]
                 np.testing.assert_allclose(got, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
-        ends = jnp.asarray([0, 3, 4, 7, 10, 12, 13, LAST])
+        ends = asarray([0, 3, 4, 7, 10, 12, 13, LAST])
         zeros = {
             k: jax.tree.map(lambda v, k=k: jnp.float64("div" in k), v) for k, v in options.items()
         }
@@ -377,7 +378,7 @@ def test_join_counts_anew_from_each_boundary():
         seen.append(count)
         return jnp.log2(1 + count.astype(jnp.float32))  # NaN below -1
 
-    joined = schedules.join([schedules.constant(7), spy, lambda count: 0.5], jnp.array([2, 5]))
+    joined = schedules.join([schedules.constant(7), spy, lambda count: 0.5], asarray([2, 5]))
     got = joined(jnp.arange(7))
     np.testing.assert_allclose(got, [7, 7, 0, 1, math.log2(3), 0.5, 0.5], rtol=1e-6)
     assert seen[0].min() == 0
@@ -500,7 +501,7 @@ def test_equals_pytorch(ours, name, options):
 
 def test_optax_refuses_traced_horizons():
     optax = pytest.importorskip("optax")
-    horizons = jnp.array([5, 10])
+    horizons = asarray([5, 10])
     with pytest.raises(jax.errors.TracerBoolConversionError):
         jax.vmap(lambda n: optax.linear_schedule(1.0, 0.0, n)(5))(horizons)
     got = jax.vmap(lambda n: schedules.linear(1.0, 0.0, n)(5))(horizons)
@@ -581,7 +582,7 @@ def test_what_is_refused(call, match, mode):
 
 
 def test_concrete_arrays_are_checked_under_jit():
-    boundaries = jnp.array([3, 2])
+    boundaries = asarray([3, 2])
 
     @jax.jit
     def build():
