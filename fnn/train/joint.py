@@ -81,8 +81,9 @@ def joint_step(
     - `losses`: by player, each `loss_fn(params, state, batch, key) -> (loss, (state, metrics))` as
       in `fnn.train.step`, with the dicts of all players as params and state. Its gradient is taken
       by the params of its own player alone; the state that it returns is that of all.
-    - `txs`: the optimizers, by player. In a zero-sum game one loss is minus the other; plain
-      descent may circle or spiral outwards then, see `fnn.optim.optimistic_gradient_descent`.
+    - `txs`: the optimizers, by player; each counts its own moves, and so do its schedules. In a
+      zero-sum game, where one loss is minus the other, plain descent may circle or spiral outwards:
+      see `fnn.optim.optimistic_gradient_descent`.
     - `order`: `"alternating"`: the players move in the order of `losses`, and each sees what those
       before it have done (Gauss-Seidel). `"simultaneous"`: all gradients are taken at the same
       params (Jacobi). In both, the state passes from loss to loss in the order of `losses`.
