@@ -326,11 +326,18 @@ def test_means_complex_params_and_what_the_optimizers_get():
         return -0.1 * grads, jnp.stack([value, value_fn(params), value_fn(2 * params), grad])
 
     txs = {"z": sgd(0.1), "w": fnn.optim.Transform(lambda p: jnp.zeros(4), update)}
-    grad = {"z": functools.partial(fnn.optim.accumulate, k=2)}
-    step = train.joint_step({"z": z_loss, "w": w_loss}, txs, grad=grad)
+
+    def twice(fn, **how):
+        def value_and_grad(*args):
+            value, grads = fnn.optim.accumulate(fn, k=2, **how)(*args)
+            return value, 2 * grads
+
+        return value_and_grad
+
+    step = train.joint_step({"z": z_loss, "w": w_loss}, txs, grad={"z": twice})
     ts = train.join(z=player(np.complex64(1 + 2j), txs["z"]), w=player(np.float32(3), txs["w"]))
     ts, metrics = step(ts, {"x": x, "keep": keep})
-    z = 1 + 2j - 0.1 * 2 * (1 + 2j - np.float64(x[:5]).mean())
+    z = 1 + 2j - 0.1 * 2 * 2 * (1 + 2j - np.float64(x[:5]).mean())
     np.testing.assert_allclose(ts.params["z"], z, rtol=1e-5)
     wanted = np.mean(abs(1 + 2j - np.float64(x[:5])) ** 2)
     np.testing.assert_allclose(metrics["z/loss"], wanted, rtol=1e-5)
