@@ -5,8 +5,8 @@
 
 A critic learns to tell real digits from drawn ones, and a generator to please it (Gulrajani, Ahmed,
 Arjovsky, Dumoulin & Courville, 2017); both know which digit it should be. A classifier that has
-seen only drawn digits reads 89.3% of 1,000 real ones, and one trained on the real 4,000 reads
-93.9%, after two and a half minutes of processor time.
+seen only drawn digits reads 89.3% of 1,000 real ones (89.2 from another seed), and one trained on
+the 4,000 real digits 93.9% (94.7), after two and a half minutes of processor time.
 """
 
 import argparse
