@@ -6,6 +6,7 @@ from fnn.train.evaluator import evaluator
 from fnn.train.events import Event, Stop
 from fnn.train.fit import fit
 from fnn.train.hypergradients import forward_value_and_grad
+from fnn.train.joint import join, joint_step
 from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
 from fnn.train.step import TrainState, init, step, supervised
@@ -13,6 +14,6 @@ from fnn.train.tbptt import tbptt
 
 __all__ = [
     "Event", "Stop", "TrainState", "drift", "evaluator", "fit", "forward_value_and_grad", "init",
-    "patience", "refresh_statistics", "run", "step", "stop_on_nan", "stop_on_signal", "supervised",
-    "table", "tbptt", "time_limit",
+    "join", "joint_step", "patience", "refresh_statistics", "run", "step", "stop_on_nan",
+    "stop_on_signal", "supervised", "table", "tbptt", "time_limit",
 ]  # fmt: skip

@@ -19,14 +19,14 @@ from fnn.core.reserved import FROZEN, has
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Key, Scalar, Schedule, Tree
-from fnn.losses.means import Mean, Measured, Weighed, mean, values
+from fnn.losses.means import Measured, mean
 from fnn.metrics.metric import check_metrics, updated
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
-from fnn.optim.safety import unless_skipped
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
-from fnn.optim.transform import Transform, apply_updates, check_transform, taking_extra
+from fnn.optim.transform import Transform, check_transform
+from fnn.train.update import Trained, check_loss, update_of
 from fnn.train.weights import FromBatch, counting, losses_of
 
 
@@ -168,56 +168,28 @@ def step(
     >>> sorted(metrics), int(ts.step)
     (['loss'], 1)
     """
-    if isinstance(loss_fn, Layer):
-        raise errors.InputError(
-            "a loss function (params, state, batch, key)",
-            f"the layer {loss_fn.name}",
-            "make one: fnn.train.supervised(net, loss)",
-        )
-    check_transform(tx)
-    checks.function("grad", grad, "a function, as jax.value_and_grad")
+    check_loss(loss_fn)
+    update = update_of(tx, grad)
     if learning_rate is not None:
         check_rate(learning_rate)
-    tx_update = taking_extra(tx.update)
 
-    def update(train_state, batch):
+    def train_step(train_state, batch):
         key = jax.random.fold_in(train_state.key, train_state.step)
-
-        def value_fn(params, batch, key):
-            out = loss_fn(params, train_state.state, batch, key)
-            _check_returned(out, train_state.state)
-            loss, aux = out
-            return (loss.value, Weighed(aux, loss.weight)) if isinstance(loss, Mean) else out
-
-        grad_fn = grad(value_fn, has_aux=True)
-        (loss, aux), grads = grad_fn(train_state.params, batch, key)
-        state, metrics = aux.aux if isinstance(aux, Weighed) else aux
-        grads = jax.tree.map(jnp.conj, grads)  # for complex params, the direction of ascent
-        with jax.named_scope("optimizer"):
-            updates, opt_state = tx_update(
-                grads,
-                train_state.opt_state,
-                train_state.params,
-                value=loss,
-                grad=grads,
-                value_fn=lambda params: value_fn(params, batch, key)[0],
-            )
-            params = apply_updates(train_state.params, updates)
-        before = train_state.params, train_state.state, train_state.opt_state
-        after = unless_skipped(before, (params, state, opt_state))
+        before = Trained(train_state.params, train_state.state, train_state.opt_state)
+        after, seen = update(loss_fn, before, batch, key)
         asked = {}
         if learning_rate is not None:
             asked["learning_rate"] = rate_at(learning_rate, train_state.step, float)
         if grad_norm:
-            asked["grad_norm"] = global_norm(grads)
-        if asked.keys() & metrics.keys():
-            raise errors.ParamsError(
-                f"metrics without {errors.names(asked)}, which the step adds",
-                errors.names(metrics),
-                "give them other names",
-            )
-        new = TrainState._make((increment(train_state.step), *after, train_state.key))
-        return new, {"loss": loss, **asked, **values(metrics)}
+            asked["grad_norm"] = global_norm(seen.grads)
+        new = TrainState(increment(train_state.step), *after, train_state.key)
+        return new, seen.reported(asked)
+
+    return compiled(train_step, donate)
+
+
+def compiled(step: Step, donate: bool) -> Step:
+    """The jitted step, which takes NumPy's arrays too, and knows the one that donates its state."""
 
     def step_of(program: Callable) -> Step:
         def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
@@ -225,7 +197,7 @@ def step(
 
         return train_step
 
-    return with_donating(lambda donating: step_of(jit_step(update, donating)), donate)
+    return with_donating(lambda donating: step_of(jit_step(step, donating)), donate)
 
 
 def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:
@@ -286,26 +258,6 @@ def _check_not_donated(train_state: TrainState, error: Exception) -> None:
 def _is_deleted(leaf: Any) -> bool:
     concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
     return concrete and leaf.is_deleted()
-
-
-def _check_returned(out: Any, state: Tree) -> None:
-    """Refuse what is not (scalar, (state of the same structure, metrics))."""
-    pair = isinstance(out, tuple) and len(out) == 2
-    if not (pair and isinstance(out[1], tuple) and len(out[1]) == 2):
-        checks.not_a_pair("loss_fn", "(loss, (state, metrics))", out)
-    loss, (new_state, metrics) = out
-    if jnp.shape(loss.total if isinstance(loss, Mean) else loss) != ():
-        raise errors.ShapeError("a scalar loss", errors.show(loss), "average it: jnp.mean(loss)")
-    if jax.tree.structure(new_state) != jax.tree.structure(state):
-        raise errors.ParamsError(
-            f"loss_fn to return (loss, (state, metrics)) with state {errors.show(state)}",
-            f"state {errors.show(new_state)}",
-            "return the state of net.apply, before the metrics",
-        )
-    checks.mapping("metrics", metrics)
-    if "loss" in metrics:
-        wanted = "metrics without a loss, which the step adds"
-        raise errors.ParamsError(wanted, "a loss", "give it another name")
 
 
 @errors.named
