@@ -280,7 +280,8 @@ def _one_hot(x: Any, classes: Any) -> Any:
         raise errors.DtypeError("ints or bools", f"x {errors.show(x)}", mend)
     codes = _searched(x, classes)
     xp: Any = np if isinstance(codes, (np.ndarray, np.generic)) else jnp
-    return (codes[..., None] == xp.arange(classes.shape[0], dtype=np.int32)).astype(np.float32)
+    places = xp.arange(classes.shape[0], dtype=np.int32)
+    return (xp.expand_dims(codes, -1) == places).astype(np.float32)
 
 
 def _largest(y: Any, classes: Any) -> Any:

@@ -119,7 +119,7 @@ def _constant(value: float) -> Any:
 
 def _median(m: Moments, a: np.ndarray) -> np.ndarray:
     some_finite(m)
-    return shaped(np.nanmedian(as_columns(a, -1), axis=0), a, -1)
+    return shaped(np.nanmedian(as_columns(a, -1), axis=-1), a, -1)
 
 
 def _indicated(m: Moments) -> np.ndarray:
@@ -154,9 +154,8 @@ def _most_frequent(x: Tree | Iterator[Tree]) -> tuple[Tree, Tree]:
 
 
 def _counts(columns: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(distinct values in order, how often each occurs) of each column of [n] or [n, C]."""
-    flat = columns.reshape(len(columns), -1)
-    return [np.unique(c[~np.isnan(c)], return_counts=True) for c in flat.T]
+    """(distinct values in order, how often each occurs) of each column: [C, values] or [values]."""
+    return [np.unique(c[~np.isnan(c)], return_counts=True) for c in np.atleast_2d(columns)]
 
 
 def _added(some: list, more: list) -> list:

@@ -175,11 +175,11 @@ def report(table: Any, label: str | None = None) -> Report:
 
 
 class _Values(NamedTuple):
-    """A column: its values by number, in their order; -1 for missing ones."""
+    """A column: the number of each value, -1 where it is missing."""
 
     dtype: str
     codes: np.ndarray  # int64 [n]
-    values: list  # of each code
+    values: list  # of each code; numbers in order, others as they come
     numbers: np.ndarray | None  # float64 [n], NaN where missing; None for strings
 
     @property
@@ -263,10 +263,7 @@ def _of_objects(dtype: str, listed: list) -> _Values:
 
 def _equal(a: _Values, b: _Values) -> bool:
     """Whether two columns have the same values, missing ones in the same rows."""
-    if a.distinct != b.distinct or (a.numbers is None) != (b.numbers is None):
-        return False
-    same = np.array_equal(np.sort(np.unique(a.codes)), np.sort(np.unique(b.codes)))
-    return same and np.array_equal(a.codes, b.codes) and a.values == b.values
+    return a.values == b.values and np.array_equal(a.codes, b.codes)
 
 
 class _Scores:
@@ -274,11 +271,11 @@ class _Scores:
 
     def __init__(self, label: _Values, first: np.ndarray):
         numbers = label.numbers
-        floats = numbers is not None and (numbers[label.codes >= 0] % 1 != 0).any()
-        self.classes = not (floats or numbers is not None and label.distinct > CLASSES)
         known = label.codes >= 0
         if numbers is not None:
             known &= np.isfinite(numbers)
+        floats = numbers is not None and (numbers[known] % 1 != 0).any()
+        self.classes = not (floats or numbers is not None and label.distinct > CLASSES)
         self.rows = first[known[first]]
         y = label.codes if self.classes or numbers is None else numbers
         self.y = y[self.rows]

@@ -205,7 +205,7 @@ def clip_outliers(
         some_finite(m._replace(infinite=np.zeros_like(m.infinite)))
         with np.errstate(invalid="ignore"):  # between infinities
             low, high = (
-                shaped(np.nanquantile(as_columns(a, axis), q, axis=0), a, axis)
+                shaped(np.nanquantile(as_columns(a, axis), q, axis=-1), a, axis)
                 for q in quantiles or (0.25, 0.75)
             )
             if quantiles is None:

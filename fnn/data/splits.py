@@ -94,10 +94,10 @@ def _totals(sizes: Any, n: int) -> dict[str, int]:
 
 def _rounded(quotas: list[float], total: int) -> list[int]:
     """Numbers rounded so that they sum to `total`: up where the remainder is largest."""
-    # What floats leave of a whole number, as 0.7 * 10 or 0.29 * 100 do, is no remainder.
-    near = [round(q) if abs(q - round(q)) < 1e-6 else q for q in quotas]
+    near = [round(q, 6) for q in quotas]  # floats are not exact, as 0.29 * 100 is not
     whole = [math.floor(q) for q in near]
-    first = sorted(range(len(near)), key=lambda i: whole[i] - near[i])  # stable: ties in order
+    remainders = [round(q - w, 6) for q, w in zip(near, whole, strict=True)]
+    first = sorted(range(len(near)), key=lambda i: -remainders[i])  # stable: ties in order
     for i in first[: total - sum(whole)]:
         whole[i] += 1
     return whole

@@ -131,7 +131,7 @@ def _on_host(a: Any) -> np.ndarray:
     if isinstance(a, jax.core.Tracer):
         raise errors.InputError("data to fit on", "a traced array", "fit outside jit")
     if not isinstance(a, (np.ndarray, jax.Array)):
-        mend = "make arrays of it, as fnn.data.from_frame does of a table"
+        mend = "make arrays of it, as fnn.data.from_frame of a table, or pass iter(batches)"
         raise errors.InputError("arrays [n, ...]", errors.show(a), mend)
     if isinstance(a, np.ma.MaskedArray):
         native(a)  # which refuses it
@@ -175,7 +175,7 @@ def refuse_others(a: Any) -> None:
         if a.dtype.kind in "OUSTMm":
             mend = "make numbers of it, as fnn.data.encode does of categories"
             raise errors.DtypeError("x of numbers", f"x {errors.show(a)}", mend)
-        native(a[:0], "x")
+        native(a[:0] if a.ndim else a, "x")
 
 
 def kept(a: np.ndarray, axis: Axis) -> tuple[int, ...]:
@@ -195,10 +195,10 @@ def kept(a: np.ndarray, axis: Axis) -> tuple[int, ...]:
 
 
 def as_columns(a: np.ndarray, axis: Axis) -> np.ndarray:
-    """The values behind each statistic, in float64: [values, kept axes]."""
+    """The values behind each statistic, in float64, one beside the other: [kept axes, values]."""
     axes = kept(a, axis)
-    moved = np.moveaxis(a.astype(np.float64), axes, range(-len(axes), 0))
-    return moved.reshape(-1, *(a.shape[i] for i in axes))
+    moved = np.moveaxis(a, axes, range(len(axes)))
+    return np.float64(moved.reshape(*moved.shape[: len(axes)], -1))
 
 
 def shaped(stat: np.ndarray, a: np.ndarray, axis: Axis) -> np.ndarray:
@@ -210,23 +210,28 @@ def shaped(stat: np.ndarray, a: np.ndarray, axis: Axis) -> np.ndarray:
 
 def _moments(a: np.ndarray, axis: Axis) -> Moments:
     """Two passes, the second of which corrects the mean of the first."""
-    columns = as_columns(a, axis)
+    columns = as_columns(a, axis)  # [kept axes, values]
     there = np.isfinite(columns)
-    count = there.sum(0, dtype=np.float64)
+    whole = there.all()
+    count, missing = (mask.sum(-1, dtype=np.float64) for mask in (there, np.isnan(columns)))
     divisor = np.maximum(count, 1)
+
+    def or_else(values: np.ndarray, other: float) -> np.ndarray:
+        return values if whole else np.where(there, values, other)
+
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-        mean = columns.sum(0, where=there) / divisor
-        deviation = np.subtract(columns, mean, where=there, out=np.zeros_like(columns))
-        rest = deviation.sum(0)
-        m2 = np.square(deviation).sum(0) - rest * rest / divisor
+        mean = or_else(columns, 0).sum(-1) / divisor
+        deviation = or_else(columns - mean[..., None], 0)
+        rest = deviation.sum(-1)
+        m2 = np.square(deviation).sum(-1) - rest * rest / divisor
     stats = Moments(
         count,
-        np.isnan(columns).sum(0, dtype=np.float64),
-        np.isinf(columns).sum(0, dtype=np.float64),
+        missing,
+        columns.shape[-1] - count - missing,
         mean + rest / divisor,
         np.maximum(m2, 0),
-        columns.min(0, initial=np.inf, where=there),
-        columns.max(0, initial=-np.inf, where=there),
+        or_else(columns, np.inf).min(-1),
+        or_else(columns, -np.inf).max(-1),
     )
     return Moments(*(shaped(stat, a, axis) for stat in stats))
 

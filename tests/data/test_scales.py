@@ -133,6 +133,14 @@ def test_dtypes_and_places():
                 assert_close(on_device, y, tolerance=floats.get(name, 1e-6))
 
 
+def test_double_precision_stays():
+    with jax.enable_x64(True):
+        x = np.nan_to_num(X) + 1e8
+        y = call(standardize(x), x)
+        assert y.dtype == np.float64
+        assert_close(y, standardize(x)(x))
+
+
 def test_inside_transforms():
     x = jnp.asarray(np.nan_to_num(X), jnp.float32)
     for fit in FITS:
