@@ -175,7 +175,7 @@ def clip_outliers(
 
     - `x`, `axis`: as for `standardize`, but no iterator: quantiles need all values at once. NaN
       counts for nothing, and stays. Infinities are values as others.
-    - `whiskers`: k, from 0; by default 1.5 (Tukey, 1977, section 2D).
+    - `whiskers`: k, from 0; by default 1.5 (Tukey, Exploratory Data Analysis, 1977).
     - `quantiles`: the limits are these quantiles instead, such as (0.01, 0.99).
 
     Returns a `Limits(low, high)`, a function and a plain tree as what `standardize` returns; it has

@@ -198,7 +198,7 @@ def as_columns(a: np.ndarray, axis: Axis) -> np.ndarray:
     """The values behind each statistic, in float64, one beside the other: [kept axes, values]."""
     axes = kept(a, axis)
     moved = np.moveaxis(a, axes, range(len(axes)))
-    return np.float64(moved.reshape(*moved.shape[: len(axes)], -1))
+    return moved.reshape(*moved.shape[: len(axes)], -1).astype(np.float64, order="C")
 
 
 def shaped(stat: np.ndarray, a: np.ndarray, axis: Axis) -> np.ndarray:
@@ -209,7 +209,7 @@ def shaped(stat: np.ndarray, a: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 def _moments(a: np.ndarray, axis: Axis) -> Moments:
-    """Two passes, the second of which corrects the mean of the first."""
+    """Two passes, the second of which takes out what the rounded mean leaves."""
     columns = as_columns(a, axis)  # [kept axes, values]
     there = np.isfinite(columns)
     whole = there.all()
@@ -228,7 +228,7 @@ def _moments(a: np.ndarray, axis: Axis) -> Moments:
         count,
         missing,
         columns.shape[-1] - count - missing,
-        mean + rest / divisor,
+        mean,
         np.maximum(m2, 0),
         or_else(columns, np.inf).min(-1),
         or_else(columns, -np.inf).max(-1),
@@ -237,13 +237,12 @@ def _moments(a: np.ndarray, axis: Axis) -> Moments:
 
 
 def _merged(a: Moments, b: Moments) -> Moments:
-    """The moments of both: Chan, Golub & LeVeque (1979), equation 2.1."""
+    """The moments of both: Chan, Golub & LeVeque (1979)."""
     count = a.count + b.count
     share = b.count / np.maximum(count, 1)
     with np.errstate(over="ignore", invalid="ignore"):
-        # Where one of them is empty, its mean is 0 and says nothing.
-        delta = np.where((a.count > 0) & (b.count > 0), b.mean - a.mean, 0)
-        mean = np.where(a.count > 0, a.mean + delta * share, b.mean)
+        delta = b.mean - a.mean
+        mean = a.mean + delta * share  # without values, a's mean is 0
         m2 = a.m2 + b.m2 + delta * delta * a.count * share
     missing, infinite = a.missing + b.missing, a.infinite + b.infinite
     low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)

@@ -72,6 +72,9 @@ def test_trees_integers_and_one_column():
         np.testing.assert_array_equal(y["a"], impute(X, strategy)(X))
     whole = impute(np.array([1, 2, 2]), "most_frequent", indicator=False)
     assert whole(np.array([5, 6])).dtype == np.float32
+    fill, i = impute(X, indicator=True), np.ones((2, 3), np.int32)
+    np.testing.assert_array_equal(fill(i), [[1, 1, 1, 0, 0]] * 2)  # no integer is missing
+    np.testing.assert_array_equal(call(fill, i), fill(i))
     images = np.full((2, 3, 4, 5), np.nan)
     images[0, 0, 0] = np.arange(5)
     np.testing.assert_array_equal(impute(images)(images)[1, 2, 3], np.arange(5))

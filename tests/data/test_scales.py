@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fnn
 from fnn import errors
 from fnn.data import clip_outliers, minmax, standardize
 from fnn.data import statistics as fnn_statistics
@@ -86,6 +87,15 @@ def test_a_large_mean_costs_no_digits(monkeypatch):
         np.testing.assert_allclose(norm.std[0], std[0], rtol=1e-7)
 
 
+def test_equal_values_become_exactly_zero():
+    """Though their mean is rounded, as that of ten times 0.1 is."""
+    for n in range(1, 40):
+        x = np.full(n, 0.1)
+        for norm in (standardize(x), standardize(batches(x, n // 3, n // 2))):
+            assert norm.std == 1 and norm.mean == 0.1
+            assert (norm(x) == 0).all() and (norm.inverse(norm(x)) == 0.1).all()
+
+
 def test_axes_keep_their_own_statistics():
     x = np.random.default_rng(0).normal(size=(7, 2, 3, 4))
     for axis, over in ((-1, (0, 1, 2)), (1, (0, 2, 3)), ((1, 3), (0, 2)), (None, None)):
@@ -158,7 +168,7 @@ def test_inside_transforms():
     )
 
 
-def test_a_checkpoint_keeps_every_bit():
+def test_a_checkpoint_keeps_every_bit(tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 3))
     trees = {"a": x, "b": (x[:, 0],)}
     for fit in FITS:
@@ -167,6 +177,9 @@ def test_a_checkpoint_keeps_every_bit():
         assert type(back) is type(fitted)
         assert_same_tree(back, fitted)
         assert_same_tree(back(trees), fitted(trees))
+    fnn.checkpoint.save(tmp_path / "one", standardize(x))
+    rebuilt = fnn.data.Standard(**fnn.checkpoint.restore(tmp_path / "one"))  # without refitting
+    assert_same_tree(rebuilt, standardize(x))
 
 
 def test_tiny_deviations_divide_by_no_zero():
@@ -224,6 +237,14 @@ def test_bad_streams_and_options_are_refused():
         {"quantiles": (0.9, 0.1)}, {"quantiles": 0.1}, {"quantiles": (0.1, 1.1)},
     ):  # fmt: skip
         refused(lambda options=options: clip_outliers(X, **options), errors.OptionError)
+
+
+def test_whiskers_make_no_column_constant():
+    x = np.array([[0.0, 1.0, 5.0]] * 7 + [[9.0, 1.0, 6.0]] * 3)
+    x[:3, 2] = 4
+    error = refused(lambda: clip_outliers(x), errors.OptionError)
+    assert (error.got, error.layer) == ("equal ones in column 0", "clip_outliers")
+    np.testing.assert_array_equal(clip_outliers(x[:, 1:])(x[:, 1:]), x[:, 1:])
 
 
 def test_infinities_are_values_to_clip():
