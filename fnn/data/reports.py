@@ -71,6 +71,7 @@ class Report:
         """The table for `rich.print` (extra `table`)."""
         try:
             from rich.table import Table
+            from rich.text import Text
         except ImportError:
             raise ImportError("the table needs rich: pip install 'fnn[table]'") from None
         table = Table(caption=self._last(), caption_justify="left")
@@ -78,7 +79,7 @@ class Report:
         for at, header in enumerate(headers):
             table.add_column(header, justify="right" if _is_number(at, headers) else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # as it stands: "datetime64[ns]" is no markup
         return table
 
     def __rich__(self) -> Any:

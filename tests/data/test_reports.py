@@ -146,8 +146,10 @@ def test_the_text_and_richs_table(monkeypatch):
     ]
     console = pytest.importorskip("rich.console").Console(file=io.StringIO(), width=100)
     console.print(found)
+    console.print(report({"x[b]": np.array(["2020"], "M8[s]")}))
     text = console.file.getvalue()
-    assert "equals age" in text and "3 rows" in text and "━" in text
+    for part in ("equals age", "3 rows", "━", "x[b]", "datetime64[s]"):
+        assert part in text
     monkeypatch.setitem(sys.modules, "rich.table", None)
     with pytest.raises(ImportError, match=r"pip install 'fnn\[table\]'"):
         found.table()
