@@ -22,6 +22,7 @@ from fnn.data.statistics import (
     moments,
     shaped,
     some_finite,
+    updated,
     whole,
 )
 
@@ -131,26 +132,17 @@ def _indicated(m: Moments) -> np.ndarray:
 
 
 def _most_frequent(x: Tree | Iterator[Tree]) -> tuple[Tree, Tree]:
-    """(the moments of each leaf, its most frequent values)."""
-    found, counts = None, []
-    shapes: list[np.ndarray] = []
-
-    def look() -> Iterator[Tree]:
-        for rows in chunks(x):
-            leaves = jax.tree.leaves(rows)
-            shapes[:] = leaves
-            new = [_counts(as_columns(a, -1)) for a in leaves]
-            counts[:] = [_added(*pair) for pair in zip(counts, new, strict=True)] if counts else new
-            yield rows
-
-    found = moments(look(), -1)
+    """(the moments of each leaf, its most frequent values), in one pass."""
+    found, counts = None, None
+    for rows in chunks(x):
+        found = updated(found, rows, -1)
+        new = [_counts(as_columns(a, -1)) for a in jax.tree.leaves(rows)]
+        counts = new if counts is None else list(map(_added, counts, new))
     mapped(some_finite, found)
-    modes = [
-        shaped(np.array([values[of.argmax()] for values, of in columns]), a, -1)
-        for columns, a in zip(counts, shapes, strict=True)
-    ]
-    treedef = jax.tree.structure(jax.tree.map(lambda m: 0, found, is_leaf=is_moments))
-    return found, jax.tree.unflatten(treedef, modes)
+    stats, treedef = jax.tree.flatten(found, is_leaf=is_moments)
+    modes = [[values[of.argmax()] for values, of in columns] for columns in counts or ()]
+    shaped_as = [np.reshape(mode, m.count.shape) for mode, m in zip(modes, stats, strict=True)]
+    return found, jax.tree.unflatten(treedef, shaped_as)
 
 
 def _counts(columns: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

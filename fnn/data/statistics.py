@@ -40,9 +40,14 @@ def moments(x: Tree | Iterator[Tree], axis: Axis) -> Tree:
     """The `Moments` of each array of a tree, or of a stream of such trees."""
     found = None
     for rows in chunks(x):
-        new = mapped(lambda a: _moments(a, axis), rows)
-        found = new if found is None else jax.tree.map(_merged, found, new, is_leaf=is_moments)
+        found = updated(found, rows, axis)
     return found
+
+
+def updated(found: Tree | None, rows: Tree, axis: Axis) -> Tree:
+    """The moments of what was seen so far, or nothing, and of these rows."""
+    new = mapped(lambda a: _moments(a, axis), rows)
+    return new if found is None else jax.tree.map(_merged, found, new, is_leaf=is_moments)
 
 
 def is_moments(x: Any) -> bool:
