@@ -90,6 +90,7 @@ def test_what_is_refused_names_the_column():
         (one([[1], [2]]), "one kind", errors.DtypeError),
         (one([1j, 2]), "one kind", errors.DtypeError),
         (one([2**31, 0]), "astype(str)", errors.InputError),
+        (one([-(2**31) - 1, 0]), "astype(str)", errors.InputError),
         (one([2**63], dtype="uint64"), "astype(str)", errors.InputError),
         (one([2**24 + 1, None], dtype="Int64"), "astype(float)", errors.InputError),
         (one([1e39]), "scale", errors.InputError),

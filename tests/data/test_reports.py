@@ -166,6 +166,7 @@ def test_other_columns():
     assert [(c.missing, c.distinct) for c in found.columns] == [(1, 1), (0, 2), (0, 2)]
     assert found["kind"].dtype == "category" and found["id"].dtype == "int64"
     assert found.repeated == 1
+    assert report({"a": np.array([0, 1]), "b": np.array([5, np.nan])}).repeated == 0
     mixed = np.array([1, None, 2.5], object)
     assert report({"a": mixed, "b": np.array([1, np.nan, 2.5])})["b"].equal == "a"
 
