@@ -118,8 +118,8 @@ def main():
 def draw(runs, path):
     """Every run's loss, and what one that solves it and one that does not have learned."""
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
-    for color, (width, (_, losses, solved)) in zip(("C3", "C1", "C0"), runs.items(), strict=True):
-        lines = axes[0].plot(losses[:24].T, color=color, alpha=0.5, linewidth=0.8)
+    for width, (_, losses, solved) in runs.items():
+        lines = axes[0].plot(losses[:24].T, color=f"C{width}", alpha=0.5, linewidth=0.8)
         lines[0].set_label(f"{width} hidden: {solved.mean():.0%}")
     axes[0].set(title=f"{SEEDS} first values each (24 drawn)", xlabel="step",
                 ylabel="mean squared error", xscale="log", yscale="log")  # fmt: skip
