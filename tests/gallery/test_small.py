@@ -77,3 +77,31 @@ def test_a_graph_convolution_is_a_product_with_the_adjacency_matrix(monkeypatch)
     np.testing.assert_allclose(matrix, joined / root / root[:, None], rtol=1e-6)
     dense = fnn.tree.select(params, "*kernel")["dense/kernel"]
     np.testing.assert_allclose(layer(params, x, edges), matrix @ matrix @ (x @ dense), atol=1e-5)
+
+
+def test_maml(tmp_path, monkeypatch, capsys):
+    maml = example("maml")
+    monkeypatch.setattr(maml, "TEST_TASKS", 50)
+    out = run(maml, "--steps 400", tmp_path, monkeypatch, capsys)
+    (first, after), (_, others) = (
+        numbers(r"(\S+) after [01],", line) for line in out.splitlines()[:2]
+    )
+    assert after < 0.9 * first and after < others
+    assert (tmp_path / "maml.png").stat().st_size > 10_000
+
+
+def test_the_meta_gradient_goes_through_the_inner_step():
+    """Against differences, in float64: without it, learning to learn is ordinary training."""
+    maml, key = example("maml"), jax.random.key(0)
+    with jax.enable_x64(True):
+        params, _ = maml.net.init(key, (maml.POINTS, 1))
+        params = jax.tree.map(lambda a: a.astype(float), params)
+        wave = jnp.array([2.0]), jnp.array([1.0])
+        along = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape), params)
+
+        def at(h):
+            return maml.error_after(
+                jax.tree.map(lambda p, d: p + h * d, params, along), 1, key, wave
+            )
+
+        np.testing.assert_allclose(jax.grad(at)(0.0), (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5)
