@@ -3,7 +3,7 @@
     python examples/char_lm.py                   # 373,422 characters, no network needed
 
 Reaches 1.82 bits per character of held-out text in 8 epochs, a few minutes on two cores (the text
-is Python 3.11's). gzip needs 2.19 and xz 1.79; the transformer of transformer_lm.py, which sees 128
+is Python 3.11's). gzip needs 2.19 and xz 1.79; the transformer of gpt.py, which sees 128
 characters at a time, needs 2.11.
 
 The text is cut into 32 streams, read side by side. The network learns from 64 characters at a time

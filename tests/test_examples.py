@@ -58,11 +58,11 @@ def test_mnist_cnn(tmp_path, monkeypatch, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"curves.png", "mistakes.png"}
 
 
-# --- transformer_lm
+# --- gpt
 
 
-def test_transformer_lm(tmp_path, monkeypatch, capsys):
-    lm = example("transformer_lm")
+def test_gpt(tmp_path, monkeypatch, capsys):
+    lm = example("gpt")
     small = dict(FEATURES=16, HEADS=2, DEPTH=2, WINDOW=24, BATCH_SIZE=4, WARMUP=1, SAMPLES=2)
     for name, value in small.items():
         monkeypatch.setattr(lm, name, value)
@@ -73,12 +73,13 @@ def test_transformer_lm(tmp_path, monkeypatch, capsys):
     out = run(lm, "--steps 20 --interval 10", tmp_path, monkeypatch, capsys)
     first, last = numbers(r"(\S+) after \d+ steps\n", out)
     assert last < first < 2 * np.log2(len(lm.alphabet))
-    assert (tmp_path / "transformer_lm.png").stat().st_size > 10_000
-    written = out.split("-" * 80 + "\n")[1:]
+    assert (tmp_path / "gpt.png").stat().st_size > 10_000
+    *written, times = out.split("-" * 80 + "\n")[1:]
     assert len(written) == 2 and all(text.startswith(lm.PROMPT) for text in written)
     assert len(written[0]) == lm.WINDOW + 1  # and the end of the line
+    assert len(numbers(r"(\S+) s with", times)) == 2
 
-    # Reading in pieces, through the cache, tells what reading at once tells.
+    # Reading in pieces, through the cache, tells what reading at once tells; so does writing.
     x = asarray(lm.windows(lm.encode(lm.held_text), [0, 100])["x"])
     params, state = lm.writer.init(jax.random.key(0), x)
     read, pieces = jax.jit(lm.writer.apply), []
@@ -87,10 +88,12 @@ def test_transformer_lm(tmp_path, monkeypatch, capsys):
         pieces.append(logits)
     whole = jax.jit(lm.net)(params, x)
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=1e-4)
+    given = params, np.asarray(x[:, :4]), jax.random.key(1)
+    np.testing.assert_array_equal(lm.write(*given), lm.write_without_cache(*given))
 
 
-def test_transformer_lm_holds_out_text_that_training_does_not_hold():
-    lm = example("transformer_lm")
+def test_gpt_holds_out_text_that_training_does_not_hold():
+    lm = example("gpt")
     paragraphs = [set(text.split("\n\n")) for text in (lm.train_text, lm.held_text)]
     assert len(paragraphs[1]) > 100 and not paragraphs[0] & paragraphs[1]
     text = lm.train_text[: lm.WINDOW + 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fnn import errors
 from fnn.data import encode, one_hot
 from tests.data.tables import assert_same_tree, call, saved
-from tests.support import refused
+from tests.support import asarray, refused
 
 pd = pytest.importorskip("pandas")
 preprocessing = pytest.importorskip("sklearn.preprocessing")
@@ -105,7 +105,7 @@ def test_inside_transforms():
     assert enc(floats).tolist() == [2, 4, 4, 0, 4, 4, 4]
     assert encode(np.array([True, False])).inverse(np.array([1, 0])).tolist() == [True, False]
 
-    x = jnp.asarray(np.array([[5, 6], [9, 7]], np.int32))
+    x = asarray(np.array([[5, 6], [9, 7]], np.int32))
     y = call(hot, x)
     np.testing.assert_array_equal(y, hot(np.asarray(x)))
     np.testing.assert_array_equal(jax.vmap(hot)(x), y)

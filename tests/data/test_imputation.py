@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fnn import errors
 from fnn.data import impute
 from tests.data.tables import assert_same_tree, batches, call, columns, saved
-from tests.support import refused
+from tests.support import asarray, refused
 
 sklearn_impute = pytest.importorskip("sklearn.impute")
 
@@ -53,7 +53,7 @@ def test_inside_transforms_and_in_checkpoints(strategy):
         fill = impute(X, strategy, value=value_of(strategy), indicator=indicator)
         want = fill(np.float32(X))
         assert want.dtype == np.float32 and want.shape == (4, 3 + 2 * indicator)
-        x = jnp.asarray(X, jnp.float32)
+        x = asarray(X, jnp.float32)
         np.testing.assert_array_equal(call(fill, x), want)
         np.testing.assert_array_equal(jax.vmap(fill)(x), want)
         slope = jax.grad(lambda x, fill=fill: fill(x)[:, :3].sum())(x)

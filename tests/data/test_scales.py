@@ -15,7 +15,7 @@ from fnn import errors
 from fnn.data import clip_outliers, minmax, standardize
 from fnn.data import statistics as fnn_statistics
 from tests.data.tables import assert_same_tree, batches, call, columns, gaps, saved
-from tests.support import assert_close, refused
+from tests.support import asarray, assert_close, refused
 
 preprocessing = pytest.importorskip("sklearn.preprocessing")
 
@@ -116,7 +116,7 @@ def test_axes_keep_their_own_statistics():
 
 
 def test_trees_are_fitted_leaf_by_leaf():
-    data = {"a": X, "b": (X[:, 0], jnp.asarray(X[:, 1], jnp.bfloat16))}
+    data = {"a": X, "b": (X[:, 0], asarray(X[:, 1], jnp.bfloat16))}
     for fit in FITS:
         y = fit(data)(data)
         np.testing.assert_array_equal(y["a"], fit(X)(X))
@@ -149,7 +149,7 @@ def test_dtypes_and_places():
 
 def test_narrow_floats_are_computed_in_wider_ones():
     norm = standardize(np.array([99.75, 100.75]))  # bfloat16 has no 100.25
-    for x in (jnp.asarray([100.0, 101.0], jnp.bfloat16), np.array([100, 101], jnp.bfloat16)):
+    for x in (asarray([100.0, 101.0], jnp.bfloat16), np.array([100, 101], jnp.bfloat16)):
         assert np.float32(norm(x)).tolist() == [-0.5, 1.5] and norm(x).dtype == jnp.bfloat16
 
 
@@ -162,7 +162,7 @@ def test_double_precision_stays():
 
 
 def test_inside_transforms():
-    x = jnp.asarray(np.nan_to_num(X), jnp.float32)
+    x = asarray(np.nan_to_num(X), jnp.float32)
     for fit in FITS:
         fitted = fit(X)
         y = call(fitted, x)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnn
+from tests.support import asarray
 from tests.test_examples import as_a_user_has_it, example, numbers, run  # noqa: F401
 
 
@@ -59,7 +60,7 @@ def test_gan_losses_are_the_papers(monkeypatch):
 
     def critic(scale, x, label):
         x = x.reshape(-1, 784)
-        return scale * (jnp.sum(x @ a * x, axis=-1) / 2 + x @ b + jnp.asarray(e)[label])
+        return scale * (jnp.sum(x @ a * x, axis=-1) / 2 + x @ b + asarray(e)[label])
 
     fake = rng.random((6, 28, 28, 1), np.float32)
     monkeypatch.setattr(gan, "critic", critic)

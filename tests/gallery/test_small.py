@@ -1,0 +1,108 @@
+"""The smallest programs of the gallery: what they print is what they are there to show."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fnn
+from tests.support import asarray
+from tests.test_examples import as_a_user_has_it, example, numbers, run  # noqa: F401
+
+
+def test_xor(tmp_path, monkeypatch, capsys):
+    xor = example("xor")
+    monkeypatch.setattr(xor, "WIDTHS", (2, 4))
+    monkeypatch.setattr(xor, "SEEDS", 8)
+    out = run(xor, "", tmp_path, monkeypatch, capsys)
+    rows = np.array(numbers(r"  [01]  [01]   [01]\s+(\S+)", out))
+    np.testing.assert_allclose(rows, xor.Y[:, 0], atol=0.1)
+    assert numbers(r"apart by (\S+) of", out)[0] < 1e-4
+    assert numbers(r"4 hidden units: (\S+)%", out) == [100]
+    assert (tmp_path / "xor.png").stat().st_size > 10_000
+
+
+def test_the_gradient_by_hand_is_the_derivative(monkeypatch):
+    """One step by hand against autodiff of the loss."""
+    xor = example("xor")
+    monkeypatch.setattr(xor, "STEPS", 1)
+    net = xor.network(4)
+    params, _ = net.init(jax.random.key(3), xor.X)
+    slope = jax.grad(lambda p: jnp.mean((net(p, xor.X) - xor.Y) ** 2))(params)
+    moved = jax.tree.map(
+        lambda a, b: (a - b) / xor.LEARNING_RATE, params, xor.train_by_hand(params)
+    )
+    for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(slope), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_gradients(tmp_path, monkeypatch, capsys):
+    gradients = example("gradients")
+    monkeypatch.setattr(gradients, "SEEDS", 2)
+    out = run(gradients, "", tmp_path, monkeypatch, capsys)
+    table = {
+        line[:20].strip(): [float(word) for word in line[20:].split()]
+        for line in out.splitlines()[2:-1]
+    }
+    sigmoid, tanh, relu = table["scale too small"]
+    assert sigmoid < 1e-12 and tanh < 1e-2 and relu < 1e-2
+    assert table["scale too large"][2] > 100
+    assert all(0.2 < ratio < 5 for ratio in table["residual, layer norm"])
+    assert (tmp_path / "gradients.png").stat().st_size > 10_000
+
+
+def test_graph(tmp_path, monkeypatch, capsys):
+    graph = example("graph")
+    monkeypatch.setattr(graph, "DRAWS", 2)
+    x, label = graph.load()
+    monkeypatch.setattr(graph, "load", lambda: (x[:400], label[:400]))
+    monkeypatch.setattr(graph, "HOPS", 2)
+    out = run(graph, "--steps 40", tmp_path, monkeypatch, capsys)
+    edges, alone, spread = numbers(r"(\S+)%  \(", out)
+    assert edges > alone > 30 and spread > 60
+    assert (tmp_path / "graph.png").stat().st_size > 10_000
+
+
+def test_a_graph_convolution_is_a_product_with_the_adjacency_matrix(monkeypatch):
+    graph = example("graph")
+    monkeypatch.setattr(graph, "HOPS", 2)
+    monkeypatch.setattr(graph, "NEIGHBOURS", 2)
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    edges = graph.neighbours(x)
+    layer = graph.graph_conv(4)
+    params, _ = layer.init(jax.random.key(0), x, edges)
+    matrix = np.zeros((7, 7))
+    np.add.at(matrix, (edges["to"], edges["from"]), edges["weight"])
+    near = np.argsort(((x[:, None] - x) ** 2).sum(-1), axis=1)[:, :3]
+    joined = np.array([[j in near[i] or i in near[j] for j in range(7)] for i in range(7)])
+    root = np.sqrt(joined.sum(1))
+    np.testing.assert_allclose(matrix, joined / root / root[:, None], rtol=1e-6)
+    dense = fnn.tree.select(params, "*kernel")["dense/kernel"]
+    np.testing.assert_allclose(layer(params, x, edges), matrix @ matrix @ (x @ dense), atol=1e-5)
+
+
+def test_maml(tmp_path, monkeypatch, capsys):
+    maml = example("maml")
+    monkeypatch.setattr(maml, "TEST_TASKS", 50)
+    out = run(maml, "--steps 400", tmp_path, monkeypatch, capsys)
+    (first, after), (_, others) = (
+        numbers(r"(\S+) after [01],", line) for line in out.splitlines()[:2]
+    )
+    assert after < 0.9 * first and after < others
+    assert (tmp_path / "maml.png").stat().st_size > 10_000
+
+
+def test_the_meta_gradient_goes_through_the_inner_step():
+    """Against differences, in float64: without it, learning to learn is ordinary training."""
+    maml, key = example("maml"), jax.random.key(0)
+    with jax.enable_x64(True):
+        params, _ = maml.net.init(key, (maml.POINTS, 1))
+        params = jax.tree.map(lambda a: a.astype(float), params)
+        wave = asarray([2.0]), asarray([1.0])
+        along = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape), params)
+
+        def at(h):
+            return maml.error_after(
+                jax.tree.map(lambda p, d: p + h * d, params, along), 1, key, wave
+            )
+
+        np.testing.assert_allclose(jax.grad(at)(0.0), (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5)
