@@ -41,7 +41,7 @@ def brightness(delta: Scalar) -> Augmentation:
 
     def fn(key, x):
         wide = widened(x)
-        return (wide + between(*draws(key, 1), -f32(delta), delta).astype(wide.dtype)).astype(
+        return (wide + between(draws(key, 1)[0], -f32(delta), delta).astype(wide.dtype)).astype(
             x.dtype
         )
 
@@ -69,7 +69,7 @@ def contrast(low: Scalar, high: Scalar) -> Augmentation:
     def fn(key, x):
         wide = widened(x)
         mean = jnp.sum(wide, axis=(-3, -2), keepdims=True) / max(x.shape[-3] * x.shape[-2], 1)
-        factor = between(*draws(key, 1), low, high).astype(wide.dtype)
+        factor = between(draws(key, 1)[0], low, high).astype(wide.dtype)
         return (mean + factor * (wide - mean)).astype(x.dtype)
 
     return augmentation("contrast", IMAGE, fn, floats=True)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
@@ -70,8 +71,7 @@ def shift(pixels: Any, *, fill: Scalar = 0.0) -> Augmentation:
     >>> print(augment.shift((0, 2))(jax.random.key(0), x)[0, :, 0])
     [2 3 0]
     """
-    rows, cols = pixels if isinstance(pixels, (tuple, list)) and len(pixels) == 2 else [pixels] * 2
-    rows, cols = (_pixels("pixels", n) for n in (rows, cols))
+    rows, cols = (_pixels("pixels", n) for n in _two(pixels))
     check_fill(fill)
 
     def fn(key, x):
@@ -80,6 +80,12 @@ def shift(pixels: Any, *, fill: Scalar = 0.0) -> Augmentation:
         return x
 
     return augmentation("shift", IMAGE, fn)
+
+
+def _two(value: Any) -> tuple[Any, Any]:
+    """An option for rows and columns, given once or as a pair."""
+    pair = isinstance(value, (tuple, list)) and len(value) == 2
+    return (value[0], value[1]) if pair else (value, value)
 
 
 def _pixels(name: str, value: Any) -> Any:
@@ -221,15 +227,23 @@ def affine(
     return _affine("affine", degrees, shift, zoom, shear, fill, order)
 
 
-def _affine(name, degrees=0.0, shift=0.0, zoom=(1.0, 1.0), shear=0.0, fill=0.0, order=1):
-    moves = tuple(shift) if isinstance(shift, (tuple, list)) and len(shift) == 2 else (shift, shift)
+def _affine(
+    name: str,
+    degrees: Scalar = 0.0,
+    shift: Any = 0.0,
+    zoom: tuple[Scalar, Scalar] = (1.0, 1.0),
+    shear: Scalar = 0.0,
+    fill: Scalar = 0.0,
+    order: int = 1,
+) -> Augmentation:
+    moves = _two(shift)
     checks.number("degrees", degrees, 0.0, math.inf, open_high=True)
     checks.number("shear", shear, 0.0, 90.0, open_high=True)
     for most in moves:
         checks.number("shift", most, 0.0, math.inf, open_high=True)
     if not (isinstance(zoom, (tuple, list)) and len(zoom) == 2):
         raise errors.OptionError("zoom to be (low, high)", errors.show(zoom), "pass two numbers")
-    check_range(*zoom, 0.0)
+    check_range(zoom[0], zoom[1], 0.0)
     checks.positive("low", zoom[0])
     check_fill(fill)
     order = check_order(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -40,7 +42,7 @@ def sample(x: jax.Array, rows: jax.Array, cols: jax.Array, order: int, fill: Sca
         for i, down in neighbours(rows, h - 1)
         for j, right in neighbours(cols, w - 1)
     ]
-    return sum(parts[1:], parts[0]).astype(x.dtype)
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
 
 
 def neighbours(places: jax.Array, last: int) -> list[tuple[jax.Array, jax.Array]]:

@@ -199,7 +199,7 @@ def test_elastic_moves_are_smoothed_noise(shape, sigma):
     h, w, _ = shape
     alpha, key = 20.0, jax.random.key(3)
     x = np.concatenate([noise(shape), ramps(h, w)], -1)
-    y = np.asarray(augment.elastic(alpha, sigma, fill=0.25)(key, x))
+    y = np.asarray(jax.jit(augment.elastic(alpha, sigma, fill=0.25))(key, x))
     u = np.float64(jax.random.uniform(key, (2, h, w), jnp.float32, -1, 1))
     moves = alpha * np.stack(
         [scipy.ndimage.gaussian_filter(part, sigma, mode="constant", truncate=12) for part in u]
@@ -213,7 +213,7 @@ def test_elastic_moves_are_smoothed_noise(shape, sigma):
 
 
 def test_the_deviation_of_elastic_moves_is_as_documented():
-    y = augment.elastic(34.0, 4.0)(jax.random.key(0), ramps(200, 200))
+    y = jax.jit(augment.elastic(34.0, 4.0))(jax.random.key(0), ramps(200, 200))
     rows, cols, inside = read_places(y)
     moves = np.stack([rows, cols])[:, inside] - np.argwhere(inside).T
     assert abs(moves[:, :].std() - 0.163 * 34 / 4) < 0.15
@@ -223,8 +223,9 @@ def test_nan_reaches_only_what_is_interpolated_from_it():
     """At whole pixels the neighbours have no weight."""
     x = noise((6, 6, 1))
     x[2, 3] = np.nan
-    for f in (augment.affine(), augment.shift(0), augment.crop(6), augment.elastic(0, 1)):
-        np.testing.assert_array_equal(f(jax.random.key(0), x), x)
+    fs = augment.affine(), augment.shift(0), augment.crop(6), augment.elastic(0, 1)
+    for y in jax.jit(lambda x: [f(jax.random.key(0), x) for f in fs])(x):
+        np.testing.assert_array_equal(y, x)
     y = augment.zoom(2, 2)(
         jax.random.key(0), np.where(np.arange(6)[:, None, None] < 5, noise((6, 6, 1)), np.nan)
     )
@@ -233,7 +234,9 @@ def test_nan_reaches_only_what_is_interpolated_from_it():
 
 def test_gradients_by_strength_and_by_the_image():
     """Numeric ones; and at the identity, where all places are on the grid."""
-    x, key = noise((7, 6, 2)), jax.random.key(1)
+    rows, cols, _ = np.moveaxis(ramps(12, 10), -1, 0)
+    x = np.exp(-((rows - 5) ** 2 + (cols - 4) ** 2) / 9)[..., None]  # smooth, and 0 at the edges
+    key = jax.random.key(1)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
@@ -246,7 +249,7 @@ def test_gradients_by_strength_and_by_the_image():
     _, (slope, by_image) = loss(options, x)
     for i, step in enumerate(np.diag(np.float32([2e-2, 2e-3, 1e-3, 1e-2, 1e-2]))):
         numeric = (loss(options + step, x)[0] - loss(options - step, x)[0]) / (2 * step[i])
-        np.testing.assert_allclose(slope[i], numeric, rtol=0.15, atol=0.3)
+        np.testing.assert_allclose(slope[i], numeric, rtol=0.05, atol=0.02, err_msg=str(i))
     assert np.isfinite(by_image).all() and np.abs(by_image).max() > 0
     _, (slope, by_image) = loss(np.float32([0, 0, 1, 0, 0]), x)
     assert np.isfinite(slope).all() and np.isfinite(by_image).all()
