@@ -107,7 +107,7 @@ def draw(rows, path):
             axes.set_xlabel(text, fontsize=5.5, labelpad=1.5)
     panels[0, 1].set_title("image", fontsize=8)
     panels[0, 3].set_title("draws", fontsize=8, loc="left")
-    figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.1)
+    figure.savefig(path, dpi=90, bbox_inches="tight", pad_inches=0.1)
     plt.close(figure)
 
 

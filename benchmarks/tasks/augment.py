@@ -176,7 +176,7 @@ TASK = Task(
     contenders=CONTENDERS,
     goals=(
         *(
-            Goal(f"{case}: at most the time of map_coordinates", case, 1.05, ("map_coordinates",))
+            Goal(f"{case}: at most 1.5 x map_coordinates", case, 1.5, ("map_coordinates",))
             for case in CASES
             if case.startswith("rotate")
         ),

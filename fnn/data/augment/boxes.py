@@ -38,8 +38,8 @@ def cutout(size: int | tuple[int, int], *, fill: Scalar = 0.0) -> Augmentation:
     >>> print(y[..., 0])
     [[1 1 1 1]
      [1 1 1 1]
-     [1 0 0 1]
-     [1 0 0 1]]
+     [1 1 0 0]
+     [1 1 0 0]]
     """
     size = checks.counts("size", size, 2)
     check_fill(fill)

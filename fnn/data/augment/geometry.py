@@ -69,7 +69,7 @@ def shift(pixels: Any, *, fill: Scalar = 0.0) -> Augmentation:
     >>> from fnn.data import augment
     >>> x = jnp.arange(1, 4).reshape(1, 3, 1)
     >>> print(augment.shift((0, 2))(jax.random.key(0), x)[0, :, 0])
-    [2 3 0]
+    [0 0 1]
     """
     rows, cols = (_pixels("pixels", n) for n in _two(pixels))
     check_fill(fill)

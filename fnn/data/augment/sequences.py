@@ -43,7 +43,7 @@ def mask_spans(count: int, length: int, axis: int = -2, *, fill: Scalar = 0.0) -
     >>> from fnn.data import augment
     >>> y = augment.mask_spans(1, 3)(jax.random.key(1), jnp.ones((8, 2), int))
     >>> print(y[:, 0])
-    [1 1 1 1 1 0 0 1]
+    [1 1 1 1 0 1 1 1]
     """
     count, length = checks.count("count", count), checks.count("length", length)
     if isinstance(axis, bool) or axis not in (-2, -1):
@@ -84,7 +84,7 @@ def time_warp(steps: Scalar) -> Augmentation:
     >>> from fnn.data import augment
     >>> y = augment.time_warp(3)(jax.random.key(0), jnp.linspace(0, 1, 9)[:, None])
     >>> print(y[:, 0].round(2))
-    [0.   0.07 0.15 0.22 0.3  0.37 0.44 0.67 1.  ]
+    [0.   0.08 0.16 0.24 0.32 0.39 0.47 0.55 1.  ]
     """
     checks.number("steps", steps, 0.0, math.inf, open_high=True)
 

@@ -53,7 +53,7 @@ def mask_tokens(
     ...     return fnn.losses.mean(losses, chosen), (state, {})
     >>> x, chosen = hide(jax.random.key(0), jnp.full((100, 100), 7))
     >>> print(f"{chosen.mean():.2f} chosen, {(x == 1).sum() / chosen.sum():.2f} of them hidden")
-    0.15 chosen, 0.81 of them hidden
+    0.15 chosen, 0.80 of them hidden
     """
     for name, value in (("rate", rate), ("masked", masked), ("replaced", replaced)):
         checks.number(name, value, 0.0, 1.0)

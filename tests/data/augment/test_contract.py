@@ -66,7 +66,7 @@ def test_a_mapped_program_is_a_loop_of_single_calls():
         for lane, one in zip(mapped[name], looped, strict=True):
             np.testing.assert_allclose(lane, one[name], atol=1e-5, err_msg=name)
             assert lane.dtype == np.float32
-    for name in ["shift", "elastic"] if QUICK else ALL:  # without jit
+    for name in ["shift"] if QUICK else ALL:  # without jit
         np.testing.assert_allclose(ALL[name](KEYS[0], VIDEO), looped[0][name], atol=1e-5)
 
 
@@ -154,10 +154,14 @@ def traced(s):
 
 def test_numbers_may_be_traced():
     """A program in which the strength is traced gives what the plain numbers give."""
-    x = VIDEO[0]
-    run = jax.jit(lambda s: {name: f(KEYS[0], x) for name, f in traced(s).items()})
+    x, left_out = VIDEO[0], LIKE_OTHERS if QUICK else ()
+
+    def all_at(s):
+        return {n: f(KEYS[0], x) for n, f in traced(s).items() if n not in left_out}
+
+    run = jax.jit(all_at)
     for s in [0.3] if QUICK else [0.0, 0.3, 0.9]:
-        plain = jax.jit(lambda s=s: {n: f(KEYS[0], x) for n, f in traced(s).items()})()
+        plain = jax.jit(lambda s=s: all_at(s))()
         for name, y in run(jnp.float32(s)).items():
             np.testing.assert_allclose(y, plain[name], atol=2e-5, err_msg=f"{name} at {s}")
     for s in (0.0, 1.0):
