@@ -51,7 +51,7 @@ def test_x_may_be_a_tree_and_may_change_its_shape():
 
 
 def test_a_mixture_comes_after_the_augmentation_with_a_key_of_its_own():
-    mix = augment.mixup(1.0, C)
+    mix = jax.jit(augment.mixup(1.0, C))
     x, labels = seen_by(augment=lambda key, x: 2 * x, mix=mix)
     want = mix(folded(KEY, "mix"), 2 * BATCH["image"], jnp.asarray(BATCH["label"]))
     np.testing.assert_allclose(x, want[0], rtol=1e-6)
@@ -97,7 +97,7 @@ def test_metrics_get_the_labels_as_they_came():
 def test_masks_and_weights_are_of_the_batch_as_it_came():
     mask, weights = np.arange(B) % 4 > 0, np.linspace(0.5, 2, B, dtype=np.float32)
     batch = {**BATCH, "image": BATCH["image"][:, :C], "mask": mask, "w": weights}
-    mix = augment.mixup(1.0, C)
+    mix = jax.jit(augment.mixup(1.0, C))
     options = {"mask": "mask", "weights": "w", "mix": mix}
     loss, _ = train.supervised(IDENTITY, xent, **options)({}, {}, batch, KEY)
     each = xent(*mix(folded(KEY, "mix"), batch["image"], jnp.asarray(batch["label"])))
