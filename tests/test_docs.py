@@ -28,8 +28,9 @@ def public():
     """The functions and classes that fnn and its submodules export, by name."""
     for module in (
         fnn, fnn.cells, fnn.optim, fnn.optim.schedules, fnn.optim.constraints, fnn.train,
-        fnn.search, fnn.data, fnn.initializers, fnn.losses, fnn.metrics, fnn.tree, fnn.convert,
-        fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot, fnn.log, fnn.checkpoint,
+        fnn.search, fnn.data, fnn.data.augment, fnn.initializers, fnn.losses, fnn.metrics,
+        fnn.tree, fnn.convert, fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot, fnn.log,
+        fnn.checkpoint,
     ):  # fmt: skip
         listed = getattr(module, "__all__", None)
         names = listed or [n for n, v in vars(module).items() if inspect.isfunction(v)]

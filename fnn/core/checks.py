@@ -67,6 +67,13 @@ def number(name: str, value: Any, low: float, high: float, *, open_high=False) -
         raise OptionError(f"{name} in {span}", repr(float(value)), f"pass a number in {span}")
 
 
+def positive(name: str, value: Any) -> None:
+    """A number above 0; tracers pass."""
+    number(name, value, 0.0, float("inf"), open_high=True)
+    if not isinstance(value, jax.core.Tracer) and np.asarray(value) == 0:
+        raise OptionError(f"{name} above 0", "0", "pass a larger number")
+
+
 def floating(name: str, value: Any) -> Any:
     """An option that is a floating dtype."""
     try:

@@ -1,4 +1,4 @@
-"""Data sets and tables as NumPy arrays, prepared for training, and batches of them.
+"""Data sets and tables as NumPy arrays, prepared for training, augmented, and cut into batches.
 
 fnn.data.load or from_frame -> split -> prepare -> batches or eval_batches -> step
 
@@ -38,6 +38,7 @@ Text becomes tokens by a tokenizer, such as one of the package `tokenizers`, in 
 padding enabled.
 """
 
+from fnn.data import augment
 from fnn.data.batching import batches, eval_batches, permutation
 from fnn.data.categories import Encoding, OneHot, encode, one_hot
 from fnn.data.frames import from_frame
@@ -49,7 +50,7 @@ from fnn.data.scales import Limits, MinMax, Standard, clip_outliers, minmax, sta
 from fnn.data.splits import split
 
 __all__ = [
-    "Chain", "Encoding", "Imputation", "Limits", "MinMax", "OneHot", "Standard",
+    "Chain", "Encoding", "Imputation", "Limits", "MinMax", "OneHot", "Standard", "augment",
     "batches", "chain", "clip_outliers", "encode", "eval_batches", "from_frame", "impute", "load",
     "minmax", "one_hot", "permutation", "prepare", "report", "split", "standardize",
 ]  # fmt: skip

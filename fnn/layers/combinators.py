@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors, trees
+from fnn.core import checks, errors, names, trees
 from fnn.core.compose import compose
 from fnn.core.inputs import REQUIRED, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of
@@ -119,17 +119,12 @@ def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) 
 
 def numbered(layers: tuple, named: Mapping) -> dict[str, Any]:
     """Layers by name; those without one are named by kind and number."""
-    counts: dict[str, int] = {}
-    children: dict[str, Layer | Callable] = {}
-    for layer in layers:
-        kind, mark = as_layer(layer).name, "" if isinstance(layer, Layer) else "_"
-        kind = (kind.strip("<>_") or "layer") + mark  # a lambda's is <lambda>
-        counts[kind] = counts.get(kind, 0) + 1
-        name = f"{kind}{counts[kind]}"
-        if name in children or name in named:
-            raise errors.OptionError("one layer of each name", f"two of {name}", "rename one")
-        children[name] = layer
-    return children | dict(named)
+    return names.numbered(map(_kind, layers), layers, named, "layer")
+
+
+def _kind(layer: Layer | Callable) -> str:
+    kind, mark = as_layer(layer).name, "" if isinstance(layer, Layer) else "_"
+    return (kind.strip("<>_") or "layer") + mark  # a lambda's is <lambda>
 
 
 def _with_inputs_of(children: Mapping[str, Any], body: Callable) -> Callable:

@@ -17,7 +17,6 @@ from fnn.losses.inputs import (
     choose,
     class_labels,
     numbered,
-    positive,
     same_dtype,
     same_shape,
 )
@@ -163,7 +162,7 @@ def log_loss(
     >>> print(log_loss(jnp.array([[0.9, 0.1], [1.0, 0.0]]), jnp.array([0, 1])).round())
     [ 0. 17.]
     """
-    positive("eps", eps)
+    checks.positive("eps", eps)
     q, labels, mask = _labelled("probabilities", probabilities, labels, mask)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         return masked(-_log(choose(q, labels), eps), mask)
@@ -197,7 +196,7 @@ def binary_log_loss(
     >>> print(binary_log_loss(jnp.array([0.9, 0.0]), jnp.array([1, 0])).round(3))
     [0.105 0.   ]
     """
-    positive("eps", eps)
+    checks.positive("eps", eps)
     q, y, mask = _binary("probabilities", probabilities, labels, mask)
     return masked(-y * _log(q, eps) - (1 - y) * _log_not(q, eps), mask)
 
@@ -276,7 +275,7 @@ def distillation(
     >>> print(distillation(student, teacher, 1.0).round(3), distillation(teacher, teacher, 1.0))
     0.328 0.0
     """
-    positive("temperature", temperature)
+    checks.positive("temperature", temperature)
     student, teacher = same_shape(1, student_logits=student_logits, teacher_logits=teacher_logits)
     mask = check_mask(mask, student.shape[:-1])
     t = jnp.asarray(temperature, student.dtype)

@@ -6,14 +6,12 @@ from functools import reduce
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide, widest
 from fnn.core.shapes import from_numpy
-from fnn.core.types import Scalar, Shape
+from fnn.core.types import Shape
 
 LAYOUTS = ("[...]", "[..., C]", "[..., N, C]")  # by the axes of one example
 
@@ -131,10 +129,3 @@ def choose(values: jax.Array, labels: jax.Array) -> jax.Array:
 def numbered(n: int, x: jax.Array) -> jax.Array:
     """0 ... n - 1 on a last axis, to be compared with x[..., None]."""
     return jnp.expand_dims(jnp.arange(n, dtype=x.dtype), tuple(range(x.ndim)))
-
-
-def positive(name: str, value: Scalar) -> None:
-    """A number above 0; tracers pass."""
-    checks.number(name, value, 0.0, float("inf"), open_high=True)
-    if not isinstance(value, jax.core.Tracer) and np.asarray(value) == 0:
-        raise errors.OptionError(f"{name} above 0", "0", "pass a larger number")

@@ -11,7 +11,7 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.types import Scalar
 from fnn.losses.classification import cross_entropy
-from fnn.losses.inputs import check_shape, floating, integers, numbered, positive
+from fnn.losses.inputs import check_shape, floating, integers, numbered
 from fnn.losses.masking import check_mask, clear, length_mask, masked
 from fnn.losses.numerics import log_softmax, log_sum_exp
 
@@ -172,6 +172,6 @@ def bits_per_character(
     nats = floating("nats", nats)
     nats = nats.astype(wide(nats.dtype))
     for name, count in (("tokens", tokens), ("characters", characters)):
-        positive(name, count)
+        checks.positive(name, count)
     ratio = jnp.asarray(tokens, nats.dtype) / jnp.asarray(characters, nats.dtype)
     return nats / math.log(2) * ratio

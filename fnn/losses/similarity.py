@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.lengths import divide
 from fnn.core.types import Scalar
-from fnn.losses.inputs import positive, same_shape
+from fnn.losses.inputs import same_shape
 from fnn.losses.masking import check_mask, clear, masked
 from fnn.losses.numerics import log_softmax
 
@@ -98,7 +98,7 @@ def info_nce(
     >>> print(info_nce(jnp.eye(3), jnp.eye(3), 0.1).round(5))
     [9.e-05 9.e-05 9.e-05]
     """
-    positive("temperature", temperature)
+    checks.positive("temperature", temperature)
     a, b = same_shape(2, a=a, b=b)
     mask = check_mask(mask, a.shape[:-1])
     a, b = _unit(clear(a, mask)), _unit(clear(b, mask))

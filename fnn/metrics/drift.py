@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from fnn.core import checks, errors
 from fnn.core.types import Scalar, Shape, Tree
-from fnn.losses.inputs import array, positive
+from fnn.losses.inputs import array
 from fnn.metrics.metric import Metric, add, is_real, kept, metric, no_sum, total
 
 
@@ -85,7 +85,7 @@ def population_stability_index(
     >>> print(population_stability_index(jnp.array([50, 50]), jnp.array([25, 75]), bins=None))
     0.27465308
     """
-    positive("epsilon", epsilon)
+    checks.positive("epsilon", epsilon)
     if bins is not None:
         reference, current = _same_features(reference, current)
         summary = histogram(reference, bins)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
 from fnn.core.types import Scalar, Tree
-from fnn.losses.inputs import positive
 from fnn.metrics.metric import Metric, Sum, add, as_metric, total, updated
 from fnn.metrics.metric import metric as checked
 
@@ -77,7 +76,7 @@ def decayed(metric: Metric | Callable, half_life: Scalar) -> Metric:
     2.0
     """
     metric = as_metric("metric", metric)
-    positive("half_life", half_life)
+    checks.positive("half_life", half_life)
     _check_sums(metric.init(), fading=True)
 
     def update(accumulator, *batch):

@@ -9,7 +9,8 @@ from fnn.train.hypergradients import forward_value_and_grad
 from fnn.train.joint import join, joint_step
 from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
-from fnn.train.step import TrainState, init, step, supervised
+from fnn.train.step import TrainState, init, step
+from fnn.train.supervised import supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [

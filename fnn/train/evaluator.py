@@ -16,7 +16,8 @@ from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import eval_batches
 from fnn.metrics.metric import check_metrics, updated
-from fnn.train.step import TrainState, inputs_and_labels
+from fnn.train.step import TrainState
+from fnn.train.supervised import inputs_and_labels
 from fnn.train.weights import FromBatch, both, counting
 
 

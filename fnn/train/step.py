@@ -10,24 +10,19 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.typing import ArrayLike
 
 from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
-from fnn.core.notes import notes as noted
 from fnn.core.reserved import FROZEN, has
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Key, Scalar, Schedule, Tree
-from fnn.losses.means import Measured, mean
-from fnn.metrics.metric import check_metrics, updated
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
 from fnn.optim.schedule_free import check_rate, rate_at
 from fnn.optim.stacked import check_stacks
 from fnn.optim.transform import Transform, check_transform
 from fnn.train.update import Trained, check_loss, update_of
-from fnn.train.weights import FromBatch, counting, losses_of
 
 
 class TrainState(NamedTuple):
@@ -258,91 +253,3 @@ def _check_not_donated(train_state: TrainState, error: Exception) -> None:
 def _is_deleted(leaf: Any) -> bool:
     concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
     return concrete and leaf.is_deleted()
-
-
-@errors.named
-def supervised(
-    net: Layer,
-    loss: Callable[..., jax.Array],
-    metrics: Mapping[str, Callable] | None = None,
-    *,
-    names: tuple[str, str] = ("image", "label"),
-    mask: FromBatch = None,
-    weights: FromBatch = None,
-    lengths: FromBatch = None,
-    class_weights: ArrayLike | None = None,
-    notes: Mapping[str, Scalar] | None = None,
-) -> Callable:
-    """The usual loss function for `step`: the mean over the batch of `loss(outputs, labels)`.
-
-        sum of w_i loss_i / sum of w_i + sum of c_j note_j
-
-    The outputs are the network's in training mode, `net.apply(..., key=key, train=True)`. Without a
-    mask or weights the loss is a scalar, else an `fnn.losses.Mean`, whose value the step takes.
-
-    - `loss(outputs, labels)`: per example, such as `fnn.losses.softmax_cross_entropy`; if it takes
-      `mask=`, it gets the mask of the examples that count.
-    - `metrics`: by name, each an `fnn.metrics.Metric`, such as `fnn.metrics.accuracy()`, or a
-      function like `loss`, to be averaged; each is returned with a `value` for the step.
-    - `names`: of x and labels in a batch that is a dict; a batch may also be the pair (x, labels).
-    - `mask`, `weights`, `lengths`: which examples count, in the loss and in the metrics, and how
-      much. Each is a name in the batch or a function of the batch, such as
-      `lambda batch: batch["label"] >= 0`. Masks are bools and weights real numbers at least 0, of
-      the losses' shape or its first axes; lengths, integers [B], give the number of valid times in
-      labels [B, T, ...]. The network sees all of x.
-    - `class_weights`: [C], a factor on the weight of each example, by its integer label.
-    - `notes`: the factors c_j of the network's notes (see `fnn.notes`), by glob of their paths, as
-      `{"*/balance": 0.01}`.
-
-    >>> import fnn
-    >>> net = fnn.dense(3)
-    >>> loss_fn = supervised(net, fnn.losses.softmax_cross_entropy, {"acc": fnn.metrics.accuracy()})
-    >>> params, state = net.init(jax.random.key(0), (1, 4))
-    >>> batch = {"image": jnp.ones((2, 4)), "label": jnp.array([0, 1])}
-    >>> loss, (state, metrics) = loss_fn(params, state, batch, jax.random.key(1))
-    >>> print(metrics["acc"].value)
-    0.5
-    """
-    measures = check_metrics(metrics or {})
-    counted = counting(mask, weights, lengths, class_weights)
-
-    def loss_fn(params, state, batch, key):
-        x, labels = inputs_and_labels(batch, names)
-        outputs, state = net.apply(params, state, x, key=key, train=True)
-        with errors.within("supervised"):
-            keep, w = counted(batch, labels)
-        seen = jax.lax.stop_gradient(outputs)  # a metric need not be differentiable
-        measured = {
-            name: Measured(updated(metric, metric.init(), seen, labels, keep, w), metric.compute)
-            for name, metric in measures.items()
-        }
-        losses = losses_of(loss, outputs, labels, keep)
-        with errors.within("supervised"):
-            value = jnp.mean(losses) if keep is None else mean(losses, keep, w)
-            for pattern, factor in (notes or {}).items():
-                value = value + factor * _noted(state, pattern)
-        return value, (state, measured)
-
-    return loss_fn
-
-
-def _noted(state: Tree, pattern: str) -> jax.Array:
-    """The sum of the notes whose paths match."""
-    found = noted(state, pattern)
-    if not found:
-        known = errors.names(noted(state))
-        raise errors.OptionError(f"notes among {known}", pattern, "see fnn.notes")
-    return sum(found.values(), jnp.zeros(()))
-
-
-def inputs_and_labels(batch: Tree, names: tuple[str, str]) -> tuple[Any, Any]:
-    """The two halves of a supervised batch, a pair or a dict."""
-    if isinstance(batch, Mapping) and all(name in batch for name in names):
-        return batch[names[0]], batch[names[1]]
-    if isinstance(batch, tuple) and len(batch) == 2:
-        return batch
-    raise errors.InputError(
-        f"a batch that is a dict with {errors.names(names)}, or a pair (x, labels)",
-        errors.show(batch),
-        "pass the names of x and labels, as names=('x', 'y'), or write your own loss function",
-    )
