@@ -8,11 +8,11 @@ from fnn.train.fit import fit
 from fnn.train.hypergradients import forward_value_and_grad
 from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
-from fnn.train.step import TrainState, init, step, supervised
+from fnn.train.step import TrainState, data_key, init, step, supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [
-    "Event", "Stop", "TrainState", "drift", "evaluator", "fit", "forward_value_and_grad", "init",
-    "patience", "refresh_statistics", "run", "step", "stop_on_nan", "stop_on_signal", "supervised",
-    "table", "tbptt", "time_limit",
+    "Event", "Stop", "TrainState", "data_key", "drift", "evaluator", "fit",
+    "forward_value_and_grad", "init", "patience", "refresh_statistics", "run", "step",
+    "stop_on_nan", "stop_on_signal", "supervised", "table", "tbptt", "time_limit",
 ]  # fmt: skip

@@ -67,6 +67,12 @@ def run(
     if checkpoint_every is not None:
         checks.count("checkpoint_every", checkpoint_every)
     check_train_state(train_state)
+    if callable(data) or hasattr(data, "__next__"):
+        raise errors.InputError(
+            "arrays, which the compiled run keeps on the device",
+            f"batches from outside it, {errors.show(data)}",
+            "call fnn.train.fit, which takes streams",
+        )
     if (evaluate_every is None) != (evaluate is None):
         wanted = "evaluate_every and evaluate together"
         raise errors.OptionError(wanted, "one of them", "give both or neither")
