@@ -58,7 +58,7 @@ def packed(sequences: Any, length: int, *, lengths: Any = len, cut: bool = False
     - `sequences`: a list of ints [T], or another source of them, as in `fnn.data.stream`; they are
       read when their row is.
     - `length`: of the rows.
-    - `lengths`: of all sequences, ints [n]; or a function of a sequence, called here, once for each.
+    - `lengths`: of all sequences, ints [n]; or a function of a sequence, called for each, here.
     - `cut`: whether a sequence longer than `length` becomes pieces of that length and a rest, each
       a segment of its own. Otherwise it is refused. A sequence without tokens is in no row.
 

@@ -125,7 +125,7 @@ class Mapped:
         with open(self.path, "rb", buffering=0) as file:
             for into, row in zip(each, rows.tolist(), strict=True):
                 file.seek(self.offset + row * into.nbytes)
-                left = memoryview(into)
+                left = into.data
                 while left.nbytes:
                     done = file.readinto(left)
                     if not done:

@@ -31,8 +31,11 @@ class Plan(Protocol):
     - `order`: what tells this order from others, in words.
     """
 
-    n: int
-    batch_size: int
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
     @property
     def batches(self) -> int: ...

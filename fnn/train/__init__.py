@@ -6,9 +6,9 @@ from fnn.train.evaluator import evaluator
 from fnn.train.events import Event, Stop
 from fnn.train.fit import fit
 from fnn.train.hypergradients import forward_value_and_grad
-from fnn.train.run import run
+from fnn.train.run import data_key, run
 from fnn.train.statistics import refresh_statistics
-from fnn.train.step import TrainState, data_key, init, step, supervised
+from fnn.train.step import TrainState, init, step, supervised
 from fnn.train.tbptt import tbptt
 
 __all__ = [

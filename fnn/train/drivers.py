@@ -21,8 +21,8 @@ from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
-from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, donating, jit_step
+from fnn.train.run import check_batches, data_key, steps_over
+from fnn.train.step import Step, TrainState, donating, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves

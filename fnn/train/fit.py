@@ -101,7 +101,7 @@ def fit(
     watchers = _Watchers.of(callbacks)
     start = _start(train_state, resume, watchers)
     begun = start.history.begun
-    driver = driver_of(
+    chosen = driver_of(
         step,
         start.train_state,
         data,
@@ -110,20 +110,20 @@ def fit(
         chunk,
         begun,
     )
-    cut, total = cut_of(data, batch_size, start.train_state), driver.total
+    cut, total = cut_of(data, batch_size, start.train_state), chosen.total
     _check_cut(start, cut)
-    run = _Run(step, driver.batches_of, watchers, start, driver.name, cut)
+    run = _Run(step, chosen.batches_of, watchers, start, chosen.name, cut)
     train_state = jax.tree.map(jnp.copy, start.train_state)
     if start.ended or start.epoch >= epochs:
         why = start.ended or f"{epochs} epochs"
         return run.finish(train_state, why), run.returned(why)
     cuts = [every, *(_every(callback) for callback in watchers.all)]
-    with run.told_of_errors(), driver.open, Bar(total and epochs * total, progress) as bar:
+    with run.told_of_errors(), chosen.open, Bar(total and epochs * total, progress) as bar:
         bar.advance(run.history.end - run.history.begun)
         taken = start.taken
         for epoch in range(start.epoch, epochs):
             until = functools.partial(_next_cut, cuts, run.history.end - taken)
-            for call in driver.calls_of(epoch, train_state, taken, until):
+            for call in chosen.calls_of(epoch, train_state, taken, until):
                 train_state, taken = call.train_state, taken + call.steps
                 run.took(call, epoch, taken)
                 bar.update(run.history.before_last, call.steps)

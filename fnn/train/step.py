@@ -109,20 +109,6 @@ def _given(what: str, drawn: Tree, part: Tree) -> Tree:
     return out
 
 
-def data_key(train_state: TrainState) -> Key:
-    """The key from which the order of a run's data is drawn, a function of `train_state.key` alone.
-
-    `fnn.data.stream(source, batch_size, data_key(train_state))` has the batches of
-    `fit(step, train_state, arrays, batch_size=batch_size, ...)`.
-
-    >>> import fnn
-    >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
-    >>> print(next(fnn.data.batches(np.arange(6), 3, key=data_key(ts))))
-    [0 0 0]
-    """
-    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
-
-
 def check_train_state(train_state: Any) -> None:
     if not isinstance(train_state, TrainState):
         raise errors.InputError(
