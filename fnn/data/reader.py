@@ -52,7 +52,8 @@ class Reader:
             return natives(read, "source", others=True)
         examples = read
         if self.source.stacked:
-            examples = [jax.tree.map(lambda x, i=i: x[i], read) for i in range(len(rows))]
+            leaves, structure = jax.tree.flatten(read)
+            examples = [structure.unflatten(x[i] for x in leaves) for i in range(len(rows))]
         if self.transform is not None:
             examples = [self._transformed(*pair) for pair in zip(rows, examples, strict=True)]
         if self.pad is not None:
