@@ -30,7 +30,7 @@ def test_processes_have_the_same_batches_and_name_a_broken_file(tmp_path):
     (tmp_path / "5.npy").write_bytes(b"not an array")
     options = {"transform": with_pid, "device": False}
     made = stream(files(tmp_path, np.load), 2, None, processes=1, **options)(0)
-    here = stream(files(tmp_path, np.load), 2, None, **options)(0)
+    here = stream(files(tmp_path, np.load), 2, None, threads=0, **options)(0)
     for _ in range(2):
         one, two = next(made), next(here)
         np.testing.assert_array_equal(one["x"], two["x"])
