@@ -43,7 +43,8 @@ def mapped(row: Row) -> Any:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     random, n = np.random.default_rng(2), row.shape[0]
     images = np.lib.format.open_memmap(folder / "x.npy", "w+", "u1", row.shape)
-    images[:SOME] = random.integers(0, 256, (SOME, *row.shape[1:]), "u1")
+    some = min(SOME, 2**26 // images[0].size)  # 64 MB: the memory of the process is measured
+    images[:some] = random.integers(0, 256, (some, *row.shape[1:]), "u1")
     np.save(folder / "y.npy", random.integers(0, 10, n, "i4"))
     images.flush()
     return tuple(np.load(folder / name, mmap_mode="r") for name in ("x.npy", "y.npy"))
@@ -86,7 +87,8 @@ def streamed(row: Row, **workers: Any) -> Call:
     import fnn
 
     key, transform = (None, prepare) if row.net else (jax.random.key(0), None)
-    stream = fnn.data.stream(mapped(row), BATCH, key, transform=transform, **workers)
+    device = row.net is not None
+    stream = fnn.data.stream(mapped(row), BATCH, key, transform=transform, device=device, **workers)
     return over(row, stream.from_step(0))
 
 

@@ -26,6 +26,7 @@ class Plan(Protocol):
     """Which examples are in which batch of which epoch.
 
     - `n`, `batch_size`: the number of examples, and of those in a batch.
+    - `fill`: whether the last partial batch is filled up; otherwise it is dropped.
     - `batches`: per epoch.
     - `cuts(epoch, start)`: the batches of an epoch from number `start` on.
     - `order`: what tells this order from others, in words.
@@ -36,6 +37,9 @@ class Plan(Protocol):
 
     @property
     def batch_size(self) -> int: ...
+
+    @property
+    def fill(self) -> bool: ...
 
     @property
     def batches(self) -> int: ...
@@ -85,6 +89,11 @@ class Stream:
     def examples(self) -> int:
         """How many the source has."""
         return self.plan.n
+
+    @property
+    def fills(self) -> bool:
+        """Whether it has every example, and a mask beside each batch."""
+        return self.plan.fill
 
     @property
     def order(self) -> str:

@@ -1,5 +1,8 @@
 """Sources: rows of arrays and files, as plain NumPy reads them, and nothing else."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,6 +61,22 @@ def test_a_map_whose_file_has_shrunk(tmp_path):
     assert isinstance(source.tree, Mapped)
     with pytest.raises(errors.DataError, match=r"stream: expected example 484 to be read, got OSE"):
         list(stream(0, start=242))
+
+
+status = pathlib.Path("/proc/self/status")
+
+
+@pytest.mark.skipif(not status.exists(), reason="reads Linux's account")
+def test_a_map_stays_out_of_the_memory_of_the_process(tmp_path):
+    def mapped_bytes():
+        return int(re.search(r"RssFile:\s+(\d+)", status.read_text())[1]) * 1024
+
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", "u1", (1024, 2**16))  # 64 MB
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    before = mapped_bytes()
+    for _ in data.stream(x, 64, None, threads=0, device=False)(0):
+        assert mapped_bytes() - before < 2**24
+    assert x.max() == 0 and mapped_bytes() - before > 2**25  # as reading through the map takes
 
 
 def test_arrays_of_other_libraries_are_read_row_by_row():

@@ -12,7 +12,7 @@ from fnn.data import bucketed, stream
 from fnn.train import data_key
 from tests.data.support import Recorded
 from tests.support import QUICK
-from tests.train.support import assert_same_bits, data, setup
+from tests.train.support import assert_same_bits, data, dense_net, setup
 
 DATA, SIZE, TOTAL = data(n=23), 4, 5  # three examples are left out in each epoch
 
@@ -148,6 +148,18 @@ def test_an_error_in_the_step_ends_the_workers():
     with pytest.raises(ZeroDivisionError) as error:
         fnn.train.fit(step, setup()[0], streamed(threads=2), epochs=1, progress=False)
     assert no_threads() and error.traceback
+
+
+def test_a_stream_is_evaluated():
+    ts, net = setup()[0], dense_net()
+    metrics = {"accuracy": fnn.metrics.accuracy(), "loss": fnn.losses.softmax_cross_entropy}
+    evaluate = fnn.train.evaluator(net, DATA, metrics, batch_size=SIZE)
+    want = evaluate(ts)
+    got = fnn.train.evaluator(net, streamed(last="fill"), metrics)(ts)
+    for name in metrics:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
+    with pytest.raises(errors.OptionError, match="evaluator: expected a stream of all examples"):
+        fnn.train.evaluator(net, streamed(), metrics)
 
 
 def test_what_a_stream_cannot_do_is_refused():
