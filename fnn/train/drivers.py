@@ -146,17 +146,14 @@ class _Onward:
 
     def __init__(self, stream: Stream, begun: int):
         self.stream, self.begun = stream, begun
-        self.number = -1  # of the step whose batch is next
         self.batches: Generator[Tree, None, None] | None = None
 
     def __call__(self, epoch: int, skipped: int) -> Iterator[Tree]:
-        first = self.begun + epoch * len(self.stream) + skipped
-        if self.batches is None or self.number != first:
-            self.close()
-            self.batches, self.number = self.stream.from_step(first), first
-        for batch in itertools.islice(self.batches, len(self.stream) - skipped):
-            self.number += 1
-            yield batch
+        """Of the first epoch from batch `skipped` on; each later one goes on where that ended."""
+        total = len(self.stream)
+        if self.batches is None:
+            self.batches = self.stream.from_step(self.begun + epoch * total + skipped)
+        return itertools.islice(self.batches, total - skipped)
 
     def close(self) -> None:
         if self.batches is not None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fnn import errors
@@ -22,6 +22,10 @@ def first_fit(lengths, length):
     return rows
 
 
+many = np.random.default_rng(0).integers(1, 9, 300).tolist()
+
+
+@example(lengths=many, length=20)
 @given(lengths=st.lists(st.integers(1, 8), max_size=40), length=st.integers(8, 12))
 def test_rows_are_those_of_a_first_fit(lengths, length):
     tokens = np.split(np.arange(1, 1 + sum(lengths)), np.cumsum(lengths))[:-1]
