@@ -122,8 +122,7 @@ def test_a_run_is_replayed(begin):
         if event.step == 8 and not event.ended:
             replayed.extend(event.replay(kept[0] if kept else None))
 
-    ts = setup()[0]._replace(step=jax.numpy.int32(0))
-    _, history = fit(streamed(), ts, epochs=2, callbacks=[callback])
+    _, history = fit(streamed(), epochs=2, callbacks=[callback])
     losses = [one.metrics["loss"] for one in replayed]
     np.testing.assert_array_equal(losses, history["train"]["loss"][begin:8])
     want = [batch["label"] for epoch in range(2) for batch in streamed()(epoch)]
