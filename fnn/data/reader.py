@@ -41,8 +41,9 @@ class Reader:
     pad: Mapping[str, Any] | None = None
 
     def __call__(self, cut: Cut) -> Tree:
-        batch = self._batch(cut)
-        return batch if cut.real is None else (batch, cut.real)
+        with errors.within("stream"):
+            batch = self._batch(cut)
+            return batch if cut.real is None else (batch, cut.real)
 
     def _batch(self, cut: Cut) -> Tree:
         rows = cut.rows.tolist()

@@ -116,7 +116,7 @@ class Stream:
     def _batches(self, cuts: Iterable[Cut]) -> Generator[Tree, None, None]:
         shares = (_share(cut, *self.shard) for cut in cuts)
         made = in_order(self.read, shares, self.threads, self.processes, self.ahead)
-        with contextlib.closing(made), errors.within("stream"):
+        with contextlib.closing(made):
             for batch in made:
                 yield batch if self.device is False else _put(batch, self.device)
 

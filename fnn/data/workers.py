@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
+import functools
 import itertools
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -34,6 +37,9 @@ def in_order(
         yield from map(work, items)
         return
     pool, work = _processes(work, processes) if processes else (ThreadPoolExecutor(threads), work)
+    end = functools.partial(pool.shutdown, wait=True, cancel_futures=True)
+    atexit.register(end)  # a generator that is still open when Python ends is closed too late
+    python_ends = sys.is_finalizing  # then modules have been taken apart, but this is kept
     try:
         under_way = collections.deque(pool.submit(work, item) for item in _some(items, ahead))
         while under_way:
@@ -41,14 +47,11 @@ def in_order(
             under_way.extend(pool.submit(work, item) for item in _some(items, 1))
             yield result
     except BrokenProcessPool as error:
-        raise errors.DataError(
-            "worker processes that live as long as they are needed",
-            "one that has ended: killed, as for want of memory, or crashed",
-            "use fewer processes=, or threads=; a script that starts processes does so below "
-            'if __name__ == "__main__":',
-        ) from error
+        raise _died() from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        if not python_ends():
+            atexit.unregister(end)
+            end()
 
 
 def _some(items: Iterable[Any], count: int) -> Iterable[Any]:
@@ -56,6 +59,10 @@ def _some(items: Iterable[Any], count: int) -> Iterable[Any]:
 
 
 # --- processes
+#
+# Grain 0.2.18 would take the order as it is given, begin at any batch and report a killed worker.
+# But an example's error arrives without its number and its cause, Ctrl-C prints a traceback for
+# each worker, shared memory is left over, and workers outlive a parent that is killed.
 
 
 def _processes(work: Work, count: int) -> tuple[Executor, Work]:
@@ -63,13 +70,25 @@ def _processes(work: Work, count: int) -> tuple[Executor, Work]:
     try:
         sent = pickle.dumps(work)
     except Exception as error:
-        raise errors.InputError(
-            "a source and a transform that can be pickled, to send them to processes",
-            f"{type(error).__name__}: {error}",
-            "define functions at the top of a module, or use threads=",
-        ) from error
+        with errors.within("stream"):
+            raise errors.InputError(
+                "a source and a transform that can be pickled, to send them to processes",
+                f"{type(error).__name__}: {error}",
+                "define functions at the top of a module, or use threads=",
+            ) from error
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, context, _start, (sent,)), _do
+
+
+def _died() -> errors.DataError:
+    error = errors.DataError(
+        "worker processes that live as long as they are needed",
+        "one that has ended: killed, as for want of memory, or crashed",
+        "use fewer processes=, or threads=; a script that starts processes does so below "
+        'if __name__ == "__main__":',
+    )
+    error.layer = "stream"
+    return error
 
 
 _held: list[Any] = []  # in a worker: the work, as it was sent and then unpickled

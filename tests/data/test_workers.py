@@ -12,7 +12,7 @@ import pytest
 
 from fnn import errors
 from fnn.data import files, stream
-from tests.data.support import REPO, with_pid
+from tests.data.support import REPO, run, with_pid
 from tests.support import QUICK
 
 
@@ -52,6 +52,13 @@ def test_a_killed_worker_is_one_clear_error():
 def test_what_cannot_be_sent_is_refused():
     with pytest.raises(errors.InputError, match="that can be pickled, .*; define functions at the"):
         next(stream(range(4), 2, None, transform=lambda x: x, processes=1)(0))
+
+
+@pytest.mark.skipif(QUICK, reason="starts processes")
+@pytest.mark.parametrize("workers", ["threads=2", "processes=1"])
+def test_python_ends_in_silence_while_a_stream_is_open(workers):
+    code = f"import fnn\nmade = fnn.data.stream(range(99), 2, None, {workers})(0)\nnext(made)"
+    assert run(code).stderr == ""
 
 
 SCRIPT = """
