@@ -150,7 +150,8 @@ class Buckets:
     @property
     def order(self) -> str:
         lengths = zlib.crc32(self.lengths.astype("<i8").tobytes())
-        return f"{shown_key(self.key)}, buckets {self.sizes}, lengths {lengths:08x}"
+        filled = ", filled" if self.fill else ""
+        return f"{shown_key(self.key)}, buckets {self.sizes}, lengths {lengths:08x}{filled}"
 
     def cuts(self, epoch: int, start: int) -> Iterator[Cut]:
         order = order_of(self.key, epoch, self.n)

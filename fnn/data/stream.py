@@ -237,7 +237,7 @@ class Shuffled:
 
     @property
     def order(self) -> str:
-        return shown_key(self.key)
+        return shown_key(self.key) + (", filled" if self.fill else "")
 
     def cuts(self, epoch: int, start: int) -> Iterator[Cut]:
         order = order_of(self.key, epoch, self.n)

@@ -115,8 +115,10 @@ def cut_of(
     """How data are cut into batches, which a place in an epoch depends on; {} if unknown."""
     if isinstance(data, Stream):
         cut: dict[str, Any] = {"batch_size": data.batch_size, "examples": data.examples}
-        same = data.order == shown_key(data_key(train_state))  # as of arrays
-        return cut if same else cut | {"order": data.order}
+        single = np.ndim(train_state.step) == 0  # stacked states have no order of their own
+        if single and data.order == shown_key(data_key(train_state)):
+            return cut  # that of arrays, which may take its place
+        return cut | {"order": data.order}
     if callable(data):
         return {}
     return {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}

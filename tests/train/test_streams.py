@@ -104,6 +104,7 @@ def test_a_resumed_run_with_another_order_is_refused(tmp_path):
         (streamed(n=22), "batch_size=4, examples=22"),
         (streamed(key=jax.random.key(9)), "order=threefry2x32 00000000 00000009"),
         (buckets, r"buckets \(4,\)"),
+        (streamed(last="fill"), "order=.*, filled"),
         (lambda epoch: [DATA], "batches from a function"),
     ):
         with pytest.raises(errors.OptionError, match=f"the run that is resumed .*, got .*{got}"):
@@ -151,6 +152,16 @@ def test_an_error_in_the_step_ends_the_workers():
     with pytest.raises(ZeroDivisionError) as error:
         fnn.train.fit(step, setup()[0], streamed(threads=2), epochs=1, progress=False)
     assert no_threads() and error.traceback
+
+
+def test_stacked_states_share_a_stream():
+    def step(ts, batch):
+        return ts._replace(step=ts.step + 1), {"label": batch["label"][0]}
+
+    ts = jax.tree.map(lambda *xs: jax.numpy.stack(xs), *[setup()[0]] * 2)
+    made = streamed(device=False)
+    _, history = fnn.train.fit(step, ts, made, epochs=1, progress=False)
+    assert history["train"]["label"].tolist() == [batch["label"][0] for batch in made(0)]
 
 
 def test_a_stream_is_evaluated():
