@@ -57,6 +57,10 @@ class OptionError(FnnError, ValueError):
     """An option outside its legal values."""
 
 
+class DataError(FnnError, RuntimeError):
+    """An example that cannot be read, or a worker that died while it read one."""
+
+
 class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 

@@ -1,6 +1,7 @@
 """Data sets and tables as NumPy arrays, prepared for training, augmented, and cut into batches.
 
 fnn.data.load or from_frame -> split -> prepare -> batches or eval_batches -> step
+what outgrows memory -> stream, bucketed -> step
 
 A table is read and cleaned by pandas. What is fitted on the training split (`standardize`,
 `impute`, `encode` ...) is a function and a plain tree, which is saved with the params:
@@ -40,17 +41,22 @@ padding enabled.
 
 from fnn.data import augment
 from fnn.data.batching import batches, eval_batches, permutation
+from fnn.data.buckets import bucketed
 from fnn.data.categories import Encoding, OneHot, encode, one_hot
 from fnn.data.frames import from_frame
 from fnn.data.imputation import Imputation, impute
 from fnn.data.loading import load
+from fnn.data.packs import packed
 from fnn.data.preparation import Chain, chain, prepare
 from fnn.data.reports import report
 from fnn.data.scales import Limits, MinMax, Standard, clip_outliers, minmax, standardize
+from fnn.data.sources import files
 from fnn.data.splits import split
+from fnn.data.stream import Stream, stream
 
 __all__ = [
-    "Chain", "Encoding", "Imputation", "Limits", "MinMax", "OneHot", "Standard", "augment",
-    "batches", "chain", "clip_outliers", "encode", "eval_batches", "from_frame", "impute", "load",
-    "minmax", "one_hot", "permutation", "prepare", "report", "split", "standardize",
+    "Chain", "Encoding", "Imputation", "Limits", "MinMax", "OneHot", "Standard", "Stream",
+    "augment", "batches", "bucketed", "chain", "clip_outliers", "encode", "eval_batches", "files",
+    "from_frame", "impute", "load", "minmax", "one_hot", "packed", "permutation", "prepare",
+    "report", "split", "standardize", "stream",
 ]  # fmt: skip

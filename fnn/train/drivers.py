@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,8 +20,9 @@ from fnn.core import checks, errors
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import on_host, rows_of, rows_of_batches
-from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, donating, jit_step
+from fnn.data.stream import Stream, shown_key
+from fnn.train.run import check_batches, data_key, steps_over
+from fnn.train.step import Step, TrainState, donating, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
@@ -44,28 +46,41 @@ BatchesOf: TypeAlias = Callable[[int, int], Iterable[Tree]]
 Order: TypeAlias = Callable[[int], np.ndarray]  # from an epoch to the rows of its batches
 
 
-def calls(
+class Driver(NamedTuple):
+    """How a run takes its steps.
+
+    - `total`: steps per epoch; None if unknown.
+    - `calls_of`: owns the training state that it is given: it may donate it.
+    - `open`: held while the run takes steps, and closed at its end.
+    """
+
+    name: str
+    total: int | None
+    batches_of: BatchesOf
+    calls_of: CallsOf
+    open: contextlib.AbstractContextManager = contextlib.nullcontext()
+
+
+def driver_of(
     step: Step,
     train_state: TrainState,
-    data: Tree | Callable[[int], Iterable[Tree]],
+    data: Tree | Stream | Callable[[int], Iterable[Tree]],
     batch_size: int | None,
     driver: str,
     chunk: int,
     begun: int,
-) -> tuple[str, int | None, BatchesOf, CallsOf]:
-    """The driver's name, the steps per epoch (None if unknown), its batches, and its calls.
-
-    The calls own the training state that they are given: they may donate it. `begun` is the number
-    of the run's first step.
-    """
+) -> Driver:
+    """The driver of a run, whose first step has the number `begun`."""
     chunk = checks.count("chunk", chunk)
+    if isinstance(data, Stream):
+        return _streamed(step, data, batch_size, driver, begun)
     if callable(data) or hasattr(data, "__next__"):
         stream: Any = _checked_stream(data, driver)
 
         def from_stream(epoch, skipped):
             return itertools.islice(stream(epoch), skipped, None)
 
-        return "loop", None, from_stream, partial(_loop, donating(step), from_stream)
+        return Driver("loop", None, from_stream, partial(_loop, donating(step), from_stream))
     if batch_size is None:
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
@@ -80,15 +95,71 @@ def calls(
 
     looped = partial(_loop, donating(step), batches_of)
     if driver == "loop":
-        return driver, total, batches_of, looped
+        return Driver(driver, total, batches_of, looped)
     scanned = _scanned(step, data, order_of)
     if driver == "auto":
         some = min(chunk, total)
         seconds = _seconds(partial(scanned, some), train_state, 1)
         if _seconds(looped, train_state, some) <= seconds:
-            return "loop", total, batches_of, looped
+            return Driver("loop", total, batches_of, looped)
         driver = "scan" if seconds / some * total < PATIENCE else "chunk"
-    return driver, total, batches_of, partial(scanned, total if driver == "scan" else chunk)
+    scanned = partial(scanned, total if driver == "scan" else chunk)
+    return Driver(driver, total, batches_of, scanned)
+
+
+def cut_of(
+    data: Tree | Stream | Callable[[int], Iterable[Tree]],
+    batch_size: int | None,
+    train_state: TrainState,
+) -> dict[str, Any]:
+    """How data are cut into batches, which a place in an epoch depends on; {} if unknown."""
+    if isinstance(data, Stream):
+        cut: dict[str, Any] = {"batch_size": data.batch_size, "examples": data.examples}
+        single = np.ndim(train_state.step) == 0  # stacked states have no order of their own
+        if single and data.order == shown_key(data_key(train_state)):
+            return cut  # that of arrays, which may take its place
+        return cut | {"order": data.order}
+    if callable(data):
+        return {}
+    return {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}
+
+
+def _streamed(
+    step: Step, stream: Stream, batch_size: int | None, driver: str, begun: int
+) -> Driver:
+    if batch_size not in (None, stream.batch_size):
+        wanted = f"the stream's batch_size={stream.batch_size}, or none"
+        raise errors.OptionError(wanted, f"{batch_size}", "a stream has cut its batches already")
+    _check_loops(driver, "a stream")
+    total = len(stream)
+
+    def batches_of(epoch: int, skipped: int) -> Iterator[Tree]:
+        batches = stream.from_step(begun + epoch * total + skipped)
+        with contextlib.closing(batches):
+            yield from itertools.islice(batches, total - skipped)
+
+    onward = _Onward(stream, begun)
+    looped = partial(_loop, donating(step), onward)
+    return Driver("loop", total, batches_of, looped, contextlib.closing(onward))
+
+
+class _Onward:
+    """The batches of epoch after epoch of a run, from one iterator, whose workers stay."""
+
+    def __init__(self, stream: Stream, begun: int):
+        self.stream, self.begun = stream, begun
+        self.batches: Generator[Tree, None, None] | None = None
+
+    def __call__(self, epoch: int, skipped: int) -> Iterator[Tree]:
+        """Of the first epoch from batch `skipped` on; each later one goes on where that ended."""
+        total = len(self.stream)
+        if self.batches is None:
+            self.batches = self.stream.from_step(self.begun + epoch * total + skipped)
+        return itertools.islice(self.batches, total - skipped)
+
+    def close(self) -> None:
+        if self.batches is not None:
+            self.batches.close()
 
 
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
@@ -113,13 +184,14 @@ def _checked_stream(data: Any, driver: str) -> Any:
             "an iterator, which the first epoch would use up",
             "pass a function of the epoch that returns its batches",
         )
-    if driver not in ("loop", "auto"):
-        raise errors.OptionError(
-            f"arrays for driver={driver!r}, which keeps them on the device",
-            "a function of the epoch",
-            'pass arrays, or driver="loop"',
-        )
+    _check_loops(driver, "a function of the epoch")
     return data
+
+
+def _check_loops(driver: str, got: str) -> None:
+    if driver not in ("loop", "auto"):
+        wanted = f"arrays for driver={driver!r}, which keeps them on the device"
+        raise errors.OptionError(wanted, got, 'pass arrays, or driver="loop"')
 
 
 def _loop(

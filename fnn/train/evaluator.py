@@ -15,6 +15,7 @@ from fnn.core.layer import Layer
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import eval_batches
+from fnn.data.stream import Stream
 from fnn.metrics.metric import check_metrics, updated
 from fnn.train.step import TrainState
 from fnn.train.supervised import inputs_and_labels
@@ -24,7 +25,7 @@ from fnn.train.weights import FromBatch, both, counting
 @errors.named
 def evaluator(
     net: Layer,
-    data: Tree,
+    data: Tree | Stream,
     metrics: Mapping[str, Callable],
     *,
     batch_size: int = 256,
@@ -36,13 +37,15 @@ def evaluator(
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.
 
-    - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out.
+    - `data`: a tree of arrays [N, ...]; the last batch is padded, and the padding masked out. Or
+      `fnn.data.stream(..., last="fill")`, which has a batch_size of its own.
     - `metrics`: by name, as in `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
       `(outputs, labels)` that returns one value per example, [B, ...], to be averaged.
     - `names`, `mask`, `weights`, `lengths`, `class_weights`: as in `fnn.train.supervised`.
 
     Each value is that of all N examples together, whatever the batch size; means agree within a
-    few roundings of float32. Raises InputError if data has no examples.
+    few roundings of float32. Raises InputError if data has no examples, and OptionError for a
+    stream that leaves some out.
 
     >>> import fnn
     >>> net = fnn.serial(fnn.dense(3))
@@ -53,6 +56,9 @@ def evaluator(
     """
     measures = check_metrics(metrics)
     counted = counting(mask, weights, lengths, class_weights)
+    if isinstance(data, Stream) and not data.fills:
+        wanted, mend = "a stream of all examples", 'pass last="fill" to the stream'
+        raise errors.OptionError(wanted, 'one with last="drop"', mend)
 
     @jax.jit
     def update(params, state, accumulators, batch, real):
@@ -73,7 +79,8 @@ def evaluator(
     def evaluate(train_state: TrainState) -> dict[str, Any]:
         params, state = train_state.params, train_state.state
         start = accumulators = {name: metric.init() for name, metric in measures.items()}
-        for batch, mask in eval_batches(data, batch_size):
+        pairs = data(0) if isinstance(data, Stream) else eval_batches(data, batch_size)
+        for batch, mask in pairs:
             accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
         if accumulators is start:
             raise errors.InputError(

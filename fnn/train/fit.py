@@ -18,7 +18,8 @@ from fnn.core import checks, errors
 from fnn.core.progress import Bar
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
-from fnn.train.drivers import DRIVERS, BatchesOf, Call, calls
+from fnn.data.stream import Stream
+from fnn.train.drivers import DRIVERS, BatchesOf, Call, cut_of, driver_of
 from fnn.train.events import Callback, Event, Replayed, Resumable, Stop
 from fnn.train.history import History
 from fnn.train.step import Step, TrainState, check_train_state
@@ -27,7 +28,7 @@ from fnn.train.step import Step, TrainState, check_train_state
 def fit(
     step: Step,
     train_state: TrainState,
-    data: Tree | Callable[[int], Iterable[Tree]],
+    data: Tree | Stream | Callable[[int], Iterable[Tree]],
     *,
     epochs: int,
     batch_size: int | None = None,
@@ -44,13 +45,14 @@ def fit(
     - `step`: from `fnn.train.step`, or any `(train_state, batch) -> (train_state, metrics)`.
     - `train_state`: stays valid; the run works on a copy, in whose memory it writes.
     - `data`: a tree of arrays [N, ...], shuffled in each epoch and cut into batches of
-      `batch_size`; or a function of the epoch, counted from 0, that returns its batches.
+      `batch_size`; an `fnn.data.stream`, which cuts batches itself, for data that outgrow memory;
+      or a function of the epoch, counted from 0, that returns its batches.
     - `evaluate(train_state) -> dict`: called after each epoch, or, with `evaluate_every`, after
       each step whose number is a multiple; see `fnn.train.evaluator`.
     - `driver`: how steps are taken. `"loop"` calls each one, with its batch from the host;
       `"chunk"` takes `chunk` of them in one compiled scan, over data on the device; `"scan"` takes
       a whole epoch. `"auto"` times the first two on steps that it discards and chooses the faster,
-      as `"scan"` if an epoch takes less than a second; for batches from a function it is `"loop"`.
+      as `"scan"` if an epoch takes less than a second; for all but arrays it is `"loop"`.
       All take the same steps on the same batches, with bitwise equal results for dense networks and
       within about 1e-6 for others. Each driver repeats its own results bitwise, but `"auto"` may
       choose differently, so it is not the default.
@@ -61,21 +63,23 @@ def fit(
       If the run ends with an error, they see an event that has `ended`, but a Keeper does not.
     - `resume`: a `fnn.checkpoint.Keeper`. If it has a checkpoint, the run goes on from the newest,
       in the middle of an epoch if it was saved there, with its history and the state of its
-      callbacks, and ends bitwise as if it had never stopped. A function of the epoch is asked for
-      the whole epoch again, and the batches that were taken are skipped. `epochs` counts those
-      before; it, callbacks and the driver may be others than before (with the results of that
-      driver; "auto" stays what it chose), the number of examples and batch_size may not. Callbacks
-      of one class are told apart by their order.
+      callbacks, and ends bitwise as if it had never stopped. A stream goes on at the batch that is
+      next; a function of the epoch is asked for the whole epoch again, and the batches that were
+      taken are skipped. `epochs` counts those before; it, callbacks and the driver may be others
+      than before (with the results of that driver; "auto" stays what it chose), the number of
+      examples, batch_size and the key of a stream may not. Callbacks of one class are told apart by
+      their order.
     - `progress`: show a bar (extra `progress`).
 
-    With arrays, the order is a pure function of the run's key and the step: training for 2 epochs,
-    or for 1 and then 1 more from the returned state, gives the same result bitwise.
+    With arrays, the order is a pure function of the run's key and the step, with a stream of the
+    stream's key and the step: training for 2 epochs, or for 1 and then 1 more from the returned
+    state, gives the same result bitwise.
 
     The history is `{"train": {name: [steps]}, "eval": {name: [evaluations]}, "eval_step":
     [evaluations], "driver": its name, "ended": why}`.
     Raises OptionError for a missing batch_size, a driver that needs arrays, or a resumed run with
-    another number of examples or batch_size, and InputError for an epoch without batches or stacked
-    training states.
+    another number of examples, batch_size or order, and InputError for an epoch without batches or
+    stacked training states.
 
     >>> import fnn
     >>> net, tx = fnn.dense(3), fnn.optim.adam(0.1)
@@ -97,7 +101,7 @@ def fit(
     watchers = _Watchers.of(callbacks)
     start = _start(train_state, resume, watchers)
     begun = start.history.begun
-    driver, total, batches_of, calls_of = calls(
+    chosen = driver_of(
         step,
         start.train_state,
         data,
@@ -106,24 +110,20 @@ def fit(
         chunk,
         begun,
     )
-    cut = (
-        {}
-        if total is None
-        else {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}
-    )
+    cut, total = cut_of(data, batch_size, start.train_state), chosen.total
     _check_cut(start, cut)
-    run = _Run(step, batches_of, watchers, start, driver, cut)
+    run = _Run(step, chosen.batches_of, watchers, start, chosen.name, cut)
     train_state = jax.tree.map(jnp.copy, start.train_state)
     if start.ended or start.epoch >= epochs:
         why = start.ended or f"{epochs} epochs"
         return run.finish(train_state, why), run.returned(why)
     cuts = [every, *(_every(callback) for callback in watchers.all)]
-    with run.told_of_errors(), Bar(total and epochs * total, progress) as bar:
+    with run.told_of_errors(), chosen.open, Bar(total and epochs * total, progress) as bar:
         bar.advance(run.history.end - run.history.begun)
         taken = start.taken
         for epoch in range(start.epoch, epochs):
             until = functools.partial(_next_cut, cuts, run.history.end - taken)
-            for call in calls_of(epoch, train_state, taken, until):
+            for call in chosen.calls_of(epoch, train_state, taken, until):
                 train_state, taken = call.train_state, taken + call.steps
                 run.took(call, epoch, taken)
                 bar.update(run.history.before_last, call.steps)
@@ -202,7 +202,7 @@ class _Start(NamedTuple):
     taken: int = 0
     driver: str = ""
     ended: str = ""
-    cut: Mapping[str, int] | None = None  # how arrays are cut into batches; {} for a stream
+    cut: Mapping[str, Any] | None = None  # how data are cut into batches; {} for a function
 
 
 def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
@@ -224,7 +224,7 @@ def _check_single(train_state: TrainState) -> None:
         )
 
 
-def _check_cut(start: _Start, cut: Mapping[str, int]) -> None:
+def _check_cut(start: _Start, cut: Mapping[str, Any]) -> None:
     """The place in an epoch means other examples, once these are cut in another way."""
     if start.cut is not None and start.cut != cut:
         was, now = (
@@ -248,7 +248,7 @@ class _Run:
         watchers: _Watchers,
         start: _Start,
         driver: str,
-        cut: Mapping[str, int],
+        cut: Mapping[str, Any],
     ):
         self.step, self.batches_of, self.watchers, self.cut = step, batches_of, watchers, cut
         self.history, self.start, self.driver = start.history, start.train_state, driver

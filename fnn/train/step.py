@@ -104,11 +104,6 @@ def _given(what: str, drawn: Tree, part: Tree) -> Tree:
     return out
 
 
-def data_key(train_state: TrainState) -> Key:
-    """The key from which a run's order of the data is drawn."""
-    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
-
-
 def check_train_state(train_state: Any) -> None:
     if not isinstance(train_state, TrainState):
         raise errors.InputError(

@@ -44,3 +44,46 @@ PINNED = {
     ("digits", "train"): "d72bceff18a5760d3d4cd421287dc427fb9ba6b03f844ddbb37179c21c9d9796",
     ("digits", "test"): "ab675d20583eb2150a01a53d9ab234729515e8f7302524927033221e37188ea2",
 }
+
+
+def with_pid(example):
+    """A transform that tells which process it runs in."""
+    return {"x": np.asarray(example), "pid": os.getpid()}
+
+
+class Unreadable:
+    """A source whose odd examples are broken; with `many`, it reads them at once."""
+
+    def __init__(self, n: int):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i % 2:
+            raise KeyError(f"no record {i}")
+        return {"x": np.int32(i)}
+
+
+class Recorded:
+    """A source of numbers, and what has been asked of it."""
+
+    def __init__(self, n: int):
+        self.n, self.asked = n, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        assert type(i) is int
+        self.asked.append(i)
+        return {"x": np.int32(i)}
+
+
+class Many(Recorded):
+    """The same, read many at once."""
+
+    def __getitems__(self, rows):
+        self.asked.append(list(rows))
+        return [{"x": np.int32(i)} for i in rows]
