@@ -44,8 +44,8 @@ MIXTURES = {
 
 def load(name, n):
     """The first n training images in [0, 1], of different digits as far as there are."""
-    train = fnn.data.load(name, "train")
-    images, labels = train["image"].astype(np.float32) / 255, train["label"]
+    train = fnn.data.load(name, "train", floats=True)
+    images, labels = train["image"], train["label"]
     rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels[: 40 * n])])
     first = np.lexsort((labels[: 40 * n], rank))[:n]  # one of each class, then the next
     return images[first], labels[first]

@@ -29,15 +29,6 @@ LEARNING_RATE = 2e-3
 PAIRS = 8  # of students with the same initial params; one learns from labels, one from the teacher
 
 
-def load(name):
-    """Images in [0, 1], float32."""
-    splits = fnn.data.load(name)
-    return [
-        {"image": splits[split]["image"].astype(np.float32) / 255, "label": splits[split]["label"]}
-        for split in ("train", "test")
-    ]
-
-
 teacher = fnn.serial(
     fnn.conv(32, (3, 3)),  # [B, 28, 28, 32]
     jax.nn.relu,
@@ -113,7 +104,7 @@ def main():
     args = parser.parse_args()
 
     start = time.perf_counter()
-    train, test = load(args.data)
+    train, test = fnn.data.load(args.data, floats=True).values()
     labelled = jax.tree.map(lambda x: x[:LABELS], train)
     tx = fnn.optim.adam(LEARNING_RATE)
     teacher_key, key = jax.random.split(jax.random.key(args.seed))

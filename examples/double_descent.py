@@ -30,12 +30,11 @@ WIDTHS = [1, 2, 4, 8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 112, 160, 256, 400]
 EXAMPLES, CLASSES, NOISE = 400, 10, 0.2  # this share of the labels is drawn at random
 SEEDS, STEPS, LEARNING_RATE = 5, 4000, 1e-2
 
-digits = {split: fnn.data.load("digits", split) for split in ("train", "test")}
+digits = fnn.data.load("digits", floats=True)
 # Centred, so that Adam comes far closer to an exact fit in the same number of steps.
-mean = digits["train"]["image"].mean(axis=0) / 255
+mean = digits["train"]["image"].mean(axis=0)
 train, test = (
-    {"image": jnp.asarray(d["image"] / 255 - mean, jnp.float32), "label": jnp.asarray(d["label"])}
-    for d in digits.values()
+    jax.device_put({"image": d["image"] - mean, "label": d["label"]}) for d in digits.values()
 )
 # The width with as many parameters as there are numbers to fit, one per class and example.
 THRESHOLD = (EXAMPLES - 1) * CLASSES / (mean.size + 1 + CLASSES)

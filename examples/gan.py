@@ -30,18 +30,6 @@ SHOWN = 8  # rows of samples, drawn in the course of the training
 READER_EPOCHS = 20
 
 
-def load(name):
-    """Images with ink in [0, 1], float32 [N, 28, 28, 1], and their labels."""
-    splits = fnn.data.load(name)
-    return [
-        {
-            "image": splits[split]["image"].astype(np.float32) / 255,
-            "label": splits[split]["label"].astype(np.int32),
-        }
-        for split in ("train", "test")
-    ]
-
-
 def leaky_relu(x):
     return jax.nn.leaky_relu(x, 0.2)
 
@@ -143,7 +131,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/gan"))
     args = parser.parse_args()
 
-    train, test = load(args.data)
+    train, test = fnn.data.load(args.data, floats=True).values()
     print(f"{args.data}: {len(train['label']):,} training and {len(test['label']):,} test images")
 
     batch_size = CRITIC_MOVES * BATCH_SIZE

@@ -31,10 +31,10 @@ HOPS = 5  # along how many edges a convolution passes what a node knows
 
 def load():
     """Pixels [N, 64] in [0, 1], labels [N]."""
-    parts = fnn.data.load("digits").values()
+    parts = fnn.data.load("digits", floats=True).values()
     image = np.concatenate([part["image"] for part in parts])
     label = np.concatenate([part["label"] for part in parts])
-    return image.reshape(len(image), -1).astype(np.float32) / 255, label
+    return image.reshape(len(image), -1), label
 
 
 def neighbours(x):

@@ -73,10 +73,7 @@ def scalars(metrics):
 
 SERVICES = {"print": print_callback, "wandb": wandb_callback, "mlflow": mlflow_callback}
 
-train, test = (
-    {"image": d["image"].astype(np.float32) / 255, "label": d["label"]}
-    for d in (fnn.data.load("digits", split) for split in ("train", "test"))
-)
+train, test = fnn.data.load("digits", floats=True).values()
 net = fnn.serial(fnn.flatten(3), fnn.dense(64), jax.nn.relu, fnn.dense(10))
 metrics = {"accuracy": fnn.metrics.accuracy()}
 loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy, metrics)

@@ -48,11 +48,7 @@ measured = {"loss": fnn.losses.softmax_cross_entropy} | metrics
 
 def load(name):
     """Images to train with, to validate with, and to test with, in [0, 1]."""
-    splits = fnn.data.load(name)
-    train, test = (
-        {"image": np.float32(splits[split]["image"]) / 255, "label": splits[split]["label"]}
-        for split in ("train", "test")
-    )
+    train, test = fnn.data.load(name, floats=True).values()
     held = len(train["label"]) // 5
     return (
         {key: a[held:] for key, a in train.items()},

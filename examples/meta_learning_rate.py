@@ -28,11 +28,7 @@ KNOTS = np.linspace(0, STEPS, 6)
 FIRST_RATE, SEEDS, LARGEST_NORM = 0.01, 8, 0.2  # seeds per gradient
 COMPARED = 16  # seeds not used in learning
 
-digits = {split: fnn.data.load("digits", split) for split in ("train", "test")}
-data = {
-    split: {"image": jnp.asarray(d["image"], jnp.float32) / 255, "label": jnp.asarray(d["label"])}
-    for split, d in digits.items()
-}
+data = jax.device_put(fnn.data.load("digits", floats=True))
 half = len(data["train"]["label"]) // 2
 data["validation"] = jax.tree.map(lambda a: a[half:], data["train"])
 data["train"] = jax.tree.map(lambda a: a[:half], data["train"])

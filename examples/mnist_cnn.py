@@ -23,15 +23,6 @@ BATCH_SIZE = 64
 LEARNING_RATE = 2e-3
 
 
-def load(name):
-    """Images in [0, 1], float32."""
-    splits = fnn.data.load(name)
-    return [
-        {"image": splits[split]["image"].astype(np.float32) / 255, "label": splits[split]["label"]}
-        for split in ("train", "test")
-    ]
-
-
 net = fnn.serial(
     fnn.conv(32, (3, 3)),  # [B, 28, 28, 32]
     jax.nn.relu,
@@ -55,7 +46,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/mnist_cnn"))
     args = parser.parse_args()
 
-    train, test = load(args.data)
+    train, test = fnn.data.load(args.data, floats=True).values()
     print(f"{args.data}: {len(train['label']):,} training and {len(test['label']):,} test images")
 
     steps = args.epochs * (len(train["label"]) // BATCH_SIZE)

@@ -29,11 +29,7 @@ ALARM = 0.25  # of the population stability index
 
 def load(name):
     """Training images, others to compare the stream with, and those of the stream, in [0, 1]."""
-    splits = fnn.data.load(name)
-    train, test = (
-        {"image": np.float32(splits[split]["image"]) / 255, "label": splits[split]["label"]}
-        for split in ("train", "test")
-    )
+    train, test = fnn.data.load(name, floats=True).values()
     held = len(train["label"]) // 5
     return (
         {key: a[held:] for key, a in train.items()},

@@ -74,14 +74,6 @@ net = fnn.serial(
 )
 
 
-def load():
-    splits = fnn.data.load("mnist_5k")
-    return [
-        {"image": splits[name]["image"].astype(np.float32) / 255, "label": splits[name]["label"]}
-        for name in ("train", "test")
-    ]
-
-
 def digits(train, steps, seed):
     """(loss function, first params, the batches of all steps)."""
     rows = np.random.default_rng(seed).integers(0, len(train["label"]), (steps, BATCH_SIZE))
@@ -154,7 +146,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/optimizers"))
     args = parser.parse_args()
 
-    train, test = load()
+    train, test = fnn.data.load("mnist_5k", floats=True).values()
     tasks = digits(train, args.steps, args.seed), valley(args.valley_steps)
 
     @jax.jit

@@ -40,10 +40,8 @@ WEIGHT_DECAY = 5e-4
 
 def load(name):
     """Images in [-1, 1], float32."""
-    splits = fnn.data.load(name)
-    for split in splits.values():
-        split["image"] = split["image"].astype(np.float32) / 127.5 - 1
-    return splits["train"], splits["test"]
+    splits = fnn.data.load(name, floats=True).values()
+    return [split | {"image": 2 * split["image"] - 1} for split in splits]
 
 
 def conv_bn(features, size, strides=1):

@@ -23,11 +23,7 @@ OPTIMIZERS = [fnn.optim.sgd, fnn.optim.adam, fnn.optim.lion]
 RATES = np.geomspace(1e-4, 3.0, 16, dtype=np.float32)
 SEEDS, STEPS, BATCH_SIZE = 8, 200, 64
 
-digits = {split: fnn.data.load("digits", split) for split in ("train", "test")}
-train, test = (
-    {"image": jnp.asarray(d["image"], jnp.float32) / 255, "label": jnp.asarray(d["label"])}
-    for d in digits.values()
-)
+train, test = jax.device_put(fnn.data.load("digits", floats=True)).values()
 net = fnn.serial(fnn.flatten(3), fnn.dense(16), jax.nn.relu, fnn.dense(10))
 loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
 

@@ -26,9 +26,7 @@ LEARNING_RATE = 1e-3
 
 def load(name):
     """Images as probabilities of ink in [0, 1], float32 [N, 784]."""
-    splits = fnn.data.load(name)
-    train, test = (splits[split]["image"].reshape(-1, 784) for split in ("train", "test"))
-    return train.astype(np.float32) / 255, test.astype(np.float32) / 255
+    return [part["image"].reshape(-1, 784) for part in fnn.data.load(name, floats=True).values()]
 
 
 def dense_net(features):

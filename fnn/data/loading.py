@@ -28,7 +28,11 @@ _CACHE_FORMAT = b"fnn arrays 1 "  # changes with the meaning of a cache file
 
 @errors.named
 def load(
-    name: str, split: str | None = None, *, data_dir: str | os.PathLike | None = None
+    name: str,
+    split: str | None = None,
+    *,
+    floats: bool = False,
+    data_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """A data set as NumPy arrays: images uint8 [N, H, W, C] in 0..255, labels int32 [N].
 
@@ -39,11 +43,11 @@ def load(
 
     The first call prepares the data set with tensorflow-datasets (without TensorFlow), decodes it
     and keeps the arrays beside it; later calls only read them. The order of the examples is fixed
-    and not sorted by class. Normalizing is up to the caller:
-    `x = data["train"]["image"].astype(np.float32) / 255`.
+    and not sorted by class.
 
     - `name`: which data set.
     - `split`: "train" or "test"; None for both.
+    - `floats`: images as float32 in 0..1, four times the memory.
     - `data_dir`: where data sets are kept. None is tensorflow-datasets' default: the environment's
       TFDS_DATA_DIR, else ~/tensorflow_datasets.
 
@@ -55,6 +59,8 @@ def load(
     >>> train = load("digits", "train")
     >>> train["image"].shape, train["image"].dtype, train["label"].shape
     ((1438, 8, 8, 1), dtype('uint8'), (1438,))
+    >>> float(load("digits", "train", floats=True)["image"].max())
+    1.0
     """
     checks.choice("name", name, tuple(VERSIONS))
     if split is not None:
@@ -72,7 +78,7 @@ def load(
             builder = builder or _prepared(name, root, directory)
             arrays = _decode(builder, directory, s)
             _write_cache(directory, s, arrays)
-        data[s] = arrays
+        data[s] = {**arrays, "image": np.float32(arrays["image"]) / 255} if floats else arrays
     return data if split is None else data[split]
 
 

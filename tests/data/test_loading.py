@@ -28,6 +28,14 @@ def test_one_split_and_the_default_data_dir(root, monkeypatch, tmp_path):
     assert (tmp_path / "tensorflow_datasets" / "digits" / "1.0.0" / "fnn-test.npz").exists()
 
 
+def test_floats_are_the_bytes_over_255(root):
+    whole, floats = (fnn.data.load("digits", data_dir=root, floats=f) for f in (False, True))
+    for split, data in floats.items():
+        assert data["image"].dtype == np.float32
+        np.testing.assert_array_equal(np.rint(data["image"] * 255), whole[split]["image"])
+        np.testing.assert_array_equal(data["label"], whole[split]["label"])
+
+
 def test_unknown_names_are_refused_with_what_there_is(tmp_path):
     with pytest.raises(errors.OptionError, match="mnist_5k, digits, .*, got 'mnist_5'"):
         fnn.data.load("mnist_5", data_dir=tmp_path)

@@ -21,7 +21,8 @@ def bars(n):
 def small(monkeypatch):
     """The example with small networks and simple images."""
     gan = example("gan")
-    monkeypatch.setattr(gan, "load", lambda name: (bars(400), bars(200)))
+    data = {"train": bars(400), "test": bars(200)}
+    monkeypatch.setattr(fnn.data, "load", lambda name, floats: data)
     monkeypatch.setattr(gan, "READER_EPOCHS", 3)
     monkeypatch.setattr(gan, "BATCH_SIZE", 20)
     monkeypatch.setattr(gan, "LEARNING_RATE", 2e-2)
