@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn import metrics
 
 import fnn
 from tests.support import asarray
@@ -106,3 +107,37 @@ def test_the_meta_gradient_goes_through_the_inner_step():
             )
 
         np.testing.assert_allclose(jax.grad(at)(0.0), (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5)
+
+
+def test_mlp_digits_and_cnn_sgd(tmp_path, monkeypatch, capsys):
+    for name, epochs in (("mlp_digits", 3), ("cnn_sgd", 1)):
+        out = run(example(name), f"--data digits --epochs {epochs}", tmp_path, monkeypatch, capsys)
+        (accuracy,) = numbers(r"test accuracy (\S+)%", out)
+        assert accuracy > {"mlp_digits": 80, "cnn_sgd": 15}[name]
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_binary_table(tmp_path, monkeypatch, capsys):
+    table = example("binary_table")
+    monkeypatch.setattr(table, "EPOCHS", 15)
+    seen = []
+    measure = table.measure
+    monkeypatch.setattr(table, "measure", lambda *args: (seen.append(args), measure(*args))[1])
+    out = run(table, "--splits 1", tmp_path, monkeypatch, capsys)
+    rows = {line[:22].strip(): line[22:].split() for line in out.splitlines()[-4:-1]}
+    for values in rows.values():
+        accuracy, *_, area, loss = map(float, values)
+        assert accuracy > 0.9 and area > 0.95 and loss < 0.3
+    # The network's row, by scikit-learn.
+    _, logits, labels = seen[0]
+    oracles = (
+        lambda: metrics.accuracy_score(labels, logits > 0),
+        lambda: metrics.recall_score(labels, logits > 0),
+        lambda: metrics.precision_score(labels, logits > 0),
+        lambda: metrics.f1_score(labels, logits > 0),
+        lambda: metrics.roc_auc_score(labels, logits),
+        lambda: metrics.log_loss(labels, 1 / (1 + np.exp(-np.float64(logits)))),
+    )
+    wanted = [oracle() for oracle in oracles]
+    np.testing.assert_allclose([float(v) for v in rows["network"]], wanted, atol=2e-3)
+    assert (tmp_path / "binary_table.png").stat().st_size > 10_000
