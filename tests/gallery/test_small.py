@@ -141,3 +141,16 @@ def test_binary_table(tmp_path, monkeypatch, capsys):
     wanted = [oracle() for oracle in oracles]
     np.testing.assert_allclose([float(v) for v in rows["network"]], wanted, atol=2e-3)
     assert (tmp_path / "binary_table.png").stat().st_size > 10_000
+
+
+def test_overfitting(tmp_path, monkeypatch, capsys):
+    overfitting = example("overfitting")
+    few = {"nothing": [0.0], "dropout": [0.5, 0.7], "augmentation": [1.0], "more data": [0.0]}
+    for name, value in dict(REMEDIES=few, STEPS=200, FEATURES=64, LEARNING_RATE=4e-3).items():
+        monkeypatch.setattr(overfitting, name, value)
+    out = run(overfitting, "--seeds 1", tmp_path, monkeypatch, capsys)
+    table = {line[:20].strip(): line[20:].split()[-2:] for line in out.splitlines()[2:-1]}
+    (train, test), (_, more) = (map(float, table[name]) for name in ("nothing", "more data"))
+    assert train < 2 and test > 20 and more < test - 5
+    assert table.keys() == {*few, "early stopping"}
+    assert (tmp_path / "overfitting.png").stat().st_size > 10_000
