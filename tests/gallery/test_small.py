@@ -154,3 +154,30 @@ def test_overfitting(tmp_path, monkeypatch, capsys):
     assert train < 2 and test > 20 and more < test - 5
     assert table.keys() == {*few, "early stopping"}
     assert (tmp_path / "overfitting.png").stat().st_size > 10_000
+
+
+def test_autoencoder(tmp_path, monkeypatch, capsys):
+    autoencoder = example("autoencoder")
+    for name, value in dict(FROZEN_STEPS=60, TUNING_STEPS=40).items():
+        monkeypatch.setattr(autoencoder, name, value)
+    out = run(autoencoder, "--seeds 2 --steps 200", tmp_path, monkeypatch, capsys)
+    frozen, tuned, alone, gain = numbers(r"(\S+) ± \S+% wrong", out)
+    assert tuned < frozen < 80 and abs(alone - tuned - gain) < 0.11
+    assert (tmp_path / "autoencoder.png").stat().st_size > 10_000
+
+
+def test_the_frozen_encoder_of_the_autoencoder_stays(monkeypatch):
+    """After the first stage the encoder's params are bitwise those of the pre-training."""
+    autoencoder = example("autoencoder")
+    monkeypatch.setattr(autoencoder, "FROZEN_STEPS", 20)
+    monkeypatch.setattr(autoencoder, "TUNING_STEPS", 0)
+    seen = []
+    merge = fnn.merge
+    monkeypatch.setattr(fnn, "merge", lambda *args: (seen.append(merge(*args)), merge(*args))[1])
+    digits = fnn.data.load("mnist_5k", "test", floats=True)
+    few = autoencoder.labelled(digits, jax.random.key(0))
+    encoder, _ = autoencoder.encoder.init(jax.random.key(1), few["image"][:1])
+    autoencoder.fine_tune(jax.random.key(2), few, few, encoder)
+    ((params, _),) = seen
+    for a, b in zip(*map(jax.tree.leaves, (params["encoder"], encoder)), strict=True):
+        np.testing.assert_array_equal(a, b)
