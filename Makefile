@@ -1,4 +1,5 @@
 # make demo        train a small convolutional network on real handwritten digits
+# make gallery     run every example, and put what they print and draw on one page
 # make test        lint, type-check and run every test
 # make test-full   the tests as a user compiles them, with 300 examples for each property
 # make test-orbax  the tests of checkpoints in object stores
@@ -12,10 +13,13 @@ BIN := $(VENV)/bin
 # The files with tests of bits, unless ARGS names files: collecting all takes longer than running them.
 BITS = $(if $(findstring tests/,$(ARGS)),,$$(grep -rl --include='*.py' mark.bits tests))
 
-.PHONY: demo test test-full test-orbax bench clean
+.PHONY: demo gallery test test-full test-orbax bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py $(ARGS)
+
+gallery: $(VENV)/.examples
+	$(BIN)/python examples/gallery.py $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/ruff check .
