@@ -97,6 +97,18 @@ class Seen(NamedTuple):
     age: jax.Array
 
 
+def advantages(seen, last):
+    """Generalized advantage estimates, [HORIZON, ENVS]; the reward of each step is 1."""
+
+    def back(carry, seen):
+        later, value = carry
+        goes_on = DISCOUNT * (1 - seen.ended)
+        found = 1 + goes_on * value - seen.value + goes_on * TRACE * later
+        return (found, seen.value), found
+
+    return jax.lax.scan(back, (jnp.zeros_like(last), last), seen, reverse=True)[1]
+
+
 def train(key, memory, speeds, updates):
     """A whole training: the mean length of the episodes that ended between updates, [updates]."""
     policy, senses = policy_of(memory), np.array([0, 1, 2, 3] if speeds else [0, 2])
@@ -123,17 +135,6 @@ def train(key, memory, speeds, updates):
             return Now(carts, carry, ended), seen
 
         return jax.lax.scan(one, now, jax.random.split(key, HORIZON))
-
-    def advantages(seen, last):
-        """Generalized advantage estimates, [HORIZON, ENVS]; the reward of each step is 1."""
-
-        def back(carry, seen):
-            later, value = carry
-            goes_on = DISCOUNT * (1 - seen.ended)
-            found = 1 + goes_on * value - seen.value + goes_on * TRACE * later
-            return (found, seen.value), found
-
-        return jax.lax.scan(back, (jnp.zeros(ENVS), last), seen, reverse=True)[1]
 
     def loss_fn(params, state, batch, key):
         seen, gain, carry = batch  # [e, HORIZON, ...], with the carry at the start

@@ -18,8 +18,8 @@ import numpy as np
 import fnn
 from fnn.data import augment
 
-PATCH, FEATURES, HEADS, DEPTH = 4, 64, 4, 4
-EPOCHS, BATCH_SIZE = 20, 64
+PATCH, FEATURES, HEADS, DEPTH = 7, 64, 4, 4
+EPOCHS, BATCH_SIZE = 30, 64
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 100
 
 
@@ -32,10 +32,10 @@ LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 100
     head=fnn.dense(10),
 )
 def net(f, x):  # [..., 28, 28, 1]
-    h = f.patches(x)  # [..., 7, 7, FEATURES]
-    h = h.reshape(*h.shape[:-3], -1, FEATURES)  # [..., 49, FEATURES]
+    h = f.patches(x)  # [..., 4, 4, FEATURES]
+    h = h.reshape(*h.shape[:-3], -1, FEATURES)  # [..., 16, FEATURES]
     start = jnp.broadcast_to(f.start(), (*h.shape[:-2], 1, FEATURES))
-    h = jnp.concatenate([start, h], axis=-2) + f.places()  # [..., 50, FEATURES]
+    h = jnp.concatenate([start, h], axis=-2) + f.places()  # [..., 17, FEATURES]
     return f.head(f.norm(f.blocks(h))[..., 0, :])  # [..., 10] logits, from the first token
 
 
