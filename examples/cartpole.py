@@ -22,6 +22,7 @@ import fnn
 ENVS, HORIZON = 16, 128  # carts side by side, and steps of each between two updates
 UPDATES, EPOCHS, MINIBATCHES = 80, 4, 4
 DISCOUNT, TRACE = 0.99, 0.95  # gamma and lambda
+REWARD = 1 - DISCOUNT  # of each step, so that values lie between 0 and 1
 CLIP, ENTROPY, VALUE, LARGEST_NORM = 0.2, 0.01, 0.5, 0.5
 LEARNING_RATE = 2.5e-3
 FEATURES, SEEDS = 64, 4
@@ -98,12 +99,12 @@ class Seen(NamedTuple):
 
 
 def advantages(seen, last):
-    """Generalized advantage estimates, [HORIZON, ENVS]; the reward of each step is 1."""
+    """Generalized advantage estimates, [HORIZON, ENVS]."""
 
     def back(carry, seen):
         later, value = carry
         goes_on = DISCOUNT * (1 - seen.ended)
-        found = 1 + goes_on * value - seen.value + goes_on * TRACE * later
+        found = REWARD + goes_on * value - seen.value + goes_on * TRACE * later
         return (found, seen.value), found
 
     return jax.lax.scan(back, (jnp.zeros_like(last), last), seen, reverse=True)[1]

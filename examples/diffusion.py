@@ -21,7 +21,7 @@ import fnn
 
 TIMES = 100  # steps from an image to noise, and back
 CHANNELS, EMBEDDING = 32, 128
-STEPS, BATCH_SIZE, LEARNING_RATE, AVERAGE = 1500, 64, 2e-3, 0.995
+STEPS, BATCH_SIZE, LEARNING_RATE, AVERAGE = 2500, 32, 2e-3, 0.998
 DRAWN = 8  # of each digit
 
 

@@ -57,7 +57,7 @@ class OptionError(FnnError, ValueError):
     """An option outside its legal values."""
 
 
-class DataError(FnnError, RuntimeError):
+class DataError(FnnError, ValueError):
     """An example that cannot be read, or a worker that died while it read one."""
 
 

@@ -36,7 +36,7 @@ def in_order(
     if not threads and not processes:
         yield from map(work, items)
         return
-    pool, work = _processes(work, processes) if processes else (ThreadPoolExecutor(threads), work)
+    pool, work = _processes(work, processes) if processes else (_threads(threads), work)
     end = functools.partial(pool.shutdown, wait=True, cancel_futures=True)
     atexit.register(end)  # a generator that is still open when Python ends is closed too late
     python_ends = sys.is_finalizing  # then modules have been taken apart, but this is kept
@@ -52,6 +52,10 @@ def in_order(
         if not python_ends():
             atexit.unregister(end)
             end()
+
+
+def _threads(count: int) -> Executor:
+    return ThreadPoolExecutor(count, thread_name_prefix="fnn.data.stream")
 
 
 def _some(items: Iterable[Any], count: int) -> Iterable[Any]:

@@ -75,7 +75,7 @@ def test_advantages_are_the_sum_of_later_errors():
     seen = seen._replace(value=asarray(value, "float32"), ended=asarray(ended))
     found = cartpole.advantages(seen, asarray(last, "float32"))
     after = np.concatenate([value[1:], last[None]])
-    error = 1 + 0.99 * np.where(ended, 0, after) - value
+    error = 0.01 + 0.99 * np.where(ended, 0, after) - value
     for t in range(steps):
         for cart in range(carts):
             total, weight = 0.0, 1.0

@@ -41,7 +41,7 @@ def cut_at(step):
 
 
 def no_threads():
-    return not any(t.name.startswith("ThreadPool") for t in threading.enumerate())
+    return not any(t.name.startswith("fnn.data.stream") for t in threading.enumerate())
 
 
 @pytest.mark.parametrize("begun", [0, 3])
