@@ -3,7 +3,10 @@
     python examples/diffusion.py                 # 4,000 real digits, no network needed
     python examples/diffusion.py --data mnist    # all 60,000
 
-RESULT
+Images of 14 x 14 pixels become noise in a hundred steps, and the network learns to take it away
+(Ho, Jain and Abbeel 2020). Drawn from noise alone by averaged params, 79% of the digits are most
+similar to a training digit of the class asked for; of real test digits 94% are. Two minutes on two
+cores.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import fnn
 
 TIMES = 100  # steps from an image to noise, and back
 CHANNELS, EMBEDDING = 32, 128
-STEPS, BATCH_SIZE, LEARNING_RATE, AVERAGE = 2500, 32, 2e-3, 0.998
+STEPS, BATCH_SIZE, LEARNING_RATE, AVERAGE = 2000, 32, 2e-3, 0.998
 DRAWN = 8  # of each digit
 
 
@@ -46,7 +49,7 @@ def block(features):
 
 @fnn.compose(
     time=fnn.serial(fnn.sinusoidal(64), fnn.dense(EMBEDDING), silu, fnn.dense(EMBEDDING)),
-    digit=fnn.embedding(10, EMBEDDING),
+    digit=fnn.embedding(10, EMBEDDING, embedding_init=fnn.initializers.normal(1.0)),
     first=fnn.conv(CHANNELS, (3, 3)),
     fine=block(CHANNELS),
     shrink=fnn.conv(CHANNELS, (3, 3), strides=2),

@@ -31,7 +31,8 @@ def assert_equal(a, b):
 
 
 def workers():
-    return [t for t in threading.enumerate() if t.name.startswith("fnn.data.stream") and t.is_alive()]
+    ours = (t for t in threading.enumerate() if t.name.startswith("fnn.data.stream"))
+    return [t for t in ours if t.is_alive()]
 
 
 @given(n=sizes, size=st.integers(1, 20), seed=st.integers(0, 9), epoch=st.integers(0, 9),
