@@ -97,12 +97,19 @@ def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
 
 def natives(tree: Tree, name: str, others: bool = False) -> Tree:
     """`native` of each leaf of a tree; leaves are named by their paths below `name`."""
+    if all(map(_is_native, jax.tree.leaves(tree))):  # as in nearly every step, so it is quick
+        return tree
     try:
         return jax.tree.map(partial(native, others=True) if others else native, tree)
     except errors.FnnError:
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"), others)
         raise
+
+
+def _is_native(x: Any) -> bool:
+    known = isinstance(x, (np.ndarray, np.generic))
+    return not known or type(x) is np.ndarray and x.dtype in _PLAIN
 
 
 _PLAIN = frozenset(
