@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from keyword import iskeyword
 from typing import Any
@@ -15,6 +14,7 @@ from fnn.core.declarations import Param, arrays_of, zeros_of
 from fnn.core.dtypes import wide
 from fnn.core.inputs import arity, by_position, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays, traced
+from fnn.core.names import folded
 from fnn.core.notes import add_notes
 from fnn.core.params import Constant
 from fnn.core.reserved import NOTES
@@ -249,7 +249,7 @@ class Call:
         number = self._count[name] = self._count.get(name, -1) + 1
         if self._key is None:
             return None
-        return jax.random.fold_in(self._key, zlib.crc32(f"{name}#{number}".encode()))
+        return folded(self._key, f"{name}#{number}")
 
     def _inside_transform(self) -> bool:
         return _trace_state() != self._trace

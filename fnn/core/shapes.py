@@ -66,9 +66,7 @@ def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
     >>> native(np.ones(2, ">f4")).dtype, native(np.arange(3)).dtype
     (dtype('float32'), dtype('int32'))
     """
-    if type(x) is np.ndarray and x.dtype in _PLAIN:  # first, since every batch passes here
-        return x
-    if not isinstance(x, (np.ndarray, np.generic)):
+    if _is_native(x):
         return x
     if isinstance(x, np.ma.MaskedArray):
         mend = "pass what it holds, as x.filled(0), and beside it a mask: ~np.ma.getmaskarray(x)"

@@ -14,7 +14,7 @@ from fnn.core import errors
 from fnn.core.dtypes import is_floating, widened
 from fnn.core.shapes import from_numpy
 from fnn.core.types import Tree
-from fnn.data.fitted import check_array, each_leaf, on_host
+from fnn.data.fitted import by_numpy, check_array, each_leaf
 from fnn.data.statistics import mapped, streamed
 
 
@@ -206,11 +206,11 @@ def _encoded(x: Any, classes: Any) -> Any:
     """The code of each element."""
     check_array(x)
     if classes.ndim == 2:
-        if not on_host(x, classes):
+        if not by_numpy(x, classes):
             mend = "encode on the host, before jit"
             raise errors.InputError("strings in an array of NumPy", f"x {errors.show(x)}", mend)
         return _looked_up(x, _strings(classes), "strings")
-    if on_host(x, classes) and np.asarray(x).dtype.kind in "OUT":
+    if by_numpy(x, classes) and np.asarray(x).dtype.kind in "OUT":
         return _looked_up(x, np.asarray(classes).tolist(), "numbers")
     return _searched(x, classes)
 
@@ -226,7 +226,7 @@ def _looked_up(x: Any, classes: list, kind: str) -> np.ndarray:
 
 def _searched(x: Any, classes: Any) -> Any:
     """By bisection, in the widest integers: int64 on the host."""
-    host = on_host(x, classes)
+    host = by_numpy(x, classes)
     xp: Any = np if host else jnp
     dtype = np.dtype(np.int64) if host else jax.dtypes.canonicalize_dtype(np.int64)
     if np.dtype(x.dtype).kind not in "biu" and not is_floating(x):
@@ -258,7 +258,7 @@ def _strings(points: Any) -> list[str]:
 def _decoded(codes: Any, classes: Any) -> np.ndarray:
     """The category of each code."""
     check_array(codes)
-    if not on_host(codes, classes) and isinstance(codes, jax.core.Tracer):
+    if not by_numpy(codes, classes) and isinstance(codes, jax.core.Tracer):
         mend = "decode outside jit, or take them from classes, which holds numbers in order"
         raise errors.InputError("codes to decode on the host", errors.show(codes), mend)
     codes, size = np.asarray(codes), classes.shape[0]
@@ -291,6 +291,6 @@ def _largest(y: Any, classes: Any) -> Any:
         raise errors.ShapeError(
             f"y [..., {size}]", f"y {tuple(y.shape)}", "one value for each class"
         )
-    if on_host(y, classes):
+    if by_numpy(y, classes):
         return np.asarray(np.asarray(classes)[np.argmax(y, axis=-1)])
     return from_numpy(classes, "classes")[jnp.argmax(y, axis=-1)]

@@ -44,7 +44,7 @@ def each_leaf(name: str, call: Callable, x: Tree, *stats: Tree) -> Tree:
         return mapped(call, x, *stats)
 
 
-def on_host(x: Any, *stats: Any) -> bool:
+def by_numpy(x: Any, *stats: Any) -> bool:
     """Whether to compute with NumPy: x is NumPy's, and nothing is traced."""
     traced = any(isinstance(stat, jax.core.Tracer) for stat in stats)
     return isinstance(x, (np.ndarray, np.generic)) and not traced
@@ -58,7 +58,7 @@ def check_array(x: Any) -> None:
 def _computed(formula: Callable, x: Any, stats: tuple) -> Any:
     refuse_others(np.asarray(x) if isinstance(x, np.generic) else x)
     dtype = x.dtype.newbyteorder("=") if is_floating(x) else np.dtype(np.float32)
-    if on_host(x, *stats):
+    if by_numpy(x, *stats):
         arrays = [np.asarray(a).astype(np.float64) for a in (x, *stats)]
         y = formula(np, arrays[0], *(of_rank(stat, x.ndim) for stat in arrays[1:]))
         return np.asarray(y).astype(dtype)

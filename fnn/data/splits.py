@@ -13,6 +13,7 @@ from fnn.core import checks, errors
 from fnn.core.types import Key, Tree
 from fnn.data.batching import on_host, permutation
 from fnn.data.categories import encode
+from fnn.tree.paths import by_path
 
 
 @errors.named
@@ -107,9 +108,7 @@ def _classes(data: Tree, by: str | Any, n: int) -> tuple[list, np.ndarray]:
     """(the classes, the number of each example's class [n])."""
     labels = by
     if isinstance(by, str):
-        leaves = {
-            errors.path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(data)
-        }
+        leaves = by_path(data)
         if by not in leaves:
             got = f"{by!r} with {errors.names(filter(None, leaves))}"
             raise errors.OptionError("the name of an array in data", got, "or pass an array [n]")

@@ -115,10 +115,10 @@ def whole(x: Tree, what: str) -> Tree:
             "an iterator",
             "pass a sample of it, as one array",
         )
-    return on_host(x)
+    return to_fit(x)
 
 
-def on_host(x: Tree) -> Tree:
+def to_fit(x: Tree) -> Tree:
     """Data as NumPy arrays [n, ...], of any kind; refuses splits, empty data and tracers."""
     if isinstance(x, Mapping) and ("test" in x or "train" in x and {"valid", "validation"} & {*x}):
         raise errors.InputError(
@@ -126,13 +126,13 @@ def on_host(x: Tree) -> Tree:
             f"a dict with {errors.names(map(str, x))}",
             'what is fitted may not see other splits: pass data["train"], or use fnn.data.prepare',
         )
-    x = mapped(_on_host, x)
+    x = mapped(_to_fit, x)
     if checks.examples("x", x) == 0:
         raise errors.ShapeError("at least one example", errors.show(x), "pass data with n > 0")
     return x
 
 
-def _on_host(a: Any) -> np.ndarray:
+def _to_fit(a: Any) -> np.ndarray:
     if isinstance(a, jax.core.Tracer):
         raise errors.InputError("data to fit on", "a traced array", "fit outside jit")
     if not isinstance(a, (np.ndarray, jax.Array)):
@@ -146,11 +146,11 @@ def _on_host(a: Any) -> np.ndarray:
 def streamed(x: Tree | Iterator[Tree]) -> Iterator[Tree]:
     """The batches of a stream, all alike, or the one that data is."""
     if not isinstance(x, Iterator):
-        yield on_host(x)
+        yield to_fit(x)
         return
     first = None
     for batch in x:
-        batch = on_host(batch)
+        batch = to_fit(batch)
         form = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], np.float32), batch)
         first = form if first is None else first
         if form != first:

@@ -1,14 +1,13 @@
 """Low-rank adaptation."""
 
 import math
-import zlib
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, as_layer
+from fnn.core.names import folded
 from fnn.core.types import Scalar
 from fnn.initializers import normal
 from fnn.layers.frozen import hold
@@ -60,7 +59,7 @@ def lora(
             """The `a` of every chosen kernel, at its path."""
             drawn = {}
             for name, w in tree.items():
-                own, below = jax.random.fold_in(key, zlib.crc32(name.encode())), f"{path}/{name}"
+                own, below = folded(key, name), f"{path}/{name}"
                 if name in names:
                     shape = (sizes(w, below)[0], rank)
                     drawn[name] = normal(rank**-0.5)(own, shape, w.dtype)

@@ -1,6 +1,5 @@
 """The params of a reparametrized network as those of the plain one, and back."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -9,6 +8,7 @@ import jax
 from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, arrays_of
 from fnn.core.layer import Layer
+from fnn.core.names import folded
 from fnn.core.reserved import FROZEN, is_under, without
 from fnn.core.types import Key, Tree
 from fnn.layers.frozen import held_in, joined
@@ -112,7 +112,7 @@ def _forth(node: Tree, value: Tree, key: Any, path: str = "") -> Tree:
     if not node.keyed:
         return fn(values)
     checks.need_key(key)
-    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    own = folded(key, path)
     return fn(values, jax.random.split(own, node.stack) if node.stack else own)
 
 

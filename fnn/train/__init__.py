@@ -7,9 +7,9 @@ from fnn.train.events import Event, Stop
 from fnn.train.fit import fit
 from fnn.train.hypergradients import forward_value_and_grad
 from fnn.train.joint import join, joint_step
-from fnn.train.run import data_key, run
+from fnn.train.run import run
 from fnn.train.statistics import refresh_statistics
-from fnn.train.step import TrainState, init, step
+from fnn.train.step import TrainState, data_key, init, step
 from fnn.train.supervised import supervised
 from fnn.train.tbptt import tbptt
 

@@ -21,8 +21,8 @@ from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
-from fnn.train.run import check_batches, data_key, steps_over
-from fnn.train.step import Step, TrainState, donating, jit_step
+from fnn.train.run import check_batches, steps_over
+from fnn.train.step import Step, TrainState, data_key, donating, jit_step
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
@@ -75,12 +75,12 @@ def driver_of(
     if isinstance(data, Stream):
         return _streamed(step, data, batch_size, driver, begun)
     if callable(data) or hasattr(data, "__next__"):
-        stream: Any = _checked_stream(data, driver)
+        batches: Any = _checked_function(data, driver)
 
-        def from_stream(epoch, skipped):
-            return itertools.islice(stream(epoch), skipped, None)
+        def from_function(epoch, skipped):
+            return itertools.islice(batches(epoch), skipped, None)
 
-        return Driver("loop", None, from_stream, partial(_loop, donating(step), from_stream))
+        return Driver("loop", None, from_function, partial(_loop, donating(step), from_function))
     if batch_size is None:
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
@@ -177,7 +177,7 @@ def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[
     return scanned
 
 
-def _checked_stream(data: Any, driver: str) -> Any:
+def _checked_function(data: Any, driver: str) -> Any:
     if not callable(data):
         raise errors.InputError(
             "arrays, or a function of the epoch",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.names import folded
 from fnn.core.types import Tree
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
@@ -177,7 +177,7 @@ def joint_step(
         for name in losses:
             others = params if order == "alternating" else train_state.params
             before = Trained(params[name], state, opt_state[name])
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+            own = folded(key, name)
             after, measured = moves(name, others, before, cut, own)
             params[name], state, opt_state[name] = after
             metrics |= measured

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array, natives
-from fnn.core.types import Key, Tree
+from fnn.core.types import Tree
 from fnn.data.batching import rows_of_batches
-from fnn.train.step import Step, TrainState, check_train_state
+from fnn.train.step import Step, TrainState, check_train_state, data_key
 
 
 @errors.named
@@ -123,20 +122,6 @@ def run(
         carry, more = advance(carry, rest)
         metrics = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), metrics, more)
     return carry[0], {"train": metrics, "eval": evaluated}
-
-
-def data_key(train_state: TrainState) -> Key:
-    """The key from which the order of a run's data is drawn, a function of `train_state.key` alone.
-
-    `fnn.data.stream(source, batch_size, data_key(train_state))` has the batches of
-    `fit(step, train_state, arrays, batch_size=batch_size, ...)`.
-
-    >>> import fnn
-    >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
-    >>> print(next(fnn.data.stream(jnp.arange(6), 3, data_key(ts))(epoch=0)))
-    [3 2 5]
-    """
-    return jax.random.fold_in(checks.typed_key(train_state.key), zlib.crc32(b"data"))
 
 
 def steps_over(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +12,7 @@ from jax.core import Tracer
 
 from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
+from fnn.core.names import folded
 from fnn.core.reserved import FROZEN, has
 from fnn.core.shapes import from_numpy, natives
 from fnn.core.static import run_once_compiled
@@ -86,7 +86,7 @@ def init(
             error.mend += "; what is frozen goes in by fnn.unmerge"
         raise
     opt_state = run_once_compiled(tx.init, params)
-    run_key = jax.random.fold_in(key, zlib.crc32(b"train"))
+    run_key = folded(key, "train")
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
 
 
@@ -102,6 +102,20 @@ def _given(what: str, drawn: Tree, part: Tree) -> Tree:
         with errors.at(name):
             out[name] = _given(name, drawn[name], part[name])
     return out
+
+
+def data_key(train_state: TrainState) -> Key:
+    """The key from which the order of a run's data is drawn, a function of `train_state.key` alone.
+
+    `fnn.data.stream(source, batch_size, data_key(train_state))` has the batches of
+    `fit(step, train_state, arrays, batch_size=batch_size, ...)`.
+
+    >>> import fnn
+    >>> ts = fnn.train.init(fnn.dense(3), fnn.optim.sgd(0.1), jax.random.key(0), (1, 4))
+    >>> print(next(fnn.data.stream(jnp.arange(6), 3, data_key(ts))(epoch=0)))
+    [3 2 5]
+    """
+    return folded(checks.typed_key(train_state.key), "data")
 
 
 def check_train_state(train_state: Any) -> None:

@@ -14,6 +14,7 @@ from fnn.data.augment.contract import (
     augmentation,
     between,
     check_fill,
+    check_pair,
     check_range,
     draws,
     f32,
@@ -80,9 +81,7 @@ def erase(
     0.25
     """
     for name, ends in (("area", area), ("aspect", aspect)):
-        if not (isinstance(ends, (tuple, list)) and len(ends) == 2):
-            mend = f"pass two numbers, as {name}=(0.1, 0.3)"
-            raise errors.OptionError(f"{name} to be (low, high)", errors.show(ends), mend)
+        check_pair(name, ends)
     check_range(*area, 0.0)
     checks.number("high", area[1], 0.0, 1.0)
     check_range(*aspect, 0.0)

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import checks, errors, names
+from fnn.core import checks, errors, names, trees
 from fnn.core.types import Key, Scalar
 from fnn.data.augment.contract import Augmentation, check_function, f32
 
@@ -131,10 +131,7 @@ def _call(name: str, f: Augmentation, key: Key) -> Callable[[Any], Any]:
 
 
 def _check_alike(name: str, out: Any, other: str, wanted: Any) -> None:
-    if jax.tree.structure(out) != jax.tree.structure(wanted) or any(
-        (a.shape, a.dtype) != (b.shape, b.dtype)
-        for a, b in zip(*map(jax.tree.leaves, (out, wanted)), strict=True)
-    ):
+    if not trees.is_alike(out, wanted):
         raise errors.ShapeError(
             f"{name} to return what {other} is, {errors.show(wanted)}",
             errors.show(out),

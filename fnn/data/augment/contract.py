@@ -87,6 +87,12 @@ def check_range(low: Scalar, high: Scalar, least: float, names=("low", "high")) 
         raise errors.OptionError(f"{names[0]} at most {names[1]}", got, "swap them")
 
 
+def check_pair(name: str, ends: Any) -> None:
+    if not (isinstance(ends, (tuple, list)) and len(ends) == 2):
+        mend = f"pass two numbers, as {name}=(0.1, 0.3)"
+        raise errors.OptionError(f"{name} to be (low, high)", errors.show(ends), mend)
+
+
 def fill_of(fill: Scalar, dtype: Dtype) -> jax.Array:
     """A fill value in an array's dtype, which must hold it."""
     if isinstance(fill, jax.core.Tracer):

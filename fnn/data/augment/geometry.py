@@ -19,6 +19,7 @@ from fnn.data.augment.contract import (
     augmentation,
     between,
     check_fill,
+    check_pair,
     check_range,
     draws,
     f32,
@@ -241,8 +242,7 @@ def _affine(
     checks.number("shear", shear, 0.0, 90.0, open_high=True)
     for most in moves:
         checks.number("shift", most, 0.0, math.inf, open_high=True)
-    if not (isinstance(zoom, (tuple, list)) and len(zoom) == 2):
-        raise errors.OptionError("zoom to be (low, high)", errors.show(zoom), "pass two numbers")
+    check_pair("zoom", zoom)
     check_range(zoom[0], zoom[1], 0.0)
     checks.positive("low", zoom[0])
     check_fill(fill)

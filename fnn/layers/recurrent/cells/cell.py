@@ -10,7 +10,6 @@ is written by hand: the scan then keeps just one factor per product for the back
 time is that of reading what was kept.
 """
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from fnn.core import checks, trees
 from fnn.core.declarations import Derived, Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.names import folded
 from fnn.core.shapes import of_rank
 from fnn.core.types import Key, Scalar, Tree
 from fnn.initializers import zeros
@@ -134,7 +134,7 @@ def first_or(
     """The carry; where it is None, the first one, drawn from a key of its own."""
     if carry is not None:
         return carry
-    own = None if key is None else jax.random.fold_in(key, zlib.crc32(b"carry"))
+    own = None if key is None else folded(key, "carry")
     return first(params, x, key=own, train=train)
 
 
