@@ -109,11 +109,6 @@ def ones(shape, dtype=np.float32):
     return jax.device_put(np.ones(shape, dtype))
 
 
-def cast(x, dtype):
-    """An array in another dtype, without a program for its shape, which `astype` compiles."""
-    return asarray(x, dtype)
-
-
 def shape_mutations(shape):
     for axis in range(len(shape)):
         for change in (1, -1, -shape[axis]):

@@ -1,11 +1,8 @@
 """The picture of augmentations is drawn, from some of them and small digits."""
 
 import numpy as np
-import pytest
 
-from tests.test_examples import as_a_user_has_it, example, run
-
-pytestmark = pytest.mark.usefixtures(as_a_user_has_it.__name__)
+from tests.gallery.support import example, run
 
 
 def test_augmentations(tmp_path, monkeypatch, capsys):

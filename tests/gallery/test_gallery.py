@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.test_examples import EXAMPLES, as_a_user_has_it, example, run  # noqa: F401
+from tests.gallery.support import EXAMPLES, example, run
 
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fnn
+from tests.gallery.support import example, numbers, run
 from tests.support import asarray
-from tests.test_examples import as_a_user_has_it, example, numbers, run  # noqa: F401
 
 
 def bars(n):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.gallery.support import example, numbers, run
 from tests.support import asarray
-from tests.test_examples import as_a_user_has_it, example, numbers, run  # noqa: F401
 
 
 def shrunk(name, monkeypatch, **constants):

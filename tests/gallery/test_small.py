@@ -6,8 +6,8 @@ import numpy as np
 from sklearn import metrics
 
 import fnn
+from tests.gallery.support import example, numbers, run
 from tests.support import asarray
-from tests.test_examples import as_a_user_has_it, example, numbers, run  # noqa: F401
 
 
 def test_xor(tmp_path, monkeypatch, capsys):

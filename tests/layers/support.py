@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import fnn
-from tests.support import asarray, assert_close, cast
+from tests.support import asarray, assert_close
 
 DTYPES = ("float64", "float32", "bfloat16")
 leading = st.lists(st.integers(0, 2), max_size=2).map(tuple)
@@ -24,7 +24,7 @@ def wide(dtype):
 
 def rounded(tree, dtype):
     """NumPy arrays as jax arrays of `dtype`, and the same values in float64 for the oracle."""
-    arrays = jax.tree.map(lambda a: cast(a, dtype), tree)
+    arrays = jax.tree.map(lambda a: asarray(a, dtype), tree)
     return arrays, jax.tree.map(lambda a: np.asarray(a, np.float64), arrays)
 
 

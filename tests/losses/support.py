@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fnn import losses
 from tests.losses import oracles as plain
-from tests.support import asarray, cast
+from tests.support import asarray
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -146,7 +146,7 @@ def floating(args):
 def given_as(dtype, args):
     """(jax arguments in `dtype`, the float64 numbers that they are)."""
     n = floating(args)
-    given = [cast(a, dtype if i < n else "int32") for i, a in enumerate(args)]
+    given = [asarray(a, dtype if i < n else "int32") for i, a in enumerate(args)]
     return given, [np.asarray(a, "float64" if i < n else None) for i, a in enumerate(given)]
 
 

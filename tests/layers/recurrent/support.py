@@ -37,7 +37,7 @@ def spread(params, seed=0):
 
 
 def cast(tree, dtype):
-    return jax.tree.map(lambda a: support.cast(a, dtype), tree)
+    return jax.tree.map(lambda a: support.asarray(a, dtype), tree)
 
 
 def drawn(carry, lead=(), seed=5):

@@ -1,8 +1,5 @@
 """The examples run, and learn: each for a few steps, with its pictures in a temporary folder."""
 
-import importlib.util
-import pathlib
-import re
 import subprocess
 import sys
 import time
@@ -14,39 +11,8 @@ import numpy as np
 import pytest
 
 import fnn
+from tests.gallery.support import EXAMPLES, example, numbers, run
 from tests.support import asarray
-
-EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(autouse=True)
-def as_a_user_has_it():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def example(name):
-    """An example as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(module, flags, tmp_path, monkeypatch, capsys):
-    """What its command prints; the pictures are in tmp_path."""
-    argv = [module.__name__, *flags.split(), "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", argv)
-    module.main()
-    return capsys.readouterr().out
-
-
-def numbers(pattern, text):
-    return [float(match) for match in re.findall(pattern, text)]
-
 
 # --- mnist_cnn
 
