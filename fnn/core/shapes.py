@@ -95,7 +95,10 @@ def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
 
 def natives(tree: Tree, name: str, others: bool = False) -> Tree:
     """`native` of each leaf of a tree; leaves are named by their paths below `name`."""
-    if all(map(_is_native, jax.tree.leaves(tree))):  # as in nearly every step, so it is quick
+    for x in jax.tree_util.tree_leaves(tree):  # nearly always all are, so asking is quick
+        if not _is_native(x):
+            break
+    else:
         return tree
     try:
         return jax.tree.map(partial(native, others=True) if others else native, tree)

@@ -170,7 +170,7 @@ def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[
         order = order_of(epoch)
         while start < len(order):
             stop = min((start // size + 1) * size, until(start), len(order))
-            train_state, metrics = steps(train_state, resident, order[start:stop])
+            train_state, metrics = steps(train_state, (resident, order[start:stop]))
             yield Call(train_state, metrics, stop - start, stop == len(order))
             start = stop
 
@@ -209,8 +209,8 @@ _END = object()
 
 
 def _program(step: Step) -> Callable:
-    """(train_state, data, rows) -> (train_state, metrics): one step per row of example numbers."""
-    return jit_step(partial(steps_over, step), donate=True)
+    """(train_state, (data, rows)) -> (train_state, metrics): a step per row of example numbers."""
+    return jit_step(lambda train_state, batches: steps_over(step, train_state, *batches), True)
 
 
 # A later call of `fit` compiles nothing; only a few are kept, since each keeps its step alive.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from fnn.core.types import Tree
 from fnn.optim.arithmetic import increment
 from fnn.optim.clip import global_norm
 from fnn.optim.transform import Transform
-from fnn.train.step import Step, TrainState, check_train_state, compiled
+from fnn.train.step import Step, TrainState, check_train_state, jit_step, with_donating
 from fnn.train.update import Trained, check_loss, update_of
 
 ORDERS = ("alternating", "simultaneous")
@@ -184,7 +185,7 @@ def joint_step(
         new = (increment(train_state.step), params, state, opt_state, train_state.key)
         return TrainState._make(new), metrics
 
-    return compiled(train_step, donate)
+    return with_donating(partial(jit_step, train_step), donate)
 
 
 def _cut(batch: Tree, parts: int) -> Tree:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -189,19 +189,7 @@ def step(
         new = TrainState(increment(train_state.step), *after, train_state.key)
         return new, seen.reported(asked)
 
-    return compiled(train_step, donate)
-
-
-def compiled(step: Step, donate: bool) -> Step:
-    """The jitted step, which takes NumPy's arrays too, and knows the one that donates its state."""
-
-    def step_of(program: Callable) -> Step:
-        def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, dict]:
-            return program(train_state, natives(batch, "batch"))
-
-        return train_step
-
-    return with_donating(lambda donating: step_of(jit_step(step, donating)), donate)
+    return with_donating(partial(jit_step, train_step), donate)
 
 
 def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:
@@ -222,28 +210,30 @@ def donating(step: Step) -> Step:
     return own if owner is step else step
 
 
-def jit_step(step: Callable, donate: bool = False) -> Callable:
-    """`jax.jit` of a function `(train_state, *inputs) -> (train_state, metrics)`.
+def jit_step(step: Step, donate: bool = False) -> Step:
+    """`jax.jit` of a step, which takes NumPy's arrays too.
 
     The run's key never changes: it is neither donated nor returned through jit, which is slow for
-    typed keys.
+    typed keys, and slower for a named tuple than for a tuple.
     """
 
-    @functools.partial(jax.jit, donate_argnums=(0,) if donate else ())
-    def program(train_state, key, *inputs):
-        new, metrics = step(train_state._replace(key=key), *inputs)
-        return new._replace(key=None), metrics
+    @partial(jax.jit, donate_argnums=(0,) if donate else ())
+    def program(moving, key, batch):
+        (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        return tuple(moved), metrics
 
-    def jitted(train_state, *inputs):
+    def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
         check_train_state(train_state)
+        batch = natives(batch, "batch")
+        *moving, key = train_state
         try:
-            (*new, _), metrics = program(train_state._replace(key=None), train_state.key, *inputs)
+            moved, metrics = program(tuple(moving), key, batch)
         except (RuntimeError, ValueError) as error:
             _check_not_donated(train_state, error)
             raise
-        return TrainState._make((*new, train_state.key)), metrics
+        return TrainState._make((*moved, key)), metrics
 
-    return jitted
+    return train_step
 
 
 def _check_not_donated(train_state: TrainState, error: Exception) -> None:
