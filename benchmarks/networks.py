@@ -164,7 +164,7 @@ def fnn_network(case: Case, **conv: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def fnn_training(
-    case: Case, rate: float = RATE, donate: bool = False, **conv: Any
+    case: Case, rate: float = RATE, donate: bool = False, augment: Any = None, **conv: Any
 ) -> tuple[Callable[..., Any], Any]:
     """The step with Adam, and the state it starts from."""
     import jax
@@ -175,7 +175,7 @@ def fnn_training(
     key, x = jax.random.key(0), jax.ShapeDtypeStruct(case.shape, "float32")
     state = jax.eval_shape(net.init, key, x)[1]  # no arrays; drawing params takes memory of its own
     start = fnn.train.TrainState(jax.numpy.int32(0), params, state, tx.init(params), key)
-    loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy)
+    loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy, augment=augment)
     return fnn.train.step(loss_fn, tx, donate=donate), start
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.networks import CNN, RATE, batches, fnn_network, loop
+from benchmarks.networks import CNN, batches, fnn_training, loop
 from benchmarks.task import Call, Contender, Goal, Missing, Task
 
 B = 128
@@ -59,16 +59,10 @@ def mapped(f: Callable[..., Any], shape: tuple[int, ...]) -> Call:
 
 def step(chain: Callable[..., Any] | None) -> Call:
     """The step with Adam, with or without an augmentation in its program."""
-    import jax
     import jax.numpy as jnp
 
-    import fnn
-
     case = replace(CNN, shape=(B, 28, 28, 1))
-    (net, params), tx = fnn_network(case), fnn.optim.adam(RATE)
-    start = fnn.train.TrainState(jnp.int32(0), params, {}, tx.init(params), jax.random.key(0))
-    loss_fn = fnn.train.supervised(net, fnn.losses.softmax_cross_entropy, augment=chain)
-    return loop(fnn.train.step(loss_fn, tx), start, batches(case, jnp.asarray))
+    return loop(*fnn_training(case, augment=chain), batches(case, jnp.asarray))
 
 
 def fnn(case: Any) -> Call:

@@ -21,7 +21,7 @@ from fnn.core.declarations import arrays_of
 from fnn.core.dtypes import is_floating
 from fnn.core.layer import Layer
 from fnn.core.reserved import NOTES, without
-from fnn.core.shapes import as_dtype, as_struct
+from fnn.core.shapes import as_dtype, as_struct, from_numpy
 from fnn.core.types import Tree
 
 
@@ -114,7 +114,7 @@ def check_strict(layer: Layer, params: Tree, state: Tree, xs: tuple) -> None:
 def mutations(tree: dict, path: str = "") -> list[tuple[str, dict]]:
     """Trees like `tree` with one thing wrong: (what is wrong, the tree)."""
     wrong = [
-        (f"an extra entry in {path or 'the root'}", {**tree, "extra_": jnp.asarray(np.ones(1))})
+        (f"an extra entry in {path or 'the root'}", {**tree, "extra_": from_numpy(np.ones(1))})
     ]
     for name, value in tree.items():
         where = f"{path}/{name}" if path else name
@@ -124,7 +124,7 @@ def mutations(tree: dict, path: str = "") -> list[tuple[str, dict]]:
         else:
             plain = np.asarray(value)
             for what, bad in (("rank", plain[None]), ("dtype", plain.astype(np.int8))):
-                wrong.append((f"{where} of another {what}", {**tree, name: jnp.asarray(bad)}))
+                wrong.append((f"{where} of another {what}", {**tree, name: from_numpy(bad)}))
     return wrong
 
 
@@ -269,7 +269,7 @@ def _run_both(layer: Layer) -> Callable:
 
 def _example(x: Any, i: int) -> Any:
     if hasattr(x, "dtype") and not isinstance(x, jax.ShapeDtypeStruct):
-        return jnp.asarray(x)
+        return from_numpy(x)
     struct = as_struct(x)
     return _like(struct, 3 + i)
 
@@ -282,7 +282,7 @@ def _like(tree: Tree, seed: int) -> Tree:
         values = rng.standard_normal(a.shape)
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             values = (values + 1j * rng.standard_normal(a.shape)) / np.sqrt(2)
-        return jnp.asarray(values.astype(a.dtype))
+        return from_numpy(values.astype(a.dtype))
 
     return jax.tree.map(draw, tree)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core.dtypes import is_key
+from fnn.core.shapes import from_numpy
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform, apply_updates, taking_extra
 
@@ -65,7 +66,7 @@ def check_optimizer(
     check_empty(tx)
     traces = []
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def step(state, params):
         traces.append(None)
         return _update(tx, state, params, valley)
@@ -107,14 +108,12 @@ def check_empty(tx: Transform) -> None:
 
 
 def check_runs(tx: Transform, valley: Valley, step: Callable, run: Callable) -> None:
-    """Eager, jitted step by step, and scanned: the same run."""
-    jitted = _loop(tx, step, valley)
+    """Eager, jitted step by step with the state donated, and scanned: the same run."""
+    own = Valley(jax.tree.map(jnp.copy, valley.params), *valley[1:])
+    jitted = _loop(tx, step, own)
     eager = _loop(tx, lambda state, params: _update(tx, state, params, valley), valley)
     _close("jit equals eager", jitted, eager)
     _close("scan equals the loop", run(valley), jitted)
-    donated = jax.jit(lambda state, params: _update(tx, state, params, valley), donate_argnums=0)
-    own = Valley(jax.tree.map(jnp.copy, valley.params), *valley[1:])
-    _close("params and state share no memory", _loop(tx, donated, own), jitted)
 
 
 def check_lanes(tx: Transform, valley: Valley, run: Callable) -> None:
@@ -224,7 +223,7 @@ def check_splits(valley: Valley, run: Callable) -> None:
 def _valley() -> Valley:
     def normal(seed):
         rng, shapes = np.random.default_rng(seed), {"a": (4,), "b": (2, 3), "c": ()}
-        return {n: jnp.asarray(rng.normal(size=s).astype(np.float32)) for n, s in shapes.items()}
+        return {n: from_numpy(rng.normal(size=s).astype(np.float32)) for n, s in shapes.items()}
 
     steepness = {"a": jnp.array([1.0, 0.0, 3.0, 0.5]), "b": jnp.ones((2, 3)), "c": jnp.ones(())}
     return Valley(normal(0), normal(1), steepness)
@@ -277,7 +276,7 @@ def _plain(leaf: Any) -> np.ndarray:
 
 
 def _through_numpy(leaf: Any) -> jax.Array:
-    back = jnp.asarray(_plain(leaf))
+    back = from_numpy(_plain(leaf))
     return jax.random.wrap_key_data(back) if back.dtype != leaf.dtype else back
 
 

@@ -5,6 +5,10 @@ import pathlib
 import re
 import sys
 
+import jax
+
+import fnn
+
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
@@ -26,3 +30,16 @@ def run(module, flags, tmp_path, monkeypatch, capsys):
 
 def numbers(pattern, text):
     return [float(match) for match in re.findall(pattern, text)]
+
+
+def fewer(monkeypatch, train, test):
+    """Let data sets have only so many training and test examples, the first of theirs."""
+    load, sizes = fnn.data.load, {"train": train, "test": test}
+
+    def first(name, **options):
+        parts = load(name, **options)
+        return {
+            split: jax.tree.map(lambda a, n=n: a[:n], parts[split]) for split, n in sizes.items()
+        }
+
+    monkeypatch.setattr(fnn.data, "load", first)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fnn
-from tests.gallery.support import EXAMPLES, example, numbers, run
+from tests.gallery.support import EXAMPLES, example, fewer, numbers, run
 from tests.support import asarray
 
 # --- mnist_cnn
@@ -72,6 +72,7 @@ def test_gpt_holds_out_text_that_training_does_not_hold():
 
 
 def test_vae(tmp_path, monkeypatch, capsys):
+    fewer(monkeypatch, 1000, 200)
     out = run(example("vae"), "--epochs 3", tmp_path, monkeypatch, capsys)
     bounds = numbers(r"(\S+) nats per test image:", out)
     assert len(bounds) == 3 and bounds[0] < bounds[1] < bounds[2]
@@ -87,6 +88,7 @@ def test_distillation(tmp_path, monkeypatch, capsys):
     distillation = example("distillation")
     monkeypatch.setattr(distillation, "PAIRS", 2)
     monkeypatch.setattr(distillation, "INTERVAL", 30)
+    fewer(monkeypatch, 1000, 300)
     out = run(distillation, "--steps 60 --teacher-epochs 6", tmp_path, monkeypatch, capsys)
     (teacher,) = numbers(r"teacher: (\S+)%", out)
     students = numbers(r"learning from .*: (\S+)%", out)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.gallery.support import example, numbers, run
+from tests.gallery.support import example, fewer, numbers, run
 from tests.support import asarray
 
 
@@ -90,6 +90,7 @@ def test_advantages_are_the_sum_of_later_errors():
 
 def test_diffusion(tmp_path, monkeypatch, capsys):
     diffusion = shrunk("diffusion", monkeypatch, TIMES=10, DRAWN=2, BATCH_SIZE=8)
+    fewer(monkeypatch, 200, 64)
     out = run(diffusion, "--steps 12", tmp_path, monkeypatch, capsys)
     trained, unseen = numbers(r"error (\S+) in", out) + numbers(r"training, (\S+) on", out)
     assert trained < 1.2 and unseen < 1.1
@@ -114,7 +115,8 @@ def test_what_is_drawn_has_the_distribution_of_the_data(monkeypatch):
 
 
 def test_vit(tmp_path, monkeypatch, capsys):
-    out = run(example("vit"), "--epochs 1", tmp_path, monkeypatch, capsys)
+    fewer(monkeypatch, 640, 200)
+    out = run(example("vit"), "--epochs 3", tmp_path, monkeypatch, capsys)
     (accuracy,) = numbers(r"test accuracy (\S+)%", out)
     assert accuracy > 15
     assert (tmp_path / "vit.png").stat().st_size > 10_000

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn import metrics
 
 import fnn
-from tests.gallery.support import example, numbers, run
+from tests.gallery.support import example, fewer, numbers, run
 from tests.support import asarray
 
 
@@ -160,6 +160,7 @@ def test_autoencoder(tmp_path, monkeypatch, capsys):
     autoencoder = example("autoencoder")
     for name, value in dict(FROZEN_STEPS=60, TUNING_STEPS=40).items():
         monkeypatch.setattr(autoencoder, name, value)
+    fewer(monkeypatch, 1000, 200)
     out = run(autoencoder, "--seeds 2 --steps 200", tmp_path, monkeypatch, capsys)
     frozen, tuned, alone, gain = numbers(r"(\S+) ± \S+% wrong", out)
     assert tuned < frozen < 80 and abs(alone - tuned - gain) < 0.11
