@@ -31,6 +31,9 @@ class Source(Protocol):
 
 def source_of(source: Any) -> Source:
     """A tree of arrays, or an object with `__len__` and `__getitem__(int)`, as a source."""
+    if hasattr(source, "iloc") and not _is_array(source):
+        mend = "make arrays of it by fnn.data.from_frame"
+        raise errors.InputError("arrays [n, ...]", "a table", mend)
     is_tree = isinstance(source, (Mapping, tuple)) or _is_array(source)
     if not is_tree and hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return Examples(source)
@@ -54,7 +57,7 @@ def _is_array(x: Any) -> bool:
 
 def _leaf(x: Any) -> Any:
     """What reads rows of an array: from memory, from a mapped file, or row by row."""
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array) or hasattr(x, "iloc"):  # whose rows have labels
         return np.asarray(x)
     if not isinstance(x, np.ndarray):
         return x
