@@ -96,11 +96,14 @@ def test_a_function_gives_the_lengths():
         ),
         ([1, 1], {"buckets": (5, 3)}, "buckets in rising order"),
         ([1, 1], {"buckets": ()}, "buckets to be a tuple"),
+        ([1, 1], {"buckets": 5}, "buckets to be a tuple"),
         ([1, 1], {"lengths": [1]}, r"lengths, ints \[2\], at least 0"),
         ([1, 1], {"lengths": [1, -1]}, "at least 0"),
         ([1, 1], {"lengths": [1.0, 1.0]}, "lengths, ints"),
         ([1, 1], {"last": "all"}, "last to be one of drop, fill"),
         ([1, 1], {"pad": 0}, "pad to be a dict"),
+        ([1, 1], {"pad": {}}, "pad to be a dict"),
+        ([], {"last": "fill"}, "examples, got none"),
     ],
 )
 def test_what_would_be_lost_is_refused(lengths, options, match):
@@ -119,3 +122,16 @@ def test_what_would_be_lost_is_refused(lengths, options, match):
 def test_sequences_that_are_not_as_said_are_refused(options, match):
     with pytest.raises(errors.FnnError, match=match):
         list(made([1, 1, 4, 4], key=None, **options)(0))
+
+
+@pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan, "0", None, [0, 0, 0]])
+def test_what_a_sequence_cannot_hold_does_not_pad_it(value):
+    with pytest.raises(errors.OptionError, match="tokens: expected a value to pad uint8 with, got"):
+        list(made([1, 1], pad={"tokens": value})(0))
+
+
+def test_each_feature_may_be_padded_by_a_value_of_its_own():
+    source = [{"x": np.ones((t, 2), np.float32)} for t in (1, 2)]
+    options = {"buckets": (2,), "lengths": [1, 2], "pad": {"x": [0.1, np.nan]}, "device": False}
+    (batch,) = bucketed(source, 2, None, **options)(0)
+    np.testing.assert_array_equal(batch["x"][0], np.array([[1, 1], [0.1, np.nan]], np.float32))

@@ -147,6 +147,9 @@ def test_a_broken_file_is_named(tmp_path):
     [
         ([{"x": np.zeros(2)}, {"x": np.zeros(3)}], r"as example 0: {x: \(2,\).* got example 1: {x"),
         ([{"x": 1}, {"y": 1}], r"as example 0: {x: 1}, got example 1: {y: 1}"),
+        ([{"x": 1}, {"x": 0.5}], r"as example 0: {x: 1}, got example 1: {x: 0.5}"),
+        (["a", 1], r"as example 0: 'a', got example 1: 1"),
+        ([np.zeros(2, "u1"), np.zeros(2, "f4")], r"\(2,\) uint8, got example 1: \(2,\) float32"),
     ],
 )
 def test_examples_that_do_not_stack_are_refused(source, got):
@@ -175,6 +178,33 @@ def test_workers_end_with_their_iterator():
             raise ZeroDivisionError
     gc.collect()
     assert not workers()
+
+
+def test_a_worker_may_collect_its_own_stream(monkeypatch):
+    """As the last reference to it may be in a cycle, which is found on any thread."""
+    ignored, go = [], threading.Event()
+    monkeypatch.setattr("sys.unraisablehook", lambda error: ignored.append(error.exc_value))
+
+    def transform(x):
+        go.wait()
+        gc.collect()
+        return x
+
+    gc.disable()
+    try:
+        made = stream(range(9), 1, None, transform=transform, threads=1, ahead=2, device=False)(0)
+        threading.Timer(0.1, go.set).start()
+        next(made)
+        go.clear()
+        cycle = [made]
+        cycle.append(cycle)
+        del made, cycle
+        go.set()
+        for worker in workers():
+            worker.join(9)
+    finally:
+        gc.enable()
+    assert not ignored and not workers()
 
 
 @pytest.mark.parametrize(
