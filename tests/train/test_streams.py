@@ -174,6 +174,18 @@ def test_a_stream_is_evaluated():
         np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
     with pytest.raises(errors.OptionError, match="evaluator: expected a stream of all examples"):
         fnn.train.evaluator(net, streamed(), metrics)
+    with pytest.raises(errors.OptionError, match="stream of all examples, got part 1 of 2 of its"):
+        fnn.train.evaluator(net, streamed(last="fill", shard=(1, 2)), metrics)
+
+
+def test_an_error_in_an_evaluation_ends_the_workers():
+    def metric(outputs, labels):
+        raise ZeroDivisionError
+
+    evaluate = fnn.train.evaluator(dense_net(), streamed(last="fill", threads=2), {"m": metric})
+    with pytest.raises(ZeroDivisionError) as error:
+        evaluate(setup()[0])
+    assert no_threads() and error.traceback
 
 
 def test_what_a_stream_cannot_do_is_refused():
