@@ -61,7 +61,7 @@ def permutation(key: Key, epoch: int | jax.Array, n: int) -> jax.Array:
 
     - `key`: `jax.random.key(0)`; may be traced.
     - `epoch`: the epoch's number, 0 <= epoch < 2**32; may be traced.
-    - `n`: the number of examples, static.
+    - `n`: the number of examples, static, below 2**31.
 
     Returns int32 [n]. Raises RandomKeyError for what is no key, OptionError for an epoch or an n
     out of range.
@@ -71,6 +71,8 @@ def permutation(key: Key, epoch: int | jax.Array, n: int) -> jax.Array:
     [0 2 4 1 3] [0 3 1 4 2]
     """
     key, n = checks.typed_key(key), checks.count("n", n, least=0)
+    if n >= 2**31:  # which int32 would wrap
+        raise errors.OptionError("n below 2**31", str(n), "cut the data into several parts")
     if not isinstance(epoch, jax.core.Tracer):
         epoch = checks.count("epoch", np.asarray(epoch)[()], least=0)
         if epoch >= 2**32:
