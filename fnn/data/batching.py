@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -89,9 +89,20 @@ def rows_of_batches(key: Key, epoch: int | jax.Array, n: int, batch_size: int) -
 
 def on_host(data: Tree) -> Tree:
     """Data as NumPy arrays, of kinds that JAX takes; values are looked at as batches come."""
+    check_leaves(jax.tree.leaves(data))
     kinds = jax.tree.map(lambda x: x[:0] if np.ma.isMaskedArray(x) else None, data)
     natives(kinds, "data")  # refuses what np.asarray takes the mask from
     return jax.tree.map(np.asarray, data)
+
+
+def check_leaves(leaves: list) -> None:
+    """Refuse tables and files of arrays, of which NumPy would make one array, or of their names."""
+    for x in leaves:
+        table = hasattr(x, "iloc") and not hasattr(x, "dtype")
+        if table or isinstance(x, Mapping):
+            mend = "make arrays of it by fnn.data.from_frame" if table else "pass dict(file)"
+            got = f"a {type(x).__name__}"
+            raise errors.InputError("arrays [n, ...], in dicts and tuples", got, mend)
 
 
 def rows_of(data: Tree, rows: slice | np.ndarray) -> Tree:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.shapes import natives
 from fnn.data.buckets import lengths_of
 from fnn.data.sources import Source, source_of
 
@@ -30,7 +31,8 @@ class Packed:
         first = 0 if index in (0, -len(self)) else self.ends[index - 1]
         pieces = self.pieces[first : self.ends[index]]
         numbers, begins, ends = pieces.T.tolist()
-        sequences = list(map(np.asarray, self.source.take(numbers)))
+        given = natives(list(self.source.take(numbers)), "sequences", others=True)
+        sequences = list(map(np.asarray, given))
         if [x.shape for x in sequences] != [(size,) for size in self.lengths[numbers].tolist()]:
             wanted, mend = "sequences [T] as long as lengths= says", "pass their own lengths"
             raise errors.ShapeError(wanted, errors.show(sequences), mend)

@@ -97,7 +97,8 @@ class Reader:
             wanted = f"{self._name(row)} to be a dict with {errors.names(self.pad)}"
             mend = "name its sequences, as transform=lambda x: {'tokens': x}, and pad= likewise"
             raise errors.InputError(wanted, errors.show(example), mend)
-        sequences = {name: np.asarray(example[name]) for name in self.pad}
+        given = natives({name: example[name] for name in self.pad}, "source", others=True)
+        sequences = {name: np.asarray(x) for name, x in given.items()}
         sizes = {x.shape[:1] for x in sequences.values()}
         ends = max(sizes, default=())
         if len(sizes) != 1 or not ends or ends[0] > length or "lengths" in example:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import errors
-from fnn.data import bucketed
+from fnn.data import bucketed, packed
 
 KEY = jax.random.key(3)
 SIZES = (3, 5, 9)
@@ -128,6 +128,15 @@ def test_sequences_that_are_not_as_said_are_refused(options, match):
 def test_what_a_sequence_cannot_hold_does_not_pad_it(value):
     with pytest.raises(errors.OptionError, match="tokens: expected a value to pad uint8 with, got"):
         list(made([1, 1], pad={"tokens": value})(0))
+
+
+def test_masks_are_not_dropped():
+    source = [{"tokens": np.ma.masked_equal([1, 2], 1)}]
+    options = {"buckets": (3,), "lengths": [2], "pad": {"tokens": 0}}
+    with pytest.raises(errors.InputError, match="source/tokens without a mask"):
+        list(bucketed(source, 1, None, **options)(0))
+    with pytest.raises(errors.InputError, match="sequences/0 without a mask"):
+        packed([source[0]["tokens"]], 3)[0]
 
 
 def test_each_feature_may_be_padded_by_a_value_of_its_own():

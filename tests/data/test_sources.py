@@ -97,8 +97,6 @@ def test_columns_of_pandas_are_read_by_place():
     frame = pd.DataFrame({"x": np.arange(9.0)}, index=np.arange(9)[::-1])  # labels that mislead
     assert source_of({"x": frame["x"]}).take(ROWS)["x"].tolist() == ROWS
     assert source_of(frame["x"]).take(ROWS).tolist() == ROWS
-    with pytest.raises(errors.InputError, match="stream: .* got a table; .*fnn.data.from_frame"):
-        data.stream(frame, 2, None)
 
 
 def test_many_are_asked_for_at_once():

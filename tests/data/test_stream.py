@@ -115,6 +115,15 @@ def test_batches_go_to_the_device():
     assert_equal(np.asarray(placed), plain)
 
 
+def test_a_source_that_gives_too_few_is_named():
+    class Few(Many):
+        def __getitems__(self, rows):
+            return super().__getitems__([row for row in rows if row != 4])
+
+    with pytest.raises(errors.DataError, match="example 4 to be read, got ValueError: 0 examples"):
+        list(stream(Few(9), 3, None)(0))
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_example_that_cannot_be_read_is_named(threads):
     with pytest.raises(errors.DataError) as error:
