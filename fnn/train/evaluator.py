@@ -57,8 +57,7 @@ def evaluator(
     """
     measures = check_metrics(metrics)
     counted = counting(mask, weights, lengths, class_weights)
-    if isinstance(data, Stream):
-        _check_whole(data)
+    _check_whole(data)
 
     @jax.jit
     def update(params, state, accumulators, batch, real):
@@ -93,12 +92,17 @@ def evaluator(
     return evaluate
 
 
-def _check_whole(stream: Stream) -> None:
+def _check_whole(data: Any) -> None:
     """Refuse a stream that leaves out examples, or of which no process has whole batches."""
-    wanted, (index, count) = "a stream of all examples", stream.shard
-    if not stream.fills:
+    if not isinstance(data, Stream):
+        if callable(data) or hasattr(data, "__next__"):
+            mend = 'pass arrays, or fnn.data.stream(source, batch_size, None, last="fill")'
+            raise errors.InputError("arrays or a stream", errors.show(data), mend)
+        return
+    wanted, (index, count) = "a stream of all examples", data.shard
+    if not data.fills:
         mend = 'pass last="fill" to the stream'
         raise errors.OptionError(wanted, 'one with last="drop"', mend)
-    if count > 1 and isinstance(stream.device, bool):
+    if count > 1 and isinstance(data.device, bool):
         mend = "join the parts: pass a sharding as the stream's device="
         raise errors.OptionError(wanted, f"part {index} of {count} of its batches", mend)

@@ -174,6 +174,9 @@ def test_a_stream_is_evaluated():
         np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
     with pytest.raises(errors.OptionError, match="evaluator: expected a stream of all examples"):
         fnn.train.evaluator(net, streamed(), metrics)
+    for other in (streamed(last="fill")(0), lambda epoch: [DATA]):
+        with pytest.raises(errors.InputError, match='arrays or a stream, got .*last="fill"'):
+            fnn.train.evaluator(net, other, metrics)
     with pytest.raises(errors.OptionError, match="stream of all examples, got part 1 of 2 of its"):
         fnn.train.evaluator(net, streamed(last="fill", shard=(1, 2)), metrics)
 
@@ -192,6 +195,9 @@ def test_what_a_stream_cannot_do_is_refused():
     for driver in ("scan", "chunk"):
         with pytest.raises(errors.OptionError, match="keeps them on the device, got a stream"):
             fit(streamed(), driver=driver)
+    for driver in ("loop", "scan", "auto"):
+        with pytest.raises(errors.InputError, match="got a DataFrame; .*fnn.data.from_frame"):
+            fit(pytest.importorskip("pandas").DataFrame(DATA["image"]), batch_size=4, driver=driver)
     with pytest.raises(errors.OptionError, match="the stream's batch_size=4, or none, got 5"):
         fit(streamed(), batch_size=5)
     ts, step = setup()
