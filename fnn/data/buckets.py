@@ -62,7 +62,8 @@ def bucketed(
     Returns a `Stream`, whose batches also have `lengths`, T as int32 [batch_size], for
     `fnn.train.supervised(..., lengths="lengths")`. Raises OptionError for a sequence longer than
     the last bucket, and for a bucket with fewer examples than a batch, all of which
-    `last="drop"` would leave out; else as `fnn.data.stream`.
+    `last="drop"` would leave out; DataError for an example on which `lengths` fails; else as
+    `fnn.data.stream`.
 
     >>> source = [{"tokens": np.arange(1, 1 + n)} for n in (2, 5, 3, 4, 1)]
     >>> batches = bucketed(
@@ -109,17 +110,12 @@ def lengths_of(source: Source, lengths: Any) -> np.ndarray:
     """int64 [n]; a function is called for one example after another."""
     n = len(source)
     if callable(lengths):
-        lengths = [lengths(_one(source, row)) for row in range(n)]
+        lengths = list(map(Reader(source, lengths).one, range(n)))
     found = np.asarray(lengths, None if n else np.int64)
     if found.shape != (n,) or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
         mend = "pass one for each example, or a function of an example"
         raise errors.ShapeError(f"lengths, ints [{n}], at least 0", errors.show(found), mend)
     return found.astype(np.int64)
-
-
-def _one(source: Source, row: int) -> Tree:
-    taken = source.take([row])
-    return jax.tree.map(lambda x: x[0], taken) if source.stacked else taken[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,12 @@ class Reader:
             batch = self._batch(cut)
             return batch if cut.real is None else (batch, cut.real)
 
+    def one(self, row: int) -> Any:
+        """What `transform` makes of one example."""
+        taken = self._read([row])
+        example = jax.tree.map(lambda x: x[0], taken) if self.source.stacked else taken[0]
+        return self._transformed(row, example)
+
     def _batch(self, cut: Cut) -> Tree:
         rows = cut.rows.tolist()
         read = self._read(rows)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import errors
-from fnn.data import bucketed, packed
+from fnn.data import bucketed, files, packed
 
 KEY = jax.random.key(3)
 SIZES = (3, 5, 9)
@@ -122,6 +122,18 @@ def test_what_would_be_lost_is_refused(lengths, options, match):
 def test_sequences_that_are_not_as_said_are_refused(options, match):
     with pytest.raises(errors.FnnError, match=match):
         list(made([1, 1, 4, 4], key=None, **options)(0))
+
+
+def test_an_example_without_a_length_is_named(tmp_path):
+    np.save(tmp_path / "0.npy", np.zeros(2))
+    (tmp_path / "1.npy").write_bytes(b"not an array")
+    broken, options = files(tmp_path, np.load), {"buckets": (3,), "pad": {"x": 0}}
+    with pytest.raises(
+        errors.DataError, match=r"^bucketed: expected example 1 \(.*1.npy\) to be r"
+    ):
+        bucketed(broken, 1, None, lengths=len, **options)
+    with pytest.raises(errors.DataError, match="^packed: expected example 1 .* 'int' has no"):
+        packed([[1], 2], 3)
 
 
 @pytest.mark.parametrize("value", [-1, 256, 0.5, np.nan, "0", None, [0, 0, 0]])
