@@ -1,6 +1,9 @@
 """Buckets: every sequence in a batch of its bucket, padded, in an order of (key, epoch)."""
 
+import zlib
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +70,11 @@ def test_the_order_is_that_of_key_and_epoch():
         return [batch["label"].tolist() for batch in stream(epoch, start)]
 
     assert order(stream, 1) == order(made(lengths), 1)
+    keys = [
+        jax.random.fold_in(k, 1) for k in (KEY, jax.random.fold_in(KEY, zlib.crc32(b"buckets")))
+    ]
+    examples, cuts = (np.asarray(jax.random.permutation(key, 60)) for key in keys)
+    assert order(made(lengths, 1, buckets=(9,)), 1) == examples[cuts][:, None].tolist()
     assert order(stream, 1) != order(stream, 0) != order(made(lengths, key=jax.random.key(4)), 0)
     assert order(stream, 1, 4) == order(stream, 1)[4:]
     widths = [batch["tokens"].shape[1] for batch in stream(0)]
@@ -151,8 +159,11 @@ def test_masks_are_not_dropped():
         packed([source[0]["tokens"]], 3)[0]
 
 
-def test_each_feature_may_be_padded_by_a_value_of_its_own():
-    source = [{"x": np.ones((t, 2), np.float32)} for t in (1, 2)]
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.complex64])
+def test_each_feature_may_be_padded_by_a_value_of_its_own(dtype):
+    source = [{"x": np.ones((t, 2), dtype)} for t in (1, 2)]
     options = {"buckets": (2,), "lengths": [1, 2], "pad": {"x": [0.1, np.nan]}, "device": False}
     (batch,) = bucketed(source, 2, None, **options)(0)
-    np.testing.assert_array_equal(batch["x"][0], np.array([[1, 1], [0.1, np.nan]], np.float32))
+    want = np.array([[1, 1], [0.1, np.nan]], dtype)
+    assert batch["x"].dtype == dtype
+    np.testing.assert_array_equal(*(x.astype(np.complex64) for x in (batch["x"][0], want)))

@@ -123,6 +123,9 @@ def test_leaks_are_found_and_chance_is_none():
     assert leaks("cents") == ["price"]  # whole numbers, of too many values for classes
     assert leaks("rare") == []  # 399 of 400 are right without looking
     assert leaks("constant") == [] and report(table, "constant")["age"].score is None
+    ends = np.repeat([np.inf, -np.inf, 2.0, np.nan], 100)
+    found = report({"ends": ends, "row": np.arange(n), "of": np.arange(n) // 100}, "of")
+    assert found["ends"].score == 1 and found["ends"].leak
     few = {name: a[:19] for name, a in table.items()}
     assert not any(c.leak for c in report(few, "died").columns)
     twice = {name: np.repeat(a, 2) for name, a in table.items()}  # no row tells of its repetition

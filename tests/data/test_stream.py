@@ -71,14 +71,15 @@ def test_a_step_has_its_batch_whatever_came_before():
         assert [batch.tolist() for batch in some] == flat[step : step + 3]
 
 
-def test_nothing_before_the_start_is_read_and_only_so_much_ahead():
+@pytest.mark.parametrize("ahead", [2, None])  # by default one more than there are workers
+def test_nothing_before_the_start_is_read_and_only_so_much_ahead(ahead):
     source = Recorded(40)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(KEY, 3), 40)).tolist()
-    made = stream(source, 4, KEY, ahead=2, device=False)(3, 5)
+    made = stream(source, 4, KEY, ahead=ahead, device=False)(3, 5)
     assert next(made)["x"].tolist() == order[20:24]
     made.close()
     assert order[20:24] == source.asked[:4] and len(source.asked) <= 12
-    assert set(source.asked) <= set(order[20:32])
+    assert set(source.asked) <= set(order[20:32])  # the next to come, and two after it
 
 
 def test_shards_are_the_parts_of_each_batch():

@@ -132,6 +132,18 @@ def test_a_run_is_replayed(begin):
     assert no_threads()
 
 
+def test_a_run_that_began_in_an_epoch_is_replayed():
+    losses = []
+
+    def callback(event):
+        if event.step == 9 and not event.ended:
+            losses.extend(one.metrics["loss"] for one in event.replay(None))
+
+    ts = setup()[0]._replace(step=jax.numpy.int32(3))
+    _, history = fit(streamed(), ts, epochs=2, callbacks=[callback])
+    np.testing.assert_array_equal(losses, history["train"]["loss"][:6])
+
+
 def test_the_bar_knows_its_end(monkeypatch):
     totals = []
 
