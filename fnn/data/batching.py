@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def permutation(key: Key, epoch: int | jax.Array, n: int) -> jax.Array:
 
     - `key`: `jax.random.key(0)`; may be traced.
     - `epoch`: the epoch's number, 0 <= epoch < 2**32; may be traced.
-    - `n`: the number of examples, static.
+    - `n`: the number of examples, static, below 2**31.
 
     Returns int32 [n]. Raises RandomKeyError for what is no key, OptionError for an epoch or an n
     out of range.
@@ -71,6 +71,8 @@ def permutation(key: Key, epoch: int | jax.Array, n: int) -> jax.Array:
     [0 2 4 1 3] [0 3 1 4 2]
     """
     key, n = checks.typed_key(key), checks.count("n", n, least=0)
+    if n >= 2**31:  # which int32 would wrap
+        raise errors.OptionError("n below 2**31", str(n), "cut the data into several parts")
     if not isinstance(epoch, jax.core.Tracer):
         epoch = checks.count("epoch", np.asarray(epoch)[()], least=0)
         if epoch >= 2**32:
@@ -87,9 +89,20 @@ def rows_of_batches(key: Key, epoch: int | jax.Array, n: int, batch_size: int) -
 
 def on_host(data: Tree) -> Tree:
     """Data as NumPy arrays, of kinds that JAX takes; values are looked at as batches come."""
+    check_leaves(jax.tree.leaves(data))
     kinds = jax.tree.map(lambda x: x[:0] if np.ma.isMaskedArray(x) else None, data)
     natives(kinds, "data")  # refuses what np.asarray takes the mask from
     return jax.tree.map(np.asarray, data)
+
+
+def check_leaves(leaves: list) -> None:
+    """Refuse tables and files of arrays, of which NumPy would make one array, or of their names."""
+    for x in leaves:
+        table = hasattr(x, "iloc") and not hasattr(x, "dtype")
+        if table or isinstance(x, Mapping):
+            mend = "make arrays of it by fnn.data.from_frame" if table else "pass dict(file)"
+            got = f"a {type(x).__name__}"
+            raise errors.InputError("arrays [n, ...], in dicts and tuples", got, mend)
 
 
 def rows_of(data: Tree, rows: slice | np.ndarray) -> Tree:

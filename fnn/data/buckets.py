@@ -52,7 +52,7 @@ def bucketed(
 
     - `source`, `batch_size`, `key`, `transform` and the rest: as in `fnn.data.stream`. Without a
       key the buckets come in turn. An example, after `transform`, is a dict.
-    - `buckets`: their lengths, such as (32, 64, 128). A sequence is in the least that holds it.
+    - `buckets`: their lengths, such as (32, 64, 128). A sequence is in the first that holds it.
     - `lengths`: of all sequences, ints [n]; or a function of an example (before `transform`), which
       is called for all of them once, here.
     - `pad`: what fills the sequences up, by their names: `{"tokens": 0}`. Each is [T, ...] in an
@@ -62,7 +62,8 @@ def bucketed(
     Returns a `Stream`, whose batches also have `lengths`, T as int32 [batch_size], for
     `fnn.train.supervised(..., lengths="lengths")`. Raises OptionError for a sequence longer than
     the last bucket, and for a bucket with fewer examples than a batch, all of which
-    `last="drop"` would leave out; else as `fnn.data.stream`.
+    `last="drop"` would leave out; DataError for an example on which `lengths` fails; else as
+    `fnn.data.stream`.
 
     >>> source = [{"tokens": np.arange(1, 1 + n)} for n in (2, 5, 3, 4, 1)]
     >>> batches = bucketed(
@@ -74,11 +75,13 @@ def bucketed(
     [[1, 2, 3, 4, 5], [1, 2, 3, 4, 0]] [5 4]
     """
     known, batch_size = source_of(source), checks.count("batch_size", batch_size)
-    sizes = checks.counts("buckets", tuple(buckets))
+    sizes = checks.counts("buckets", tuple(buckets) if np.iterable(buckets) else buckets)
     if list(sizes) != sorted(set(sizes)):
         raise errors.OptionError("buckets in rising order", f"{sizes}", "sort them, each once")
     checks.choice("last", last, LAST)
-    checks.mapping("pad", pad)
+    if not isinstance(pad, Mapping) or not pad:
+        mend = 'name what fills them up, as {"tokens": 0}'
+        raise errors.OptionError("pad to be a dict by the sequences' names", errors.show(pad), mend)
     found = lengths_of(known, lengths)
     most = max(found.max(initial=0), 0)
     if most > sizes[-1]:
@@ -86,12 +89,14 @@ def bucketed(
         got = f"{int((found > sizes[-1]).sum())} longer ones, up to {most}"
         raise errors.OptionError(wanted, got, "add a bucket, or cut them")
     plan = Buckets(found, sizes, batch_size, checked_key(key), last == "fill")
+    if not plan.n:
+        raise errors.OptionError("examples", "none", "pass a source that has some")
     few = [
         f"{n} of length {size}"
         for size, n in zip(sizes, plan.counts, strict=True)
         if 0 < n < batch_size
     ]
-    if few and last == "drop" or not plan.batches:
+    if few and last == "drop":
         raise errors.OptionError(
             f"buckets with at least the {batch_size} examples of a batch",
             errors.names(few),
@@ -105,17 +110,12 @@ def lengths_of(source: Source, lengths: Any) -> np.ndarray:
     """int64 [n]; a function is called for one example after another."""
     n = len(source)
     if callable(lengths):
-        lengths = [lengths(_one(source, row)) for row in range(n)]
+        lengths = list(map(Reader(source, lengths).one, range(n)))
     found = np.asarray(lengths, None if n else np.int64)
     if found.shape != (n,) or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
         mend = "pass one for each example, or a function of an example"
         raise errors.ShapeError(f"lengths, ints [{n}], at least 0", errors.show(found), mend)
     return found.astype(np.int64)
-
-
-def _one(source: Source, row: int) -> Tree:
-    taken = source.take([row])
-    return jax.tree.map(lambda x: x[0], taken) if source.stacked else taken[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,14 +120,14 @@ def _distinct(a: np.ndarray, flat: bool) -> np.ndarray:
         mend = "encode each column by itself, as a dict of columns"
         raise errors.ShapeError("x [n]", f"x {a.shape}", mend)
     if a.dtype.kind in "OUT" and flat:
-        present = {v for v in _listed(a) if not is_missing(v)}
-        kinds = {_kind(v) for v in present}
+        present = [v for v in _listed(a) if not is_missing(v)]
+        kinds = _kinds(present)  # of all, before equal ones are joined, such as 1, 1.0 and True
         if len(kinds) > 1 or kinds - {str, bool, int}:
             got = f"x of {errors.names(sorted(kind.__name__ for kind in kinds))}"
             raise errors.DtypeError("strings, ints or bools, of one kind", got, _MEND)
         if kinds <= {str}:
-            return np.array(sorted(present), object)
-        return np.unique(np.array(list(present), bool if kinds == {bool} else None))
+            return np.array(sorted(set(present)), object)
+        return _sorted(np.array([*set(present)], bool if kinds == {bool} else object))
     if flat and is_floating(a):
         values = a.astype(np.float64)
         values = values[~np.isnan(values)]
@@ -140,7 +140,18 @@ def _distinct(a: np.ndarray, flat: bool) -> np.ndarray:
             f"x {errors.show(a)}",
             _MEND if flat else "make codes of categories first, by fnn.data.encode",
         )
-    return np.unique(a)
+    return _sorted(a)
+
+
+def _sorted(a: np.ndarray) -> np.ndarray:
+    """The distinct values of bools or ints, in order: bool or int64."""
+    values = np.unique(a)
+    if values.dtype == bool:
+        return values
+    low, high = int(values[0]), int(values[-1])
+    if low < -(2**63) or high >= 2**63:
+        raise errors.InputError("ints that int64 holds", f"{low} ... {high}", "number them anew")
+    return values.astype(np.int64)
 
 
 _MEND = "make strings of them, as x.astype(str), or bins of numbers, by np.digitize"
@@ -161,11 +172,12 @@ def is_missing(v: Any) -> bool:
     return v is None or nan or type(v).__name__ in ("NAType", "NaTType")
 
 
-def _kind(v: Any) -> type:
-    for kind, of in ((str, str), (bool, (bool, np.bool_)), (int, (int, np.integer))):
-        if isinstance(v, of):
-            return kind
-    return type(v)
+_KINDS = {str: str, bool: bool, np.bool_: bool, int: int, np.integer: int}
+
+
+def _kinds(values: list) -> set[type]:
+    types = set(map(type, values))
+    return {next((_KINDS[k] for k in _KINDS if issubclass(t, k)), t) for t in types}
 
 
 def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -192,11 +204,8 @@ def _stored(classes: np.ndarray) -> np.ndarray:
         return points
     if classes.dtype.kind == "b":
         return classes
-    low, high = int(classes[0]), int(classes[-1])
-    for dtype in (np.int32, np.int64):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return classes.astype(dtype)
-    raise errors.InputError("ints that int64 holds", f"{high}", "number them anew")
+    narrow = classes.astype(np.int32)
+    return narrow if (narrow == classes).all() else classes
 
 
 # --- codes
@@ -220,7 +229,12 @@ def _looked_up(x: Any, classes: list, kind: str) -> np.ndarray:
     if x.dtype.kind not in ("OUT" if kind == "strings" else "O"):
         raise errors.DtypeError(f"{kind}, as in the fit", f"x {errors.show(x)}", "fit anew")
     codes = {c: i for i, c in enumerate(classes)}
-    found = [codes.get(v, len(classes)) for v in _listed(x)]
+    values = _listed(x)
+    kinds = _kinds([v for v in values if not is_missing(v)])
+    if (kinds - {str}) if kind == "strings" else (str in kinds):
+        got = f"x of {errors.names(sorted(kind.__name__ for kind in kinds))}"
+        raise errors.DtypeError(f"{kind}, as in the fit", got, "fit anew")
+    found = [codes.get(v, len(classes)) for v in values]
     return np.array(found, np.int32).reshape(x.shape)
 
 
@@ -240,12 +254,12 @@ def _searched(x: Any, classes: Any) -> Any:
 
 def _as_ints(xp: Any, x: Any, dtype: np.dtype) -> tuple[Any, Any]:
     """(x in an integer dtype, where it is one of its values)."""
-    most = np.iinfo(dtype).max
     if is_floating(x):
         x = x.astype(np.float64) if xp is np else widened(x)
-        known = (x == xp.floor(x)) & (abs(x) < float(most))
+        limit = 2.0 ** (8 * dtype.itemsize - 1)
+        known = (x == xp.floor(x)) & (x >= -limit) & (x < limit)
     elif x.dtype.kind == "u" and x.dtype.itemsize >= dtype.itemsize:
-        known = x <= x.dtype.type(most)
+        known = x <= x.dtype.type(np.iinfo(dtype).max)
     else:
         return x.astype(dtype), True
     return xp.where(known, x, xp.zeros_like(x)).astype(dtype), known
@@ -270,7 +284,7 @@ def _decoded(codes: Any, classes: Any) -> np.ndarray:
         mend = f"{size} stands for what has no category: choose others, as codes[codes < {size}]"
         raise errors.InputError(f"codes below {size}", f"{wrong[0]}", mend)
     table = np.array([*_strings(classes), None], object) if strings else np.asarray(classes)
-    return np.asarray(np.take(table, codes))
+    return np.asarray(np.take(table, codes), table.dtype)
 
 
 def _one_hot(x: Any, classes: Any) -> Any:

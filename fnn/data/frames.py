@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def from_frame(
     pd = pandas("fnn.data.from_frame")
     if not isinstance(frame, pd.DataFrame):
         raise errors.InputError("a pandas.DataFrame", errors.show(frame), "make one of it")
-    names = check_names(frame)
+    names = check_names(frame.columns)
     if columns is None:
         columns = {name: name for name in names}
     if not isinstance(columns, Mapping):
@@ -71,12 +71,12 @@ def pandas(who: str) -> Any:
     return pandas
 
 
-def check_names(frame: Any) -> list[str]:
-    """The names of a frame's columns: strings, each once."""
-    names = list(frame.columns)
+def check_names(columns: Iterable[Any]) -> list[str]:
+    """The names of a table's columns: strings, each once."""
+    names = list(columns)
     if not all(isinstance(name, str) for name in names):
         got = repr(next(name for name in names if not isinstance(name, str)))
-        mend = "name them, as frame.columns = [...]"
+        mend = "rename them, as by frame.columns = [...]"
         raise errors.InputError("columns named by strings", got, mend)
     if len(set(names)) < len(names):
         got = f"{next(name for name in names if names.count(name) > 1)} twice"
@@ -161,7 +161,8 @@ def _refuse(types: Any, name: str, series: Any) -> None:
     elif types.is_timedelta64_dtype(kind):
         mend = f"make numbers of them, as {it}.dt.total_seconds()"
     else:
-        mend = f'make them of one kind, as {it}.astype(str), .astype("Int64") or .astype("boolean")'
+        others = '.astype(float), .astype("Int64") or .astype("boolean")'
+        mend = f"make them of one kind, as {it}.astype(str), {others}"
     got = f"{kind}"
     if types.is_object_dtype(kind):
         kinds = sorted({type(v).__name__ for v in series[~series.isna()]})

@@ -74,7 +74,7 @@ def impute(
     - `indicator`: whether to append a column of 0 and 1 for each column in which the fit saw
       missing values, in their order: [..., C] -> [..., C + m].
 
-    Returns an `Imputation(values, indicated)`, a function and a plain tree as what `standardize`
+    Returns an `Imputation(values, indicated)`, a function and a plain tree like what `standardize`
     returns; it has no inverse. Integers, which are never missing, become float32. Raises
     OptionError for a wrong option, InputError for infinities and, unless for a constant, for a
     column that is always missing; otherwise as `standardize`. Equal to scikit-learn's
@@ -120,7 +120,9 @@ def _constant(value: float) -> Any:
 
 def _median(m: Moments, a: np.ndarray) -> np.ndarray:
     some_finite(m)
-    return shaped(np.nanmedian(as_columns(a, -1), axis=-1), a, -1)
+    with np.errstate(over="ignore"):
+        median = np.nanmedian(as_columns(a, -1), axis=-1)
+    return shaped(finite("median", median), a, -1)
 
 
 def _indicated(m: Moments) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.shapes import natives
 from fnn.data.buckets import lengths_of
 from fnn.data.sources import Source, source_of
 
@@ -19,6 +20,7 @@ class Packed:
 
     source: Source
     length: int
+    lengths: np.ndarray  # [n]: of the sequences
     pieces: np.ndarray  # [pieces, 3]: the number of a sequence, where the piece begins and ends
     ends: np.ndarray  # [rows]: how many pieces there are up to the end of each row
 
@@ -26,17 +28,17 @@ class Packed:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        first = self.ends[index - 1] if index else 0
+        first = 0 if index in (0, -len(self)) else self.ends[index - 1]
         pieces = self.pieces[first : self.ends[index]]
-        sequences = list(self.source.take(pieces[:, 0].tolist()))
-        parts = [
-            np.asarray(x)[begin:end]
-            for x, (_, begin, end) in zip(sequences, pieces.tolist(), strict=True)
-        ]
-        sizes = (pieces[:, 2] - pieces[:, 1]).tolist()
-        if [part.shape for part in parts] != [(size,) for size in sizes]:
+        numbers, begins, ends = pieces.T.tolist()
+        given = natives(list(self.source.take(numbers)), "sequences", others=True)
+        sequences = list(map(np.asarray, given))
+        if [x.shape for x in sequences] != [(size,) for size in self.lengths[numbers].tolist()]:
             wanted, mend = "sequences [T] as long as lengths= says", "pass their own lengths"
-            raise errors.ShapeError(wanted, errors.show(parts), mend)
+            raise errors.ShapeError(wanted, errors.show(sequences), mend)
+        triples = zip(sequences, begins, ends, strict=True)
+        parts = [x[begin:end] for x, begin, end in triples]
+        sizes = list(map(len, parts))
         row = {
             "tokens": np.concatenate(parts),
             "segments": np.repeat(np.arange(1, 1 + len(sizes), dtype=np.int32), sizes),
@@ -101,7 +103,8 @@ def packed(sequences: Any, length: int, *, lengths: Any = len, cut: bool = False
     rows = _first_fit([end - begin for _, begin, end in pieces], length)
     order = [piece for row in rows for piece in row]
     table = np.array(pieces, np.int64).reshape(-1, 3)[order]
-    return Packed(source, length, table, np.cumsum([len(row) for row in rows], dtype=np.int64))
+    ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    return Packed(source, length, found, table, ends)
 
 
 def _first_fit(sizes: list[int], length: int) -> list[list[int]]:

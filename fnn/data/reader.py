@@ -45,6 +45,12 @@ class Reader:
             batch = self._batch(cut)
             return batch if cut.real is None else (batch, cut.real)
 
+    def one(self, row: int) -> Any:
+        """What `transform` makes of one example."""
+        taken = self._read([row])
+        example = jax.tree.map(lambda x: x[0], taken) if self.source.stacked else taken[0]
+        return self._transformed(row, example)
+
     def _batch(self, cut: Cut) -> Tree:
         rows = cut.rows.tolist()
         read = self._read(rows)
@@ -97,14 +103,18 @@ class Reader:
             wanted = f"{self._name(row)} to be a dict with {errors.names(self.pad)}"
             mend = "name its sequences, as transform=lambda x: {'tokens': x}, and pad= likewise"
             raise errors.InputError(wanted, errors.show(example), mend)
-        sequences = {name: np.asarray(example[name]) for name in self.pad}
+        given = natives({name: example[name] for name in self.pad}, "source", others=True)
+        sequences = {name: np.asarray(x) for name, x in given.items()}
         sizes = {x.shape[:1] for x in sequences.values()}
         ends = max(sizes, default=())
         if len(sizes) != 1 or not ends or ends[0] > length or "lengths" in example:
             wanted = f"{self._name(row)} with sequences of one length, at most {length}"
             mend = "lengths= must say how long they are, and 'lengths' is the name of what is added"
             raise errors.ShapeError(wanted, errors.show(example), mend)
-        filled = {name: _filled(x, length, self.pad[name]) for name, x in sequences.items()}
+        filled = {}
+        for name, x in sequences.items():
+            with errors.at(name):
+                filled[name] = _filled(x, length, self.pad[name])
         return {**example, **filled, "lengths": np.int32(ends[0])}
 
     def _stacked(self, rows: list[int], examples: list[Tree]) -> Tree:
@@ -114,24 +124,45 @@ class Reader:
             if jax.tree.structure(example) != first:
                 self._differs(rows[0], examples[0], row, example)
         try:
-            return jax.tree.map(lambda *xs: np.stack(xs), *examples)
+            return jax.tree.map(_stack, *examples)
         except ValueError:
-            shapes = [jax.tree.map(np.shape, example) for example in examples]
-            for row, example, shape in zip(rows, examples, shapes, strict=True):
-                if shape != shapes[0]:
+            forms = [jax.tree.map(_form, example) for example in examples]
+            for row, example, form in zip(rows, examples, forms, strict=True):
+                if form != forms[0]:
                     self._differs(rows[0], examples[0], row, example)
             raise
 
     def _differs(self, row: int, one: Tree, other: int, two: Tree) -> None:
         raise errors.ShapeError(
-            f"examples of one structure and shape, as {self._name(row)}: {errors.show(one)}",
+            f"examples of one structure, shape and kind, as {self._name(row)}: {errors.show(one)}",
             f"{self._name(other)}: {errors.show(two)}",
             "make them alike by transform=, or see fnn.data.bucketed for sequences",
         )
 
 
+def _form(x: Any) -> tuple:
+    return np.shape(x), np.asarray(x).dtype.kind
+
+
+def _stack(*xs: Any) -> np.ndarray:
+    """Arrays of one shape and kind: NumPy would make floats of ints, and strings of numbers."""
+    arrays = list(map(np.asanyarray, xs))
+    if len({x.dtype.kind for x in arrays}) > 1:
+        raise ValueError("several kinds")
+    return np.stack(arrays)
+
+
 def _filled(x: np.ndarray, length: int, value: Any) -> np.ndarray:
-    """[T, ...] -> [length, ...]."""
-    out = np.full((length, *x.shape[1:]), value, x.dtype)
-    out[: len(x)] = x
+    """[T, ...] -> [length, ...], with a value that the dtype of x holds."""
+    try:
+        with np.errstate(invalid="ignore"):
+            fill = np.full(x.shape[1:], value, x.dtype)
+        held = x.dtype.kind in "fcV" or bool(np.all(fill == value))  # floats may be rounded
+    except (OverflowError, TypeError, ValueError):
+        held, fill = False, None
+    if not held:
+        mend = "pass another pad=, or make the sequences of a dtype that holds it by transform="
+        raise errors.OptionError(f"a value to pad {x.dtype} with", errors.show(value), mend)
+    out = np.empty((length, *x.shape[1:]), x.dtype)
+    out[: len(x)], out[len(x) :] = x, fill
     return out

@@ -112,7 +112,7 @@ class Report:
 
     def _last(self) -> str:
         of = f", {self.repeated:,} of them a repetition of another" if self.repeated else ""
-        return f"{self.rows:,} rows{of}"
+        return f"{self.rows:,} row{'s' * (self.rows != 1)}{of}"
 
 
 def _is_number(at: int, row: list[str]) -> bool:
@@ -190,10 +190,10 @@ class _Values(NamedTuple):
 
 def _columns(table: Any) -> dict[str, _Values]:
     if hasattr(table, "iloc"):
-        series = {name: table[name] for name in check_names(table)}
+        series = {name: table[name] for name in check_names(table.columns)}
         arrays = {name: (str(s.dtype), _of_series(s)) for name, s in series.items()}
     elif isinstance(table, Mapping):
-        arrays = {name: (None, a) for name, a in table.items()}
+        arrays = {name: (None, table[name]) for name in check_names(table)}
     else:
         arrays = {}
     if not arrays:
@@ -227,30 +227,33 @@ def _values(dtype: str | None, a: Any) -> _Values:
     if a.dtype.kind in "mM":
         dates = a.astype(np.int64)
         missing, numbers = np.isnat(a), np.where(np.isnat(a), np.nan, dates.astype(np.float64))
-        return _numbered(dtype, dates, missing, numbers)
+        return _numbered(dtype, dates[~missing], missing, numbers)
     if a.dtype.kind in "biu" or is_floating(a):
         numbers = a.astype(np.float64)
-        return _numbered(dtype, a, np.isnan(numbers), numbers)
+        return _numbered(dtype, a[~np.isnan(numbers)], np.isnan(numbers), numbers)
     if a.dtype.kind not in "OUT":
         raise errors.DtypeError("numbers, strings or dates", errors.show(a), "leave it out")
     return _of_objects(dtype, a.tolist())
 
 
-def _numbered(dtype: str, a: np.ndarray, missing: np.ndarray, numbers: np.ndarray) -> _Values:
-    values, codes = np.unique(a[~missing], return_inverse=True)
-    whole = np.full(len(a), -1, np.int64)
+def _numbered(dtype: str, present: Any, missing: np.ndarray, numbers: np.ndarray) -> _Values:
+    values, codes = np.unique(present, return_inverse=True)
+    whole = np.full(len(missing), -1, np.int64)
     whole[~missing] = codes.ravel()
     return _Values(dtype, whole, values.tolist(), numbers)
+
+
+_NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 
 
 def _of_objects(dtype: str, listed: list) -> _Values:
     """Objects, which are numbers if all of them are."""
     missing = np.array([is_missing(v) for v in listed], bool)
     present = [v for v, gone in zip(listed, missing, strict=True) if not gone]
-    if present and all(isinstance(v, (bool, int, float, np.number, np.bool_)) for v in present):
+    if present and all(isinstance(v, _NUMBERS) for v in present):
         numbers = np.full(len(listed), np.nan)
         numbers[~missing] = present
-        return _numbered(dtype, numbers, missing, numbers)
+        return _numbered(dtype, np.array(present), missing, numbers)  # float64 has no 2**60 + 1
     try:
         table = {v: i for i, v in enumerate(dict.fromkeys(present))}
     except TypeError:

@@ -123,7 +123,7 @@ def minmax(
     - `x`, `axis`: as for `standardize`; an iterator of batches too.
     - `low`, `high`: where the least and the largest value of each column go.
 
-    Returns a `MinMax(minimum, span, low, high)`, used as what `standardize` returns. Raises as
+    Returns a `MinMax(minimum, span, low, high)`, used like what `standardize` returns. Raises as
     `standardize`, and OptionError unless low < high.
 
     >>> scale = minmax(np.array([[1.0, 5.0], [3.0, 5.0]]), -1, 1)
@@ -144,7 +144,7 @@ def minmax(
     found = moments(x, axis)
     spans = mapped(span, found)
     return MinMax(
-        mapped(lambda m: m.low, found), spans, np.asarray(float(low)), np.asarray(high * 1.0)
+        mapped(lambda m: m.low, found), spans, np.asarray(float(low)), np.asarray(float(high))
     )
 
 
@@ -174,13 +174,13 @@ def clip_outliers(
         low, high = Q1 - k (Q3 - Q1), Q3 + k (Q3 - Q1)
 
     - `x`, `axis`: as for `standardize`, but no iterator: quantiles need all values at once. NaN
-      counts for nothing, and stays. Infinities are values as others.
+      counts for nothing, and stays. Infinities are values like any others.
     - `whiskers`: k, from 0; by default 1.5 (Tukey, Exploratory Data Analysis, 1977).
     - `quantiles`: the limits are these quantiles instead, such as (0.01, 0.99).
 
-    Returns a `Limits(low, high)`, a function and a plain tree as what `standardize` returns; it has
-    no inverse. Raises as `standardize`; OptionError for options out of range, and for a column of
-    several values whose quartiles are equal, which whiskers would make constant.
+    Returns a `Limits(low, high)`, a function and a plain tree like what `standardize` returns; it
+    has no inverse. Raises as `standardize`; OptionError for options out of range, and for a column
+    of several values whose quartiles are equal, which whiskers would make constant.
 
     >>> clip = clip_outliers(np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
     >>> clip.low, clip.high, clip(np.array([2.0, 100.0, -5.0]))
@@ -219,7 +219,7 @@ def clip_outliers(
 
 
 def _refuse_equal(low: np.ndarray, high: np.ndarray, m: Moments) -> None:
-    lost = (low == high) & (m.low < m.high)
+    lost = (low == high) & ((m.low < m.high) | (m.infinite > 0))
     if lost.any():
         raise errors.OptionError(
             "columns whose quartiles differ",

@@ -15,6 +15,7 @@ import numpy as np
 from fnn.core import checks, errors
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
+from fnn.data.batching import check_leaves
 
 
 class Source(Protocol):
@@ -31,10 +32,11 @@ class Source(Protocol):
 
 def source_of(source: Any) -> Source:
     """A tree of arrays, or an object with `__len__` and `__getitem__(int)`, as a source."""
-    is_tree = isinstance(source, (Mapping, tuple)) or _is_array(source)
+    is_tree = isinstance(source, (Mapping, tuple)) or _is_array(source) or hasattr(source, "iloc")
     if not is_tree and hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return Examples(source)
     leaves = [] if hasattr(source, "__next__") else jax.tree.leaves(source)
+    check_leaves(leaves)
     if not leaves or not all(map(_is_array, leaves)):
         raise errors.InputError(
             "arrays [n, ...], or a source with __len__ and __getitem__(int)",
@@ -54,7 +56,7 @@ def _is_array(x: Any) -> bool:
 
 def _leaf(x: Any) -> Any:
     """What reads rows of an array: from memory, from a mapped file, or row by row."""
-    if isinstance(x, jax.Array):
+    if isinstance(x, jax.Array) or hasattr(x, "iloc"):  # whose rows have labels
         return np.asarray(x)
     if not isinstance(x, np.ndarray):
         return x
@@ -96,9 +98,12 @@ class Examples:
         return len(self.source)
 
     def take(self, rows: list[int]) -> list[Tree]:
-        if hasattr(self.source, "__getitems__"):
-            return list(self.source.__getitems__(rows))
-        return [self.source[row] for row in rows]
+        if not hasattr(self.source, "__getitems__"):
+            return [self.source[row] for row in rows]
+        taken = list(self.source.__getitems__(rows))
+        if len(taken) != len(rows):
+            raise ValueError(f"{len(taken)} examples for {len(rows)} numbers")
+        return taken
 
     def where(self, row: int) -> str:
         return self.source.paths[row] if isinstance(self.source, Files) else ""

@@ -116,7 +116,8 @@ def _classes(data: Tree, by: str | Any, n: int) -> tuple[list, np.ndarray]:
     labels = on_host(labels)
     if getattr(labels, "shape", None) != (n,):
         mend = "pass one class for each example"
-        raise errors.ShapeError(f"by [{n}]", f"by {errors.show(labels)}", mend)
+        got = errors.show(labels) if hasattr(labels, "shape") else f"a {type(labels).__name__}"
+        raise errors.ShapeError(f"by, an array [{n}]", got, mend)
     if labels.dtype.kind not in "biuOUT":
         mend = "make classes of numbers first, as np.digitize(y, np.quantile(y, [0.25, 0.5, 0.75]))"
         raise errors.DtypeError("by of ints, bools or strings", f"by {errors.show(labels)}", mend)

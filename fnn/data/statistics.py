@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -120,7 +121,7 @@ def whole(x: Tree, what: str) -> Tree:
 
 def to_fit(x: Tree) -> Tree:
     """Data as NumPy arrays [n, ...], of any kind; refuses splits, empty data and tracers."""
-    if isinstance(x, Mapping) and ("test" in x or "train" in x and {"valid", "validation"} & {*x}):
+    if isinstance(x, Mapping) and len(_SPLITS & {*x}) > 1:  # a column may have one of the names
         raise errors.InputError(
             "the data of one split",
             f"a dict with {errors.names(map(str, x))}",
@@ -130,6 +131,9 @@ def to_fit(x: Tree) -> Tree:
     if checks.examples("x", x) == 0:
         raise errors.ShapeError("at least one example", errors.show(x), "pass data with n > 0")
     return x
+
+
+_SPLITS = {"train", "valid", "val", "validation", "test"}
 
 
 def _to_fit(a: Any) -> np.ndarray:
@@ -203,7 +207,8 @@ def as_columns(a: np.ndarray, axis: Axis) -> np.ndarray:
     """The values behind each statistic, in float64, one beside the other: [kept axes, values]."""
     axes = kept(a, axis)
     moved = np.moveaxis(a, axes, range(len(axes)))
-    return moved.reshape(*moved.shape[: len(axes)], -1).astype(np.float64, order="C")
+    own, others = moved.shape[: len(axes)], moved.shape[len(axes) :]
+    return moved.reshape(*own, math.prod(others)).astype(np.float64, order="C")
 
 
 def shaped(stat: np.ndarray, a: np.ndarray, axis: Axis) -> np.ndarray:
@@ -235,8 +240,8 @@ def _moments(a: np.ndarray, axis: Axis) -> Moments:
         columns.shape[-1] - count - missing,
         mean,
         np.maximum(m2, 0),
-        or_else(columns, np.inf).min(-1),
-        or_else(columns, -np.inf).max(-1),
+        or_else(columns, np.inf).min(-1, initial=np.inf),
+        or_else(columns, -np.inf).max(-1, initial=-np.inf),
     )
     return Moments(*(shaped(stat, a, axis) for stat in stats))
 
@@ -248,7 +253,7 @@ def _merged(a: Moments, b: Moments) -> Moments:
     with np.errstate(over="ignore", invalid="ignore"):
         delta = b.mean - a.mean
         mean = a.mean + delta * share  # without values, a's mean is 0
-        m2 = a.m2 + b.m2 + delta * delta * a.count * share
+        m2 = a.m2 + b.m2 + delta * (a.count * share) * delta  # 0 where one has no values
     missing, infinite = a.missing + b.missing, a.infinite + b.infinite
     low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
     return Moments(*map(np.asarray, (count, missing, infinite, mean, m2, low, high)))

@@ -181,7 +181,7 @@ def stream(
     - `last`: of the last partial batch: `"drop"` leaves it out; `"fill"` repeats its last example,
       and every batch is a pair `(batch, mask)`, as from `fnn.data.eval_batches`.
     - `transform(example) -> example`: decodes or prepares one example, in the workers. It should
-      depend on nothing else; what is random belongs into the step, which has a key.
+      depend on nothing else; what is random belongs in the step, which has a key.
     - `threads`: that read batches, one each at a time. 0 reads in the caller, when a batch is asked
       for. Reading files, NumPy and decoding images let threads run side by side; other Python
       does not.

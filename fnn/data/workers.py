@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -36,8 +37,10 @@ def in_order(
     if not threads and not processes:
         yield from map(work, items)
         return
+    config: Any = jax.config
+    work = functools.partial(_in_mode, work, config.jax_enable_x64)
     pool, work = _processes(work, processes) if processes else (_threads(threads), work)
-    end = functools.partial(pool.shutdown, wait=True, cancel_futures=True)
+    end = functools.partial(_end, pool)
     atexit.register(end)  # a generator that is still open when Python ends is closed too late
     python_ends = sys.is_finalizing  # then modules have been taken apart, but this is kept
     try:
@@ -52,6 +55,18 @@ def in_order(
         if not python_ends():
             atexit.unregister(end)
             end()
+
+
+def _in_mode(work: Work, x64: bool, item: Any) -> Any:
+    """Work in the caller's mode of 64 bits, which neither threads nor processes inherit."""
+    with jax.enable_x64(x64):
+        return work(item)
+
+
+def _end(pool: Executor) -> None:
+    # The garbage collector may close a generator on one of its own threads, which cannot wait.
+    with contextlib.suppress(RuntimeError):
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _threads(count: int) -> Executor:

@@ -19,7 +19,7 @@ import numpy as np
 from fnn.core import checks, errors
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
-from fnn.data.batching import on_host, rows_of, rows_of_batches
+from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
 from fnn.train.run import check_batches, steps_over
 from fnn.train.step import Step, TrainState, data_key, donating, jit_step
@@ -85,6 +85,7 @@ def driver_of(
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
     batch_size = checks.count("batch_size", batch_size)
+    check_leaves(jax.tree.leaves(data))
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state, begun)
     arrays = functools.cache(lambda: on_host(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from typing import Any
 
 import jax
@@ -56,9 +57,7 @@ def evaluator(
     """
     measures = check_metrics(metrics)
     counted = counting(mask, weights, lengths, class_weights)
-    if isinstance(data, Stream) and not data.fills:
-        wanted, mend = "a stream of all examples", 'pass last="fill" to the stream'
-        raise errors.OptionError(wanted, 'one with last="drop"', mend)
+    _check_whole(data)
 
     @jax.jit
     def update(params, state, accumulators, batch, real):
@@ -79,9 +78,10 @@ def evaluator(
     def evaluate(train_state: TrainState) -> dict[str, Any]:
         params, state = train_state.params, train_state.state
         start = accumulators = {name: metric.init() for name, metric in measures.items()}
-        pairs = data(0) if isinstance(data, Stream) else eval_batches(data, batch_size)
-        for batch, mask in pairs:
-            accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
+        own = isinstance(data, Stream)  # whose workers end with its iterator, also at an error
+        with closing(data(0)) if own else nullcontext(eval_batches(data, batch_size)) as pairs:
+            for batch, mask in pairs:
+                accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
         if accumulators is start:
             raise errors.InputError(
                 "data to evaluate on", "no examples", "pass at least one example"
@@ -90,3 +90,19 @@ def evaluator(
         return {name: jax.tree.map(lambda v: np.asarray(v)[()], values[name]) for name in measures}
 
     return evaluate
+
+
+def _check_whole(data: Any) -> None:
+    """Refuse a stream that leaves out examples, or of which no process has whole batches."""
+    if not isinstance(data, Stream):
+        if callable(data) or hasattr(data, "__next__"):
+            mend = 'pass arrays, or fnn.data.stream(source, batch_size, None, last="fill")'
+            raise errors.InputError("arrays or a stream", errors.show(data), mend)
+        return
+    wanted, (index, count) = "a stream of all examples", data.shard
+    if not data.fills:
+        mend = 'pass last="fill" to the stream'
+        raise errors.OptionError(wanted, 'one with last="drop"', mend)
+    if count > 1 and isinstance(data.device, bool):
+        mend = "join the parts: pass a sharding as the stream's device="
+        raise errors.OptionError(wanted, f"part {index} of {count} of its batches", mend)

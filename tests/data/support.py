@@ -52,7 +52,7 @@ def with_pid(example):
 
 
 class Unreadable:
-    """A source whose odd examples are broken; with `many`, it reads them at once."""
+    """A source whose odd examples are broken."""
 
     def __init__(self, n: int):
         self.n = n

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fnn import errors
-from fnn.data import batches, eval_batches, permutation
+from fnn.data import batches, eval_batches, permutation, split, stream
 
 seeds = st.integers(0, 2**32 - 1)
 keys = seeds.map(lambda seed: jax.random.key(np.uint32(seed)))
@@ -182,6 +182,24 @@ def test_data_that_does_not_fit_is_refused_at_the_call(function):
     for size in (0, 2.0):
         with pytest.raises(errors.OptionError, match="batch_size to be an int of at least 1, got"):
             function(np.zeros(5), size)
+
+
+def test_files_and_tables_are_not_one_array(tmp_path):
+    pd = pytest.importorskip("pandas")
+    np.savez(tmp_path / "data.npz", x=np.arange(2), y=np.arange(2))
+    key, frame = jax.random.key(0), pd.DataFrame({"x": [1, 2], "y": [0.5, 1]})
+    functions = (
+        functools.partial(batches, key=key), eval_batches, functools.partial(stream, key=None),
+        lambda data, n: split(data, {"a": n}, key),
+    )  # fmt: skip
+    with np.load(tmp_path / "data.npz") as file:
+        for function in functions:
+            for data in (file, {"a": file}, frame, {"a": frame}):
+                with pytest.raises(
+                    errors.InputError, match=r"got a .*; .*(dict\(file\)|from_frame)"
+                ):
+                    function(data, 2)
+            assert function(dict(file), 2)
 
 
 def test_evaluation_compiles_once():

@@ -103,6 +103,8 @@ def test_inside_transforms():
         np.testing.assert_array_equal(codes, enc(x))
     assert enc(big).tolist() == [4, 4, 2, 3]
     assert enc(floats).tolist() == [2, 4, 4, 0, 4, 4, 4]
+    least = encode(np.array([-(2**31), 0]))
+    assert call(least, np.array([-(2.0**31), 2.0**31], np.float32)).tolist() == [0, 2]
     assert encode(np.array([True, False])).inverse(np.array([1, 0])).tolist() == [True, False]
 
     x = asarray(np.array([[5, 6], [9, 7]], np.int32))
@@ -139,6 +141,7 @@ def test_strings_that_differ_by_what_numpy_drops():
     x = array(["a", "a\0", "", "\0"])
     enc = encode(x)
     assert enc.size == 4 and enc.inverse(enc(x)).tolist() == x.tolist()
+    assert enc.inverse(np.array(1)).dtype == object and enc.inverse(np.array(2)) == "a"
 
 
 def test_a_table_of_embeddings_takes_every_code():
@@ -154,6 +157,7 @@ def test_a_table_of_embeddings_takes_every_code():
 def test_bad_data_is_refused():
     for other, got in (
         (array([1, "a"]), "x of int, str"), (array([True, 2]), "x of bool, int"),
+        (array([1, True]), "x of bool, int"), (array([2, 2.0]), "x of float, int"),
         (np.array([0.5]), "not all whole"), (np.array([np.inf]), "not all whole"),
         (np.array([b"a"]), "S1"), (np.array(["2020"], "M8[D]"), "M8" ), (np.array([1j]), "complex"),
         (array([(1, 2)]), "x of tuple"), (array([[1]]), "a list in x"),
@@ -161,7 +165,9 @@ def test_bad_data_is_refused():
         error = refused(lambda other=other: encode(other), errors.DtypeError)
         assert got in error.got or got == "M8" and "datetime64" in error.got
     refused(lambda: encode(array([None])), errors.InputError)
-    refused(lambda: encode(np.array([2**63], np.uint64)), errors.InputError)
+    large = array([2**63, -1]), array([1, 2**70]), array([-(2**64)])
+    for big in (np.array([2**63], np.uint64), *large):
+        assert refused(lambda big=big: encode(big), errors.InputError).expected.startswith("ints")
     refused(lambda: encode(np.zeros((2, 2), int)), errors.ShapeError)
     refused(lambda: encode(iter([array(["a"]), np.array([1])])), errors.DtypeError)
     error = refused(lambda: encode({"a": np.arange(2), "b": np.ones(2) / 2}), errors.DtypeError)
@@ -185,6 +191,12 @@ def test_what_strings_cannot_do_is_refused():
     enc = encode(np.array(["a", "b"]))
     for x in (jnp.arange(2), np.arange(2)):
         refused(lambda x=x: enc(x))
+    for x, got in ((array(["a", 1]), "x of int, str"), (array([2.5]), "x of float")):
+        assert refused(lambda x=x: enc(x), errors.DtypeError).got == got
+    for fitted in (np.array([1, 2]), np.array([True])):
+        error = refused(lambda f=fitted: encode(f)(array(["1", None])), errors.DtypeError)
+        assert error.got == "x of str"
+    assert encode(np.array([1, 2]))(array([2.0, None, 1])).tolist() == [1, 2, 0]
     error = refused(lambda: call(enc, np.arange(2)), errors.InputError)
     assert error.mend == "encode on the host, before jit"
     for codes in ([-1], [3]):

@@ -94,6 +94,9 @@ def test_bad_data_and_options_are_refused():
         refused(lambda s=strategy, v=value: impute(X[:0], s, value=v), errors.ShapeError)
         refused(lambda s=strategy, v=value: impute({"train": X, "test": X}, s, value=v))
     assert impute(gone, "constant", value=3)(gone)[:, 1].tolist() == [3.0] * 4
+    for strategy in ("mean", "median"):
+        error = refused(lambda s=strategy: impute(np.array([1e308, 1.5e308]), s), errors.InputError)
+        assert error.expected == f"values whose {strategy} float64 holds"
     error = refused(lambda: impute(iter([X]), "median"), errors.InputError)
     assert "sample" in error.mend
     refused(lambda: impute(X, "mode"), errors.OptionError)

@@ -60,10 +60,16 @@ def test_long_sequences_are_cut_and_no_token_is_lost(lengths, length):
 
 def test_rows_go_into_a_stream():
     tokens = np.arange(1, 13, dtype=np.uint16).reshape(6, 2)
-    (batch,) = stream(packed(tokens, 4), 3, None, device=False)(0)  # rows of an array are sequences
+    rows = packed(tokens, 4)  # rows of an array are sequences
+    (batch,) = stream(rows, 3, None, device=False)(0)
     assert batch["tokens"].tolist() == tokens.reshape(3, 4).tolist()
     assert batch["tokens"].dtype == np.uint16
     assert batch["segments"].tolist() == [[1, 1, 2, 2]] * 3
+    for i in range(-3, 3):
+        assert rows[i]["tokens"].tolist() == batch["tokens"][i].tolist()
+    for i in (-4, 3):
+        with pytest.raises(IndexError):
+            rows[i]
 
 
 def test_what_would_be_lost_is_refused():
@@ -71,6 +77,8 @@ def test_what_would_be_lost_is_refused():
         packed([np.zeros(5), np.zeros(4), np.zeros(2)], 3)
     rows = packed([np.zeros(2)], 3, lengths=[1])
     assert len(rows) == 1
-    for tokens, lengths in ((np.zeros(2), [3]), (np.zeros((2, 2)), [2])):
+    for tokens, lengths in (
+        (np.zeros(2), [3]), (np.zeros(2), [1]), (np.zeros((2, 2)), [2]), ({"tokens": [1]}, [1]),
+    ):  # fmt: skip
         with pytest.raises(errors.ShapeError, match=r"sequences \[T\] as long as lengths="):
-            packed([tokens], 3, lengths=lengths)[0]
+            packed([tokens], 3, lengths=lengths)[0]  # nor is the rest of it dropped

@@ -123,6 +123,9 @@ def test_leaks_are_found_and_chance_is_none():
     assert leaks("cents") == ["price"]  # whole numbers, of too many values for classes
     assert leaks("rare") == []  # 399 of 400 are right without looking
     assert leaks("constant") == [] and report(table, "constant")["age"].score is None
+    ends = np.repeat([np.inf, -np.inf, 2.0, np.nan], 100)
+    found = report({"ends": ends, "row": np.arange(n), "of": np.arange(n) // 100}, "of")
+    assert found["ends"].score == 1 and found["ends"].leak
     few = {name: a[:19] for name, a in table.items()}
     assert not any(c.leak for c in report(few, "died").columns)
     twice = {name: np.repeat(a, 2) for name, a in table.items()}  # no row tells of its repetition
@@ -166,6 +169,11 @@ def test_other_columns():
     assert [(c.missing, c.distinct) for c in found.columns] == [(1, 1), (0, 2), (0, 2)]
     assert found["kind"].dtype == "category" and found["id"].dtype == "int64"
     assert found.repeated == 1
+    nullable = report(frame[["id"]].astype("Int64"))["id"]
+    assert nullable == found["id"]._replace(dtype="Int64")
+    gappy = report(frame["id"].astype("Int64").mask([False, False, True]).to_frame())["id"]
+    assert (gappy.missing, gappy.distinct, gappy.constant) == (1, 2, False)
+    assert str(report({"a": np.array([1])})).splitlines()[-1] == "1 row"
     assert report({"a": np.array([0, 1]), "b": np.array([5, np.nan])}).repeated == 0
     mixed = np.array([1, None, 2.5], object)
     assert report({"a": mixed, "b": np.array([1, np.nan, 2.5])})["b"].equal == "a"
@@ -175,6 +183,7 @@ def test_bad_tables_are_refused():
     a = np.arange(3)
     for wrong in (a, [a], {}, None, pd.DataFrame()):
         refused(lambda wrong=wrong: report(wrong), errors.InputError)
+    assert refused(lambda: report({0: a}), errors.InputError).got == "0"
     error = refused(lambda: report({"a": a, "b": a[:2]}), errors.ShapeError)
     assert error.got == "{a: 3, b: 2}"
     for wrong in (a[:, None], [1, 2], np.array(1)):

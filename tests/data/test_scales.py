@@ -255,6 +255,8 @@ def test_whiskers_make_no_column_constant():
     error = refused(lambda: clip_outliers(x), errors.OptionError)
     assert (error.got, error.layer) == ("equal ones in column 0", "clip_outliers")
     np.testing.assert_array_equal(clip_outliers(x[:, 1:])(x[:, 1:]), x[:, 1:])
+    error = refused(lambda: clip_outliers(np.array([1.0] * 5 + [np.inf])), errors.OptionError)
+    assert error.got == "equal ones"
 
 
 def test_infinities_are_values_to_clip():
@@ -270,3 +272,23 @@ def test_infinities_are_values_to_clip():
 def test_one_row(x):
     assert (standardize(x)(x) == 0).all() and (minmax(x)(x) == 0).all()
     np.testing.assert_array_equal(clip_outliers(x)(x), x)
+
+
+def test_axes_without_elements():
+    for fit in FITS:
+        for none in (np.zeros((5, 0)), np.zeros((5, 2, 0))):  # no columns: nothing to fit
+            assert fit(none)(none).shape == none.shape
+            assert refused(lambda f=fit, x=none: f(x, axis=None), errors.InputError).got == "none"
+        error = refused(lambda f=fit: f(np.zeros((5, 0, 2))), errors.InputError)
+        assert error.got == "none in columns 0, 1"
+
+
+def test_a_column_may_be_named_as_a_split_is():
+    table = {"test": X[:, 0], "age": X[:, 0] + 1}
+    assert standardize(table)(table)["test"].shape == (4,)
+
+
+def test_a_batch_without_values_changes_nothing():
+    x, gone = np.array([1e200, 1e200]), np.array([np.nan, np.nan])
+    for parts in ([x, gone], [gone, x]):
+        assert standardize(iter(parts)).std == 1 and standardize(iter(parts)).mean == 1e200

@@ -92,6 +92,13 @@ def test_arrays_of_other_libraries_are_read_row_by_row():
     assert got["y"].tolist() == Rows.asked == ROWS
 
 
+def test_columns_of_pandas_are_read_by_place():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"x": np.arange(9.0)}, index=np.arange(9)[::-1])  # labels that mislead
+    assert source_of({"x": frame["x"]}).take(ROWS)["x"].tolist() == ROWS
+    assert source_of(frame["x"]).take(ROWS).tolist() == ROWS
+
+
 def test_many_are_asked_for_at_once():
     source, single = Many(9), Recorded(9)
     assert source_of(source).take(ROWS) == source_of(single).take(ROWS)

@@ -146,6 +146,7 @@ def test_bad_classes_are_refused():
     assert error.got == "'c' with a, b"
     refused(lambda: split(x, shares, KEY, by=y[:9]), errors.ShapeError)
     refused(lambda: split(x, shares, KEY, by=y[:, None]), errors.ShapeError)
+    assert refused(lambda: split(x, shares, KEY, by=y.tolist()), errors.ShapeError).got == "a list"
     gappy = np.array(["a", None] * 5, object)
     assert refused(lambda: split(x, shares, KEY, by=gappy), errors.InputError).got == "5 missing"
     refused(lambda: split(x, shares, KEY, by=np.array(["a", 1] * 5, object)), errors.DtypeError)

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import threading
+import time
 
 import jax
 import numpy as np
@@ -71,14 +72,18 @@ def test_a_step_has_its_batch_whatever_came_before():
         assert [batch.tolist() for batch in some] == flat[step : step + 3]
 
 
-def test_nothing_before_the_start_is_read_and_only_so_much_ahead():
+@pytest.mark.parametrize("ahead", [2, None])  # by default one more than there are workers
+def test_nothing_before_the_start_is_read_and_only_so_much_ahead(ahead):
     source = Recorded(40)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(KEY, 3), 40)).tolist()
-    made = stream(source, 4, KEY, ahead=2, device=False)(3, 5)
+    made = stream(source, 4, KEY, ahead=ahead, device=False)(3, 5)
     assert next(made)["x"].tolist() == order[20:24]
+    while len(source.asked) < 12:  # the next to come, and two after it
+        time.sleep(0.001)
     made.close()
-    assert order[20:24] == source.asked[:4] and len(source.asked) <= 12
-    assert set(source.asked) <= set(order[20:32])
+    assert source.asked == order[20:32]
+    for workers, most in (({"threads": 3}, 4), ({"processes": 2}, 3), ({"threads": 0}, 1)):
+        assert stream(source, 4, KEY, **workers).ahead == most
 
 
 def test_shards_are_the_parts_of_each_batch():
@@ -115,6 +120,15 @@ def test_batches_go_to_the_device():
     assert_equal(np.asarray(placed), plain)
 
 
+def test_a_source_that_gives_too_few_is_named():
+    class Few(Many):
+        def __getitems__(self, rows):
+            return super().__getitems__([row for row in rows if row != 4])
+
+    with pytest.raises(errors.DataError, match="example 4 to be read, got ValueError: 0 examples"):
+        list(stream(Few(9), 3, None)(0))
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_example_that_cannot_be_read_is_named(threads):
     with pytest.raises(errors.DataError) as error:
@@ -147,6 +161,9 @@ def test_a_broken_file_is_named(tmp_path):
     [
         ([{"x": np.zeros(2)}, {"x": np.zeros(3)}], r"as example 0: {x: \(2,\).* got example 1: {x"),
         ([{"x": 1}, {"y": 1}], r"as example 0: {x: 1}, got example 1: {y: 1}"),
+        ([{"x": 1}, {"x": 0.5}], r"as example 0: {x: 1}, got example 1: {x: 0.5}"),
+        (["a", 1], r"as example 0: 'a', got example 1: 1"),
+        ([np.zeros(2, "u1"), np.zeros(2, "f4")], r"\(2,\) uint8, got example 1: \(2,\) float32"),
     ],
 )
 def test_examples_that_do_not_stack_are_refused(source, got):
@@ -175,6 +192,33 @@ def test_workers_end_with_their_iterator():
             raise ZeroDivisionError
     gc.collect()
     assert not workers()
+
+
+def test_a_worker_may_collect_its_own_stream(monkeypatch):
+    """As the last reference to it may be in a cycle, which is found on any thread."""
+    ignored, go = [], threading.Event()
+    monkeypatch.setattr("sys.unraisablehook", lambda error: ignored.append(error.exc_value))
+
+    def transform(x):
+        go.wait()
+        gc.collect()
+        return x
+
+    gc.disable()
+    try:
+        made = stream(range(9), 1, None, transform=transform, threads=1, ahead=2, device=False)(0)
+        threading.Timer(0.1, go.set).start()
+        next(made)
+        go.clear()
+        cycle = [made]
+        cycle.append(cycle)
+        del made, cycle
+        go.set()
+        for worker in workers():
+            worker.join(9)
+    finally:
+        gc.enable()
+    assert not ignored and not workers()
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from fnn import errors
-from fnn.data import files, stream
+from fnn.data import batches, files, stream
 from tests.data.support import REPO, run, with_pid
 from tests.support import QUICK
 
@@ -89,3 +90,14 @@ def test_no_process_is_left(number):
         time.sleep(0.05)
     assert not any(map(alive, pids))
     assert said.count("Traceback") == (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [{"threads": 2}, {"processes": 1}], ids=str)
+def test_workers_are_in_the_callers_mode_of_64_bits(workers):
+    data = {"x": np.array([2**40, 1, 2, 3]), "y": np.array([0.1, 0.2, 0.3, 0.4])}
+    with jax.enable_x64(True):
+        made = stream(data, 2, jax.random.key(0), **workers)(0)
+        for got, want in zip(made, batches(data, 2, key=jax.random.key(0)), strict=True):
+            for name, x in want.items():
+                assert got[name].dtype == x.dtype and x.dtype.itemsize == 8
+                np.testing.assert_array_equal(got[name], x)

@@ -132,6 +132,18 @@ def test_a_run_is_replayed(begin):
     assert no_threads()
 
 
+def test_a_run_that_began_in_an_epoch_is_replayed():
+    losses = []
+
+    def callback(event):
+        if event.step == 9 and not event.ended:
+            losses.extend(one.metrics["loss"] for one in event.replay(None))
+
+    ts = setup()[0]._replace(step=jax.numpy.int32(3))
+    _, history = fit(streamed(), ts, epochs=2, callbacks=[callback])
+    np.testing.assert_array_equal(losses, history["train"]["loss"][:6])
+
+
 def test_the_bar_knows_its_end(monkeypatch):
     totals = []
 
@@ -174,12 +186,30 @@ def test_a_stream_is_evaluated():
         np.testing.assert_allclose(got[name], want[name], rtol=1e-6)
     with pytest.raises(errors.OptionError, match="evaluator: expected a stream of all examples"):
         fnn.train.evaluator(net, streamed(), metrics)
+    for other in (streamed(last="fill")(0), lambda epoch: [DATA]):
+        with pytest.raises(errors.InputError, match='arrays or a stream, got .*last="fill"'):
+            fnn.train.evaluator(net, other, metrics)
+    with pytest.raises(errors.OptionError, match="stream of all examples, got part 1 of 2 of its"):
+        fnn.train.evaluator(net, streamed(last="fill", shard=(1, 2)), metrics)
+
+
+def test_an_error_in_an_evaluation_ends_the_workers():
+    def metric(outputs, labels):
+        raise ZeroDivisionError
+
+    evaluate = fnn.train.evaluator(dense_net(), streamed(last="fill", threads=2), {"m": metric})
+    with pytest.raises(ZeroDivisionError) as error:
+        evaluate(setup()[0])
+    assert no_threads() and error.traceback
 
 
 def test_what_a_stream_cannot_do_is_refused():
     for driver in ("scan", "chunk"):
         with pytest.raises(errors.OptionError, match="keeps them on the device, got a stream"):
             fit(streamed(), driver=driver)
+    for driver in ("loop", "scan", "auto"):
+        with pytest.raises(errors.InputError, match="got a DataFrame; .*fnn.data.from_frame"):
+            fit(pytest.importorskip("pandas").DataFrame(DATA["image"]), batch_size=4, driver=driver)
     with pytest.raises(errors.OptionError, match="the stream's batch_size=4, or none, got 5"):
         fit(streamed(), batch_size=5)
     ts, step = setup()
