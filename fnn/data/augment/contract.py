@@ -93,7 +93,7 @@ def check_pair(name: str, ends: Any, *, positive: bool = False) -> None:
     if not (isinstance(ends, (tuple, list)) and len(ends) == 2):
         mend = f"pass two numbers, as {name}=(0.1, 0.3)"
         raise errors.OptionError(f"{name} to be (low, high)", errors.show(ends), mend)
-    check_range(*ends, f" of {name}")
+    check_range(ends[0], ends[1], f" of {name}")
     if positive:
         checks.positive(f"low of {name}", ends[0])
 

@@ -28,8 +28,8 @@ def sample(x: jax.Array, rows: jax.Array, cols: jax.Array, order: int, fill: Sca
     """x at places between its pixels: [..., H, W, C], rows and cols [h, w] -> [..., h, w, C].
 
     Outside of x is `fill`, to which the edges fade over one pixel. This is
-    `jax.scipy.ndimage.map_coordinates` (as fast for one channel, and slower for three, which it
-    takes one by one), but for NaN, which there reaches a neighbour by a weight of 0.
+    `jax.scipy.ndimage.map_coordinates`, but for NaN and infinities, which there reach a neighbour
+    by a weight of 0.
     """
     h, w = x.shape[-3:-1]
     edge = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
