@@ -56,11 +56,11 @@ def draw_rows(key, images, labels):
     rows = {}
     for i, (name, f) in enumerate(AUGMENTATIONS.items()):
         image = images[i % len(images)]
-        keys = jax.random.split(jax.random.fold_in(key, i), DRAWS)
+        keys = jax.random.split(jax.random.fold_in(key, len(rows)), DRAWS)
         drawn = jax.jit(jax.vmap(f, in_axes=(0, None)))(keys, image)
         rows[name] = image, drawn, [""] * DRAWS
     for name, mix in MIXTURES.items():
-        mixed, p = jax.jit(mix)(key, images, labels)
+        mixed, p = jax.jit(mix)(jax.random.fold_in(key, len(rows)), images, labels)
         rows[name] = images[0], mixed[:DRAWS], [caption(row) for row in np.asarray(p)[:DRAWS]]
     return rows
 

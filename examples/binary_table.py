@@ -6,11 +6,12 @@
 malignant? The mean over the test parts of ten splits:
 
                     accuracy   recall  precision   F1    ROC AUC  log loss
-    network           0.959    0.909     0.980    0.943   0.991    0.125
-    logistic          0.963    0.923     0.979    0.950   0.991    0.113
-    boosting          0.946    0.909     0.947    0.927   0.986    0.167
+    network           0.961    0.926     0.970    0.946   0.991    0.119
+    logistic          0.949    0.923     0.943    0.932   0.988    0.130
+    boosting          0.939    0.914     0.923    0.917   0.987    0.184
 
-On so small a table a network wins nothing over logistic regression. Half a minute on two cores.
+On so small a table a network wins next to nothing over logistic regression: with three
+other seeds, at most 0.2 points of accuracy. Half a minute on two cores.
 """
 
 import argparse
@@ -108,17 +109,18 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/binary_table"))
     args = parser.parse_args()
 
-    key = jax.random.key(args.seed)
-    frame = load(key)
+    of_missing, of_splits = jax.random.split(jax.random.key(args.seed))
+    frame = load(of_missing)
     print(fnn.data.report(frame, label="malignant"))
     columns = list(frame.columns.drop("malignant"))
     data = fnn.data.from_frame(frame, {"x": columns, "malignant": "malignant"})
 
     logits, labels, histories = {name: [] for name in ("network", *OTHERS)}, [], []
-    for own in jax.random.split(key, args.splits):
+    for key in jax.random.split(of_splits, args.splits):
+        of_split, of_network = jax.random.split(key)
         sizes = {"train": 0.6, "valid": 0.2, "test": 0.2}
-        parts = fnn.data.split(data, sizes, own, by="malignant")
-        found, history = network(parts, own)
+        parts = fnn.data.split(data, sizes, of_split, by="malignant")
+        found, history = network(parts, of_network)
         logits["network"].append(found)
         histories.append(history)
         for name, make in OTHERS.items():

@@ -65,7 +65,8 @@ def compare(key):
 
 def transform(key):
     """Derivatives and batching are JAX's own, applied to the network like any function."""
-    params, _ = chain.init(key, (1,))
+    of_params, of_vector, of_many = jax.random.split(key, 3)
+    params, _ = chain.init(of_params, (1,))
     x = jnp.linspace(0, 1, 64)[:, None]
 
     def loss(params, x):
@@ -75,7 +76,7 @@ def transform(key):
     grad = jax.jit(jax.grad(lambda flat: loss(unravel(flat), x)))
     hessian = jax.jit(jax.hessian(lambda flat: loss(unravel(flat), x)))(flat)
     curvatures = jnp.linalg.eigvalsh(hessian)
-    v = jax.random.normal(key, flat.shape)
+    v = jax.random.normal(of_vector, flat.shape)
     product = jax.jvp(grad, (flat,), (v,))[1]  # the hessian times v, without forming it
     apart = jnp.linalg.norm(hessian @ v - product) / jnp.linalg.norm(product)
     print(
@@ -92,7 +93,7 @@ def transform(key):
         f"the batch's gradient within {apart:.0e}"
     )
 
-    keys = jax.random.split(key, 100)
+    keys = jax.random.split(of_many, 100)
     many, _ = jax.jit(jax.vmap(lambda key: chain.init(key, (1,))))(keys)  # every leaf [100, ...]
     ys = jax.vmap(chain, in_axes=(0, None))(many, x)  # [100, 64, 1]
     print(f"100 networks at once: {ys.shape}, deviation {ys.std(0).mean():.2f} between them")

@@ -43,9 +43,10 @@ def run(name, folder):
     command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(folder)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-15:] or [f"ended with code {done.returncode}"]
     result = {
         "printed": done.stdout.strip(),
-        "error": done.stderr.strip().splitlines()[-15:] if done.returncode else [],
+        "error": last if done.returncode else [],
         "seconds": time.perf_counter() - start,
     }
     (folder / "result.json").write_text(json.dumps(result))

@@ -105,7 +105,7 @@ def main():
     args = parser.parse_args()
 
     if args.life is not None:
-        fit(args.data, args.out, EPOCHS, [kill_at(args.life)])
+        fit(args.data, args.out, args.epochs, [kill_at(args.life)])
         return
 
     killed, whole = args.out / "killed", args.out / "whole"
@@ -114,7 +114,8 @@ def main():
     keeper, lives, begins = keeper_in(killed), [], [0]
     for kill in args.kills:
         command = [sys.executable, __file__, "--life", str(kill), "--out", str(killed)]
-        code = subprocess.run([*command, "--data", args.data]).returncode
+        command += ["--data", args.data, "--epochs", str(args.epochs)]
+        code = subprocess.run(command).returncode
         if code != -signal.SIGKILL:
             sys.exit(f"a run that should be killed at step {kill} ended with code {code}")
         lives.append(fnn.log.read(killed / "run.jsonl"))

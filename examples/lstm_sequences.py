@@ -2,10 +2,10 @@
 
     python examples/lstm_sequences.py
 
-An LSTM of 50 units learns whether the sum of a sequence of shape (10, 1) is above five, with 97.7%
+An LSTM of 50 units learns whether the sum of a sequence of shape (10, 1) is above five, with 98.4%
 accuracy on held-out sequences. Then the adding problem (Hochreiter & Schmidhuber, 1997): two of 100
 numbers are marked, and the network outputs their sum. Always answering one gives a mean squared
-error of 0.167. An LSTM is below 0.01 after 300 steps of 64 sequences, a GRU after 120, and a simple
+error of 0.167. An LSTM is below 0.01 after 440 steps of 64 sequences, a GRU after 100, and a simple
 recurrent network never. All of it takes a minute of processor time.
 """
 
@@ -56,8 +56,9 @@ def learn(net, draw, loss, steps, seed):
     """Train on fresh examples; return (training state, the loss of each step)."""
     tx = fnn.optim.chain(fnn.optim.clip_by_global_norm(LARGEST_NORM), fnn.optim.adam(LEARNING_RATE))
     step = fnn.train.step(fnn.train.supervised(net, loss), tx)
-    keys = jax.random.split(jax.random.key(seed), steps)
-    train_state = fnn.train.init(net, tx, jax.random.key(seed), draw(keys[0], 1)[0])
+    of_net, of_data = jax.random.split(jax.random.key(seed))
+    keys = jax.random.split(of_data, steps)
+    train_state = fnn.train.init(net, tx, of_net, draw(keys[0], 1)[0])
 
     @jax.jit  # the whole run is one program that draws its own data
     def run(train_state):
@@ -85,6 +86,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/lstm_sequences"))
     args = parser.parse_args()
+    if args.steps < INTERVAL:
+        parser.error(f"--steps must be at least {INTERVAL}, which make one point of the plot")
 
     accuracy = classify(args.steps, args.seed)
     print(

@@ -88,7 +88,7 @@ def learn(schedule, rates, outer_rate, steps, grad):
         outer, metrics = jax.block_until_ready(step(outer, None))
         seconds.append((between - start, time.perf_counter() - between))
         path.append(metrics)
-    without, with_gradient = np.median(seconds[1:], axis=0)  # the first calls compile
+    without, with_gradient = np.median(seconds[1:] or seconds, axis=0)  # the first compile
     path = jax.tree.map(lambda *rows: np.stack(rows), *path)
     print(f"{schedule.__name__}: validation loss {path['loss'][0]:.3f} at first, then "
           f"{path['loss'][-1]:.3f}; {steps} gradients through {SEEDS} runs, each in the time of "

@@ -126,6 +126,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/monitoring"))
     args = parser.parse_args()
+    if args.batches < WINDOW:
+        parser.error(f"--batches must be at least {WINDOW}, which each value is taken over")
 
     train, held, test = load(args.data)
     key, stream_key = jax.random.split(jax.random.key(args.seed))

@@ -145,6 +145,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/optimizers"))
     args = parser.parse_args()
+    names = args.only.split(",")
+    if unknown := set(names) - set(OPTIMIZERS):
+        parser.error(f"no {', '.join(sorted(unknown))} among {', '.join(OPTIMIZERS)}")
 
     train, test = fnn.data.load("mnist_5k", floats=True).values()
     tasks = digits(train, args.steps, args.seed), valley(args.valley_steps)
@@ -154,7 +157,7 @@ def main():
         return jnp.mean(jnp.argmax(net(params, test["image"]), -1) != test["label"])
 
     results = {}
-    for name in args.only.split(","):
+    for name in names:
         make = OPTIMIZERS[name]
         losses, end, seconds = race(make, *tasks[0])
         i = best(losses)
@@ -162,9 +165,10 @@ def main():
         j = best(heights)
         wrong = float(error(jax.tree.map(lambda a, i=i: a[i], end), test))
         results[name] = losses[i], heights[j], seconds, wrong
+        at = ["by line search" if name == "lbfgs" else f"at rate {RATES[k]:.0e}" for k in (i, j)]
         print(
-            f"{name:14} digits {wrong:6.2%} wrong at rate {RATES[i]:.0e}, "
-            f"{seconds * 1e6:5.0f} us a step; valley {heights[j][-1]:8.1e} at rate {RATES[j]:.0e}",
+            f"{name:14} digits {wrong:6.2%} wrong {at[0]}, {seconds * 1e6:5.0f} us a step; "
+            f"valley {heights[j][-1]:8.1e} {at[1]}",
             flush=True,
         )
 

@@ -3,34 +3,35 @@
     python examples/resnet_cifar.py                     # 1,438 digits of 8x8, no network needed
     python examples/resnet_cifar.py --data cifar10      # 50,000 images of 32x32, downloaded
 
-Reaches 98.6% accuracy on 359 test digits (98.1 to 98.6 over three seeds), in 50 s on two busy
-cores; the first epoch takes 17 s, mostly compilation. Not yet run on CIFAR-10, which needs a GPU.
+Reaches 98.6% accuracy on 359 test digits (98.6 to 98.9 over three seeds), in 40 s on two
+cores; the first epoch takes 7 s, mostly compilation. Not yet run on CIFAR-10, which needs a GPU.
 """
 
 import argparse
-import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
 import fnn
+from fnn.data import augment
 
 
 class Settings(NamedTuple):
     width: int  # channels of the first stage; 64 is the paper's
     epochs: int
-    shift: int  # the most pixels by which augmentation shifts an image
-    flip: bool  # whether it mirrors; a mirrored digit is not a digit
+    augment: Callable
 
 
 SETTINGS = {
-    "digits": Settings(width=16, epochs=20, shift=1, flip=False),
-    "cifar10": Settings(width=64, epochs=30, shift=4, flip=True),
+    "digits": Settings(width=16, epochs=20, augment=augment.crop(8, padding=1, fill=-1)),
+    "cifar10": Settings(  # mirrored as well; a mirrored digit is not a digit
+        width=64, epochs=30, augment=augment.chain(augment.crop(32, padding=4), augment.flip())
+    ),
 }
 BATCH_SIZE = 64
 LEARNING_RATE = 0.05
@@ -78,20 +79,6 @@ def resnet18(classes, width):
     return resnet18
 
 
-@functools.partial(jax.jit, static_argnames=("shift", "flip"))
-def augment(key, images, *, shift, flip):
-    """Each image shifted by up to `shift` pixels and, if `flip`, mirrored with probability 1/2."""
-
-    def one(key, image):  # [H, W, C]
-        move, mirror = jax.random.split(key)
-        padded = jnp.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
-        y, x = jax.random.randint(move, (2,), 0, 2 * shift + 1)
-        image = jax.lax.dynamic_slice(padded, (y, x, 0), image.shape)
-        return jnp.where(flip & jax.random.bernoulli(mirror), image[:, ::-1], image)
-
-    return jax.vmap(one)(jax.random.split(key, len(images)), images)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", choices=SETTINGS)
@@ -101,30 +88,25 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/resnet_cifar"))
     args = parser.parse_args()
 
-    settings = SETTINGS[args.data]
+    given = {name: getattr(args, name) for name in ("epochs", "width")}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = SETTINGS[args.data]._replace(**given)
     train, test = load(args.data)
     print(f"{args.data}: {len(train['label']):,} training and {len(test['label']):,} test images")
 
-    net = resnet18(10, args.width or settings.width)
+    net = resnet18(10, settings.width)
     size = fnn.analysis.summary(net, (1, *train["image"].shape[1:]))
     print(f"{size.params:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image")
 
-    epochs = args.epochs or settings.epochs
     per_epoch = len(train["label"]) // BATCH_SIZE
-
-    def cosine(count):  # from LEARNING_RATE down to zero
-        done = jnp.minimum(count / (epochs * per_epoch), 1)
-        return LEARNING_RATE * (1 + jnp.cos(jnp.pi * done)) / 2
-
-    tx = fnn.optim.sgd(cosine, momentum=MOMENTUM, nesterov=True)
+    rate = fnn.optim.schedules.cosine(LEARNING_RATE, settings.epochs * per_epoch)
+    tx = fnn.optim.sgd(rate, momentum=MOMENTUM, nesterov=True)
     cross_entropy = fnn.losses.softmax_cross_entropy
     metrics = {"accuracy": fnn.metrics.accuracy(), "cross_entropy": cross_entropy}
-    supervised = fnn.train.supervised(net, cross_entropy, metrics)
+    supervised = fnn.train.supervised(net, cross_entropy, metrics, augment=settings.augment)
 
     def loss_fn(params, state, batch, key):
-        key, own = jax.random.split(key)
-        images = augment(own, batch["image"], shift=settings.shift, flip=settings.flip)
-        loss, aux = supervised(params, state, {**batch, "image": images}, key)
+        loss, aux = supervised(params, state, batch, key)
         return loss + WEIGHT_DECAY / 2 * fnn.losses.l2(params), aux
 
     step = fnn.train.step(loss_fn, tx)
@@ -139,8 +121,8 @@ def main():
 
     train_state = fnn.train.init(net, tx, jax.random.key(args.seed), train["image"][:1])
     train_state, history = fnn.train.fit(
-        step, train_state, train, epochs=epochs, batch_size=BATCH_SIZE, evaluate=evaluate,
-        progress=False,
+        step, train_state, train, epochs=settings.epochs, batch_size=BATCH_SIZE,
+        evaluate=evaluate, progress=False,
     )  # fmt: skip
 
     args.out.mkdir(parents=True, exist_ok=True)

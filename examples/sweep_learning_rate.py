@@ -42,8 +42,10 @@ def run_fn(key, optimizer, rate):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--strategy", default="auto", help="vmap, map, loop, or auto")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/sweep"))
+    parser.add_argument("--strategy", default="auto", choices=("auto", "vmap", "map", "loop"))
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("outputs/sweep_learning_rate")
+    )
     args = parser.parse_args()
 
     start = time.perf_counter()

@@ -3,7 +3,7 @@
     python examples/vae.py                       # 4,000 real digits, no network needed
     python examples/vae.py --data mnist          # all 60,000
 
-Reaches an evidence lower bound of -106.3 nats per binarized test image in 60 epochs, 40 seconds of
+Reaches an evidence lower bound of -105.5 nats per binarized test image in 60 epochs, 40 seconds of
 processor time.
 """
 
@@ -67,12 +67,13 @@ def main():
     train, test = load(args.data)
     print(f"{args.data}: {len(train):,} training and {len(test):,} test images")
 
+    of_run, of_test, of_samples = jax.random.split(jax.random.key(args.seed), 3)
     tx = fnn.optim.adam(LEARNING_RATE)
     step = fnn.train.step(loss_fn, tx)
 
     @jax.jit
     def measure(params, state):  # the same pixels and the same z each time
-        loss, (_, parts) = loss_fn(params, state, test, jax.random.key(args.seed))
+        loss, (_, parts) = loss_fn(params, state, test, of_test)
         return {"bound": -loss, **parts}
 
     def evaluate(train_state):
@@ -80,7 +81,7 @@ def main():
         print("{bound:.1f} nats per test image: -{error:.1f} - {divergence:.1f}".format(**values))
         return values
 
-    train_state = fnn.train.init(vae, tx, jax.random.key(args.seed), train[:1])
+    train_state = fnn.train.init(vae, tx, of_run, train[:1])
     count = fnn.tree.count(train_state.params)
     print(f"{count:,} parameters on {jax.devices()[0].device_kind}")
 
@@ -96,11 +97,11 @@ def main():
 
     args.out.mkdir(parents=True, exist_ok=True)
     bounds = -history["train"]["loss"].reshape(args.epochs, -1).mean(axis=1), bound
-    draw(train_state.params, test, bounds, args.seed, args.out / "vae.png")
+    draw(train_state.params, test, bounds, of_samples, args.out / "vae.png")
     print(f"picture: {args.out / 'vae.png'}")
 
 
-def draw(params, test, bounds, seed, path, side=8):
+def draw(params, test, bounds, key, path, side=8):
     """Test digits beside their reconstructions, generated digits, and the bound."""
 
     def paper(images):  # [side * side, 784] -> one picture
@@ -111,7 +112,7 @@ def draw(params, test, bounds, seed, path, side=8):
     mean, _ = jnp.split(encoder(params["encoder"], x), 2, axis=-1)
     again = jax.nn.sigmoid(decoder(params["decoder"], mean))
     pairs = np.stack([x, again], axis=1)  # side by side
-    z = jax.random.normal(jax.random.key(seed), (side * side, LATENTS))
+    z = jax.random.normal(key, (side * side, LATENTS))
     drawn = jax.nn.sigmoid(decoder(params["decoder"], z))
 
     figure, panels = plt.subplots(1, 3, figsize=(9, 3.3), layout="constrained")

@@ -4,8 +4,8 @@
 
 A 2-4-1 network of sigmoids takes 10,000 steps of gradient descent on all four rows at once: written
 with fnn, and with its back-propagation spelled out; the two agree within rounding. Then 64 networks
-of each width train in one program: with four hidden units all of them solve it, with two 81%, as
-the others sit in a local minimum. A few seconds on two cores.
+of each width train in one program: with four hidden units all of them solve it, with two 69% (to
+83% over five seeds), as the others sit in a local minimum. A few seconds on two cores.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/xor"))
     args = parser.parse_args()
 
-    key, net = jax.random.key(args.seed), network(4)
+    (key, of_many), net = jax.random.split(jax.random.key(args.seed)), network(4)
     params, _ = jax.jit(train, static_argnums=0)(net, key)
     by_hand = jax.jit(train_by_hand)(net.init(key, X)[0])
     apart = norm(jax.tree.map(jnp.subtract, params, by_hand)) / norm(by_hand)
@@ -100,7 +100,7 @@ def main():
         print(f"  {x[0]:2.0f} {x[1]:2.0f} {target[0]:3.0f} {ours[0]:11.4f} {theirs[0]:8.4f}")
     print(f"params apart by {apart:.0e} of their norm after {STEPS:,} steps")
 
-    runs, keys = {}, jax.random.split(key, SEEDS)
+    runs, keys = {}, jax.random.split(of_many, SEEDS)
     for width in WIDTHS:
         start, net = time.perf_counter(), network(width)
         many, losses = jax.jit(jax.vmap(functools.partial(train, net)))(keys)

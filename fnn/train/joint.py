@@ -169,10 +169,10 @@ def joint_step(
         return after, jax.tree.map(lambda a: a[-1], metrics)
 
     def train_step(train_state, batch):
-        _check_players(losses, train_state)
-        key = jax.random.fold_in(train_state.key, train_state.step)
         with errors.within("joint_step"):
+            _check_players(losses, train_state)
             cut = _cut(batch, parts)
+        key = jax.random.fold_in(train_state.key, train_state.step)
         params, opt_state = dict(train_state.params), dict(train_state.opt_state)
         state, metrics = train_state.state, {}
         for name in losses:

@@ -13,6 +13,7 @@ from fnn.core import checks, errors
 from fnn.core.layer import Layer
 from fnn.core.names import folded
 from fnn.core.notes import notes as noted
+from fnn.core.shapes import natives
 from fnn.core.types import Key, Scalar, Tree
 from fnn.data.augment.contract import Augmentation, check_function
 from fnn.data.augment.mixtures import Mix
@@ -86,15 +87,15 @@ def supervised(
         raise errors.OptionError("mix without class_weights", "both", mend)
 
     def loss_fn(params, state, batch, key):
-        x, labels = inputs_and_labels(batch, names)
+        with errors.within("supervised"):
+            x, labels = inputs_and_labels(batch, names)
+            keep, w = counted(batch, labels)
         if augment is not None:
             x = _augmented(augment, folded(key, "augment"), x)
         targets = labels
         if mix is not None:
-            x, targets = _pair(mix(folded(key, "mix"), x, labels))
+            x, targets = _mixed(mix, folded(key, "mix"), x, labels)
         outputs, state = net.apply(params, state, x, key=key, train=True)
-        with errors.within("supervised"):
-            keep, w = counted(batch, labels)
         seen = jax.lax.stop_gradient(outputs)  # a metric need not be differentiable
         measured = {
             name: Measured(updated(metric, metric.init(), seen, labels, keep, w), metric.compute)
@@ -113,13 +114,16 @@ def supervised(
 def _augmented(augment: Augmentation, key: Key, x: Tree) -> Tree:
     """Each example by itself, with a key of its own."""
     with errors.within("supervised"):
+        x = natives(x, "x")
         n = checks.examples("x to augment", x)
     return jax.vmap(augment)(jax.random.split(key, n), x)
 
 
-def _pair(mixed: Any) -> tuple[Any, Any]:
-    if not (isinstance(mixed, tuple) and len(mixed) == 2):
-        checks.not_a_pair("mix", "(x, labels)", mixed)
+def _mixed(mix: Mix, key: Key, x: Tree, labels: Any) -> tuple[Any, Any]:
+    mixed = mix(key, x, labels)
+    with errors.within("supervised"):
+        if not (isinstance(mixed, tuple) and len(mixed) == 2):
+            checks.not_a_pair("mix", "(x, labels)", mixed)
     return mixed
 
 

@@ -85,6 +85,7 @@ def check_loss(loss_fn: Any) -> None:
             f"the layer {loss_fn.name}",
             "make one: fnn.train.supervised(net, loss)",
         )
+    checks.function("loss_fn", loss_fn, "(params, state, batch, key)")
 
 
 def _check_returned(out: Any, state: Tree) -> None:

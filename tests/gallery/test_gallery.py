@@ -56,13 +56,32 @@ print("1 < 2")
 pathlib.Path(sys.argv[2], "good.png").write_bytes(b"")
 ''')
     (scripts / "bad.py").write_text('"""Fails."""\nraise ValueError("a reason")\n')
+    (scripts / "dead.py").write_text('"""Says nothing."""\nraise SystemExit(3)\n')
     monkeypatch.setattr(gallery, "HERE", scripts)
-    monkeypatch.setattr(gallery, "NAMES", ["bad", "good"])
-    with pytest.raises(SystemExit, match="failed: bad"):
+    monkeypatch.setattr(gallery, "NAMES", ["bad", "dead", "good"])
+    with pytest.raises(SystemExit, match="failed: bad, dead"):
         run(gallery, "", tmp_path / "out", monkeypatch, capsys)
     page = Page((tmp_path / "out" / "gallery.html").read_text())
-    assert not page.open[1:] and page.links == ["#bad", "#good"] and page.ids == ["bad", "good"]
+    assert not page.open[1:] and page.links == ["#bad", "#dead", "#good"]
+    assert page.ids == ["bad", "dead", "good"]
     assert page.images == ["good/good.png"]
     assert "Draws & prints." in page.text and "1 < 2" in page.text and "a reason" in page.text
+    assert "ended with code 3" in page.text
     run(gallery, "good", tmp_path / "out", monkeypatch, capsys)  # keeps the other's section
-    assert Page((tmp_path / "out" / "gallery.html").read_text()).ids == ["bad", "good"]
+    assert Page((tmp_path / "out" / "gallery.html").read_text()).ids == ["bad", "dead", "good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "words"),
+    [
+        ("autoencoder", "--seeds 1", "at least two seeds"),
+        ("lstm_sequences", "--steps 5", "at least 20"),
+        ("monitoring", "--batches 5", "at least 10"),
+        ("optimizers", "--only adam,eve", "no eve among sgd, momentum"),
+        ("sweep_learning_rate", "--strategy fast", "invalid choice"),
+    ],
+)
+def test_options_that_cannot_be_are_named(name, flags, words, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(example(name), flags, tmp_path, monkeypatch, capsys)
+    assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -388,6 +388,7 @@ def test_what_a_game_refuses():
         (step(grad={"judge": jax.grad}), errors.OptionError, "grad of players among"),
         (step(txs={**TXS, "critic": 1e-3}), errors.OptionError, "^critic: .*transform"),
         (step(losses={**LOSSES, "critic": CRITIC}), errors.InputError, "^critic: .*loss function"),
+        (step(losses={**LOSSES, "critic": 3}), errors.OptionError, "^critic: .*function of"),
         (lambda: STEP(start(), {"x": DATA["x"][:7]}), errors.ShapeError, "4 equal.*7 examples"),
         (lambda: STEP(start(), {"x": DATA["x"][:0]}), errors.ShapeError, "4 equal.*0 examples"),
         (lambda: STEP(start(), {**batch, "y": 1.0}), errors.ShapeError, "leading axis"),
@@ -408,4 +409,6 @@ def test_what_a_game_refuses():
         with pytest.raises(kind, match=text):
             call()
     assert refused(step(order="random")).layer == "joint_step"
+    for ts in (train.join(critic=player(1.0, sgd(1.0))), player(1.0, sgd(1.0))):
+        assert refused(lambda ts=ts: STEP(ts, batch)).layer == "joint_step"
     train.joint_step(one, {"critic": TXS["critic"]})  # a game of one is none, and legal

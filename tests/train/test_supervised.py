@@ -50,6 +50,16 @@ def test_x_may_be_a_tree_and_may_change_its_shape():
     np.testing.assert_array_equal(x["b"], np.arange(B))
 
 
+def test_numpys_arrays_are_augmented_as_they_are():
+    """As the network reads them: bytes in order, and nothing that its dtype does not hold."""
+    swapped = {**BATCH, "image": BATCH["image"].astype(">f4")}
+    x, _ = seen_by(swapped, augment=lambda key, x: 2 * x)
+    np.testing.assert_array_equal(x, 2 * BATCH["image"])
+    large = {**BATCH, "image": np.full((B, 2), 2**40)}
+    error = refused(lambda: seen_by(large, augment=stand_still))
+    assert str(error).startswith("supervised: expected x that int32 holds")
+
+
 def test_a_mixture_comes_after_the_augmentation_with_a_key_of_its_own():
     mix = jax.jit(augment.mixup(1.0, C))
     x, labels = seen_by(augment=lambda key, x: 2 * x, mix=mix)
@@ -123,8 +133,9 @@ MISTAKES = [
     ({"mix": augment.mixup}, "call it: mixup("),
     ({"augment": 3}, "augment to be a function of (key, x)"),
     ({"mix": "mixup"}, "mix to be a function of (key, x, labels)"),
-    ({"mix": lambda key, x, labels: x}, "mix to return (x, labels)"),
+    ({"mix": lambda key, x, labels: x}, "supervised: expected mix to return (x, labels)"),
     ({"augment": augment.rotate(3)}, "rotate: expected x [..., H, W, C]"),
+    ({"names": ("x", "y")}, "supervised: expected a batch that is a dict with x, y"),
 ]
 
 

@@ -15,7 +15,6 @@ from fnn.data.augment.contract import (
     between,
     check_fill,
     check_pair,
-    check_range,
     draws,
     f32,
     fill_of,
@@ -27,8 +26,8 @@ from fnn.data.augment.contract import (
 def cutout(size: int | tuple[int, int], *, fill: Scalar = 0.0) -> Augmentation:
     """Blot out a box around a pixel, each being equally likely: [..., H, W, C] likewise.
 
-    The box is cut off at the image's edges, so that all pixels are blotted out about as often. Any
-    dtype. DeVries & Taylor (2017).
+    The box is cut off at the image's edges, near which pixels are therefore blotted out less often.
+    Any dtype. DeVries & Taylor (2017).
 
     - `size`: of the box in pixels, an int or (h, w); static. The paper has 16 for images of 32 x 32
       with 10 classes, 8 with 100.
@@ -80,12 +79,9 @@ def erase(
     >>> print(1 - y.mean())
     0.25
     """
-    for name, ends in (("area", area), ("aspect", aspect)):
-        check_pair(name, ends)
-    check_range(*area, 0.0)
-    checks.number("high", area[1], 0.0, 1.0)
-    check_range(*aspect, 0.0)
-    checks.positive("low", aspect[0])
+    check_pair("area", area)
+    checks.number("high of area", area[1], 0.0, 1.0)
+    check_pair("aspect", aspect, positive=True)
     check_fill(fill)
 
     def fn(key, x):

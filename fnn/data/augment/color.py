@@ -64,7 +64,7 @@ def contrast(low: Scalar, high: Scalar) -> Augmentation:
     >>> print(augment.contrast(0.5, 0.5)(jax.random.key(0), x)[0, :, 0])
     [0.25 0.75]
     """
-    check_range(low, high, 0.0)
+    check_range(low, high)
 
     def fn(key, x):
         wide = widened(x)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors, names, trees
+from fnn.core.shapes import natives
 from fnn.core.types import Key, Scalar
 from fnn.data.augment.contract import Augmentation, check_function, f32
 
@@ -72,13 +73,13 @@ def choose(
 
     def choose(key: Key, x: Any) -> Any:
         with errors.within("choose"):
-            key = checks.typed_key(key)
+            key, x = checks.typed_key(key), natives(x, "x")
             calls = [_call(name, f, key) for name, f in branches.items()]
             first, *others = [jax.eval_shape(call, x) for call in calls]
             for name, other in zip(list(branches)[1:], others, strict=True):
                 _check_alike(name, other, next(iter(branches)), first)
         chances = jnp.stack([f32(w) for w in weights])
-        index = jax.random.categorical(names.folded(key, "which"), jnp.log(chances))
+        index = jax.random.categorical(names.folded(key, "choose/which"), jnp.log(chances))
         return jax.lax.switch(index, calls, x)
 
     return choose
@@ -103,10 +104,10 @@ def with_probability(p: Scalar, f: Augmentation) -> Augmentation:
 
     def with_probability(key: Key, x: Any) -> Any:
         with errors.within("with_probability"):
-            key = checks.typed_key(key)
+            key, x = checks.typed_key(key), natives(x, "x")
             call = _call(_kind(f), f, key)
             _check_alike(_kind(f), jax.eval_shape(call, x), "x", jax.eval_shape(lambda x: x, x))
-        coin = jax.random.bernoulli(names.folded(key, "coin"), f32(p))
+        coin = jax.random.bernoulli(names.folded(key, "with_probability/coin"), f32(p))
         return jax.lax.cond(coin, call, lambda x: x, x)
 
     return with_probability

@@ -77,20 +77,25 @@ def along(values: jax.Array, x: jax.Array, axis: int) -> jax.Array:
     return of_rank(values.reshape(-1, *(1,) * (-axis - 1)), x.ndim)
 
 
-def check_range(low: Scalar, high: Scalar, least: float, names=("low", "high")) -> None:
-    """Two numbers in order; tracers pass."""
+def check_range(low: Scalar, high: Scalar, of: str = "") -> None:
+    """Two numbers in order, at least 0: options, or the ends of one; tracers pass."""
+    names = (f"low{of}", f"high{of}")
     for name, value in zip(names, (low, high), strict=True):
-        checks.number(name, value, least, float("inf"), open_high=True)
+        checks.number(name, value, 0.0, float("inf"), open_high=True)
     known = not any(isinstance(end, jax.core.Tracer) for end in (low, high))
     if known and np.asarray(low) > np.asarray(high):
         got = f"{float(low)} and {float(high)}"
         raise errors.OptionError(f"{names[0]} at most {names[1]}", got, "swap them")
 
 
-def check_pair(name: str, ends: Any) -> None:
+def check_pair(name: str, ends: Any, *, positive: bool = False) -> None:
+    """An option (low, high), at least 0 or above."""
     if not (isinstance(ends, (tuple, list)) and len(ends) == 2):
         mend = f"pass two numbers, as {name}=(0.1, 0.3)"
         raise errors.OptionError(f"{name} to be (low, high)", errors.show(ends), mend)
+    check_range(ends[0], ends[1], f" of {name}")
+    if positive:
+        checks.positive(f"low of {name}", ends[0])
 
 
 def fill_of(fill: Scalar, dtype: Dtype) -> jax.Array:
@@ -98,12 +103,13 @@ def fill_of(fill: Scalar, dtype: Dtype) -> jax.Array:
     if isinstance(fill, jax.core.Tracer):
         return fill.astype(dtype)
     value = np.asarray(fill)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    with np.errstate(all="ignore"):
         narrow = value.astype(dtype)
-        if narrow != value:
-            mend = "pass a fill that it holds, or cast x"
-            raise errors.OptionError(f"fill that {jnp.dtype(dtype)} holds", f"{fill}", mend)
-    return jnp.asarray(value.astype(dtype))
+    rounds = jnp.issubdtype(dtype, jnp.inexact)
+    if np.isfinite(narrow) != np.isfinite(value) if rounds else narrow != value:
+        mend = "pass a fill that it holds, or cast x"
+        raise errors.OptionError(f"fill that {jnp.dtype(dtype)} holds", f"{fill}", mend)
+    return jnp.asarray(narrow)
 
 
 def check_fill(fill: Scalar) -> None:

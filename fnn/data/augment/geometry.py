@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.types import Scalar
@@ -20,7 +21,6 @@ from fnn.data.augment.contract import (
     between,
     check_fill,
     check_pair,
-    check_range,
     draws,
     f32,
     fill_of,
@@ -45,7 +45,7 @@ def flip(axis: int = -2, rate: Scalar = 0.5) -> Augmentation:
     [3 2 1]
     """
     checks.number("rate", rate, 0.0, 1.0)
-    if isinstance(axis, bool) or not isinstance(axis, int) or axis >= 0:
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)) or axis >= 0:
         mend = "count it from the last axis, -1: leading axes are open"
         raise errors.OptionError("axis to be an int below 0", errors.show(axis), mend)
 
@@ -72,7 +72,7 @@ def shift(pixels: Any, *, fill: Scalar = 0.0) -> Augmentation:
     >>> print(augment.shift((0, 2))(jax.random.key(0), x)[0, :, 0])
     [0 0 1]
     """
-    rows, cols = (_pixels("pixels", n) for n in _two(pixels))
+    rows, cols = map(_pixels, _two(pixels))
     check_fill(fill)
 
     def fn(key, x):
@@ -89,10 +89,13 @@ def _two(value: Any) -> tuple[Any, Any]:
     return (value[0], value[1]) if pair else (value, value)
 
 
-def _pixels(name: str, value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
-        return value
-    return checks.count(name, value.item() if isinstance(value, jax.Array) else value, least=0)
+def _pixels(value: Any) -> Any:
+    """A count, plain or traced: then of int32, since minus an unsigned one is not below 0."""
+    scalar = isinstance(value, jax.Array) and value.shape == ()
+    whole = scalar and jnp.issubdtype(value.dtype, jnp.integer)
+    if whole and isinstance(value, jax.core.Tracer):
+        return value.astype(jnp.int32)
+    return checks.count("pixels", np.asarray(value).item() if whole else value, least=0)
 
 
 def _moved(x: jax.Array, by: jax.Array, axis: int, fill: Scalar) -> jax.Array:
@@ -242,9 +245,7 @@ def _affine(
     checks.number("shear", shear, 0.0, 90.0, open_high=True)
     for most in moves:
         checks.number("shift", most, 0.0, math.inf, open_high=True)
-    check_pair("zoom", zoom)
-    check_range(zoom[0], zoom[1], 0.0)
-    checks.positive("low", zoom[0])
+    check_pair("zoom", zoom, positive=True)
     check_fill(fill)
     order = check_order(order)
 

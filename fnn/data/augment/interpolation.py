@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.core.dtypes import is_floating, wide, widened
+from fnn.core.dtypes import is_floating, widened
 from fnn.core.shapes import of_rank
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import fill_of
@@ -28,8 +28,8 @@ def sample(x: jax.Array, rows: jax.Array, cols: jax.Array, order: int, fill: Sca
     """x at places between its pixels: [..., H, W, C], rows and cols [h, w] -> [..., h, w, C].
 
     Outside of x is `fill`, to which the edges fade over one pixel. This is
-    `jax.scipy.ndimage.map_coordinates` (as fast for one channel, and slower for three, which it
-    takes one by one), but for NaN, which there reaches a neighbour by a weight of 0.
+    `jax.scipy.ndimage.map_coordinates`, but for NaN and infinities, which there reach a neighbour
+    by a weight of 0.
     """
     h, w = x.shape[-3:-1]
     edge = [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
@@ -38,7 +38,7 @@ def sample(x: jax.Array, rows: jax.Array, cols: jax.Array, order: int, fill: Sca
     if order == 0:
         return _take(padded, jnp.round(rows), jnp.round(cols)).astype(x.dtype)
     parts = [
-        of_rank((down * right)[..., None], x.ndim).astype(wide(x.dtype)) * _take(padded, i, j)
+        weighed(of_rank((down * right)[..., None], x.ndim), _take(padded, i, j))
         for i, down in neighbours(rows, h - 1)
         for j, right in neighbours(cols, w - 1)
     ]
@@ -46,13 +46,16 @@ def sample(x: jax.Array, rows: jax.Array, cols: jax.Array, order: int, fill: Sca
 
 
 def neighbours(places: jax.Array, last: int) -> list[tuple[jax.Array, jax.Array]]:
-    """The two whole numbers around each place, the lower at most `last`, and their weights.
-
-    A number is its own and only neighbour, so that what lies beside it is not read.
-    """
+    """The two whole numbers around each place, the lower at most `last`, and their weights."""
     low = jnp.minimum(jnp.floor(places), last)
     share = places - low
-    return [(low, 1 - share), (jnp.where(share > 0, low + 1, low), share)]
+    return [(low, 1 - share), (low + 1, share)]
+
+
+def weighed(weight: jax.Array, values: jax.Array) -> jax.Array:
+    """weight * values, but 0 where a weight of 0 meets NaN or an infinity."""
+    counts = (weight != 0) | jnp.isfinite(values)
+    return weight.astype(values.dtype) * jnp.where(counts, values, 0)
 
 
 def _take(x: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:

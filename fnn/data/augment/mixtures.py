@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.core.dtypes import is_floating, wide
+from fnn.core.dtypes import is_floating, wide, widened
 from fnn.core.shapes import as_array
 from fnn.core.types import Key, Scalar, Tree
 from fnn.data.augment.boxes import box
 from fnn.data.augment.contract import f32, whole
+from fnn.data.augment.interpolation import weighed
 
 Mix: TypeAlias = Callable[[Key, Any, jax.Array], tuple[Any, jax.Array]]
 
@@ -115,10 +116,8 @@ def _box(x: jax.Array, side: jax.Array, u: jax.Array) -> jax.Array:
 
 def _mixed(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
     """share a + (1 - share) b, with a share for each example; what has none does not count."""
-    dtype = wide(a.dtype)
-    s = share.reshape(-1, *(1,) * (a.ndim - 1)).astype(dtype)
-    parts = [jnp.where(w > 0, w * v.astype(dtype), 0) for w, v in ((s, a), (1 - s, b))]
-    return sum(parts, start=jnp.zeros((), dtype)).astype(a.dtype)
+    s = share.reshape(-1, *(1,) * (a.ndim - 1)).astype(wide(a.dtype))
+    return (weighed(s, widened(a)) + weighed(1 - s, widened(b))).astype(a.dtype)
 
 
 def _classes(num_classes: int | None) -> int | None:
@@ -132,12 +131,16 @@ def _checked(key: Any, x: Any, labels: Any, classes: int | None) -> tuple[Key, A
     checks.examples("x and labels", (x, labels))
     if is_floating(labels):
         return key, x, labels
-    if classes is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+    integers = jnp.issubdtype(labels.dtype, jnp.integer)
+    if classes is None or not integers:
+        mend = "pass num_classes=, so that they become probabilities"
         raise errors.DtypeError(
             "floating labels, or integers with num_classes",
             f"labels {errors.show(labels)}",
-            "pass num_classes=, so that they become probabilities",
+            mend if integers else "cast: labels.astype(jnp.float32)",
         )
+    if jnp.iinfo(labels.dtype).bits < 32:  # which may not hold the number of classes
+        labels = labels.astype(jnp.int32)
     known = (labels >= 0) & (labels < classes)
     p = jax.nn.one_hot(labels, classes, dtype=jnp.float32)
     return key, x, jnp.where(known[..., None], p, jnp.nan)

@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.core.dtypes import wide, widened
+from fnn.core.dtypes import widened
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import (
     SEQUENCE,
@@ -23,7 +23,7 @@ from fnn.data.augment.contract import (
     fill_of,
     whole,
 )
-from fnn.data.augment.interpolation import neighbours
+from fnn.data.augment.interpolation import neighbours, weighed
 
 
 @errors.builder
@@ -110,8 +110,9 @@ def _read(x: jax.Array, times: jax.Array) -> jax.Array:
     if x.shape[-2] == 0:
         return x
     parts = [
-        along(weight, x, -2).astype(wide(x.dtype))
-        * widened(jnp.take(x, i.astype(jnp.int32), axis=-2, mode="clip"))
+        weighed(
+            along(weight, x, -2), widened(jnp.take(x, i.astype(jnp.int32), axis=-2, mode="clip"))
+        )
         for i, weight in neighbours(times, x.shape[-2] - 1)
     ]
     return (parts[0] + parts[1]).astype(x.dtype)

@@ -64,7 +64,7 @@ def mask_tokens(
             raise errors.OptionError("masked + replaced of at most 1", f"{total:g}", mend)
     num_tokens = checks.count("num_tokens", num_tokens)
     mask_token = _token("mask_token", mask_token, num_tokens)
-    never = tuple(_token("special", token, num_tokens) for token in special)
+    never = [_token("special", token, num_tokens) for token in np.ravel(special).tolist()]
 
     def mask_tokens(key: Key, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         with errors.within("mask_tokens"):

@@ -109,6 +109,31 @@ def test_with_probability():
     assert abs((ys[ys != 0] > 0).mean() - 0.5) < 0.2
 
 
+def which(key, x):
+    return x + DRAW(key, ())
+
+
+def coin(key, x):
+    return x + DRAW(key, ())
+
+
+def test_no_name_shares_the_key_of_the_choice():
+    """Of what is added where it is chosen, half is above 0, whatever the function is called."""
+    other = {"other": lambda key, x: x}
+    for f in (augment.choose(which=which, **other), augment.with_probability(0.5, coin)):
+        ys = mapped(f, keys(800), jnp.float32(0))
+        assert abs((ys[ys != 0] > 0).mean() - 0.5) < 5 * 0.5 / np.sqrt(400)
+
+
+def test_choices_read_numpys_arrays_as_they_are():
+    x = np.arange(1, 7, dtype=">f4").reshape(2, 3)
+    fs = augment.choose(adds, adds, weights=[0, 1]), augment.with_probability(0.0, adds)
+    masked = np.ma.masked_array(np.ones(3, np.float32), [0, 1, 0])
+    for f in fs:
+        np.testing.assert_array_equal(f(KEY, x), f(KEY, x.astype("f4")))
+        assert "without a mask" in str(refused(lambda f=f: f(KEY, masked)))
+
+
 def test_any_tree_goes_through():
     def both(key, x):
         return {"image": augment.flip(rate=1.0)(key, x["image"]), "extra": x["extra"]}

@@ -191,8 +191,8 @@ IMAGE, WHOLE, KEY = jnp.ones((4, 4, 1)), images((4, 4, 1)), jax.random.key(0)
 MISTAKES = {
     "rotate": (lambda: augment.rotate(-1), errors.OptionError, "degrees in [0.0, inf)"),
     "rotate many": (lambda: augment.rotate((1, 2)), errors.OptionError, "one number"),
-    "zoom": (lambda: augment.zoom(2, 1), errors.OptionError, "low at most high"),
-    "zoom 0": (lambda: augment.zoom(0, 1), errors.OptionError, "low above 0"),
+    "zoom": (lambda: augment.zoom(2, 1), errors.OptionError, "low of zoom at most high"),
+    "zoom 0": (lambda: augment.zoom(0, 1), errors.OptionError, "low of zoom above 0"),
     "shear": (lambda: augment.shear(90), errors.OptionError, "shear in [0.0, 90.0)"),
     "affine": (lambda: augment.affine(zoom=2.0), errors.OptionError, "(low, high)"),
     "affine shift": (lambda: augment.affine(shift=(1, -2)), errors.OptionError, "shift in"),
@@ -200,20 +200,25 @@ MISTAKES = {
     "fill": (lambda: augment.rotate(3, fill="black"), errors.OptionError, "fill to be a number"),
     "shift": (lambda: augment.shift(1.5), errors.OptionError, "pixels to be an int"),
     "shift pair": (lambda: augment.shift((1, -1)), errors.OptionError, "pixels to be an int"),
+    "shift array": (lambda: augment.shift(jnp.ones(2, int)), errors.OptionError, "pixels to be"),
+    "shift float": (lambda: augment.shift(jnp.ones(())), errors.OptionError, "pixels to be an int"),
     "crop": (lambda: augment.crop(0), errors.OptionError, "size to be an int"),
     "crop large": (lambda: augment.crop(9, 2)(KEY, IMAGE), errors.ShapeError, "at least (9, 9)"),
     "flip": (lambda: augment.flip(1), errors.OptionError, "axis to be an int below 0"),
     "flip rate": (lambda: augment.flip(rate=1.5), errors.OptionError, "rate in"),
     "flip axis": (lambda: augment.flip(-4)(KEY, IMAGE), errors.ShapeError, "flip: expected x with"),
     "elastic": (lambda: augment.elastic(1, 0), errors.OptionError, "sigma above 0"),
-    "erase": (lambda: augment.erase((0.1, 1.2)), errors.OptionError, "high in [0.0, 1.0]"),
-    "erase aspect": (lambda: augment.erase(aspect=(0, 1)), errors.OptionError, "low above 0"),
+    "erase": (lambda: augment.erase((0.1, 1.2)), errors.OptionError, "high of area in [0.0, 1.0]"),
+    "erase aspect": (lambda: augment.erase(aspect=(0, 1)), errors.OptionError, "low of aspect ab"),
     "erase area": (lambda: augment.erase(0.3), errors.OptionError, "area to be (low, high)"),
     "contrast": (lambda: augment.contrast(-1, 1), errors.OptionError, "low in"),
     "noise": (lambda: augment.noise(None), errors.OptionError, "stddev to be a number"),
     "spans": (lambda: augment.mask_spans(1, 2, axis=-3), errors.OptionError, "-2 or -1"),
     "warp": (lambda: augment.time_warp(2)(KEY, IMAGE), errors.ShapeError, "T of at least 2 x 2"),
     "tokens": (lambda: augment.mask_tokens(0.1, 9, 9), errors.OptionError, "below num_tokens=9"),
+    "special": (
+        lambda: augment.mask_tokens(0.1, 1, 9, special=0.5), errors.OptionError, "special to be"
+    ),
     "shares": (
         lambda: augment.mask_tokens(0.1, 1, 9, masked=0.8, replaced=0.3),
         errors.OptionError, "masked + replaced of at most 1",
@@ -234,7 +239,14 @@ MISTAKES = {
         lambda: augment.shift(1, fill=0.5)(KEY, WHOLE), errors.OptionError, "fill that uint8 holds"
     ),
     "negative fill": (
-        lambda: augment.cutout(1, fill=-1)(KEY, WHOLE), errors.OptionError, "fill that uint8 holds"
+        lambda: augment.cutout(1, fill=-1.0)(KEY, WHOLE), errors.OptionError, "fill that uint8"
+    ),
+    "infinite fill": (
+        lambda: augment.cutout(1, fill=np.inf)(KEY, WHOLE), errors.OptionError, "fill that uint8"
+    ),
+    "large fill": (
+        lambda: augment.shift(1, fill=1e6)(KEY, IMAGE.astype("float16")), errors.OptionError,
+        "fill that float16 holds",
     ),
 }  # fmt: skip
 

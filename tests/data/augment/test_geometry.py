@@ -169,7 +169,8 @@ def test_shifts_are_uniform_and_by_axis():
     np.add.at(counts, tuple((at + [1, 3]).T), 1)
     assert counts.sum() == 700 and np.abs(counts - 700 / 21).max() < 5 * np.sqrt(700 / 21)
     traced = jax.jit(lambda n, key: augment.shift(n)(key, x))  # pixels may be traced
-    np.testing.assert_array_equal(traced(2, keys(1)[0]), augment.shift(2)(keys(1)[0], x))
+    for n in (2, np.uint8(3)):
+        np.testing.assert_array_equal(traced(n, KEY), augment.shift(int(n))(KEY, x))
 
 
 @given(
@@ -234,6 +235,33 @@ def test_nan_reaches_only_what_is_interpolated_from_it():
     for y in same:
         np.testing.assert_array_equal(y, x)
     assert np.isfinite(large).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_where_it_is(bad):
+    """At half the size, every other pixel is read, and outside of the image is fill."""
+    x = noise((5, 5, 1))
+    x[[0, -1]] = x[:, [0, -1]] = bad
+    small = np.full((5, 5, 1), 7, np.float32)
+    small[1:4, 1:4] = x[::2, ::2]
+    fs = augment.affine(), augment.elastic(0, 1), augment.zoom(0.5, 0.5, fill=7)
+    found = jax.jit(lambda x: [f(KEY, x) for f in fs])(x)
+    for y, want in zip(found, (x, x, small), strict=True):
+        np.testing.assert_array_equal(y, want)
+
+
+def test_a_strength_of_zero_has_the_slope_of_a_small_one():
+    """On a ramp, which is interpolated exactly: y moves with the place where it is read."""
+    x = ramps(9, 9)[..., :1]
+
+    @jax.jit
+    @jax.jacobian
+    def slopes(strength):
+        fs = augment.affine(shift=(strength, 0.0)), augment.elastic(strength, 2.0)
+        return jnp.stack([f(KEY, x)[4, 4, 0] for f in fs])
+
+    np.testing.assert_allclose(slopes(0.0), slopes(0.3), rtol=1e-3)
+    assert (np.abs(slopes(0.0)) > 1e-3).all()
 
 
 def test_gradients_by_strength_and_by_the_image():

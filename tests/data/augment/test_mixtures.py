@@ -122,6 +122,14 @@ def test_unknown_labels_are_nan_not_lost():
     assert np.isnan(p[3]).all() and np.isnan(p[5]).all() and 2 <= np.isnan(p).any(1).sum() <= 4
 
 
+def test_labels_of_narrow_dtypes_may_be_of_any_number_of_classes():
+    """Of more than they can tell apart."""
+    mix, dtypes = augment.mixup(1.0, 300), ("int32", "uint8", "int8")
+    same, *others = jax.jit(lambda: [mix(KEY, X, asarray(LABELS, d))[1] for d in dtypes])()
+    for p in others:
+        np.testing.assert_array_equal(p, same)
+
+
 def test_batches_of_one_and_of_none():
     batches = [(np.ones((n, 4, 4, 1), np.float32), np.zeros(n, np.int32)) for n in (0, 1)]
     mixes = (augment.mixup(1.0, 3), augment.cutmix(1.0, 3))
@@ -138,6 +146,7 @@ def test_batches_of_one_and_of_none():
         (lambda: augment.mixup(1.0, 0), "num_classes to be an int of at least 1"),
         (lambda: augment.mixup(1.0)(KEY, X, LABELS), "pass num_classes="),
         (lambda: augment.cutmix(1.0)(KEY, jnp.ones((B, 2, 2, 1)), LABELS), "pass num_classes="),
+        (lambda: augment.mixup(1.0, C)(KEY, X, LABELS > 3), "cast: labels.astype(jnp.float32)"),
         (lambda: augment.mixup(1.0, C)(KEY, LABELS, LABELS), "mixup: expected x of floating"),
         (lambda: augment.mixup(1.0, C)(KEY, X[1:], LABELS), "one leading axis"),
         (lambda: augment.cutmix(1.0, C)(KEY, X, LABELS), "x [B, ..., H, W, C]"),

@@ -74,6 +74,10 @@ def test_time_of_one_step_and_of_no_warp_stays():
         x = noise(shape)
         np.testing.assert_allclose(traced(0.0, x), x, atol=1e-6)
     assert np.isfinite(traced(100.0, noise((5, 1)))).all()  # at most (T - 1) / 2 then
+    x = noise((9, 1))
+    x[[0, -1]] = np.inf  # which stay infinite, and alone but for their neighbours
+    y = np.asarray(traced(1.5, x))
+    assert (y[[0, -1]] == np.inf).all() and np.isfinite(y[4]).all()
 
 
 def test_noise_takes_sequences():

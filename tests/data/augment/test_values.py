@@ -75,7 +75,7 @@ def test_cutouts_are_boxes_around_a_pixel(h, w, size, seed):
         assert came == want
 
 
-def test_cutouts_blot_out_all_pixels_about_as_often():
+def test_cutouts_blot_out_pixels_by_their_size_and_corners_less_often():
     x = np.ones((8, 8, 1), np.float32)
     share = (mapped(augment.cutout(3), keys(2000), x)[..., 0] == 0).mean(0)
     inner = share[1:-1, 1:-1]
