@@ -12,6 +12,7 @@ from fnn import (
     metrics,
     optim,
     search,
+    sharding,
     testing,
     train,
     tree,
@@ -69,7 +70,7 @@ __all__ = [
     "lp_pool", "lstm", "lru", "max_pool", "merge", "metrics", "min_pool", "notes", "optim",
     "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu",
     "prune", "quantize", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn",
-    "search", "separable_conv", "serial", "simple_rnn", "sinusoidal", "spatial_dropout",
+    "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
     "spectral_norm", "sum_pool", "swap", "tap", "testing", "train", "transformer_block", "tree",
     "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
