@@ -12,6 +12,7 @@ from fnn import (
     metrics,
     optim,
     search,
+    sharding,
     testing,
     train,
     tree,
@@ -42,6 +43,7 @@ from fnn.layers.frozen import frozen
 from fnn.layers.lifted import ensemble, remat, repeat
 from fnn.layers.lora import lora
 from fnn.layers.merge import merge, unmerge
+from fnn.layers.moe import moe
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
 from fnn.layers.recurrent import cells
@@ -66,10 +68,10 @@ __all__ = [
     "drop_path", "dropout", "embedding", "ensemble", "ensembles", "errors", "flatten", "forget",
     "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
     "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log", "lora", "losses",
-    "lp_pool", "lstm", "lru", "max_pool", "merge", "metrics", "min_pool", "notes", "optim",
+    "lp_pool", "lstm", "lru", "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim",
     "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu",
     "prune", "quantize", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn",
-    "search", "separable_conv", "serial", "simple_rnn", "sinusoidal", "spatial_dropout",
+    "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
     "spectral_norm", "sum_pool", "swap", "tap", "testing", "train", "transformer_block", "tree",
     "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
-from fnn.layers.attention import attention, in_rows, seen_by, without_hidden
+from fnn.layers.attention import attention
+from fnn.layers.attention.masks import checked, in_rows, without_hidden
 from fnn.layers.dense import dense
 from fnn.layers.dropout import dropout
 from fnn.layers.norm import layer_norm
@@ -83,7 +84,8 @@ def transformer_block(
         stray = None
         if mask is not None and cache is None:
             with errors.at("attention"):
-                x, stray = without_hidden(x, seen_by(mask, x, x, heads, causal))
+                seen = checked(mask, x, x.shape[-2], heads)
+                x, stray = without_hidden(x, seen, causal)
         h = x + f.drop(f.attention(f.norm1(x), None, mask))
         z = f.norm2(h)
         z = activation(f.gate(z)) * f.up(z) if gated else activation(f.up(z))

@@ -5,6 +5,7 @@ axes: [B] masks whole rows of [B, T]. Weights, which are real numbers, follow th
 does not count is ignored, NaN included: it changes neither a loss nor a gradient.
 """
 
+from fnn.losses.blockwise import blockwise
 from fnn.losses.classification import (
     binary_log_loss,
     distillation,
@@ -32,9 +33,9 @@ from fnn.losses.sequence import bits_per_character, ctc, language_model
 from fnn.losses.similarity import cosine_distance, info_nce, triplet
 
 __all__ = [
-    "Mean", "absolute_error", "binary_log_loss", "bits_per_character", "class_weights",
-    "cosine_distance", "ctc", "distillation", "focal", "gaussian_kl", "gaussian_nll", "hinge",
-    "huber", "info_nce", "jensen_shannon", "kl_divergence", "l1", "l2", "language_model",
-    "log_cosh", "log_loss", "masked_mean", "mean", "multiclass_hinge", "poisson_nll",
-    "sigmoid_cross_entropy", "softmax_cross_entropy", "squared_error", "triplet",
+    "Mean", "absolute_error", "binary_log_loss", "bits_per_character", "blockwise",
+    "class_weights", "cosine_distance", "ctc", "distillation", "focal", "gaussian_kl",
+    "gaussian_nll", "hinge", "huber", "info_nce", "jensen_shannon", "kl_divergence", "l1", "l2",
+    "language_model", "log_cosh", "log_loss", "masked_mean", "mean", "multiclass_hinge",
+    "poisson_nll", "sigmoid_cross_entropy", "softmax_cross_entropy", "squared_error", "triplet",
 ]  # fmt: skip

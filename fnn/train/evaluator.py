@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from fnn.core import errors
 from fnn.core.layer import Layer
+from fnn.core.placement import Placement
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import eval_batches
@@ -35,6 +36,7 @@ def evaluator(
     weights: FromBatch = None,
     lengths: FromBatch = None,
     class_weights: ArrayLike | None = None,
+    shardings: Placement | None = None,
 ) -> Callable[[TrainState], dict[str, Any]]:
     """A function of the training state that measures its network on all of `data`.
 
@@ -43,6 +45,7 @@ def evaluator(
     - `metrics`: by name, as in `fnn.train.supervised`: each an `fnn.metrics.Metric`, or a function
       `(outputs, labels)` that returns one value per example, [B, ...], to be averaged.
     - `names`, `mask`, `weights`, `lengths`, `class_weights`: as in `fnn.train.supervised`.
+    - `shardings`: from `fnn.sharding.plan`: every device gets its own part of each batch.
 
     Each value is that of all N examples together, whatever the batch size; means agree within a
     few roundings of float32. Raises InputError if data has no examples, and OptionError for a
@@ -61,6 +64,8 @@ def evaluator(
 
     @jax.jit
     def update(params, state, accumulators, batch, real):
+        if shardings is not None:
+            batch, real = shardings.constrain_batch((batch, real))
         x, labels = inputs_and_labels(batch, names)
         outputs = net(params, x, state=state)
         with errors.within("evaluator"):
@@ -81,7 +86,10 @@ def evaluator(
         own = isinstance(data, Stream)  # whose workers end with its iterator, also at an error
         with closing(data(0)) if own else nullcontext(eval_batches(data, batch_size)) as pairs:
             for batch, mask in pairs:
-                accumulators = update(params, state, accumulators, natives(batch, "data"), mask)
+                batch = natives(batch, "data")
+                if shardings is not None:
+                    batch, mask = shardings.put((batch, mask), "data")
+                accumulators = update(params, state, accumulators, batch, mask)
         if accumulators is start:
             raise errors.InputError(
                 "data to evaluate on", "no examples", "pass at least one example"

@@ -13,8 +13,9 @@ from jax.core import Tracer
 from fnn.core import checks, errors, trees
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.names import folded
+from fnn.core.placement import Placement
 from fnn.core.reserved import FROZEN, has
-from fnn.core.shapes import from_numpy, natives
+from fnn.core.shapes import as_struct, from_numpy, natives
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Key, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import increment
@@ -49,7 +50,14 @@ Step: TypeAlias = Callable[[TrainState, Tree], tuple[TrainState, Any]]
 
 @errors.named
 def init(
-    net: Layer, tx: Transform, key: Key, *xs, params: Tree = None, state: Tree = None, **inputs
+    net: Layer,
+    tx: Transform,
+    key: Key,
+    *xs,
+    params: Tree = None,
+    state: Tree = None,
+    shardings: Placement | None = None,
+    **inputs,
 ) -> TrainState:
     """The training state before the first step, for inputs like `xs` (arrays or shapes).
 
@@ -58,6 +66,8 @@ def init(
     - `params`, `state`: values to start from instead, or any part of them, such as the trained
       params of some layers, at their paths; the rest is drawn. Params of a network without `lora`,
       `frozen` and the like go through `fnn.unmerge` first.
+    - `shardings`: from `fnn.sharding.plan`: every array is made where it is to be, and is nowhere
+      whole; its values are the same to the last bit.
 
     Raises ParamsError for an entry that the network does not have, or has with another shape or
     dtype, and for an optimizer that depends on stacks of layers, such as those of `repeat`, but
@@ -74,6 +84,8 @@ def init(
     """
     check_transform(tx)
     key = checks.typed_key(key)
+    if shardings is not None:
+        return _init_placed(shardings, key, (params, state), partial(init, net, tx), xs, inputs)
     specs, first = declare_and_draw(net, key, xs, inputs)
     check_stacks(tx, specs[0])
     try:
@@ -88,6 +100,20 @@ def init(
     opt_state = run_once_compiled(tx.init, params)
     run_key = folded(key, "train")
     return TrainState(jnp.zeros((), jnp.int32), params, state, opt_state, run_key)
+
+
+def _init_placed(
+    placed: Placement, key: Key, given: tuple, make: Callable, xs: tuple, inputs: dict
+) -> TrainState:
+    """The training state by one program, whose outputs are placed as they are made."""
+    structs = tuple(map(as_struct, xs)), {name: as_struct(x) for name, x in inputs.items()}
+
+    def first(key, given):
+        params, state = given
+        return make(key, *structs[0], params=params, state=state, **structs[1])
+
+    placed.check(jax.eval_shape(first, key, given), placed.train_state)
+    return jax.jit(first, out_shardings=placed.train_state)(key, given)
 
 
 def _given(what: str, drawn: Tree, part: Tree) -> Tree:
@@ -133,6 +159,7 @@ def step(
     learning_rate: Scalar | Schedule | None = None,
     grad_norm: bool = False,
     donate: bool = False,
+    shardings: Placement | None = None,
 ) -> Step:
     """A pure, jitted training step: `(train_state, batch) -> (train_state, metrics)`.
 
@@ -153,6 +180,8 @@ def step(
     - `donate`: whether a call may write the new training state into the memory of the given one,
       which then no longer exists: less memory and time. `fnn.train.fit` does so by itself, on a
       copy of its own. All arrays of the state must be distinct, as those of `fnn.train.init` are.
+    - `shardings`: from `fnn.sharding.plan`: the training state stays where it was planned to be,
+      and every device gets its own part of each batch, in `fit` and `run` too.
 
     A step that `fnn.optim.skip_nonfinite` skips leaves params, state and opt_state bitwise
     unchanged, counters aside. The returned metrics are loss_fn's, `loss`, and those asked for.
@@ -178,6 +207,9 @@ def step(
         check_rate(learning_rate)
 
     def train_step(train_state, batch):
+        if shardings is not None:
+            batch = shardings.constrain_batch(batch)
+            train_state = shardings.constrain(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
         before = Trained(train_state.params, train_state.state, train_state.opt_state)
         after, seen = update(loss_fn, before, batch, key)
@@ -187,9 +219,11 @@ def step(
         if grad_norm:
             asked["grad_norm"] = global_norm(seen.grads)
         new = TrainState(increment(train_state.step), *after, train_state.key)
+        if shardings is not None:
+            new = shardings.constrain(new)
         return new, seen.reported(asked)
 
-    return with_donating(partial(jit_step, train_step), donate)
+    return with_donating(partial(jit_step, train_step, put=shardings and shardings.put), donate)
 
 
 def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:
@@ -210,8 +244,8 @@ def donating(step: Step) -> Step:
     return own if owner is step else step
 
 
-def jit_step(step: Step, donate: bool = False) -> Step:
-    """`jax.jit` of a step, which takes NumPy's arrays too.
+def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | None = None) -> Step:
+    """`jax.jit` of a step, which takes NumPy's arrays too; `put` takes them to the devices.
 
     The run's key never changes: it is neither donated nor returned through jit, which is slow for
     typed keys, and slower for a named tuple than for a tuple.
@@ -225,6 +259,8 @@ def jit_step(step: Step, donate: bool = False) -> Step:
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
         check_train_state(train_state)
         batch = natives(batch, "batch")
+        if put is not None:
+            batch = put(batch)
         *moving, key = train_state
         try:
             moved, metrics = program(tuple(moving), key, batch)

@@ -1,0 +1,129 @@
+"""Where the arrays of a training run are on a mesh of devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fnn.core import errors
+from fnn.core.types import Tree
+
+
+class Row(NamedTuple):
+    """One array of a placement."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    spec: PartitionSpec
+    bytes: int  # of a device
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a training state and its batches are: what `fnn.sharding.plan` returns.
+
+    `fnn.train.init`, `fnn.train.step` and `fnn.train.evaluator` take it as `shardings=`.
+
+    - `mesh`: the devices, in named axes.
+    - `train_state`: a tree like the training state, of `jax.sharding.NamedSharding`.
+    - `shapes`: the same, of `jax.ShapeDtypeStruct`.
+    - `batch`: the mesh axes over which the first axis of every array of a batch is cut.
+
+    Printed, it is a table of every array with its PartitionSpec and its bytes on each device.
+    """
+
+    mesh: Mesh
+    train_state: Any
+    shapes: Any
+    batch: tuple[str, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """Every array of the training state."""
+        shapes = jax.tree_util.tree_leaves_with_path(self.shapes)
+        for (keys, x), sharding in zip(shapes, jax.tree.leaves(self.train_state), strict=True):
+            local = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            yield Row(errors.path_of(keys), x.shape, x.dtype, sharding.spec, local)
+
+    def __str__(self) -> str:
+        rows = list(self.rows())
+        sizes = ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
+        paths = [row.path for row in rows]
+        specs = [", ".join(str(part) for part in row.spec) or "whole" for row in rows]
+        width, wide = max(map(len, paths)), max(map(len, specs))
+        lines = [f"mesh {sizes}; a batch over {', '.join(self.batch) or 'none'}"]
+        lines += [
+            f"{row.path:{width}}  {spec:{wide}}  {row.bytes:>14,}"
+            for row, spec in zip(rows, specs, strict=True)
+        ]
+        for name in ("params", "state", "opt_state"):
+            here = [row for row in rows if row.path.split("/")[0] == name]
+            whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in here)
+            local = sum(row.bytes for row in here)
+            if here:
+                lines.append(f"{name}: {local:,} bytes a device, of {whole:,}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Placement({dict(self.mesh.shape)})"
+
+    # --- of a batch
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """The sharding of an array [B, ...], for `fnn.data.stream(device=...)`."""
+        return NamedSharding(self.mesh, PartitionSpec(self.batch))
+
+    def of_batch(self, x: Any) -> NamedSharding:
+        """The sharding of one array of a batch."""
+        return NamedSharding(
+            self.mesh, PartitionSpec(self.batch) if np.ndim(x) else PartitionSpec()
+        )
+
+    def put(self, batch: Tree, name: str = "batch") -> Tree:
+        """A batch with its host arrays on the devices, each of which gets its own part alone."""
+        ways = math.prod(self.mesh.shape[axis] for axis in self.batch)
+
+        def one(keys, x):
+            if isinstance(x, jax.Array):  # traced, or placed by its owner; the step constrains it
+                return x
+            if np.ndim(x) and len(x) * jax.process_count() % ways:
+                raise errors.ShapeError(
+                    f"a first axis that {ways} devices divide",
+                    f"{name}/{errors.path_of(keys)} {errors.show(x)}".replace("/ ", " "),
+                    f"choose a batch_size that is a multiple of {ways}",
+                )
+            if jax.process_count() > 1:
+                return jax.make_array_from_process_local_data(self.of_batch(x), np.asarray(x))
+            return jax.device_put(x, self.of_batch(x))
+
+        return jax.tree_util.tree_map_with_path(one, batch)
+
+    def constrain_batch(self, batch: Tree) -> Tree:
+        """The same batch inside a program, cut as batches are."""
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.of_batch(x)), batch)
+
+    # --- of a training state
+
+    def constrain(self, train_state: Any) -> Any:
+        """The same training state inside a program, placed as this says; its key stays."""
+        fixed = self.train_state._replace(key=None)
+        here = train_state._replace(key=None)
+        self.check(here, fixed)
+        placed = jax.lax.with_sharding_constraint(here, fixed)
+        return placed._replace(key=train_state.key)
+
+    def check(self, train_state: Any, planned: Any) -> None:
+        """Refuse a training state of another structure."""
+        if jax.tree.structure(train_state) != jax.tree.structure(planned):
+            raise errors.InputError(
+                f"the training state that was planned, {errors.show(self.shapes)}",
+                errors.show(train_state),
+                "make a plan for this network and optimizer: fnn.sharding.plan(mesh, net, tx, x)",
+            )
