@@ -63,10 +63,12 @@ def test_python_ends_in_silence_while_a_stream_is_open(workers):
 
 
 SCRIPT = """
+import signal
 import time
 import fnn
 from tests.data.support import with_pid
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 for batch in fnn.data.stream(range(10**6), 1, None, transform=with_pid, processes=2)(0):
     print(batch["pid"][0], flush=True)
     time.sleep(0.02)
