@@ -5,7 +5,7 @@
 
 Each runs with ten learning rates in one program and is shown at its best. After 300 steps of 128
 digits, nadam has the lowest test error (5.9%), then adamax (6.3%) and momentum (6.5%). L-BFGS, made
-for gradients without noise, has the highest (11.8%), but only it reaches the bottom of the valley
+for gradients without noise, has the highest (12.7%), but only it reaches the bottom of the valley
 exactly. There is one seed, so a difference of a percent means little. It takes two and a half
 minutes on two cores.
 """
