@@ -164,23 +164,34 @@ CONTENDERS: dict[str, Contender] = {
     "plain": plain,
 }
 
+ASKED = (
+    "each of the four pixels that a place is between is asked whether it counts, so that NaN and "
+    "infinities stay where they are and a strength of 0 has a slope; without, it takes 0.4 of this"
+)
+
 TASK = Task(
     title=f"Augmentations of {B} images, and a training step with three of them",
     cases={**CASES, STEP: (STEP, SHAPES[0])},
     contenders=CONTENDERS,
     goals=(
         *(
-            Goal(f"{case}: at most 1.5 x map_coordinates", case, 1.5, ("map_coordinates",))
+            Goal(
+                f"{case}: at most 1.5 x map_coordinates",
+                case,
+                1.5,
+                ("map_coordinates",),
+                cause=ASKED,
+            )
             for case in CASES
             if case.startswith("rotate")
         ),
         *(
-            Goal(f"{case}: at most a tenth of SciPy's time", case, 0.1, ("scipy",))
+            Goal(f"{case}: at most a tenth of SciPy's time", case, 0.1, ("scipy",), cause=ASKED)
             for case in CASES
             if not case.startswith(("flip", "cutout"))
         ),
         Goal("the CNN's step with a chain: at most 1.1 x without", STEP, 1.1, ("plain",)),
-    ),
+    ),  # fmt: skip
     rounds=9,
     baseline="scipy",
     samples={case: B for case in (*CASES, STEP)},
