@@ -151,7 +151,7 @@ def test_optimizers(tmp_path, monkeypatch, capsys):
     race = example("optimizers")
     assert len(race.OPTIMIZERS) >= 25
     monkeypatch.setattr(race, "RATES", race.RATES[::3])
-    flags = "--only sgd,adam,shampoo,lbfgs --steps 30 --valley-steps 40"
+    flags = "--only sgd,adam,lbfgs --steps 30 --valley-steps 40"
     out = run(race, flags, tmp_path, monkeypatch, capsys)
     assert max(numbers(r"digits +(\S+)% wrong", out)) < 60
     assert numbers(r"lbfgs .*valley +(\S+) by line search", out)[0] < 1e-6
