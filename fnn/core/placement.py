@@ -82,9 +82,7 @@ class Placement:
 
     def of_batch(self, x: Any) -> NamedSharding:
         """The sharding of one array of a batch."""
-        return NamedSharding(
-            self.mesh, PartitionSpec(self.batch) if np.ndim(x) else PartitionSpec()
-        )
+        return self.batch_sharding if np.ndim(x) else NamedSharding(self.mesh, PartitionSpec())
 
     def put(self, batch: Tree, name: str = "batch") -> Tree:
         """A batch with its host arrays on the devices, each of which gets its own part alone."""
@@ -94,9 +92,10 @@ class Placement:
             if isinstance(x, jax.Array):  # traced, or placed by its owner; the step constrains it
                 return x
             if np.ndim(x) and len(x) * jax.process_count() % ways:
+                path = f"{name}/{errors.path_of(keys)}".removesuffix("/")
                 raise errors.ShapeError(
                     f"a first axis that {ways} devices divide",
-                    f"{name}/{errors.path_of(keys)} {errors.show(x)}".replace("/ ", " "),
+                    f"{path} {errors.show(x)}",
                     f"choose a batch_size that is a multiple of {ways}",
                 )
             if jax.process_count() > 1:

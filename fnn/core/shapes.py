@@ -95,10 +95,7 @@ def native(x: Any, name: str = "arrays", others: bool = False) -> Any:
 
 def natives(tree: Tree, name: str, others: bool = False) -> Tree:
     """`native` of each leaf of a tree; leaves are named by their paths below `name`."""
-    for x in jax.tree_util.tree_leaves(tree):  # nearly always all are, so asking is quick
-        if not _is_native(x):
-            break
-    else:
+    if all(map(_is_native, jax.tree_util.tree_leaves(tree))):  # nearly always, so it is quick
         return tree
     try:
         return jax.tree.map(partial(native, others=True) if others else native, tree)
@@ -148,6 +145,21 @@ def as_dtype(tree: Tree, dtype: Dtype) -> Tree:
         return x.astype(dtype) if floating else x
 
     return jax.tree.map(cast, tree)
+
+
+def blocks_of(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
+    """Blocks of an axis, the last filled up with zeros: [..., n, ...] -> [blocks, ..., size, ...].
+
+    >>> print(blocks_of(jnp.arange(5), 2))
+    [[0 1]
+     [2 3]
+     [4 0]]
+    """
+    n, fill = x.shape[axis], [(0, 0)] * x.ndim
+    fill[axis] = (0, -n % size)
+    x = jnp.pad(x, fill)
+    x = x.reshape(*x.shape[:axis], -(-n // size), size, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
 
 
 def of_rank(a: Any, rank: int) -> Any:

@@ -123,8 +123,7 @@ def _distinct(a: np.ndarray, flat: bool) -> np.ndarray:
         present = [v for v in _listed(a) if not is_missing(v)]
         kinds = _kinds(present)  # of all, before equal ones are joined, such as 1, 1.0 and True
         if len(kinds) > 1 or kinds - {str, bool, int}:
-            got = f"x of {errors.names(sorted(kind.__name__ for kind in kinds))}"
-            raise errors.DtypeError("strings, ints or bools, of one kind", got, _MEND)
+            _refuse_kinds("strings, ints or bools, of one kind", kinds, _MEND)
         if kinds <= {str}:
             return np.array(sorted(set(present)), object)
         return _sorted(np.array([*set(present)], bool if kinds == {bool} else object))
@@ -180,6 +179,11 @@ def _kinds(values: list) -> set[type]:
     return {next((_KINDS[k] for k in _KINDS if issubclass(t, k)), t) for t in types}
 
 
+def _refuse_kinds(wanted: str, kinds: set[type], mend: str) -> None:
+    got = f"x of {errors.names(sorted(kind.__name__ for kind in kinds))}"
+    raise errors.DtypeError(wanted, got, mend)
+
+
 def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The categories of two batches, one of which may have none."""
     if not (len(a) and len(b)):
@@ -232,8 +236,7 @@ def _looked_up(x: Any, classes: list, kind: str) -> np.ndarray:
     values = _listed(x)
     kinds = _kinds([v for v in values if not is_missing(v)])
     if (kinds - {str}) if kind == "strings" else (str in kinds):
-        got = f"x of {errors.names(sorted(kind.__name__ for kind in kinds))}"
-        raise errors.DtypeError(f"{kind}, as in the fit", got, "fit anew")
+        _refuse_kinds(f"{kind}, as in the fit", kinds, "fit anew")
     found = [codes.get(v, len(classes)) for v in values]
     return np.array(found, np.int32).reshape(x.shape)
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.core.shapes import as_array
+from fnn.core.shapes import as_array, blocks_of
 
 
 @errors.named
@@ -31,7 +30,7 @@ def blockwise(
 
     Raises ShapeError for arrays whose first axes differ.
 
-    >>> import fnn
+    >>> import fnn, jax.numpy as jnp
     >>> head = fnn.dense(1000)
     >>> params, _ = head.init(jax.random.key(0), (1, 8))
     >>> h, labels = jnp.ones((2, 5, 8)), jnp.zeros((2, 5), jnp.int32)
@@ -53,15 +52,9 @@ def blockwise(
     if n <= block:
         y = fn(*rows)
     else:
-        count = -(-n // block)
-
-        def blocks(x):
-            x = jnp.pad(x, [(0, count * block - n)] + [(0, 0)] * (x.ndim - 1))
-            return x.reshape(count, block, *x.shape[1:])
-
         each = jax.checkpoint(lambda rows: fn(*rows), prevent_cse=False)
-        y = jax.lax.map(each, [blocks(x) for x in rows])
-        y = y.reshape(count * block, *y.shape[2:])[:n]
+        y = jax.lax.map(each, [blocks_of(x, block) for x in rows])
+        y = y.reshape(-1, *y.shape[2:])[:n]
     if y.shape[:1] != (n,):
         raise errors.ShapeError(f"one value for each of {n} rows", errors.show(y), "do not average")
     return y.reshape(*lead, *y.shape[1:])

@@ -89,7 +89,7 @@ def plan(
             if more >= 0 and x.shape[more:] == shape:
                 return sharding(PartitionSpec(*[None] * more, *spec))
         cut = _fully(mesh, [None] * len(x.shape), x.shape, 0, fsdp, least)
-        return sharding(PartitionSpec(*map(_plain, cut)))
+        return sharding(_spec(cut))
 
     whole = sharding(PartitionSpec())
     params = [sharding(spec) for spec, _ in specs.values()]
@@ -145,7 +145,7 @@ def _params_specs(
             used.add(rules.index(rule))
         if rule is None or rule[1]:
             cut = _fully(mesh, cut, shape, len(param.stack), fsdp, least)
-        specs[path] = PartitionSpec(*map(_plain, cut)), shape
+        specs[path] = _spec(cut), shape
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     if unused:
         known = sorted({name for p in jax.tree.leaves(declarations) for name in p.axes or ()})
@@ -181,8 +181,9 @@ def _fully(
     return [fsdp if i == longest else of for i, of in enumerate(cut)]
 
 
-def _plain(axes: tuple[str, ...] | None) -> To | None:
-    return axes[0] if axes is not None and len(axes) == 1 else axes
+def _spec(cut: list[Any]) -> PartitionSpec:
+    """One axis of the mesh by its name, several as a tuple."""
+    return PartitionSpec(*(to[0] if to is not None and len(to) == 1 else to for to in cut))
 
 
 def _check_cut(

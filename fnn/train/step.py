@@ -207,9 +207,6 @@ def step(
         check_rate(learning_rate)
 
     def train_step(train_state, batch):
-        if shardings is not None:
-            batch = shardings.constrain_batch(batch)
-            train_state = shardings.constrain(train_state)
         key = jax.random.fold_in(train_state.key, train_state.step)
         before = Trained(train_state.params, train_state.state, train_state.opt_state)
         after, seen = update(loss_fn, before, batch, key)
@@ -219,11 +216,23 @@ def step(
         if grad_norm:
             asked["grad_norm"] = global_norm(seen.grads)
         new = TrainState(increment(train_state.step), *after, train_state.key)
-        if shardings is not None:
-            new = shardings.constrain(new)
         return new, seen.reported(asked)
 
-    return with_donating(partial(jit_step, train_step, put=shardings and shardings.put), donate)
+    if shardings is None:
+        return with_donating(partial(jit_step, train_step), donate)
+    placed = _placed(train_step, shardings)
+    return with_donating(partial(jit_step, placed, put=shardings.put), donate)
+
+
+def _placed(step: Step, shardings: Placement) -> Step:
+    """The same step, whose state and batch are where they were planned to be."""
+
+    def train_step(train_state, batch):
+        start = shardings.constrain(train_state), shardings.constrain_batch(batch)
+        new, metrics = step(*start)
+        return shardings.constrain(new), metrics
+
+    return train_step
 
 
 def with_donating(make: Callable[[bool], Step], donate: bool = False) -> Step:

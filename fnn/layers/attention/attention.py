@@ -12,7 +12,7 @@ from fnn.core.layer import Layer
 from fnn.initializers import lecun_normal
 from fnn.layers.attention.cache import cache as kept
 from fnn.layers.attention.masks import checked, in_rows, past, read_by_any, without_hidden
-from fnn.layers.attention.products import Seen, attend
+from fnn.layers.attention.products import attend
 from fnn.layers.attention.rotary import rotated
 from fnn.layers.dense import dense
 
@@ -98,7 +98,7 @@ def attention(
 
     def attention(f, x, memory=None, mask=None):
         _check_memory(x, memory, causal)
-        source, stray, past_alone = x if memory is None else memory, None, causal and cache is None
+        source, stray = x if memory is None else memory, None
         if mask is not None:
             mask = checked(mask, x, source.shape[-2] if cache is None else cache, heads)
         if mask is not None and cache is None:
@@ -114,7 +114,7 @@ def attention(
             mask = before if mask is None else mask & before
         elif rotary is not None:
             q, k = (rotated(values, rotary, 0) for values in (q, k))
-        y = attend(q, k, v, Seen(mask, past_alone), implementation, block)
+        y = attend(q, k, v, mask, causal and cache is None, implementation, block)
         y = f.out(y.reshape(*y.shape[:-2], heads * size))
         return y if stray is None else in_rows(~stray, y, jnp.nan)
 

@@ -38,6 +38,12 @@ def past(t: jax.Array, s: jax.Array, rank: int) -> jax.Array:
     return of_rank(s[None, :] <= t[:, None], rank)
 
 
+def and_past(mask: jax.Array, t: int) -> jax.Array:
+    """A mask of t queries and as many keys, where also s <= t."""
+    places = jnp.arange(t, dtype=jnp.int32)
+    return mask & past(places, places, mask.ndim)
+
+
 def without_hidden(x: jax.Array, mask: jax.Array, causal: bool) -> tuple[jax.Array, jax.Array]:
     """x [..., T, C] without rows that are not finite and that no t attends to, and which of these
     attend to anything.
@@ -69,8 +75,7 @@ def _read_and_reading(mask: jax.Array, t: int, causal: bool) -> tuple[jax.Array,
         later = jax.lax.cummax(queries.astype(jnp.int8), axis=queries.ndim - 1, reverse=True)
         return later > 0, queries
     if causal:
-        places = jnp.arange(t, dtype=jnp.int32)
-        seen = seen & past(places, places, seen.ndim)
+        seen = and_past(seen, t)
     return jnp.any(seen, axis=-2), jnp.any(seen, axis=-1)
 
 

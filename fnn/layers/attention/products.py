@@ -4,54 +4,51 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core.dtypes import wide
-from fnn.layers.attention.masks import past
+from fnn.core.shapes import blocks_of
+from fnn.layers.attention.masks import and_past, past
 
 LARGEST = 2**28  # bytes of scores that are made at once
 GROUPS = 2  # of blocks that see the same keys, where a block sees its past alone; each takes memory
-
-
-class Seen(NamedTuple):
-    """Where t may attend to s: a mask [..., N or 1, T or 1, S or 1], or the past alone, or both."""
-
-    mask: jax.Array | None = None
-    causal: bool = False
 
 
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    seen: Seen,
+    mask: jax.Array | None = None,
+    causal: bool = False,
     implementation: Any = None,
     block: int | None = None,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(D)) v over q [..., T, N, D], k and v [..., S, K, D], with zeros where a
     query sees nothing.
 
+    - `mask`: where t may attend to s, [..., N or 1, T or 1, S or 1]; None for everywhere.
+    - `causal`: t attends to no s > t besides.
     - `block`: the number of queries whose scores [N, block, S] are made at once; None is all of
       them, or so many that the scores are no larger than `LARGEST`.
     """
     *lead, t, n, d = q.shape
     if 0 in q.shape or 0 in k.shape:
         return jnp.zeros_like(q)
-    batch, mask, bad = math.prod(lead), seen.mask, None
+    batch, bad = math.prod(lead), None
     q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
     if mask is not None:
         sizes = mask.shape[-3:]
         mask = jnp.broadcast_to(mask, (*lead, *sizes)).reshape(batch, *sizes)
-    if mask is not None or seen.causal:
+    if mask is not None or causal:
         bad = ~jnp.all(jnp.isfinite(v), axis=(-2, -1))  # [B, S]: 0 NaN would be NaN for every t
         v = jnp.where(bad[..., None, None], jnp.zeros_like(v), v)
     if implementation is None or q.dtype == jnp.float64:  # jax.nn's would compute in float32
-        y = _in_blocks(q, k, v, mask, bad, seen.causal, block or _block(q, k))
+        y = _in_blocks(q, k, v, mask, bad, causal, block or _block(q, k))
     else:
-        y = _by_jax(q, k, v, mask, bad, seen.causal, implementation)
+        y = _by_jax(q, k, v, mask, bad, causal, implementation)
     return y.reshape(*lead, t, n, d)
 
 
@@ -84,16 +81,9 @@ def _in_blocks(
     if size >= t:
         return _rows(q, k, v, mask, bad, jnp.arange(t, dtype=jnp.int32) if causal else None)
     count = -(-t // size)
-
-    def blocks(x, axis):  # [..., T, ...] -> [count, ..., size, ...]
-        rest = [(0, 0)] * x.ndim
-        rest[axis] = (0, count * size - t)
-        x = jnp.pad(x, rest)
-        x = x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
-
-    cut = mask is not None and mask.shape[2] > 1  # a mask of its own for each query
-    queries, masks = blocks(q, 1), blocks(mask, 2) if cut else None
+    queries, masks = blocks_of(q, size, 1), None
+    if mask is not None and mask.shape[2] > 1:  # one for each query
+        masks = blocks_of(mask, size, 2)
     at = jnp.arange(count * size, dtype=jnp.int32).reshape(count, size)
 
     def group(first, last):
@@ -102,7 +92,7 @@ def _in_blocks(
 
         def one(block):
             q, own, at = block
-            seen = _before(own if cut else mask, 3, end)
+            seen = _before(mask if own is None else own, 3, end)
             return _rows(q, keys, values, seen, bads, at if causal else None)
 
         some = jax.tree.map(lambda x: x[first:last], (queries, masks, at))
@@ -175,8 +165,7 @@ def _by_jax(
         k = jnp.where(bad[..., None, None], jnp.zeros_like(k), k)
     if mask is not None:
         if causal:
-            places = jnp.arange(t, dtype=jnp.int32)
-            mask, causal = mask & past(places, places, 4), False
+            mask, causal = and_past(mask, t), False
         mask = jnp.broadcast_to(mask, (*mask.shape[:2], t, s))
     with jax.numpy_dtype_promotion("standard"):  # it promotes narrow floats inside
         y = jax.nn.dot_product_attention(
