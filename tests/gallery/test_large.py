@@ -90,7 +90,7 @@ def test_advantages_are_the_sum_of_later_errors():
 
 def test_diffusion(tmp_path, monkeypatch, capsys):
     diffusion = shrunk("diffusion", monkeypatch, TIMES=10, DRAWN=2, BATCH_SIZE=8)
-    fewer(monkeypatch, 200, 64)
+    fewer(monkeypatch, 100, 20)
     out = run(diffusion, "--steps 12", tmp_path, monkeypatch, capsys)
     trained, unseen = numbers(r"error (\S+) in", out) + numbers(r"training, (\S+) on", out)
     assert trained < 1.2 and unseen < 1.1
@@ -115,8 +115,9 @@ def test_what_is_drawn_has_the_distribution_of_the_data(monkeypatch):
 
 
 def test_vit(tmp_path, monkeypatch, capsys):
-    fewer(monkeypatch, 640, 200)
-    out = run(example("vit"), "--epochs 3", tmp_path, monkeypatch, capsys)
+    fewer(monkeypatch, 320, 100)
+    vit = shrunk("vit", monkeypatch, BATCH_SIZE=16)
+    out = run(vit, "--epochs 2", tmp_path, monkeypatch, capsys)
     (accuracy,) = numbers(r"test accuracy (\S+)%", out)
     assert accuracy > 15
     assert (tmp_path / "vit.png").stat().st_size > 10_000

@@ -159,7 +159,7 @@ def test_overfitting(tmp_path, monkeypatch, capsys):
 
 def test_autoencoder(tmp_path, monkeypatch, capsys):
     autoencoder = example("autoencoder")
-    for name, value in dict(FROZEN_STEPS=60, TUNING_STEPS=40).items():
+    for name, value in dict(FROZEN_STEPS=60, TUNING_STEPS=40, BATCH_SIZE=16).items():
         monkeypatch.setattr(autoencoder, name, value)
     fewer(monkeypatch, 1000, 200)
     out = run(autoencoder, "--seeds 2 --steps 200", tmp_path, monkeypatch, capsys)
