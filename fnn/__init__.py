@@ -1,22 +1,9 @@
 """fnn: a neural network is a pure function over a parameter tree, y = net(params, x)."""
 
-from fnn import (
-    analysis,
-    checkpoint,
-    convert,
-    data,
-    ensembles,
-    initializers,
-    log,
-    losses,
-    metrics,
-    optim,
-    search,
-    sharding,
-    testing,
-    train,
-    tree,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fnn import initializers
 from fnn.core import errors
 from fnn.core.compose import compose
 from fnn.core.declarations import Derived, Param
@@ -59,6 +46,24 @@ from fnn.layers.tap import swap, tap
 from fnn.layers.transformer import transformer_block
 from fnn.layers.weight_norms import spectral_norm, weight_norm
 
+if TYPE_CHECKING:
+    from fnn import (
+        analysis,
+        checkpoint,
+        convert,
+        data,
+        ensembles,
+        log,
+        losses,
+        metrics,
+        optim,
+        search,
+        sharding,
+        testing,
+        train,
+        tree,
+    )
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -75,3 +80,14 @@ __all__ = [
     "spectral_norm", "sum_pool", "swap", "tap", "testing", "train", "transformer_block", "tree",
     "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A wing, imported when it is first used: `import fnn` itself takes layers alone."""
+    if name in __all__:
+        return importlib.import_module(f"fnn.{name}")
+    raise AttributeError(f"module 'fnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
