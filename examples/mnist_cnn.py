@@ -117,7 +117,8 @@ def draw_mistakes(params, test, path, columns=8, rows=3):
     for axes, i in zip(panels.flat, worst, strict=False):
         axes.imshow(test["image"][i].squeeze(), cmap="gray_r")
         axes.set_title(f"{label[i]} seen as {guess[i]}", fontsize=8)
-    figure.suptitle(f"{len(wrong)} of {len(label):,} test digits misread; the surest {len(worst)}")
+    which = f"the surest {len(worst)}" if len(worst) < len(wrong) else "all of them"
+    figure.suptitle(f"{len(wrong)} of {len(label):,} test digits misread; {which}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

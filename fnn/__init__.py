@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fnn import initializers
+from fnn import cells, initializers
 from fnn.core import errors
 from fnn.core.compose import compose
 from fnn.core.declarations import Derived, Param
@@ -33,7 +33,6 @@ from fnn.layers.merge import merge, unmerge
 from fnn.layers.moe import moe
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
-from fnn.layers.recurrent import cells
 from fnn.layers.recurrent.generation import unroll_generate
 from fnn.layers.recurrent.linear import lru
 from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
