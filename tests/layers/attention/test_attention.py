@@ -271,7 +271,7 @@ X = jnp.ones((2, 3, 4))
         ((X, None, jnp.ones((3, 3), bool)), errors.ShapeError, r"one \[T, S\] for all, mask\[None"),
         ((X, None, jnp.ones(3, bool)), errors.ShapeError, "net: expected mask"),
         ((), errors.InputError, "net: expected .* got 0"),
-        ((X, X, None, X), errors.InputError, "net: expected .* got 4"),
+        ((X, X, None, None, None, None, X), errors.InputError, "net: expected .* got 7"),
         (("text",), errors.InputError, "net: "),
     ],
 )

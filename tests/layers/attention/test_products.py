@@ -8,6 +8,7 @@ import pytest
 import fnn
 from fnn import errors
 from fnn.layers.attention.products import attend
+from fnn.layers.attention.rows import Rule
 from tests.support import asarray
 
 T, S = 7, 7
@@ -60,7 +61,7 @@ def test_blocks_are_the_formula_and_so_are_their_derivatives(masked, causal):
             for block in (1, 2, 3, 7, 100):
 
                 def f(*args, block=block):
-                    return attend(*args, *seen, None, block)
+                    return attend(*args, seen[0], Rule(seen[1]), block=block)
 
                 y, moved = jax.jvp(f, args, tuple(map(asarray, along)))
                 grads = jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))(*args)
@@ -85,9 +86,7 @@ def test_blocks_are_the_formula_and_so_are_their_derivatives(masked, causal):
 
 def test_a_memory_of_another_length():
     q, k, v = inputs(3, s=5)
-    y = jax.jit(lambda *a: attend(*a, None, False, None, 2))(
-        *(asarray(a, "float32") for a in (q, k, v))
-    )
+    y = jax.jit(lambda *a: attend(*a, block=2))(*(asarray(a, "float32") for a in (q, k, v)))
     np.testing.assert_allclose(y, formula(q, k, v, None, False), atol=1e-5)
 
 
@@ -96,13 +95,13 @@ def test_what_a_block_does_not_see_does_not_spoil_it():
     q, k, v = (asarray(a, "float32") for a in inputs(4))
     for spoil in ((k.at[:, 4].set(jnp.nan), v), (k, v.at[:, 4].set(jnp.inf))):
         for block in (2, 7):
-            y = np.asarray(attend(q, *spoil, None, True, None, block))
+            y = np.asarray(attend(q, *spoil, None, Rule(True), block=block))
             assert np.isnan(y[:, 4:]).all() and np.isfinite(y[:, :4]).all()
 
 
 def temporaries(t, block):
     def loss(q, k, v):
-        return jnp.sum(jnp.sin(attend(q, k, v, None, True, None, block)))
+        return jnp.sum(jnp.sin(attend(q, k, v, None, Rule(True), block=block)))
 
     x = jax.ShapeDtypeStruct((1, t, 2, 16), jnp.float32)
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
