@@ -59,7 +59,7 @@ def past_in_blocks(
 
     def group(first, last):
         end = min(last * size, s) if causal else s  # no key from here on is seen
-        seen = Keys(*(_slice(x, 1, 0, end) for x in keys))
+        seen = _some(keys, 0, end)
 
         def one(part):
             own = _joined(part, whole)
@@ -94,8 +94,8 @@ def window_in_blocks(queries: Queries, keys: Keys, rule: Rule, size: int) -> jax
     spans, whole = _cut(queries, span)
     starts = jnp.arange(count, dtype=jnp.int32) * span
     at = starts[:, None, None] + jnp.arange(-back, span + ahead, dtype=jnp.int32)[None, None, :]
-    overlapping = Keys(*(None if x is None else _overlapping(x, span, back, ahead) for x in keys))
-    overlapping = overlapping._replace(at=jnp.where((at >= 0) & (at < t), at, NOWHERE))
+    copies: Any = [x if x is None else _overlapping(x, span, back, ahead) for x in keys]
+    overlapping = Keys(*copies)._replace(at=jnp.where((at >= 0) & (at < t), at, NOWHERE))
 
     def of_span(given):
         start, part, near = given
@@ -104,7 +104,7 @@ def window_in_blocks(queries: Queries, keys: Keys, rule: Rule, size: int) -> jax
         def one(given):
             first, part = given
             own = _with_keys(_joined(part, rest), start + first, length)
-            return rows(own, Keys(*(_slice(x, 1, first, length) for x in near)), rule)
+            return rows(own, _some(near, first, length), rule)
 
         firsts = jnp.arange(0, span, size, dtype=jnp.int32)
         return jax.lax.map(jax.checkpoint(one, prevent_cse=False), (firsts, parts))
@@ -118,20 +118,24 @@ def window_in_blocks(queries: Queries, keys: Keys, rule: Rule, size: int) -> jax
 
 def _cut(queries: Queries, size: int) -> tuple[Queries, Queries]:
     """What each block of queries has for itself, stacked, and what all of them share."""
-    axes = Queries(1, 1, 1, 2, 2)  # of queries
-    shared = Queries(*(x is None or x.shape[i] == 1 for x, i in zip(queries, axes, strict=True)))
-    parts = Queries(
-        *(
-            None if whole else blocks_of(x, size, i)
-            for x, i, whole in zip(queries, axes, shared, strict=True)
-        )
-    )
-    whole = Queries(*(x if whole else None for x, whole in zip(queries, shared, strict=True)))
-    return parts, whole
+    parts: Any = []
+    whole: Any = []
+    for x, axis in zip(queries, (1, 1, 1, 2, 2), strict=True):  # of queries
+        shared = x is None or x.shape[axis] == 1
+        parts.append(None if x is None or shared else blocks_of(x, size, axis))
+        whole.append(x if shared else None)
+    return Queries(*parts), Queries(*whole)
 
 
 def _joined(part: Queries, whole: Queries) -> Queries:
-    return Queries(*(b if a is None else a for a, b in zip(part, whole, strict=True)))
+    both: Any = (b if a is None else a for a, b in zip(part, whole, strict=True))
+    return Queries(*both)
+
+
+def _some(keys: Keys, start: Any, length: int) -> Keys:
+    """Some of the keys, which follow each other."""
+    some: Any = (_slice(x, 1, start, length) for x in keys)
+    return Keys(*some)
 
 
 def _with_keys(queries: Queries, start: Any, length: int) -> Queries:
@@ -157,7 +161,7 @@ def _padded_keys(x: Any, before: int, after: int) -> Any:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, after)))
 
 
-def _overlapping(x: jax.Array, span: int, back: int, ahead: int) -> jax.Array:
+def _overlapping(x: Any, span: int, back: int, ahead: int) -> jax.Array:
     """Spans of axis 1 with so many neighbours: [B, S, ...] -> [spans, B, back + span + ahead, ...].
 
     Both are at most `span`.

@@ -65,11 +65,9 @@ def checked_segments(segments: Any, x: Any) -> jax.Array:
 
 def near(t: jax.Array, s: jax.Array, causal: bool, window: int | None) -> jax.Array | None:
     """Where a query at t sees a key at s, by positions of shapes that broadcast; None is all."""
-    seen = s <= t if causal else None
-    if window is not None:
-        inside = t - window < s
-        seen = inside & (seen if causal else s < t + window)
-    return seen
+    if window is None:
+        return s <= t if causal else None
+    return (t - window < s) & (s <= t if causal else s < t + window)
 
 
 def same_segment(t: jax.Array, s: jax.Array) -> jax.Array:
