@@ -91,3 +91,10 @@ def drawn_params(net, *xs, seed=0):
         return (values + (spec.kind == "scale")).astype(spec.dtype)
 
     return jax.tree.map(draw, net.specs(*xs)[0], is_leaf=lambda x: hasattr(x, "init"))
+
+
+def empty_state(net, *xs):
+    """A network's first state, which is zeros in a cache."""
+    specs = net.specs(*xs)[1]
+    is_spec = lambda x: hasattr(x, "init")  # noqa: E731
+    return jax.tree.map(lambda s: np.zeros((*s.stack, *s.shape), s.dtype), specs, is_leaf=is_spec)
