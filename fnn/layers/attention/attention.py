@@ -83,12 +83,12 @@ def attention(
     - `kv_heads`: fewer heads for k and v, each shared by heads / kv_heads of q (grouped queries;
       Ainslie et al., 2023); 1 is multi-query. None is `heads`.
     - `head_dim`: D; None is features / heads.
-    - `qk_norm`: q and k are divided by their root mean square over D, and scaled by a learned
-      vector, one for all heads (Henry et al., 2020; here by `fnn.rms_norm`).
+    - `qk_norm`: q and k are normalized over D by `fnn.rms_norm`, with a scale for all heads
+      (Dehghani et al., 2023, section 2.1; by RMS as in Gemma 3, 2025), before rotary positions.
     - `rotary`: the base of rotary positions, usually 10000.0: q and k are rotated by angles
       t base^(-2i/D), value i paired with value i + D/2 (Su et al., 2021). None adds no positions.
       Only differences count, so segments need no positions of their own.
-    - `soft_cap`: scores become cap tanh(scores / cap), before biases (Gemma 2, 2024, section 2).
+    - `soft_cap`: scores become cap tanh(scores / cap), before biases (Gemma 2, 2024).
     - `distances`: a layer, or a function, of distances t - s, ints [n] -> [n, heads], which is
       added to the scores: `fnn.alibi(heads)`, `fnn.relative_bias(heads)`.
     - `dropout`: in training, the probability of dropping a weight. What is dropped does not depend

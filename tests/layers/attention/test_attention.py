@@ -260,6 +260,26 @@ def test_attention_is_pytorchs():
     np.testing.assert_allclose(by_jax, wanted.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_weights_are_dropped_in_training_alone_whatever_the_blocks():
+    x = np.float32(np.random.default_rng(0).normal(size=(2, 5, 4)))
+    nets = [fnn.attention(4, 2, dropout=0.5, block=block) for block in (None, 2)]
+    params, plain = drawn_params(nets[0], x), fnn.attention(4, 2)
+
+    @jax.jit
+    def run(key, params, x):
+        y = [net.apply(params, {}, x, key=key, train=True)[0] for net in nets]
+        return *y, nets[0](params, x), plain(params, x)
+
+    first, blocks, evaluated, wanted = run(jax.random.key(0), params, x)
+    again, other = (run(jax.random.key(i), params, x)[0] for i in (0, 1))
+    np.testing.assert_allclose(first, blocks, atol=1e-6)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(evaluated, wanted)
+    assert np.abs(first - wanted).max() > 0.01 and np.abs(first - other).max() > 0.01
+    with pytest.raises(errors.RandomKeyError):
+        jax.eval_shape(lambda p: nets[0].apply(p, {}, x, train=True), params)
+
+
 # --- mistakes
 
 

@@ -42,7 +42,7 @@ def test_rows_of_any_lengths_go_on_as_each_alone(side):
     """Prompts, two steps, and a second prompt, with NaN as padding."""
     options = {"kv_heads": 2, "rotary": 100.0, "qk_norm": True}
     seen = {"causal": True, "window": 3}
-    net = fnn.attention(8, 4, cache=9, distances=slopes, **options, **seen)
+    net = fnn.attention(8, 4, cache=9, block=2, distances=slopes, **options, **seen)
     rng = np.random.default_rng(0)
     rows = [np.float32(rng.normal(size=(9, 8))) for _ in range(3)]
     params, state = drawn_params(net, (3, 1, 8)), empty_state(net, (3, 1, 8))
