@@ -155,7 +155,7 @@ def test_what_a_query_does_not_see_does_not_spoil_it():
     @jax.jit
     def every(q, k, v):
         return {
-            name: [arranged(options)[1](q, k, v, block) for block in (2, 7)]
+            name: [arranged(options)[1](q, k, v, *how) for how in ((2,), (7,), (None, "xla"))]
             for name, (options, _) in rules.items()
         }
 
