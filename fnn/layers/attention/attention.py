@@ -63,7 +63,8 @@ def attention(
     - segments: ints [..., T], as `fnn.data.packed` makes them: t attends to s of its own segment
       alone, and segment 0 is padding, which neither attends nor is attended to. No [T, T] mask is
       made. With a cache, padding takes no place in it: the rows of a batch of prompts may have any
-      lengths, padded on either side, and each goes on after its own last position.
+      lengths, padded on either side, and each goes on after its own last position. (Padding inside
+      of a sequence counts as positions without a cache alone.)
     - bias: floats of shapes as in mask, added to the scores. It must be finite.
 
     Whom t attends to:
@@ -75,7 +76,8 @@ def attention(
     - `cache`: for decoding: the state holds k and v of up to this many positions of each row, and
       x [..., T, C] the next T. Same params; needs causal; one call per chunk, which changes the
       state in evaluation mode too: `y, state = net.apply(params, state, x)`. Beyond the last
-      position it raises InputError, also inside `repeat`, or, under `jit`, gives NaN.
+      position it raises InputError, also inside `repeat`, or, under `jit`, gives NaN, in each row
+      that is full. In a mask or a bias S is `cache`.
 
     How scores are made:
 
