@@ -12,7 +12,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.notes import notes
 from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
-from fnn.layers.attention import attention
+from fnn.layers.attention import alibi, attention, relative_bias
 from fnn.layers.combinators import parallel, residual, serial
 from fnn.layers.compression import prune, quantize
 from fnn.layers.conv.conv import conv
@@ -66,18 +66,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alpha_dropout", "analysis",
-    "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
+    "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
+    "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
     "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
     "drop_path", "dropout", "embedding", "ensemble", "ensembles", "errors", "flatten", "forget",
     "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
     "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log", "lora", "losses",
     "lp_pool", "lstm", "lru", "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim",
     "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu",
-    "prune", "quantize", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn",
-    "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
-    "spectral_norm", "sum_pool", "swap", "tap", "testing", "train", "transformer_block", "tree",
-    "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
+    "prune", "quantize", "relative_bias", "remat", "reparam", "repeat", "reshape", "residual",
+    "rms_norm", "rnn", "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal",
+    "spatial_dropout", "spectral_norm", "sum_pool", "swap", "tap", "testing", "train",
+    "transformer_block", "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 
 

@@ -64,14 +64,15 @@ def packed(sequences: Any, length: int, *, lengths: Any = len, cut: bool = False
     - `cut`: whether a sequence longer than `length` becomes pieces of that length and a rest, each
       a segment of its own. Otherwise it is refused. A sequence without tokens is in no row.
 
-    In attention, tokens see their own segment alone, by a mask; and the next token is a label only
-    within it. With s = batch["segments"]:
+    `fnn.attention` takes the segments as they are, so that tokens see their own alone; and the next
+    token is a label only within its segment. With s = batch["segments"]:
 
-        mask = (s[..., :, None] == s[..., None, :]) & (s > 0)[..., None, :]
+        y = net(params, x, segments=s)
         known = (s[..., 1:] == s[..., :-1]) & (s[..., 1:] > 0)
 
-    `rotary` positions need no change, as only their differences count; for others there are
-    `positions`. Raises OptionError for sequences that are too long, and as `fnn.data.stream`.
+    Rotary positions and biases by distance need no change, as only differences count in them; for
+    others there are `positions`. Raises OptionError for sequences that are too long, and as
+    `fnn.data.stream`.
 
     >>> rows = packed([np.array([5, 6]), np.array([7, 8, 9]), np.array([4])], 4)
     >>> for name, values in rows[0].items():
@@ -81,12 +82,10 @@ def packed(sequences: Any, length: int, *, lengths: Any = len, cut: bool = False
     positions [0 1 0 0]
     >>> import fnn, jax
     >>> batch = next(fnn.data.stream(rows, 2, None)(0))
-    >>> s = batch["segments"]
-    >>> mask = (s[..., :, None] == s[..., None, :]) & (s > 0)[..., None, :]
     >>> net = fnn.attention(8, 2, causal=True, rotary=10_000.0)
     >>> x = jax.nn.one_hot(batch["tokens"], 10)
-    >>> params, _ = net.init(jax.random.key(0), x, None, mask)
-    >>> net(params, x, None, mask).shape
+    >>> params, _ = net.init(jax.random.key(0), x)
+    >>> net(params, x, segments=batch["segments"]).shape
     (2, 4, 8)
     """
     source, length = source_of(sequences), checks.count("length", length)

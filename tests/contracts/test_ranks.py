@@ -18,6 +18,35 @@ MORE = {
         None,
         jax.ShapeDtypeStruct((2, 1, 3), bool),
     ),
+    "attention of every option": (
+        fnn.attention(
+            4,
+            2,
+            kv_heads=1,
+            causal=True,
+            window=2,
+            rotary=10.0,
+            distances=fnn.relative_bias(2),
+            soft_cap=2.0,
+            qk_norm=True,
+            dropout=0.1,
+            block=1,
+        ),
+        (2, 3, 4),
+        None,
+        jax.ShapeDtypeStruct((2, 1, 3), bool),
+        jax.ShapeDtypeStruct((2, 3), jnp.int32),
+        (2, 1, 3),
+    ),
+    "attention cache of segments": (
+        fnn.attention(
+            4, 2, causal=True, rotary=10.0, cache=4, window=2, distances=fnn.alibi(2), dropout=0.1
+        ),
+        (2, 3, 4),
+        None,
+        None,
+        jax.ShapeDtypeStruct((2, 3), jnp.int32),
+    ),
     "deep decoder": (
         fnn.repeat(fnn.transformer_block(4, 2, causal=True, rotary=10.0, cache=4, rate=0.1), 2),
         (2, 3, 4),

@@ -36,6 +36,17 @@ def test_block_is_its_equations():
     np.testing.assert_allclose(net(params, x), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_block_passes_options_on():
+    net = fnn.transformer_block(
+        8, 2, head_dim=3, qk_norm=True, distances=fnn.relative_bias(2), soft_cap=5.0, block=2
+    )
+    specs = net.specs((2, 3, 8))[0]["attention"]
+    assert specs["q"]["kernel"].shape == (8, 6) and specs["k_norm"]["scale"].shape == (3,)
+    assert specs["distances"]["bias"].shape == (32, 2)
+    with pytest.raises(TypeError, match="attention.* 'far'"):
+        fnn.transformer_block(8, 2, far=True)
+
+
 def test_block_drops_each_half_by_its_own_mask():
     net = fnn.transformer_block(4, 2, rate=0.5)
     params, _ = net.init(jax.random.key(0), (2, 3, 4))
