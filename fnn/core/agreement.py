@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import errors
@@ -79,24 +80,51 @@ def check_same_data(data: Tree, name: str = "data") -> None:
     compare(name, facts, {}, "load the same data, in the same order, in every process")
 
 
-class ShapesSeen:
-    """Compares the shapes of batches, each time that they are new; one for each program.
+def in_any(flag: bool) -> bool:
+    """Whether it is true in any process; all must call it."""
+    return flag if jax.process_count() == 1 else any(gather(b"!" * bool(flag)))
 
-    With a batch of other shapes, every process must come at the same time.
-    """
+
+class Together:
+    """What the processes that take a step together compare: shapes of batches whenever they are
+    new, which is in every process at the same step, and all else before the first step."""
 
     def __init__(self) -> None:
         self.seen: set[Any] = set()
+        self.begun = False
 
-    def check(self, batch: Tree, name: str = "batch") -> None:
-        if jax.process_count() == 1:
+    def check_shapes(self, batch: Tree, name: str = "batch") -> None:
+        """Before the processes' parts are joined, whose sizes XLA takes to be equal."""
+        if jax.process_count() == 1 or _traced(batch):
             return
         shapes = shapes_of(batch, name)
         signature = tuple(shapes.items())
         if signature not in self.seen:
-            mend = "each process passes as many rows: cut the data into equal parts, or use a "
-            compare(name, shapes, {}, mend + "stream: fnn.data.stream(device=placed.batch_sharding)")
+            mend = "let every process pass as many rows, as with a stream: "
+            compare(name, shapes, {}, mend + "fnn.data.stream(device=placed.batch_sharding)")
             self.seen.add(signature)
+
+    def check_first(self, program: Any, moving: Tree, key: Any, batch: Tree) -> None:
+        """That the training state, the batch's replicas and the compiled program are the same."""
+        if self.begun or jax.process_count() == 1 or _traced((moving, key, batch)):
+            return
+        arrays = [x for x in jax.tree.leaves(moving) if isinstance(x, jax.Array)]
+        if all(x.is_fully_addressable for x in arrays):
+            raise errors.InputError(
+                f"a training state over the devices of all {jax.process_count()} processes",
+                "one of this process alone, which would learn nothing from the others",
+                "place it: placed = fnn.sharding.plan(fnn.sharding.mesh(data=-1), net, tx, x), and "
+                "pass shardings=placed to fnn.train.init and fnn.train.step",
+            )
+        mend = "make it in every process from the same key, or restore the same checkpoint"
+        check_agreement((moving, key), "train_state", mend=mend)
+        check_agreement(batch, "batch", mend="of a batch that devices share, pass the same rows")
+        check_program(program.lower(moving, key, batch).as_text())
+        self.begun = True
+
+
+def _traced(tree: Tree) -> bool:
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 # --- what is compared
@@ -116,7 +144,7 @@ def facts_of(tree: Tree, name: str) -> tuple[dict[str, str], dict[str, str]]:
         if is_key(leaf):
             leaf = jax.random.key_data(leaf)
         if isinstance(leaf, jax.Array):
-            for shard in leaf.addressable_shards:
+            for shard in {str(shard.index): shard for shard in leaf.addressable_shards}.values():
                 index = ", ".join(f"{i.start or 0}:{i.stop or ''}" for i in shard.index)
                 slices[f"{path} [{index}]"] = _sum(np.asarray(shard.data))
         elif hasattr(leaf, "dtype"):
@@ -177,7 +205,9 @@ def check_program(text: str) -> None:
     digest = f"{zlib.crc32(text.encode()):08x}"
     if len(set(gather(f"{len(lines)} {digest}".encode()))) == 1:
         return
-    said = [zlib.decompress(of).decode().splitlines() for of in gather(zlib.compress(text.encode()))]
+    said = [
+        zlib.decompress(of).decode().splitlines() for of in gather(zlib.compress(text.encode()))
+    ]
     longest = max(map(len, said))
     padded = [[*(line.strip() for line in of), *[""] * (longest - len(of))] for of in said]
     first = next((i for i, line in enumerate(zip(*padded, strict=True)) if len(set(line)) > 1), 0)

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.agreement import check_agreement, check_same_data
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, donating, jit_step
+from fnn.train.step import Step, TrainState, data_key, donating, jit_step, placement_of
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
@@ -89,14 +90,19 @@ def driver_of(
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state, begun)
     arrays = functools.cache(lambda: on_host(data))
+    placement = placement_of(step) if jax.process_count() > 1 else None
+    check_same_data(data)
 
     def batches_of(epoch, skipped):
         for rows in order_of(epoch)[skipped:]:
-            yield rows_of(arrays(), rows)
+            batch = rows_of(arrays(), rows)
+            yield batch if placement is None else placement.put(batch, whole=True)
 
     looped = partial(_loop, donating(step), batches_of)
     if driver == "loop":
         return Driver(driver, total, batches_of, looped)
+    if driver == "auto" and jax.process_count() > 1:  # whose clocks would choose differently
+        return Driver("loop", total, batches_of, looped)
     scanned = _scanned(step, data, order_of)
     if driver == "auto":
         some = min(chunk, total)
@@ -132,6 +138,7 @@ def _streamed(
         wanted = f"the stream's batch_size={stream.batch_size}, or none"
         raise errors.OptionError(wanted, f"{batch_size}", "a stream has cut its batches already")
     _check_loops(driver, "a stream")
+    _check_parts(stream)
     total = len(stream)
 
     def batches_of(epoch: int, skipped: int) -> Iterator[Tree]:
@@ -142,6 +149,18 @@ def _streamed(
     onward = _Onward(stream, begun)
     looped = partial(_loop, donating(step), onward)
     return Driver("loop", total, batches_of, looped, contextlib.closing(onward))
+
+
+def _check_parts(stream: Stream) -> None:
+    """That the processes read parts of the same batches."""
+    if jax.process_count() == 1:
+        return
+    if isinstance(stream.device, bool):
+        wanted = "a stream of which each process reads its part"
+        mend = "pass device=placed.batch_sharding to the stream"
+        raise errors.OptionError(wanted, f"device={stream.device}", mend)
+    said = {"examples": stream.examples, "batch_size": stream.batch_size, "order": stream.order}
+    check_agreement({**said, "parts": stream.shard[1]}, "stream")
 
 
 class _Onward:
@@ -164,7 +183,9 @@ class _Onward:
 
 
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
-    resident = jax.device_put(natives(data, "data"))
+    resident, placement = natives(data, "data"), placement_of(step)
+    several = placement is not None and jax.process_count() > 1
+    resident = placement.everywhere(resident) if several else jax.device_put(resident)
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state, start, until):
