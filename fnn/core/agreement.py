@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,11 @@ SAME_SCRIPT = "start every process with the same script and the same options"
 
 
 def gather(data: bytes) -> list[bytes]:
-    """The bytes of every process, in the order of processes; all must call it."""
+    """The bytes of every process, in the order of processes; all must call it.
+
+    On a CPU nothing that moves data between processes may be under way: two programs that share
+    connections would take each other's messages. Wait for their results first.
+    """
     sizes = _gathered(np.array([len(data)], np.int32))[:, 0]
     padded = np.zeros(1 << max(8, int(sizes.max() - 1).bit_length()), np.uint8)  # few programs
     padded[: len(data)] = np.frombuffer(data, np.uint8)
@@ -80,9 +84,12 @@ def check_same_data(data: Tree, name: str = "data") -> None:
     compare(name, facts, {}, "load the same data, in the same order, in every process")
 
 
-def in_any(flag: bool) -> bool:
-    """Whether it is true in any process; all must call it."""
-    return flag if jax.process_count() == 1 else any(gather(b"!" * bool(flag)))
+def in_any(flag: bool, after: Tree) -> bool:
+    """Whether it is true in any process; all must call it, after these arrays."""
+    if jax.process_count() == 1:
+        return flag
+    jax.block_until_ready(after)
+    return any(gather(b"!" * bool(flag)))
 
 
 class Together:
@@ -93,22 +100,23 @@ class Together:
         self.seen: set[Any] = set()
         self.begun = False
 
-    def check_shapes(self, batch: Tree, name: str = "batch") -> None:
+    def check_shapes(self, batch: Tree, after: Tree, name: str = "batch") -> None:
         """Before the processes' parts are joined, whose sizes XLA takes to be equal."""
-        if jax.process_count() == 1 or _traced(batch):
+        if jax.process_count() == 1 or _traced((batch, after)):
             return
         shapes = shapes_of(batch, name)
         signature = tuple(shapes.items())
         if signature not in self.seen:
             mend = "let every process pass as many rows, as with a stream: "
+            jax.block_until_ready(after)
             compare(name, shapes, {}, mend + "fnn.data.stream(device=placed.batch_sharding)")
             self.seen.add(signature)
 
-    def check_first(self, program: Any, moving: Tree, key: Any, batch: Tree) -> None:
-        """That the training state, the batch's replicas and the compiled program are the same."""
-        if self.begun or jax.process_count() == 1 or _traced((moving, key, batch)):
+    def check_first(self, train_state: Tree, batch: Tree, lower: Callable[[], Any]) -> None:
+        """That the training state, what devices share of a batch, and the program are the same."""
+        if self.begun or jax.process_count() == 1 or _traced((train_state, batch)):
             return
-        arrays = [x for x in jax.tree.leaves(moving) if isinstance(x, jax.Array)]
+        arrays = [x for x in jax.tree.leaves(train_state) if isinstance(x, jax.Array)]
         if all(x.is_fully_addressable for x in arrays):
             raise errors.InputError(
                 f"a training state over the devices of all {jax.process_count()} processes",
@@ -117,9 +125,9 @@ class Together:
                 "pass shardings=placed to fnn.train.init and fnn.train.step",
             )
         mend = "make it in every process from the same key, or restore the same checkpoint"
-        check_agreement((moving, key), "train_state", mend=mend)
+        check_agreement(train_state, "train_state", mend=mend)
         check_agreement(batch, "batch", mend="of a batch that devices share, pass the same rows")
-        check_program(program.lower(moving, key, batch).as_text())
+        check_program(lower().as_text())
         self.begun = True
 
 

@@ -44,8 +44,8 @@ def run(
     arguments and no environment say that there are others, it is just `main()`.
 
     - `main`: without arguments; `functools.partial` gives it some.
-    - `heartbeat`: seconds. When a process dies, or `main` raises in it, the others end at once, with
-      a message that names it. When one hangs or loses its network, they end after so many seconds.
+    - `heartbeat`: seconds. When a process dies, or `main` raises in it, the others end at once and
+      say which. When one is stopped or loses its network, they end within about so many seconds.
     - `coordinator`: "host:port" of the first process, the same for all. By default the environment
       variable JAX_COORDINATOR_ADDRESS; `processes`, how many there are, is JAX_NUM_PROCESSES, and
       `process`, this one's number from 0, JAX_PROCESS_ID. What none of these says JAX finds out

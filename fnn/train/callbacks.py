@@ -217,7 +217,7 @@ class _Heard:
         if jax.process_count() == 1 or event.ended:
             return came
         self.events += 1
-        return self.events % 10 == 0 and in_any(came)
+        return self.events % 10 == 0 and in_any(came, (event.train_state, event.metrics))
 
 
 def table(every: float = math.inf) -> Callable[[Event], None]:

@@ -224,6 +224,7 @@ def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
 
 def _check_together(start: _Start, epochs: int, batch_size: Any, every: Any, driver: str) -> None:
     """That all processes start the same run at the same step."""
+    jax.block_until_ready(start.train_state)
     said = {"epochs": epochs, "batch_size": batch_size, "evaluate_every": every, "driver": driver}
     at = {"step": start.history.end, "epoch": start.epoch, "taken": start.taken}
     mend = "pass the same options, and a keeper of one directory that all processes share"

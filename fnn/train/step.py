@@ -281,11 +281,12 @@ def jit_step(step: Step, donate: bool = False, placement: Placement | None = Non
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
         check_train_state(train_state)
         batch = natives(batch, "batch")
-        together.check_shapes(batch)
+        together.check_shapes(batch, train_state)
         if placement is not None:
             batch = placement.put(batch)
         *moving, key = train_state
-        together.check_first(program, tuple(moving), key, batch)
+        lower = partial(program.lower, tuple(moving), key, batch)
+        together.check_first(train_state, batch, lower)
         try:
             moved, metrics = program(tuple(moving), key, batch)
         except (RuntimeError, ValueError) as error:
