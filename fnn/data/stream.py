@@ -308,8 +308,9 @@ def checked_workers(
         mend = "pass True, False or a jax.sharding.Sharding"
         raise errors.OptionError("device to be a bool or a sharding", errors.show(device), mend)
     if shard is None:
-        alone = isinstance(device, bool) or jax.process_count() == 1
-        shard = (0, 1) if alone else part_of(device, batch_size)
+        shard = (0, 1)
+        if not isinstance(device, bool) and jax.process_count() > 1:
+            shard = part_of(device, batch_size)
     index, count = checks.counts("shard", shard, 2, least=0)
     if index >= count or batch_size % count:
         wanted = f"shard=(index, count) with index < count, which divides batch_size={batch_size}"

@@ -1,4 +1,4 @@
-"""The launcher of one machine: processes that start together, and of which none outlives another."""
+"""The launcher of one machine: processes that start together and end together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEVICES, FLAGS = "JAX_LOCAL_DEVICE_IDS", "XLA_FLAGS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start the processes, pass on what they print, and return the status of the first that fails."""
+    """Start the processes and pass on what they print; the status of the first that fails, or 0."""
     parser = argparse.ArgumentParser(
         prog="python -m fnn.distributed",
         description="Run a script that calls fnn.distributed.run in several processes on this "

@@ -93,9 +93,10 @@ def _place(coordinator: str | None, processes: int | None, process: int | None) 
         _number(PROCESSES) if processes is None else checks.count("processes", processes),
         _number(PROCESS) if process is None else checks.count("process", process, 0),
     )
-    if None not in found and found.process >= found.processes:
-        wanted = f"process below the number of processes, {found.processes}"
-        raise errors.OptionError(wanted, f"{found.process}", "count processes from 0")
+    number, count = found.process, found.processes
+    if number is not None and count is not None and number >= count:
+        wanted = f"process below the number of processes, {count}"
+        raise errors.OptionError(wanted, f"{number}", "count processes from 0")
     return found
 
 
@@ -107,6 +108,14 @@ def _number(variable: str) -> int | None:
         mend = "let what starts the processes set it"
         raise errors.OptionError(f"a number in the environment variable {variable}", text, mend)
     return int(text)
+
+
+def _in_cluster() -> bool:
+    """Whether a cluster says that there are others, which JAX does not ask once it has started."""
+    counts = (
+        os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    )
+    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(n != "1" for n in counts)
 
 
 def _joined(place: Place, heartbeat: int, start: int) -> bool:
@@ -137,6 +146,8 @@ def _joined(place: Place, heartbeat: int, start: int) -> bool:
     except RuntimeError as error:
         if "before" not in str(error) and "once" not in str(error):
             raise
+        if all(value is None for value in place) and not _in_cluster():
+            return False  # a notebook, say, that has used JAX already
         mend = "call fnn.distributed.run before anything computes, at the end of the script"
         raise errors.InputError("JAX to start in run", "it started already", mend) from error
     return jax.process_count() > 1

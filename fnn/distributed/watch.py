@@ -1,8 +1,8 @@
 """Processes that end together: a connection of each with the first, whose end is a death.
 
-JAX's own heartbeats, of threads that wait for no lock of Python's, find a process that is stopped or
-that the network has lost. They take as long for one that has died, whose connection says so at once,
-and they cannot tell the others why.
+JAX's own heartbeats, of threads that wait for no lock of Python's, find a process that is stopped
+or that the network has lost. They take as long for one that has died, whose connection says so at
+once, and they cannot tell the others why.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A run of several processes that is broken again and again: `python lives.py directory processes kills stops`.
+"""A run of several processes that is broken again and again.
+
+    python lives.py directory processes kills stops
 
 Every process is a fork of this one, which has imported jax but started no device.
 """
