@@ -17,7 +17,7 @@ from typing import Any
 from fnn.distributed.run import COORDINATOR, PROCESS, PROCESSES
 from fnn.distributed.watch import LAUNCHER
 
-GRACE = 5.0  # seconds that processes have to end by themselves, and then after SIGTERM
+SAVE, GRACE = 30.0, 2.0  # seconds to end after a signal to this launcher, and after a failure
 DEVICES, FLAGS = "JAX_LOCAL_DEVICE_IDS", "XLA_FLAGS"
 
 
@@ -89,9 +89,10 @@ class _Processes:
     def _first_failure(self) -> int:
         while True:
             if self.asked is not None:
-                self._signal(self.asked)
-                self._until(2 * GRACE)  # to save what they have
-                return 128 + self.asked
+                number, self.asked = self.asked, None
+                self._signal(number)
+                self._until(SAVE)  # or until a second signal
+                return 128 + number
             statuses = [process.poll() for process in self.all]
             for i, status in enumerate(statuses):
                 if status:
@@ -104,7 +105,9 @@ class _Processes:
     def _until(self, seconds: float) -> None:
         """Wait until all have ended, or so long."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and any(process.poll() is None for process in self.all):
+        while any(process.poll() is None for process in self.all):
+            if time.monotonic() > end or self.asked is not None:
+                break
             time.sleep(0.02)
 
     def _signal(self, number: int) -> None:

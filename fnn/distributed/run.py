@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 # What `run` is told by the environment, where no argument says otherwise.
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+COUNTS = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"  # of processes, in clusters that JAX knows
 
 
 class Place(NamedTuple):
@@ -112,10 +113,8 @@ def _number(variable: str) -> int | None:
 
 def _in_cluster() -> bool:
     """Whether a cluster says that there are others, which JAX does not ask once it has started."""
-    counts = (
-        os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    )
-    return "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or any(n != "1" for n in counts)
+    counts = [os.environ.get(name, "1") for name in COUNTS]
+    return any(n != "1" for n in counts) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def _joined(place: Place, heartbeat: int, start: int) -> bool:
