@@ -84,6 +84,15 @@ def check_same_data(data: Tree, name: str = "data") -> None:
     compare(name, facts, {}, "load the same data, in the same order, in every process")
 
 
+def check_next(batch: Tree | None, after: Tree) -> None:
+    """Refuse batches of which some process has other shapes, or none any more (None)."""
+    if jax.process_count() > 1:
+        jax.block_until_ready(after)
+        facts = {} if batch is None else shapes_of(batch, "batch")
+        mend = "let every process have as many batches, with as many rows in each"
+        compare("next batch", facts | {"another batch": "no" if batch is None else "yes"}, {}, mend)
+
+
 def in_any(flag: bool, after: Tree) -> bool:
     """Whether it is true in any process; all must call it, after these arrays."""
     if jax.process_count() == 1:

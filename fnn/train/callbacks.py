@@ -95,8 +95,13 @@ class patience:
 
 
 def _on_host(leaf: jax.Array) -> Any:
-    """A copy: the next step writes into the memory of the leaf itself."""
-    return jnp.copy(leaf) if is_key(leaf) else np.array(leaf)
+    """A copy: the next step writes into the memory of the leaf itself.
+
+    It stays on the devices where other processes have a part of it.
+    """
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+    elsewhere = elsewhere and not leaf.is_fully_addressable
+    return jnp.copy(leaf) if is_key(leaf) or elsewhere else np.array(leaf)
 
 
 class stop_on_nan:

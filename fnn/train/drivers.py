@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.agreement import check_agreement, check_same_data
+from fnn.core.agreement import check_agreement, check_next, check_same_data
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
@@ -81,7 +81,8 @@ def driver_of(
         def from_function(epoch, skipped):
             return itertools.islice(batches(epoch), skipped, None)
 
-        return Driver("loop", None, from_function, partial(_loop, donating(step), from_function))
+        looped = partial(_loop, donating(step), from_function, lockstep=True)
+        return Driver("loop", None, from_function, looped)
     if batch_size is None:
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
@@ -219,13 +220,24 @@ def _check_loops(driver: str, got: str) -> None:
 
 
 def _loop(
-    step: Step, batches_of: Callable, epoch: int, train_state: TrainState, start: int, until: Until
+    step: Step,
+    batches_of: Callable,
+    epoch: int,
+    train_state: TrainState,
+    start: int,
+    until: Until,
+    lockstep: bool = False,
 ) -> Iterator[Call]:
-    batches = iter(batches_of(epoch, start))
+    """A step for each batch; in `lockstep`, processes ask each other whether all have one."""
+    batches, metrics = iter(batches_of(epoch, start)), None
     batch = next(batches, _END)
     while batch is not _END:
+        if lockstep:
+            check_next(batch, (train_state, metrics))
         train_state, metrics = step(train_state, natives(batch, "batch"))
         batch = next(batches, _END)  # while the device computes
+        if lockstep and batch is _END:
+            check_next(None, (train_state, metrics))
         yield Call(train_state, metrics, 1, batch is _END)
 
 

@@ -55,9 +55,20 @@ def main_of(directory, wait, say, refuses):
         step = fnn.train.step(LOSS, TX, shardings=placed)
         source = fnn.data.stream(DATA, BATCH, fnn.train.data_key(ts), device=placed.batch_sharding)
         keeper = fnn.checkpoint.Keeper(directory / "kept", every=EVERY, keep=2)
+        best = fnn.train.patience("eval/loss", 2, mode="min")
+        signals = [fnn.train.stop_on_signal(), fnn.train.stop_on_nan(every=7), best]
+        evaluate = fnn.train.evaluator(
+            NET, DATA, {"loss": fnn.losses.softmax_cross_entropy}, shardings=placed
+        )
         log = fnn.log.jsonl(directory / "log.jsonl", overwrite=True)
         ts, history = fnn.train.fit(
-            step, ts, source, epochs=EPOCHS, callbacks=[slowly, log, keeper], resume=keeper
+            step,
+            ts,
+            source,
+            epochs=EPOCHS,
+            evaluate=evaluate,
+            callbacks=[slowly, log, keeper, *signals],
+            resume=keeper,
         )
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = jax.jit(lambda params: params, out_shardings=whole)(ts.params)
@@ -90,6 +101,9 @@ def refusals(placed, ts, step):
         "epochs": lambda: fit(step, ts, DATA, epochs=1 + me),
         "data": lambda: fit(step, ts, rolled, epochs=1),
         "stream": lambda: fnn.train.fit(step, ts, stream, epochs=1, progress=False),
+        "batches": lambda: fnn.train.fit(
+            step, ts, lambda epoch: [batch] * (2 + me), epochs=1, progress=False
+        ),
         "whole stream": lambda: fnn.train.fit(
             step, ts, fnn.data.stream(DATA, BATCH, None), epochs=1, progress=False
         ),
@@ -198,6 +212,12 @@ def main(root, count, kills, stops):
         if i % BREAKS == BREAKS - 1 or i == len(numbers) - 1:
             same(Life(directory, count).to_the_end(), wanted)
     if kills > 1:
+        life = Life(root / "asked", count, wait=4)  # one is asked to end, and all save and do
+        os.read(life.started, 1)
+        os.kill(life.pids[1], signal.SIGTERM)
+        asked = life.to_the_end()
+        assert len(asked["loss"]) < len(wanted["loss"])
+        same(Life(root / "asked", count).to_the_end(), wanted)
         fewer = Life(root / "fewer", count // 2).to_the_end()
         for name, value in wanted.items():
             np.testing.assert_allclose(fewer[name], value, atol=1e-6, rtol=1e-6, err_msg=name)

@@ -32,6 +32,8 @@ def test_broken_runs_end_in_time_and_resume_to_the_bit(tmp_path):
         "epochs": "run/epochs: '1' in process 0, '2' in process 1",
         "data": r"data, some rows/image: \(64, 8\) float32, values .* in process 0",
         "stream": "stream/order: .* in process 0, .* in process 1",
+        "batches": "another batch: yes in process 1, no in process 0|"
+        r"batch/image: none in process 0, \(8, 8\) float32 in process 1",
         "whole stream": "device=placed.batch_sharding",
         "facts": "options/rate: 0.0 in process 0, 0.1 in process 1",
     }
@@ -39,6 +41,6 @@ def test_broken_runs_end_in_time_and_resume_to_the_bit(tmp_path):
     if count == 2:
         for name, pattern in expected.items():
             assert re.search(pattern, refused[0][name]), (name, refused[0][name])
-    # One process writes the log; the first event is that of the first step.
+    # One process writes the log, a row for each step and each of the 6 evaluations.
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    assert len(log) == 36 and log[0].startswith('{"step":1,')
+    assert len(log) == 36 + 6 and log[0].startswith('{"step":1,')
