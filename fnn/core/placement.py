@@ -37,6 +37,12 @@ class Placement:
     - `batch`: the mesh axes over which the first axis of every array of a batch is cut.
 
     Printed, it is a table of every array with its PartitionSpec and its bytes on each device.
+
+    >>> import fnn
+    >>> net, tx = fnn.dense(8), fnn.optim.sgd(0.1)
+    >>> placed = fnn.sharding.plan(fnn.sharding.mesh(data=-1), net, tx, (8, 4))
+    >>> placed.batch, [row.path for row in placed.rows()][:3]
+    (('data',), ['step', 'params/bias', 'params/kernel'])
     """
 
     mesh: Mesh

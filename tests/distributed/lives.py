@@ -69,6 +69,7 @@ def main_of(directory, wait, say, refuses):
             evaluate=evaluate,
             callbacks=[slowly, log, keeper, *signals],
             resume=keeper,
+            progress=False,
         )
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = jax.jit(lambda params: params, out_shardings=whole)(ts.params)
