@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -11,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import jax
 
 from fnn.core import checks, errors
-from fnn.distributed.watch import Watch, leave
+from fnn.distributed.watch import Watch, leave, say
 
 T = TypeVar("T")
 
@@ -75,11 +74,11 @@ def run(
     except SystemExit as error:
         if error.code:
             watch.failed(f"SystemExit: {error.code}")
-            print(error.code if isinstance(error.code, str) else "", file=sys.stderr)
+            say(error.code if isinstance(error.code, str) else f"exit status {error.code}")
             leave(error.code if isinstance(error.code, int) else 1)
         result = None
     except BaseException as error:
-        traceback.print_exc()
+        say(traceback.format_exc())
         watch.failed(f"{type(error).__name__}: {error}")
         leave(1)
     watch.done()  # no process is gone while others still compute with it

@@ -26,6 +26,12 @@ PATIENCE = 30.0  # seconds to connect
 GRACE = 0.2  # seconds for a message to reach the others
 
 
+def say(text: str) -> None:
+    """On stderr, if anybody still reads it."""
+    with contextlib.suppress(Exception):
+        print(text, file=sys.stderr)
+
+
 def leave(status: int) -> NoReturn:
     """End this process now, whatever its other threads wait for."""
     for file in (sys.stdout, sys.stderr):
@@ -113,15 +119,14 @@ class Watch:
             self._send({"kind": "failed", "process": process, "why": why}, but=process)
             time.sleep(GRACE)
         if not self.told and why != self.own:  # else it has said so itself
-            print(f"fnn.distributed: process {self.me} ends, since process {process} {why}",
-                  file=sys.stderr)  # fmt: skip
+            say(f"fnn.distributed: process {self.me} ends, since process {process} {why}")
         leave(1)
 
     def _follow(self, launcher: int) -> None:
         """End when the launcher is gone, which has passed this process on to another parent."""
         while os.getppid() == launcher:
             time.sleep(1)
-        print(f"fnn.distributed: process {self.me} ends, since its launcher did", file=sys.stderr)
+        say(f"fnn.distributed: process {self.me} ends, since its launcher did")
         leave(1)
 
 

@@ -17,12 +17,13 @@ import time
 import traceback
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=2"])
 
-import jax
-import numpy as np
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
-import fnn
+import fnn  # noqa: E402
 
 HEARTBEAT, AT_ONCE, LONGEST = 3, 5.0, 200.0  # seconds
 EPOCHS, EXAMPLES, BATCH, EVERY = 6, 96, 16, 3
@@ -75,8 +76,18 @@ def main_of(directory, wait, say, refuses):
         params = jax.jit(lambda params: params, out_shardings=whole)(ts.params)
         if jax.process_index() == 0:
             values = fnn.tree.to_paths(jax.tree.map(np.asarray, params))
+            values["eval"] = history["eval"]["loss"]
             np.savez(directory / "end.npz", loss=history["train"]["loss"], **values)
         if refuses:
+            plain = jax.tree.map(np.asarray, params)  # of this process alone
+            losses = fnn.losses.softmax_cross_entropy(NET(plain, DATA["image"]), DATA["label"])
+            np.testing.assert_allclose(evaluate(ts)["loss"], losses.mean(), rtol=1e-5)
+            first = fnn.train.init(NET, TX, jax.random.key(0), (BATCH, 8), shardings=placed)
+            _, arrays = fnn.train.fit(
+                step, first, DATA, epochs=1, batch_size=BATCH, progress=False
+            )  # the batches of the stream, of data that each process has
+            wanted = history["train"]["loss"][: EXAMPLES // BATCH]
+            np.testing.assert_array_equal(arrays["train"]["loss"], wanted)
             refusals(placed, ts, step)
 
     return main
@@ -219,9 +230,10 @@ def main(root, count, kills, stops):
         asked = life.to_the_end()
         assert len(asked["loss"]) < len(wanted["loss"])
         same(Life(root / "asked", count).to_the_end(), wanted)
-        fewer = Life(root / "fewer", count // 2).to_the_end()
-        for name, value in wanted.items():
-            np.testing.assert_allclose(fewer[name], value, atol=1e-6, rtol=1e-6, err_msg=name)
+        for life in (Life(root / "fewer", count // 2), Life(root / "one", 1)):
+            ended = life.to_the_end()
+            for name, value in wanted.items():
+                np.testing.assert_allclose(ended[name], value, atol=1e-6, rtol=1e-6, err_msg=name)
     for number, seconds in times.items():
         print(number.name, *(f"{t:.2f}" for t in sorted(seconds)))
     print("done")

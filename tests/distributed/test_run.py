@@ -112,16 +112,33 @@ def test_the_launcher_marks_lines_and_passes_on_arguments_and_status(tmp_path):
     text = """
 print(os.environ['JAX_NUM_PROCESSES'], sys.argv[1:], os.environ['JAX_LOCAL_DEVICE_IDS'])
 print('aside', file=sys.stderr)
+sys.exit(3 if me == 1 else 0)
 """
-    out, error = launch(tmp_path, text, 3, "--epochs", "4").communicate(timeout=60)
+    process = launch(tmp_path, text, 3, "--epochs", "4")
+    out, error = process.communicate(timeout=60)
     assert sorted(out.splitlines()) == [f"[{i}] 3 ['--epochs', '4'] {i}" for i in range(3)]
-    assert error.count("aside") == 3
-    process = launch(tmp_path, "sys.exit(3 if me == 1 else 0)")
-    assert "process 1 ended with status 3" in process.communicate(timeout=60)[1]
+    assert error.count("aside") == 3 and "process 1 ended with status 3" in error
     assert process.returncode == 3
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks at /proc")
+@pytest.mark.skipif("FNN_QUICK" in os.environ, reason="runs without FNN_QUICK")
+def test_processes_end_when_their_launcher_is_killed(tmp_path):
+    text = """
+import fnn
+def main():
+    print(os.getpid(), flush=True)
+    time.sleep(100)
+fnn.distributed.run(main)
+"""
+    process = launch(tmp_path, text, 2)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]
+    process.kill()
+    process.communicate()
+    assert gone([line.split()[1] for line in lines])
+
+
 def test_the_launcher_leaves_no_process_behind(tmp_path):
     stay = """
 import subprocess
