@@ -74,12 +74,21 @@ def check_agreement(tree: Tree, name: str = "tree", *, mend: str = SAME_SCRIPT) 
 
 
 def check_same_data(data: Tree, name: str = "data") -> None:
-    """The same for arrays [N, ...] that every process has whole; a few rows stand for all."""
+    """The same for arrays [N, ...] that every process has whole; a few rows stand for all.
+
+    Of arrays that are cut over processes, the shapes are compared.
+    """
     if jax.process_count() == 1:
         return
-    n = len(jax.tree.leaves(data)[0])
+    n = np.shape(jax.tree.leaves(data)[0])[0]
     rows = np.unique(np.linspace(0, n - 1, ROWS).astype(int))
-    some = jax.tree.map(lambda x: np.asarray(x[rows]), data)
+
+    def few(x):
+        if is_spread(x):
+            return None
+        return np.asarray((np.asarray(x) if isinstance(x, jax.Array) else x)[rows])
+
+    some = jax.tree.map(few, data)
     facts = shapes_of(data, name) | facts_of(some, f"{name}, some rows")[0]
     compare(name, facts, {}, "load the same data, in the same order, in every process")
 
@@ -138,6 +147,11 @@ class Together:
         check_agreement(batch, "batch", mend="of a batch that devices share, pass the same rows")
         check_program(lower().as_text())
         self.begun = True
+
+
+def is_spread(x: Any) -> bool:
+    """Whether it is an array of which other processes have a part."""
+    return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
 def _traced(tree: Tree) -> bool:

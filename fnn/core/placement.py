@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fnn.core import errors
+from fnn.core.agreement import is_spread
 from fnn.core.types import Tree
 
 
@@ -127,10 +128,14 @@ class Placement:
         sharding = NamedSharding(self.mesh, PartitionSpec())
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
-        arrays = jax.tree.map(np.asarray, tree)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), arrays
-        )
+
+        def one(x):
+            if is_spread(x):  # placed by its owner
+                return x
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+        return jax.tree.map(one, tree)
 
     def constrain_batch(self, batch: Tree) -> Tree:
         """The same batch inside a program, cut as batches are."""

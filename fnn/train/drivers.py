@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.agreement import check_agreement, check_next, check_same_data
+from fnn.core.agreement import check_agreement, check_next, check_same_data, is_spread
+from fnn.core.placement import Placement
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
@@ -90,13 +91,15 @@ def driver_of(
     check_leaves(jax.tree.leaves(data))
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state, begun)
-    arrays = functools.cache(lambda: on_host(data))
+    spread = any(map(is_spread, jax.tree.leaves(data)))
+    arrays = functools.cache(lambda: data if spread else on_host(data))
     placement = placement_of(step) if jax.process_count() > 1 else None
+    take = jax.jit(partial(_taken, placement)) if spread else rows_of
     check_same_data(data)
 
     def batches_of(epoch, skipped):
         for rows in order_of(epoch)[skipped:]:
-            batch = rows_of(arrays(), rows)
+            batch = take(arrays(), rows)
             yield batch if placement is None else placement.put(batch, whole=True)
 
     looped = partial(_loop, donating(step), batches_of)
@@ -130,6 +133,12 @@ def cut_of(
     if callable(data):
         return {}
     return {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}
+
+
+def _taken(placement: Placement | None, data: Tree, rows: jax.Array) -> Tree:
+    """Some examples of data that are cut over processes, each where its device needs it."""
+    batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), data)
+    return batch if placement is None else placement.constrain_batch(batch)
 
 
 def _streamed(

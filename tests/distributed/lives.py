@@ -79,15 +79,23 @@ def main_of(directory, wait, say, refuses):
             values["eval"] = history["eval"]["loss"]
             np.savez(directory / "end.npz", loss=history["train"]["loss"], **values)
         if refuses:
+            labels = jax.numpy.asarray(DATA["label"])
             plain = jax.tree.map(np.asarray, params)  # of this process alone
-            losses = fnn.losses.softmax_cross_entropy(NET(plain, DATA["image"]), DATA["label"])
+            losses = fnn.losses.softmax_cross_entropy(NET(plain, DATA["image"]), labels)
             np.testing.assert_allclose(evaluate(ts)["loss"], losses.mean(), rtol=1e-5)
             first = fnn.train.init(NET, TX, jax.random.key(0), (BATCH, 8), shardings=placed)
-            _, arrays = fnn.train.fit(
-                step, first, DATA, epochs=1, batch_size=BATCH, progress=False
-            )  # the batches of the stream, of data that each process has
             wanted = history["train"]["loss"][: EXAMPLES // BATCH]
-            np.testing.assert_array_equal(arrays["train"]["loss"], wanted)
+            spread = jax.tree.map(
+                lambda x: jax.make_array_from_callback(
+                    x.shape, placed.batch_sharding, x.__getitem__
+                ),
+                DATA,
+            )
+            for data in (DATA, spread):  # the batches of the stream, of whole data
+                _, arrays = fnn.train.fit(
+                    step, first, data, epochs=1, batch_size=BATCH, progress=False
+                )
+                np.testing.assert_array_equal(arrays["train"]["loss"], wanted)
             refusals(placed, ts, step)
 
     return main
