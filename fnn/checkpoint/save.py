@@ -235,8 +235,9 @@ def _until(ready: Callable[[], bool], what: str, beside: pathlib.Path) -> None:
     """Wait for another process, unless one has failed."""
     end, got = time.monotonic() + PATIENCE, ""
     while not ready():
-        for failed in beside.glob("*.failed"):
-            got = f"a failure of {failed.read_text()}"
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile, since it is complete
+            for failed in beside.glob("*.failed"):
+                got = f"a failure of {failed.read_text()}"
         if time.monotonic() > end:
             got = f"nothing within {PATIENCE:.0f} s"
         if got:

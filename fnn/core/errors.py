@@ -65,6 +65,10 @@ class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 
 
+class AgreementError(FnnError, RuntimeError):
+    """Processes of one run that do not do the same: other programs, params or batches."""
+
+
 class RandomKeyError(FnnError, ValueError):
     """A random key that is missing, or something else in its place."""
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fnn.core import errors
+from fnn.core.agreement import is_spread
 from fnn.core.types import Tree
 
 
@@ -37,6 +38,12 @@ class Placement:
     - `batch`: the mesh axes over which the first axis of every array of a batch is cut.
 
     Printed, it is a table of every array with its PartitionSpec and its bytes on each device.
+
+    >>> import fnn
+    >>> net, tx = fnn.dense(8), fnn.optim.sgd(0.1)
+    >>> placed = fnn.sharding.plan(fnn.sharding.mesh(data=-1), net, tx, (8, 4))
+    >>> placed.batch, [row.path for row in placed.rows()][:3]
+    (('data',), ['step', 'params/bias', 'params/kernel'])
     """
 
     mesh: Mesh
@@ -84,25 +91,51 @@ class Placement:
         """The sharding of one array of a batch."""
         return self.batch_sharding if np.ndim(x) else NamedSharding(self.mesh, PartitionSpec())
 
-    def put(self, batch: Tree, name: str = "batch") -> Tree:
-        """A batch with its host arrays on the devices, each of which gets its own part alone."""
+    def put(self, batch: Tree, name: str = "batch", *, whole: bool = False) -> Tree:
+        """A batch with its host arrays on the devices, each of which gets its own part alone.
+
+        Of several processes each passes the part that its devices hold, or, with `whole`, all.
+        """
         ways = math.prod(self.mesh.shape[axis] for axis in self.batch)
+        several = jax.process_count() > 1
+        parts = part_of(self.batch_sharding, ways)[1] if several and not whole else 1
 
         def one(keys, x):
             if isinstance(x, jax.Array):  # traced, or placed by its owner; the step constrains it
                 return x
-            if np.ndim(x) and len(x) * jax.process_count() % ways:
+            if np.ndim(x) and len(x) * parts % ways:
                 path = f"{name}/{errors.path_of(keys)}".removesuffix("/")
+                own = " in each process" if parts > 1 else ""
                 raise errors.ShapeError(
-                    f"a first axis that {ways} devices divide",
+                    f"a first axis that {ways // parts} devices divide{own}",
                     f"{path} {errors.show(x)}",
                     f"choose a batch_size that is a multiple of {ways}",
                 )
-            if jax.process_count() > 1:
-                return jax.make_array_from_process_local_data(self.of_batch(x), np.asarray(x))
+            if several and (whole or not np.ndim(x)):
+                x = np.asarray(x)
+                return jax.make_array_from_callback(x.shape, self.of_batch(x), x.__getitem__)
+            if several:
+                shape = (len(x) * parts, *np.shape(x)[1:])
+                return jax.make_array_from_process_local_data(
+                    self.of_batch(x), np.asarray(x), shape
+                )
             return jax.device_put(x, self.of_batch(x))
 
         return jax.tree_util.tree_map_with_path(one, batch)
+
+    def everywhere(self, tree: Tree) -> Tree:
+        """Host arrays, whole on every device; each process passes the same."""
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        if jax.process_count() == 1:
+            return jax.device_put(tree, sharding)
+
+        def one(x):
+            if is_spread(x):  # placed by its owner
+                return x
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+        return jax.tree.map(one, tree)
 
     def constrain_batch(self, batch: Tree) -> Tree:
         """The same batch inside a program, cut as batches are."""
@@ -126,3 +159,20 @@ class Placement:
                 errors.show(train_state),
                 "make a plan for this network and optimizer: fnn.sharding.plan(mesh, net, tx, x)",
             )
+
+
+def part_of(sharding: Sharding, batch_size: int) -> tuple[int, int]:
+    """(index, count): which of how many equal parts of a batch the devices of this process hold."""
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = sorted({(of[0].start or 0, of[0].stop or batch_size) for of in held if of is not None})
+    start, stop = (rows[0][0], rows[-1][1]) if rows else (0, 0)
+    size = sum(b - a for a, b in rows)
+    if not size or size != stop - start or start % size or batch_size % size:
+        raise errors.OptionError(
+            "devices of each process that hold one contiguous part of a batch, as large as others'",
+            f"rows {', '.join(f'{a} to {b}' for a, b in rows)} of {batch_size}",
+            "make the mesh by fnn.sharding.mesh(data=-1), whose order follows the processes",
+        )
+    return start // size, batch_size // size

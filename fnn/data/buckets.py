@@ -42,7 +42,7 @@ def bucketed(
     processes: int = 0,
     ahead: int | None = None,
     device: Any = True,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] | None = None,
 ) -> Stream:
     """A stream of sequences, each batch from one bucket and padded to its length.
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.placement import part_of
 from fnn.core.shapes import native_dtype
 from fnn.core.types import Key, Tree
 from fnn.data.batching import permutation
@@ -118,10 +119,10 @@ class Stream:
         made = in_order(self.read, shares, self.threads, self.processes, self.ahead)
         with contextlib.closing(made):
             for batch in made:
-                yield batch if self.device is False else _put(batch, self.device)
+                yield batch if self.device is False else _put(batch, self.device, self.shard[1])
 
 
-def _put(batch: Tree, device: Any) -> Tree:
+def _put(batch: Tree, device: Any, parts: int) -> Tree:
     """On the device, except strings and the like; the copy runs while the device computes."""
     leaves, structure = jax.tree.flatten(batch)
     goes = [native_dtype(x.dtype) is not None for x in leaves]
@@ -129,11 +130,17 @@ def _put(batch: Tree, device: Any) -> Tree:
     if device is True:
         numbers = jax.device_put(numbers)  # in one call, which is quicker
     else:
-        numbers = [jax.make_array_from_process_local_data(device, x) for x in numbers]
+        numbers = [_joined(device, x, parts) for x in numbers]
     put = iter(numbers)
     return structure.unflatten(
         next(put) if is_number else x for is_number, x in zip(goes, leaves, strict=True)
     )
+
+
+def _joined(sharding: jax.sharding.Sharding, x: np.ndarray, parts: int) -> jax.Array:
+    """One array of the parts of all processes."""
+    whole = None if jax.process_count() == 1 else (len(x) * parts, *x.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, x, whole)
 
 
 def _share(cut: Cut, index: int, count: int) -> Cut:
@@ -157,7 +164,7 @@ def stream(
     processes: int = 0,
     ahead: int | None = None,
     device: Any = True,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] | None = None,
 ) -> Stream:
     """Shuffled batches of data that need not fit into memory, read ahead by workers.
 
@@ -191,10 +198,11 @@ def stream(
       back by copies: keep images in uint8, and convert them in the step.
     - `ahead`: how many batches are read, or being read, before they are asked for: the memory that
       a stream takes. None is one more than there are workers.
-    - `device`: True puts batches on the default device. A `jax.sharding.Sharding` makes of the
-      processes' parts one array. False leaves them NumPy's.
+    - `device`: True puts batches on the default device. A `jax.sharding.Sharding`, such as the
+      `batch_sharding` of `fnn.sharding.plan`, makes of the processes' parts one array. False leaves
+      them NumPy's.
     - `shard`: `(index, count)`: this process reads part `index` of `count` equal, contiguous parts
-      of each batch, as `(jax.process_index(), jax.process_count())`.
+      of each batch. None is the part that its devices hold by the sharding, or all.
 
     Returns a `Stream`. Raises at the call: InputError for what is no source, ShapeError for leading
     axes that differ, OptionError for options out of range, such as a batch_size > n, RandomKeyError
@@ -299,10 +307,14 @@ def checked_workers(
     if not isinstance(device, (bool, jax.sharding.Sharding)):
         mend = "pass True, False or a jax.sharding.Sharding"
         raise errors.OptionError("device to be a bool or a sharding", errors.show(device), mend)
+    if shard is None:
+        shard = (0, 1)
+        if not isinstance(device, bool) and jax.process_count() > 1:
+            shard = part_of(device, batch_size)
     index, count = checks.counts("shard", shard, 2, least=0)
     if index >= count or batch_size % count:
         wanted = f"shard=(index, count) with index < count, which divides batch_size={batch_size}"
-        mend = "pass (jax.process_index(), jax.process_count())"
+        mend = "pass (jax.process_index(), jax.process_count()), or a sharding as device="
         raise errors.OptionError(wanted, f"{(index, count)}", mend)
     return {
         "threads": threads, "processes": processes, "ahead": ahead, "device": device,

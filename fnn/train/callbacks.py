@@ -17,6 +17,7 @@ import numpy as np
 
 from fnn.checkpoint.save import save
 from fnn.core import checks, errors
+from fnn.core.agreement import in_any
 from fnn.core.dtypes import is_key
 from fnn.core.types import Tree
 from fnn.train.events import Event, Stop
@@ -94,8 +95,13 @@ class patience:
 
 
 def _on_host(leaf: jax.Array) -> Any:
-    """A copy: the next step writes into the memory of the leaf itself."""
-    return jnp.copy(leaf) if is_key(leaf) else np.array(leaf)
+    """A copy: the next step writes into the memory of the leaf itself.
+
+    It stays on the devices where other processes have a part of it.
+    """
+    elsewhere = isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+    elsewhere = elsewhere and not leaf.is_fully_addressable
+    return jnp.copy(leaf) if is_key(leaf) or elsewhere else np.array(leaf)
 
 
 class stop_on_nan:
@@ -165,10 +171,12 @@ def time_limit(seconds: float) -> Callable[[Event], Stop | None]:
     """
     seconds, end = float(seconds), None
 
+    heard = _Heard()
+
     def callback(event: Event) -> Stop | None:
         nonlocal end
         end = time.monotonic() + seconds if end is None else end
-        passed = time.monotonic() >= end
+        passed = heard(event, time.monotonic() >= end)
         return Stop(f"the time limit of {seconds:g} s", final=False) if passed else None
 
     return callback
@@ -185,14 +193,15 @@ class stop_on_signal:
 
     def __init__(self, number: signal.Signals = signal.SIGTERM):
         self._number, self._came, self._before = number, False, None
-        self._caught = False
+        self._caught, self._heard = False, _Heard()
 
     def __call__(self, event: Event) -> Stop | None:
         if event.ended:
             self._restore()
         elif not self._caught and threading.current_thread() is threading.main_thread():
             self._before, self._caught = signal.signal(self._number, self._note), True
-        return Stop(signal.Signals(self._number).name, final=False) if self._came else None
+        came = self._heard(event, self._came)
+        return Stop(signal.Signals(self._number).name, final=False) if came else None
 
     def _restore(self) -> None:
         if self._caught:
@@ -203,6 +212,19 @@ class stop_on_signal:
         self._came = True
 
 
+class _Heard:
+    """Whether something has come in any process: they ask each other at every tenth event."""
+
+    def __init__(self) -> None:
+        self.events = 0
+
+    def __call__(self, event: Event, came: bool) -> bool:
+        if jax.process_count() == 1 or event.ended:
+            return came
+        self.events += 1
+        return self.events % 10 == 0 and in_any(came, (event.train_state, event.metrics))
+
+
 def table(every: float = math.inf) -> Callable[[Event], None]:
     """Prints a line of metrics after each evaluation, and after each step that `every` divides.
 
@@ -210,6 +232,8 @@ def table(every: float = math.inf) -> Callable[[Event], None]:
     """
 
     def callback(event: Event) -> None:
+        if jax.process_index():
+            return
         names = [*event.metrics, *event.evaluation]
         values = [*event.metrics.values(), *event.evaluation.values()]
         shown = [f"{n} {float(v):<9.4g}" for n, v in zip(names, values, strict=True)

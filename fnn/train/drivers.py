@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.agreement import check_agreement, check_next, check_same_data, is_spread
+from fnn.core.placement import Placement
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
 from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, donating, jit_step
+from fnn.train.step import Step, TrainState, data_key, donating, jit_step, placement_of
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
@@ -80,7 +82,8 @@ def driver_of(
         def from_function(epoch, skipped):
             return itertools.islice(batches(epoch), skipped, None)
 
-        return Driver("loop", None, from_function, partial(_loop, donating(step), from_function))
+        looped = partial(_loop, donating(step), from_function, lockstep=True)
+        return Driver("loop", None, from_function, looped)
     if batch_size is None:
         mend = "pass batch_size=64, or a function of the epoch that returns its batches as data"
         raise errors.OptionError("a batch_size for arrays", "None", mend)
@@ -88,15 +91,22 @@ def driver_of(
     check_leaves(jax.tree.leaves(data))
     total = check_batches(data, batch_size)
     order_of = _orders(data, batch_size, total, train_state, begun)
-    arrays = functools.cache(lambda: on_host(data))
+    spread = any(map(is_spread, jax.tree.leaves(data)))
+    arrays = functools.cache(lambda: data if spread else on_host(data))
+    placement = placement_of(step) if jax.process_count() > 1 else None
+    take = jax.jit(partial(_taken, placement)) if spread else rows_of
+    check_same_data(data)
 
     def batches_of(epoch, skipped):
         for rows in order_of(epoch)[skipped:]:
-            yield rows_of(arrays(), rows)
+            batch = take(arrays(), rows)
+            yield batch if placement is None else placement.put(batch, whole=True)
 
     looped = partial(_loop, donating(step), batches_of)
     if driver == "loop":
         return Driver(driver, total, batches_of, looped)
+    if driver == "auto" and jax.process_count() > 1:  # whose clocks would choose differently
+        return Driver("loop", total, batches_of, looped)
     scanned = _scanned(step, data, order_of)
     if driver == "auto":
         some = min(chunk, total)
@@ -125,6 +135,12 @@ def cut_of(
     return {"batch_size": int(batch_size or 0), "examples": checks.examples("data", data)}
 
 
+def _taken(placement: Placement | None, data: Tree, rows: jax.Array) -> Tree:
+    """Some examples of data that are cut over processes, each where its device needs it."""
+    batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), data)
+    return batch if placement is None else placement.constrain_batch(batch)
+
+
 def _streamed(
     step: Step, stream: Stream, batch_size: int | None, driver: str, begun: int
 ) -> Driver:
@@ -132,6 +148,7 @@ def _streamed(
         wanted = f"the stream's batch_size={stream.batch_size}, or none"
         raise errors.OptionError(wanted, f"{batch_size}", "a stream has cut its batches already")
     _check_loops(driver, "a stream")
+    _check_parts(stream)
     total = len(stream)
 
     def batches_of(epoch: int, skipped: int) -> Iterator[Tree]:
@@ -142,6 +159,18 @@ def _streamed(
     onward = _Onward(stream, begun)
     looped = partial(_loop, donating(step), onward)
     return Driver("loop", total, batches_of, looped, contextlib.closing(onward))
+
+
+def _check_parts(stream: Stream) -> None:
+    """That the processes read parts of the same batches."""
+    if jax.process_count() == 1:
+        return
+    if isinstance(stream.device, bool):
+        wanted = "a stream of which each process reads its part"
+        mend = "pass device=placed.batch_sharding to the stream"
+        raise errors.OptionError(wanted, f"device={stream.device}", mend)
+    said = {"examples": stream.examples, "batch_size": stream.batch_size, "order": stream.order}
+    check_agreement({**said, "parts": stream.shard[1]}, "stream")
 
 
 class _Onward:
@@ -164,7 +193,11 @@ class _Onward:
 
 
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
-    resident = jax.device_put(natives(data, "data"))
+    resident, placement = natives(data, "data"), placement_of(step)
+    if placement is not None and jax.process_count() > 1:
+        resident = placement.everywhere(resident)
+    else:
+        resident = jax.device_put(resident)
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state, start, until):
@@ -196,13 +229,24 @@ def _check_loops(driver: str, got: str) -> None:
 
 
 def _loop(
-    step: Step, batches_of: Callable, epoch: int, train_state: TrainState, start: int, until: Until
+    step: Step,
+    batches_of: Callable,
+    epoch: int,
+    train_state: TrainState,
+    start: int,
+    until: Until,
+    lockstep: bool = False,
 ) -> Iterator[Call]:
-    batches = iter(batches_of(epoch, start))
+    """A step for each batch; in `lockstep`, processes ask each other whether all have one."""
+    batches, metrics = iter(batches_of(epoch, start)), None
     batch = next(batches, _END)
     while batch is not _END:
+        if lockstep:
+            check_next(batch, (train_state, metrics))
         train_state, metrics = step(train_state, natives(batch, "batch"))
         batch = next(batches, _END)  # while the device computes
+        if lockstep and batch is _END:
+            check_next(None, (train_state, metrics))
         yield Call(train_state, metrics, 1, batch is _END)
 
 

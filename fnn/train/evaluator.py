@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from fnn.core import errors
@@ -78,17 +79,23 @@ def evaluator(
 
     @jax.jit
     def compute(accumulators):
-        return {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
+        values = {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
+        if shardings is not None and jax.process_count() > 1:  # each has the values of all
+            everywhere = NamedSharding(shardings.mesh, PartitionSpec())
+            values = jax.lax.with_sharding_constraint(values, everywhere)
+        return values
 
     def evaluate(train_state: TrainState) -> dict[str, Any]:
         params, state = train_state.params, train_state.state
         start = accumulators = {name: metric.init() for name, metric in measures.items()}
+        if shardings is not None and jax.process_count() > 1:
+            start = accumulators = shardings.everywhere(start)
         own = isinstance(data, Stream)  # whose workers end with its iterator, also at an error
         with closing(data(0)) if own else nullcontext(eval_batches(data, batch_size)) as pairs:
             for batch, mask in pairs:
                 batch = natives(batch, "data")
                 if shardings is not None:
-                    batch, mask = shardings.put((batch, mask), "data")
+                    batch, mask = shardings.put((batch, mask), "data", whole=not own)
                 accumulators = update(params, state, accumulators, batch, mask)
         if accumulators is start:
             raise errors.InputError(

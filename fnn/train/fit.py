@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.agreement import check_agreement
 from fnn.core.progress import Bar
 from fnn.core.shapes import natives
 from fnn.core.types import Tree
@@ -100,6 +101,7 @@ def fit(
     every = None if evaluate_every is None else checks.count("evaluate_every", evaluate_every)
     watchers = _Watchers.of(callbacks)
     start = _start(train_state, resume, watchers)
+    _check_together(start, epochs, batch_size, every, driver)
     begun = start.history.begun
     chosen = driver_of(
         step,
@@ -118,7 +120,7 @@ def fit(
         why = start.ended or f"{epochs} epochs"
         return run.finish(train_state, why), run.returned(why)
     cuts = [every, *(_every(callback) for callback in watchers.all)]
-    with run.told_of_errors(), chosen.open, Bar(total and epochs * total, progress) as bar:
+    with run.told_of_errors(), chosen.open, _bar(total and epochs * total, progress) as bar:
         bar.advance(run.history.end - run.history.begun)
         taken = start.taken
         for epoch in range(start.epoch, epochs):
@@ -145,6 +147,11 @@ def fit(
                 )
             taken = 0
     return train_state, run.returned(f"{epochs} epochs")  # a stream that was resumed at its end
+
+
+def _bar(total: int | None, progress: bool) -> Bar:
+    """Of several processes the first shows one."""
+    return Bar(total, progress and jax.process_index() == 0)
 
 
 class _Watchers(NamedTuple):
@@ -213,6 +220,15 @@ def _start(train_state: TrainState, keeper: Any, watchers: _Watchers) -> _Start:
     history = History.resumed(saved["history"])
     progress = {name: saved[name] for name in ("epoch", "taken", "driver", "ended")}
     return _Start(train_state, history, **progress, cut=saved.get("cut", {}))
+
+
+def _check_together(start: _Start, epochs: int, batch_size: Any, every: Any, driver: str) -> None:
+    """That all processes start the same run at the same step."""
+    jax.block_until_ready(start.train_state)
+    said = {"epochs": epochs, "batch_size": batch_size, "evaluate_every": every, "driver": driver}
+    at = {"step": start.history.end, "epoch": start.epoch, "taken": start.taken}
+    mend = "pass the same options, and a keeper of one directory that all processes share"
+    check_agreement(at | {name: repr(option) for name, option in said.items()}, "run", mend=mend)
 
 
 def _check_single(train_state: TrainState) -> None:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors, trees
+from fnn.core.agreement import Together
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.names import folded
 from fnn.core.placement import Placement
@@ -221,7 +223,7 @@ def step(
     if shardings is None:
         return with_donating(partial(jit_step, train_step), donate)
     placed = _placed(train_step, shardings)
-    return with_donating(partial(jit_step, placed, put=shardings.put), donate)
+    return with_donating(partial(jit_step, placed, placement=shardings), donate)
 
 
 def _placed(step: Step, shardings: Placement) -> Step:
@@ -230,6 +232,9 @@ def _placed(step: Step, shardings: Placement) -> Step:
     def train_step(train_state, batch):
         start = shardings.constrain(train_state), shardings.constrain_batch(batch)
         new, metrics = step(*start)
+        if jax.process_count() > 1:  # each has the values of all
+            everywhere = NamedSharding(shardings.mesh, PartitionSpec())
+            metrics = jax.lax.with_sharding_constraint(metrics, everywhere)
         return shardings.constrain(new), metrics
 
     return train_step
@@ -253,8 +258,14 @@ def donating(step: Step) -> Step:
     return own if owner is step else step
 
 
-def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | None = None) -> Step:
-    """`jax.jit` of a step, which takes NumPy's arrays too; `put` takes them to the devices.
+def placement_of(step: Step) -> Placement | None:
+    """Where a step from this library keeps its training state; None of any other step."""
+    owner, placement = getattr(step, "placement", (None, None))
+    return placement if owner is step else None
+
+
+def jit_step(step: Step, donate: bool = False, placement: Placement | None = None) -> Step:
+    """`jax.jit` of a step, which takes NumPy's arrays too; they go to the devices of a placement.
 
     The run's key never changes: it is neither donated nor returned through jit, which is slow for
     typed keys, and slower for a named tuple than for a tuple.
@@ -265,12 +276,17 @@ def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | Non
         (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
         return tuple(moved), metrics
 
+    together = Together()
+
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:
         check_train_state(train_state)
         batch = natives(batch, "batch")
-        if put is not None:
-            batch = put(batch)
+        together.check_shapes(batch, train_state)
+        if placement is not None:
+            batch = placement.put(batch)
         *moving, key = train_state
+        lower = partial(program.lower, tuple(moving), key, batch)
+        together.check_first(train_state, batch, lower)
         try:
             moved, metrics = program(tuple(moving), key, batch)
         except (RuntimeError, ValueError) as error:
@@ -278,6 +294,7 @@ def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | Non
             raise
         return TrainState._make((*moved, key)), metrics
 
+    vars(train_step)["placement"] = train_step, placement
     return train_step
 
 

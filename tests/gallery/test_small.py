@@ -23,6 +23,17 @@ def test_xor(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "xor.png").stat().st_size > 10_000
 
 
+def test_distributed_in_one_process(tmp_path, monkeypatch, capsys):
+    distributed = example("distributed")
+    fewer(monkeypatch, train=64, test=16)
+    monkeypatch.setattr(distributed, "net", fnn.serial(fnn.flatten(3), fnn.dense(10)))
+    out = run(distributed, "--epochs 1", tmp_path, monkeypatch, capsys)
+    assert "1 processes, 8 devices" in out and "ended at step 1: 1 epochs" in out
+    again = run(distributed, "--epochs 2", tmp_path, monkeypatch, capsys)  # goes on
+    assert "step        2" in again and "step        1 " not in again
+    assert len((tmp_path / "run.jsonl").read_text().splitlines()) == 4
+
+
 def test_the_gradient_by_hand_is_the_derivative(monkeypatch):
     """One step by hand against autodiff of the loss."""
     xor = example("xor")
