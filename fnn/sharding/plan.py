@@ -52,8 +52,10 @@ def plan(
     - `xs`: inputs like the network's, as for `net.init`.
     - `rules`: pairs (glob, {logical axis: mesh axis}), where the glob is over paths, as in
       `fnn.tree.select`, and the axes are those of `fnn.Param`. Of each array the first rule counts
-      that matches its path and names one of its axes; one with {} leaves the array whole. "stack"
-      names the axis of members, such as the experts of `moe`.
+      that matches its path and names one of its axes; one with {} leaves the array whole, and an
+      axis that goes to () is cut by `fsdp` alone. "stack" names the axis of members, such as the
+      experts of `moe`. Heads are cut whole: where the devices are more than the heads of k and v,
+      ("*attention/[kv]/*", {"kv_heads": ()}) before `MEGATRON` gives each of them all of these.
     - `fsdp`: the mesh axis, or axes.
     - `batch`: the mesh axes over which batches are cut: by default `fsdp`, else the first axis.
     - `least`: the number of values below which `fsdp` leaves an array whole.
@@ -142,7 +144,7 @@ def _params_specs(
             None,
         )  # fmt: skip
         cut = [rule[1].get(name) if rule else None for name in names]
-        _check_cut(mesh, path, names, shape, cut)
+        _check_cut(mesh, path, param, names, cut)
         if rule:
             used.add(rules.index(rule))
         if rule is None or rule[1]:
@@ -197,24 +199,27 @@ def _fully(
 
 def _spec(cut: list[Any]) -> PartitionSpec:
     """One axis of the mesh by its name, several as a tuple."""
-    return PartitionSpec(*(to[0] if to is not None and len(to) == 1 else to for to in cut))
+    return PartitionSpec(*(to[0] if to and len(to) == 1 else to or None for to in cut))
 
 
 def _check_cut(
-    mesh: Mesh, path: str, names: Sequence[str], shape: tuple[int, ...], cut: Sequence[Any]
+    mesh: Mesh, path: str, param: Param, names: Sequence[str], cut: Sequence[Any]
 ) -> None:
-    axes = [axis for to in cut if to for axis in to]
+    axes, stack = [axis for to in cut if to for axis in to], len(param.stack)
     if len(set(axes)) < len(axes):
         wanted, mend = (
             f"{path}: each axis of the mesh once",
             f"give it a rule before: ({path!r}, ...)",
         )
         raise errors.OptionError(wanted, f"{dict(zip(names, cut, strict=True))}", mend)
-    for name, size, to in zip(names, shape, cut, strict=True):
+    shape = param.stack + param.shape
+    parts = (None,) * stack + (param.parts or (None,) * len(param.shape))
+    for name, size, n, to in zip(names, shape, parts, cut, strict=True):
         ways = math.prod(mesh.shape[axis] for axis in to or ())
-        if size % ways:
+        if (n or size) % ways:
+            layer = "/".join((*path.split("/")[:-1], "*"))
             raise errors.ShapeError(
                 f"{path}: an axis {name!r} that {' x '.join(to)} = {ways} devices divide",
-                f"{size} in {shape}",
-                f"choose a multiple of {ways}, or put a rule before: ({path!r}, {{}})",
+                f"{size} in {shape}" + (f", {n} parts" if n else ""),
+                f"choose a multiple of {ways}, or put a rule before: ({layer!r}, {{{name!r}: ()}})",
             )
