@@ -221,7 +221,9 @@ def step(
     if shardings is None:
         return with_donating(partial(jit_step, train_step), donate)
     placed = _placed(train_step, shardings)
-    return with_donating(partial(jit_step, placed, put=shardings.put), donate)
+    made = with_donating(partial(jit_step, placed, put=shardings.put), donate)
+    vars(made)["shardings"] = vars(donating(made))["shardings"] = shardings
+    return made
 
 
 def _placed(step: Step, shardings: Placement) -> Step:
@@ -251,6 +253,12 @@ def donating(step: Step) -> Step:
     """
     owner, own = getattr(step, "donating", (None, step))
     return own if owner is step else step
+
+
+def whole_beside(step: Step, data: Tree) -> Tree:
+    """Data that stay on the device, on all of those that a step has a placement for."""
+    placed = getattr(step, "shardings", None)
+    return jax.device_put(data, None if placed is None else placed.whole)
 
 
 def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | None = None) -> Step:
