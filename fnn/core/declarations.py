@@ -59,7 +59,9 @@ class Param:
             )
         if self.parts is not None and (
             len(self.parts) != len(self.shape)
-            or any(n is not None and size % n for n, size in zip(self.parts, self.shape, strict=True))
+            or any(
+                n is not None and size % n for n, size in zip(self.parts, self.shape, strict=True)
+            )
         ):
             wanted = f"a number of parts, which divides it, or None for each axis of {self.shape}"
             raise errors.OptionError(wanted, f"{self.parts}", "give one for each axis")

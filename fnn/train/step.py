@@ -270,7 +270,11 @@ def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | Non
 
     @partial(jax.jit, donate_argnums=(0,) if donate else ())
     def program(moving, key, batch):
-        (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        try:
+            (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        except Exception as error:
+            checks.automatic_axes(error, moving, batch)
+            raise
         return tuple(moved), metrics
 
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:

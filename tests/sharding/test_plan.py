@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 import fnn
 from fnn.sharding import MEGATRON
+from tests.optim.table import ROWS
 
 pytestmark = pytest.mark.cpu
 SGD = fnn.optim.sgd(0.1)
@@ -141,25 +142,21 @@ def test_an_explicit_mesh_is_refused():
         fnn.sharding.plan(mesh, BLOCK, SGD, X)
 
 
-OPTIMIZERS = {
-    "adam": fnn.optim.adam(1e-3),
-    "sgd with momentum": fnn.optim.sgd(0.1, 0.9),
-    "adafactor": fnn.optim.adafactor(1e-3),
-    "sm3": fnn.optim.sm3(0.1),
-    "shampoo": fnn.optim.shampoo(0.1),
-    "muon": fnn.optim.muon(0.02),
-    "lbfgs": fnn.optim.lbfgs(),
-    "averaged": fnn.optim.chain(fnn.optim.adam(1e-3), fnn.optim.average_params(0.99)),
-    "partition": fnn.optim.partition(
-        {"dense1/*": fnn.optim.adam(1e-3), "dense2/*": fnn.optim.lion(1e-3)}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ROWS)
 def test_bytes_a_device_are_an_eighth(name):
     net, mesh = fnn.serial(fnn.dense(256), fnn.dense(128)), fnn.sharding.mesh(data=8)
-    placed = fnn.sharding.plan(mesh, net, OPTIMIZERS[name], (8, 512), fsdp="data")
+    tx = ROWS[name].build(**ROWS[name].usual)
+    placed = fnn.sharding.plan(mesh, net, tx, (8, 512), fsdp="data")
+    local = sum(row.bytes for row in placed.rows())
+    whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
+    assert local < 1.1 * whole / 8
+
+
+@pytest.mark.parametrize("name", ["adafactor", "shampoo", "muon", "sm3"])
+def test_bytes_a_device_of_stacks_are_an_eighth(name):
+    net = fnn.serial(fnn.dense(256), fnn.repeat(fnn.dense(256), 2))
+    tx = fnn.optim.stacked(ROWS[name].build(**ROWS[name].usual), net.specs((8, 512))[0])
+    placed = fnn.sharding.plan(fnn.sharding.mesh(data=8), net, tx, (8, 512), fsdp="data")
     local = sum(row.bytes for row in placed.rows())
     whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
     assert local < 1.1 * whole / 8
