@@ -127,7 +127,9 @@ def test_heads_are_cut_whole():
     share q's alone."""
     mesh = fnn.sharding.mesh(data=2, model=4)
     block = fnn.transformer_block(16, 4, kv_heads=2)
-    wanted = r"attention/k/.*: an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}\)"
+    wanted = (
+        r"an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}"
+    )
     with pytest.raises(fnn.errors.ShapeError, match=wanted):
         fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
     rules = [("*attention/[kv]/*", {"kv_heads": ()}), *MEGATRON]
@@ -172,6 +174,17 @@ def test_optimizer_state_lies_where_its_param_does():
     assert len(moments) == len(params)
     for path in moments:
         assert found[path] == params[path.split("/mu/")[1]]
+
+
+@pytest.mark.parametrize("freeze", [fnn.frozen, lambda net: fnn.lora(net, 4)])
+def test_what_is_frozen_lies_where_its_param_would(freeze):
+    net = fnn.serial(fnn.dense(256), fnn.batch_norm(), fnn.dense(128))
+    mesh, tx = fnn.sharding.mesh(data=8), fnn.optim.adam(1e-3)
+    placed = fnn.sharding.plan(mesh, freeze(net), tx, (8, 512), fsdp="data")
+    found = specs(placed)
+    (kernel,) = (path for path in found if path.startswith("state") and "dense1/kernel" in path)
+    (mean,) = (path for path in found if path.endswith("mean"))
+    assert found[kernel] == ("data", None) and not any(found[mean])
 
 
 def test_the_table_shows_every_array_and_the_totals():

@@ -1,7 +1,6 @@
 """Training on eight devices is training on one; nothing moves, nothing is computed twice."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,96 +9,27 @@ import pytest
 from jax.sharding import AxisType
 
 import fnn
-from fnn.sharding import MEGATRON, SEQUENCE, constrained
 from fnn.train.drivers import _program
 from fnn.train.step import whole_beside
+from tests.sharding.support import (
+    CASES,
+    CNN,
+    DATA,
+    FULL,
+    LABELS,
+    LSTM,
+    NETS,
+    PLACES,
+    ROW_LABELS,
+    ROWS,
+    SMALL,
+    N,
+    check_steps,
+    placed_on,
+    step_of,
+)  # fmt: skip
 
 pytestmark = pytest.mark.cpu
-N = 16  # of a batch
-CNN = fnn.serial(
-    fnn.conv(8, (3, 3)), fnn.batch_norm(), jax.nn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
-    fnn.dense(16), jax.nn.relu, fnn.dropout(0.3), fnn.dense(4),
-)  # fmt: skip
-LSTM = fnn.serial(fnn.lstm(16, return_sequence=False), fnn.dense(4))
-TRANSFORMER = fnn.serial(
-    fnn.embedding(32, 16),
-    fnn.repeat(fnn.transformer_block(16, 4, causal=True, rate=0.1), 2),
-    lambda x: x[..., -1, :],
-    fnn.dense(4),
-)
-EXPERT = fnn.serial(
-    fnn.dense(16, axes=("in", "hidden")), jax.nn.gelu, fnn.dense(8, axes=("hidden", "out"))
-)
-EXPERTS = fnn.serial(fnn.moe(EXPERT, 8), lambda x: x[..., -1, :], fnn.dense(4))
-RANDOM = np.random.default_rng(0)
-NETS = {
-    "cnn": (CNN, RANDOM.normal(size=(N, 8, 8, 3)).astype("f4")),
-    "lstm": (LSTM, RANDOM.normal(size=(N, 6, 8)).astype("f4")),
-    "transformer": (TRANSFORMER, RANDOM.integers(0, 32, (N, 6)).astype("i4")),
-    "experts": (EXPERTS, RANDOM.normal(size=(N, 6, 8)).astype("f4")),
-}
-LABELS = RANDOM.integers(0, 4, N).astype("i4")
-FULL = {"fsdp": "data", "least": 1}
-PLACES = {
-    "data": ({"data": 8}, {}),
-    "full": ({"data": 8}, FULL),
-    "tensor": ({"data": 1, "model": 4}, {"rules": MEGATRON}),
-    "full and tensor": ({"data": 2, "model": 4}, {"rules": MEGATRON, **FULL}),
-    "experts": ({"data": 2, "model": 4}, {"rules": [("*experts/*", {"stack": "model"})]}),
-}
-TENSOR = ("transformer", "experts")
-CASES = [
-    (net, place) for net in NETS for place in PLACES
-    if ("tensor" not in place or net in TENSOR) and ("experts" not in place or net == "experts")
-]  # fmt: skip
-
-
-def placed_on(net, tx, x, sizes, options):
-    count = int(np.prod(list(sizes.values())))
-    mesh = fnn.sharding.mesh(devices=jax.devices()[:count], **sizes)
-    return fnn.sharding.plan(mesh, net, tx, x, **options)
-
-
-def step_of(net, tx, **options):
-    return fnn.train.step(
-        fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx, **options
-    )
-
-
-def twenty_steps(net, x, placed, built=None):
-    """The last training state, the losses, and how often the loss was traced."""
-    tx, traced = fnn.optim.sgd(0.02, 0.5), []
-    loss = fnn.train.supervised(built or net, fnn.losses.softmax_cross_entropy)
-
-    def loss_fn(*args):
-        traced.append(1)
-        return loss(*args)
-
-    ts, losses = fnn.train.init(net, tx, jax.random.key(1), x, shardings=placed), []
-    step = fnn.train.step(loss_fn, tx, shardings=placed)
-    for _ in range(20):
-        ts, metrics = step(ts, {"image": x, "label": LABELS})
-        losses.append(metrics["loss"])
-    return ts._replace(key=None), np.asarray(losses), len(traced)
-
-
-@functools.cache
-def alone(name):
-    return twenty_steps(*NETS[name], None)
-
-
-def check_steps(name, placed, built=None):
-    want, losses, _ = alone(name)
-    got, theirs, traced = twenty_steps(*NETS[name], placed, built)
-    assert traced == 1
-    np.testing.assert_allclose(theirs, losses, atol=1e-6)
-    for (keys, a), b, sharding in zip(
-        jax.tree_util.tree_leaves_with_path(want), jax.tree.leaves(got),
-        jax.tree.leaves(placed.train_state._replace(key=None)), strict=True,
-    ):  # fmt: skip
-        path = jax.tree_util.keystr(keys)
-        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=path)
-        assert b.sharding.is_equivalent_to(sharding, b.ndim), path
 
 
 @pytest.mark.parametrize(("name", "place"), CASES)
@@ -160,12 +90,6 @@ def test_no_device_computes_what_another_does(parts):
         assert work(parts)[name] < 1.1 / 8 * whole, name
 
 
-SMALL = fnn.serial(fnn.dense(16), fnn.batch_norm(), jax.nn.relu, fnn.dropout(0.3), fnn.dense(4))
-ROWS = RANDOM.normal(size=(40, 8)).astype("f4")
-ROW_LABELS = RANDOM.integers(0, 4, 40).astype("i4")
-DATA = {"image": ROWS, "label": ROW_LABELS}
-
-
 @pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
 def test_fit_and_run_are_those_of_one_device(driver):
     net, tx, key, x, data = SMALL, fnn.optim.sgd(0.05), jax.random.key(2), ROWS, DATA
@@ -212,9 +136,9 @@ def trained():
 
 def test_an_evaluator_gives_every_device_its_part():
     measures = {"loss": fnn.losses.softmax_cross_entropy, "accuracy": fnn.metrics.accuracy()}
-    (_, ts), (placed, _) = trained()
+    (_, alone), (placed, _) = trained()
     found = []
-    for place, ts in ((None, ts), (placed, jax.device_put(ts, placed.train_state))):
+    for place, ts in ((None, alone), (placed, jax.device_put(alone, placed.train_state))):
         evaluate = fnn.train.evaluator(SMALL, DATA, measures, batch_size=16, shardings=place)
         found.append(evaluate(ts))
     assert found[0].keys() == found[1].keys()
@@ -251,93 +175,6 @@ def test_a_checkpoint_comes_back_to_its_place_and_to_another(tmp_path):
             assert b.sharding.is_equivalent_to(sharding, b.ndim)
             if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                 np.testing.assert_array_equal(a, b)
-
-
-# --- where activations are
-
-
-def collectives(step, ts, batch):
-    """The names, shapes and dimensions of what the program of a step moves between devices."""
-    text = jax.jit(step).lower(ts, batch).compile().as_text()
-    kinds = "all-gather|all-to-all|collective-permute|all-reduce"
-    return [(kind, shape) for shape, kind in re.findall(rf" = (.*?) ({kinds})\(", text)]
-
-
-def moved(net, place, shape, labels, built=None, rules=()):
-    """What a step moves, but for sums."""
-    sizes, options = PLACES[place]
-    tx, x = fnn.optim.sgd(0.1), np.zeros(shape, "i4" if len(shape) < 3 else "f4")
-    placed = placed_on(net, tx, x, sizes, options)
-    ts = fnn.train.init(net, tx, jax.random.key(0), x, shardings=placed)
-    net = net if built is None else built(net, placed, rules)
-    step = step_of(net, tx, shardings=placed)
-    found = collectives(step, ts, placed.put({"image": x, "label": labels}))
-    return [(kind, shape) for kind, shape in found if kind != "all-reduce"]
-
-
-def test_full_sharding_gathers_params_and_no_activations():
-    """With 23 positions, which no param has."""
-    net = fnn.serial(
-        fnn.embedding(32, 16),
-        fnn.transformer_block(16, 4),
-        fnn.dense(32, axes=("in", "vocabulary")),
-    )
-    found = moved(net, "full and tensor", (16, 23), np.zeros((16, 23), "i4"))
-    assert found and {kind for kind, _ in found} == {"all-gather"}
-    assert not [shape for _, shape in found if "23" in shape]
-
-
-def test_constrained_layers_move_no_activations():
-    """Else the way back through `flatten` brings features together from everywhere."""
-    net = fnn.serial(fnn.dense(16), jax.nn.relu, fnn.flatten(2), fnn.dense(4))
-    for built, kinds in ((None, {"all-gather", "all-to-all"}), (constrained, {"all-gather"})):
-        found = moved(net, "full", (16, 8, 8), LABELS, built)
-        assert {kind for kind, _ in found} == kinds
-        assert ("[16,4]" in str(found)) == (built is None)  # [B, 4], of the gradient
-
-
-def test_constrained_training_is_the_same_with_positions_cut_too():
-    net, x = NETS["transformer"]
-    placed = placed_on(net, fnn.optim.sgd(0.02, 0.5), x, {"data": 2, "model": 2},
-                       {"rules": MEGATRON, **FULL})  # fmt: skip
-    check_steps("transformer", placed, constrained(net, placed, SEQUENCE))
-
-
-def test_sequence_parallelism_halves_what_a_block_keeps():
-    """Four blocks [B, T, C] = [2, 64, 16] with positions over two devices."""
-    tx, x = fnn.optim.sgd(0.1), np.zeros((2, 64, 16), "f4")
-    net = fnn.serial(fnn.repeat(fnn.remat(fnn.transformer_block(16, 2, hidden=16)), 4))
-    placed = placed_on(net, tx, x, {"data": 1, "model": 2}, {"rules": MEGATRON})
-    ts = fnn.train.init(net, tx, jax.random.key(0), x, shardings=placed)
-    loss_fn = fnn.train.supervised(constrained(net, placed, SEQUENCE), fnn.losses.squared_error)
-    step = fnn.train.step(loss_fn, tx, shardings=placed)
-    text = jax.jit(step).lower(ts, (x, x)).compile().as_text()
-    assert "f32[4,2,32,16]" in text and "f32[4,2,64,16]" not in text
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        ([("*nothing*", (), ())], "rules that each match a layer"),
-        ([("*", ("rows",), ())], "rows"),
-    ],
-)
-def test_constrained_refuses_rules(rules, message):
-    placed = placed_on(SMALL, fnn.optim.sgd(0.1), ROWS, {"data": 8}, {})
-    with pytest.raises(fnn.errors.OptionError, match=message):
-        constrained(SMALL, placed, rules)
-
-
-def test_constrained_refuses_axes_by_path():
-    placed = placed_on(SMALL, fnn.optim.sgd(0.1), ROWS, {"data": 8}, {})
-    params, state = SMALL.init(jax.random.key(0), ROWS)
-    for axes, message in (
-        (("data",), "dense2: an axis that data = 8"),
-        ((None,) * 2, "more than 2"),
-    ):
-        net = constrained(SMALL, placed, [("dense2", (), axes)])
-        with pytest.raises(fnn.errors.ShapeError, match=message):
-            net(params, ROWS, state=state)
 
 
 # --- a mesh of explicit axes, and runs that share devices in a sweep
