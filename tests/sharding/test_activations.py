@@ -42,24 +42,34 @@ def moved(net, place, shape, labels, built=None, rules=()):
     return [(kind, shape) for kind, shape in found if kind != "all-reduce"]
 
 
-def test_full_sharding_gathers_params_and_no_activations():
+@pytest.mark.parametrize("place", ["full", "full and tensor"])
+def test_full_sharding_gathers_params_and_no_activations(place):
     """With 23 positions, which no param has."""
     net = fnn.serial(
         fnn.embedding(32, 16),
-        fnn.transformer_block(16, 4),
+        fnn.repeat(fnn.transformer_block(16, 4), 2),
         fnn.dense(32, axes=("in", "vocabulary")),
     )
-    found = moved(net, "full and tensor", (16, 23), np.zeros((16, 23), "i4"))
+    found = moved(net, place, (16, 23), np.zeros((16, 23), "i4"))
     assert found and {kind for kind, _ in found} == {"all-gather"}
     assert not [shape for _, shape in found if "23" in shape]
 
 
+def test_experts_are_chosen_where_the_examples_are():
+    x = NETS["experts"][1]
+    assert moved(NETS["experts"][0], "data", x.shape, LABELS) == []
+
+
 def test_constrained_layers_move_no_activations():
     """Else the way back through `flatten` brings features together from everywhere."""
-    net = fnn.serial(fnn.dense(16), jax.nn.relu, fnn.flatten(2), fnn.dense(4))
-    for built, kinds in ((None, {"all-gather", "all-to-all"}), (constrained, {"all-gather"})):
+
+    def pool(x):
+        return x.reshape(*x.shape[:-2], 4, 2, 16).max(-2)
+
+    net = fnn.serial(fnn.dense(16), pool, fnn.flatten(2), fnn.dense(4))
+    for built in (None, constrained):
         found = moved(net, "full", (16, 8, 8), LABELS, built)
-        assert {kind for kind, _ in found} == kinds
+        assert {kind for kind, _ in found} == {"all-gather"}
         assert ("[16,4]" in str(found)) == (built is None)  # [B, 4], of the gradient
 
 

@@ -73,6 +73,7 @@ def work(parts):
     ts = fnn.train.init(MLP, tx, jax.random.key(0), x, shardings=placed)
     host = {"image": x, "label": np.zeros(64, "i4")}
     data, rows = whole_beside(step, host), np.arange(64, dtype=np.int32)[None]
+    assert len(data["image"].sharding.device_set) == (1 if placed is None else 8)
 
     def run(ts, data):
         return fnn.train.run(step, ts, data, steps=1, batch_size=64)
@@ -208,7 +209,10 @@ def test_a_sweep_of_sharded_runs():
             step = step_of(SMALL, tx, shardings=place)
             return fnn.train.run(step, ts, DATA, steps=4, batch_size=16)[1]["train"]["loss"]
 
-        grid, options = {"rate": [0.1, 0.2]}, dict(keys=keys, strategy=strategy, progress=False)
+        grid, options = (
+            {"rate": [0.1, 0.2]},
+            dict(keys=keys, strategy=strategy, chunk=8, progress=False),
+        )
         found.append(fnn.search.sweep(run_fn, grid, **options).results)
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
