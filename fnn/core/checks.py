@@ -356,7 +356,7 @@ def automatic_axes(error: Exception, *trees: Any) -> None:
     There JAX derives the sharding of every operation, and refuses those for which it cannot, such
     as a lookup in a table or a loop whose first carry is whole.
     """
-    arrays = [x for x in jax.tree.leaves(trees) if hasattr(x, "dtype")]
+    arrays = [x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array)]
     axes = [jax.typeof(x).sharding.mesh.axis_types for x in arrays]
     if any(AxisType.Explicit in types for types in axes) and not isinstance(error, FnnError):
         raise InputError(
