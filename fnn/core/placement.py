@@ -87,16 +87,26 @@ class Placement:
         """The sharding of an array [B, ...], for `fnn.data.stream(device=...)`."""
         return NamedSharding(self.mesh, PartitionSpec(self.batch))
 
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of an array that every device has all of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def ways(self) -> int:
+        """In how many parts a batch is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.batch)
+
     def of_batch(self, x: Any) -> NamedSharding:
         """The sharding of one array of a batch."""
-        return self.batch_sharding if np.ndim(x) else NamedSharding(self.mesh, PartitionSpec())
+        return self.batch_sharding if np.ndim(x) else self.whole
 
     def put(self, batch: Tree, name: str = "batch", *, whole: bool = False) -> Tree:
         """A batch with its host arrays on the devices, each of which gets its own part alone.
 
         Of several processes each passes the part that its devices hold, or, with `whole`, all.
         """
-        ways = math.prod(self.mesh.shape[axis] for axis in self.batch)
+        ways = self.ways
         several = jax.process_count() > 1
         parts = part_of(self.batch_sharding, ways)[1] if several and not whole else 1
 
@@ -125,15 +135,14 @@ class Placement:
 
     def everywhere(self, tree: Tree) -> Tree:
         """Host arrays, whole on every device; each process passes the same."""
-        sharding = NamedSharding(self.mesh, PartitionSpec())
         if jax.process_count() == 1:
-            return jax.device_put(tree, sharding)
+            return jax.device_put(tree, self.whole)
 
         def one(x):
             if is_spread(x):  # placed by its owner
                 return x
             x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+            return jax.make_array_from_callback(x.shape, self.whole, x.__getitem__)
 
         return jax.tree.map(one, tree)
 

@@ -228,7 +228,7 @@ class Executor:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
             inputs = self._inputs(strategy, (np.arange(1), np.arange(1)))
             begin = time.perf_counter()
-            call = jax.jit(fn).lower(*inputs).compile()
+            call = _placed(fn, inputs).lower(*map(_struct, inputs)).compile()
             seconds, need = time.perf_counter() - begin, call.memory_analysis()
             takes = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
             self.programs[strategy] = Program(call, takes, seconds)
@@ -283,6 +283,27 @@ def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
         jax.device_put(points, NamedSharding(mesh, PartitionSpec("points"))),
         jax.device_put(keys, NamedSharding(mesh, PartitionSpec("keys"))),
     )
+
+
+def _placed(fn: Callable, inputs: tuple[Any, Any]) -> Any:
+    """The program of inputs that are where these are, and of results [P, K, ...] that are there.
+
+    Shardings go to the program and not to its arrays: runs may have a mesh of their own.
+    """
+    points, keys = (getattr(a, "sharding", None) for a in inputs)
+    if points is None or keys is None:
+        return jax.jit(fn)
+    there = NamedSharding(points.mesh, PartitionSpec(*points.spec, *keys.spec))
+
+    def placed(points, keys):
+        constrain = jax.lax.with_sharding_constraint
+        return jax.tree.map(lambda a: constrain(a, there) if a.size else a, fn(points, keys))
+
+    return jax.jit(placed, in_shardings=(points, keys))
+
+
+def _struct(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
 def _checks() -> bool:

@@ -6,7 +6,7 @@
 >>> placed = fnn.sharding.plan(devices, net, tx, (8, 5, 64), fsdp="data")
 >>> ts = fnn.train.init(net, tx, jax.random.key(0), (8, 5, 64), shardings=placed)
 >>> tuple(ts.params["up"]["kernel"].sharding.spec)
-(None, 'data')
+('data', None)
 >>> loss_fn = fnn.train.supervised(net, fnn.losses.squared_error)
 >>> step = fnn.train.step(loss_fn, tx, shardings=placed)
 
@@ -14,7 +14,8 @@ Tensor parallelism is the rule `MEGATRON`; printed, a placement is a table of ev
 """
 
 from fnn.core.placement import Placement
+from fnn.sharding.activations import SEQUENCE, constrained
 from fnn.sharding.mesh import mesh
 from fnn.sharding.plan import MEGATRON, plan
 
-__all__ = ["MEGATRON", "Placement", "mesh", "plan"]
+__all__ = ["MEGATRON", "SEQUENCE", "Placement", "constrained", "mesh", "plan"]

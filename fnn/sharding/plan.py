@@ -11,9 +11,10 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors
-from fnn.core.declarations import Param, declared
+from fnn.core.declarations import Param, declared, output_axis
 from fnn.core.layer import Layer
 from fnn.core.placement import Placement
+from fnn.core.reserved import FROZEN, is_under
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform
 from fnn.train.step import TrainState, init
@@ -42,23 +43,28 @@ def plan(
     """Where each array of a training state is to be: a `Placement`, made without any array.
 
     Data parallelism needs no more than the mesh: every device has all params, and its part of each
-    batch. `fsdp` cuts each param, with all that the optimizer keeps of it, along its longest axis
-    that is still whole and that the devices divide (fully sharded data parallelism, as in
-    Rajbhandari et al. 2020, "ZeRO", stage 3). `rules` cut by name: tensor parallelism.
+    batch. `fsdp` cuts each param, with all that the optimizer keeps of it, along the longest axis
+    that the devices divide (fully sharded data parallelism, as in Rajbhandari et al. 2020, "ZeRO",
+    stage 3); along its output axis only if no other divides, since a partitioner that meets outputs
+    cut over the devices of the batch gathers the batch instead of the param. `rules` cut by name:
+    tensor parallelism.
 
     - `mesh`: from `mesh`, with automatic axes.
     - `xs`: inputs like the network's, as for `net.init`.
     - `rules`: pairs (glob, {logical axis: mesh axis}), where the glob is over paths, as in
       `fnn.tree.select`, and the axes are those of `fnn.Param`. Of each array the first rule counts
-      that matches its path and names one of its axes; one with {} leaves the array whole. "stack"
-      names the axis of members, such as the experts of `moe`.
+      that matches its path and names one of its axes; one with {} leaves the array whole, and an
+      axis that goes to () is cut by `fsdp` alone. "stack" names the axis of members, such as the
+      experts of `moe`. Heads are cut whole: where the devices are more than the heads of k and v,
+      ("*attention/[kv]/*", {"kv_heads": ()}) before `MEGATRON` gives each of them all of these.
     - `fsdp`: the mesh axis, or axes.
     - `batch`: the mesh axes over which batches are cut: by default `fsdp`, else the first axis.
     - `least`: the number of values below which `fsdp` leaves an array whole.
 
     The stack axis of `repeat` is never cut by `fsdp`, since its scan needs each layer whole in
     turn. Optimizer state follows its param by path; where its shape is another (factored moments),
-    `fsdp` cuts its longest axis. State, such as batch norm's, is whole on each device.
+    `fsdp` cuts its longest axis. State, such as batch norm's, is whole on each device, but for what
+    `frozen` and `lora` keep there, which is placed as params are.
 
     Raises OptionError for a rule that matches nothing, for axes that the mesh lacks or that are
     explicit, and ShapeError by path for an axis that does not divide.
@@ -75,7 +81,9 @@ def plan(
     shapes = jax.eval_shape(lambda key: init(net, tx, key, *xs), jax.random.key(0))
     rules = [(glob, {name: _axes(mesh, "rules", to) for name, to in to_of.items()})
              for glob, to_of in rules]  # fmt: skip
-    specs = _params_specs(mesh, declared(net.specs(*xs)[0]), rules, fsdp, least)
+    params, state = map(declared, net.specs(*xs))
+    frozen = {path: param for path, param in _by_path(state).items() if _is_frozen(path)}
+    specs = _specs(mesh, _by_path(params) | frozen, rules, fsdp, least)
 
     def sharding(spec):
         return NamedSharding(mesh, spec)
@@ -88,15 +96,19 @@ def plan(
             more = len(x.shape) - len(shape)
             if more >= 0 and x.shape[more:] == shape:
                 return sharding(PartitionSpec(*[None] * more, *spec))
-        cut = _fully(mesh, [None] * len(x.shape), x.shape, 0, fsdp, least)
-        return sharding(_spec(cut))
+        cut: list[Any] = [None] * len(x.shape)
+        return sharding(_spec(_fully(mesh, cut, x.shape, range(len(x.shape)), fsdp, least)))
 
     whole = sharding(PartitionSpec())
-    params = [sharding(spec) for spec, _ in specs.values()]
+
+    def of_network(keys, _):
+        path = errors.path_of(keys)
+        return sharding(specs[path][0]) if path in specs else whole
+
     train_state = TrainState._make((
         whole,
-        jax.tree.unflatten(jax.tree.structure(shapes.params), params),
-        jax.tree.map(lambda _: whole, shapes.state),
+        jax.tree_util.tree_map_with_path(of_network, shapes.params),
+        jax.tree_util.tree_map_with_path(of_network, shapes.state),
         jax.tree_util.tree_map_with_path(of_opt_state, shapes.opt_state),
         whole,
     ))  # fmt: skip
@@ -123,32 +135,41 @@ def _axes(mesh: Mesh, option: str, to: To | None) -> tuple[str, ...]:
     return axes
 
 
-def _params_specs(
+def _by_path(declarations: Tree) -> dict[str, Param]:
+    found = jax.tree_util.tree_leaves_with_path(declarations)
+    return {errors.path_of(keys): param for keys, param in found}
+
+
+def _is_frozen(path: str) -> bool:
+    return any(is_under(FROZEN, name) for name in path.split("/"))
+
+
+def _specs(
     mesh: Mesh,
-    declarations: Tree,
+    arrays: Mapping[str, Param],
     rules: Sequence[tuple[str, Mapping[str, tuple[str, ...]]]],
     fsdp: tuple[str, ...],
     least: int,
 ) -> dict[str, tuple[PartitionSpec, tuple[int, ...]]]:
-    """The spec and the shape of every param, by path, in the order of the leaves."""
+    """The spec and the shape of every declared array, by path."""
     specs, used = {}, set()
-    for keys, param in jax.tree_util.tree_leaves_with_path(declarations):
-        path, shape, names = errors.path_of(keys), param.stack + param.shape, _names(param)
+    for path, param in arrays.items():
+        shape, names = param.stack + param.shape, _names(param)
         rule = next(
             (rule for rule in rules if fnmatch.fnmatchcase(path, rule[0])
              and (not rule[1] or set(rule[1]) & set(names))),
             None,
         )  # fmt: skip
         cut = [rule[1].get(name) if rule else None for name in names]
-        _check_cut(mesh, path, names, shape, cut)
+        _check_cut(mesh, path, param, names, cut)
         if rule:
             used.add(rules.index(rule))
         if rule is None or rule[1]:
-            cut = _fully(mesh, cut, shape, len(param.stack), fsdp, least)
+            cut = _fully(mesh, cut, shape, _inputs(param), fsdp, least)
         specs[path] = _spec(cut), shape
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     if unused:
-        known = sorted({name for p in jax.tree.leaves(declarations) for name in p.axes or ()})
+        known = sorted({name for p in arrays.values() for name in p.axes or ()})
         raise errors.OptionError(
             "rules that each match an array's path and one of its axes",
             f"{unused[0]!r}, which matches none",
@@ -163,44 +184,59 @@ def _names(param: Param) -> tuple[str, ...]:
     return inner + (param.axes or ("",) * len(param.shape))
 
 
+def _inputs(param: Param) -> list[int]:
+    """The axes of one member's array, but for that of its outputs if there are others."""
+    stack, axes = len(param.stack), range(len(param.shape))
+    inner = [i for i in axes if i != output_axis(param)] or axes
+    return [stack + i for i in inner]
+
+
 def _fully(
     mesh: Mesh,
     cut: list[Any],
     shape: tuple[int, ...],
-    stack: int,
+    first: Sequence[int],
     fsdp: tuple[str, ...],
     least: int,
 ) -> list[Any]:
-    """The cut that also takes the longest axis that is whole and that `fsdp` divides."""
+    """The cut that `fsdp` takes further: along the longest of the axes `first`, else of those after
+    the stack, of which its devices and those that cut it already divide the size."""
     fsdp = tuple(axis for axis in fsdp if not any(axis in (of or ()) for of in cut))
-    ways = math.prod(mesh.shape[axis] for axis in fsdp)
     if not fsdp or math.prod(shape) < least:
         return cut
-    free = [i for i in range(stack, len(shape)) if not cut[i] and shape[i] and not shape[i] % ways]
-    longest = max(free, key=lambda i: shape[i], default=None)
-    return [fsdp if i == longest else of for i, of in enumerate(cut)]
+    cuts = [(*(of or ()), *fsdp) for of in cut]
+    ways = [math.prod(mesh.shape[axis] for axis in of) for of in cuts]
+    for axes in (first, range(min(first, default=0), len(shape))):
+        free = [i for i in axes if shape[i] and not shape[i] % ways[i]]
+        if free:
+            longest = max(free, key=lambda i: shape[i])
+            return [cuts[i] if i == longest else of for i, of in enumerate(cut)]
+    return cut
 
 
 def _spec(cut: list[Any]) -> PartitionSpec:
     """One axis of the mesh by its name, several as a tuple."""
-    return PartitionSpec(*(to[0] if to is not None and len(to) == 1 else to for to in cut))
+    return PartitionSpec(*(to[0] if to and len(to) == 1 else to or None for to in cut))
 
 
 def _check_cut(
-    mesh: Mesh, path: str, names: Sequence[str], shape: tuple[int, ...], cut: Sequence[Any]
+    mesh: Mesh, path: str, param: Param, names: Sequence[str], cut: Sequence[Any]
 ) -> None:
-    axes = [axis for to in cut if to for axis in to]
+    axes, stack = [axis for to in cut if to for axis in to], len(param.stack)
     if len(set(axes)) < len(axes):
         wanted, mend = (
             f"{path}: each axis of the mesh once",
             f"give it a rule before: ({path!r}, ...)",
         )
         raise errors.OptionError(wanted, f"{dict(zip(names, cut, strict=True))}", mend)
-    for name, size, to in zip(names, shape, cut, strict=True):
+    shape = param.stack + param.shape
+    parts = (None,) * stack + (param.parts or (None,) * len(param.shape))
+    for name, size, n, to in zip(names, shape, parts, cut, strict=True):
         ways = math.prod(mesh.shape[axis] for axis in to or ())
-        if size % ways:
+        if (n or size) % ways:
+            layer = "/".join((*path.split("/")[:-1], "*"))
             raise errors.ShapeError(
                 f"{path}: an axis {name!r} that {' x '.join(to)} = {ways} devices divide",
-                f"{size} in {shape}",
-                f"choose a multiple of {ways}, or put a rule before: ({path!r}, {{}})",
+                f"{size} in {shape}" + (f", {n} parts" if n else ""),
+                f"choose a multiple of {ways}, or put a rule before: ({layer!r}, {{{name!r}: ()}})",
             )

@@ -194,10 +194,7 @@ class _Onward:
 
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
     resident, placement = natives(data, "data"), placement_of(step)
-    if placement is not None and jax.process_count() > 1:
-        resident = placement.everywhere(resident)
-    else:
-        resident = jax.device_put(resident)
+    resident = jax.device_put(resident) if placement is None else placement.everywhere(resident)
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state, start, until):

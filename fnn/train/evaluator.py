@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from fnn.core import errors
@@ -81,8 +80,7 @@ def evaluator(
     def compute(accumulators):
         values = {name: metric.compute(accumulators[name]) for name, metric in measures.items()}
         if shardings is not None and jax.process_count() > 1:  # each has the values of all
-            everywhere = NamedSharding(shardings.mesh, PartitionSpec())
-            values = jax.lax.with_sharding_constraint(values, everywhere)
+            values = jax.lax.with_sharding_constraint(values, shardings.whole)
         return values
 
     def evaluate(train_state: TrainState) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors, trees
 from fnn.core.agreement import Together
@@ -233,8 +232,7 @@ def _placed(step: Step, shardings: Placement) -> Step:
         start = shardings.constrain(train_state), shardings.constrain_batch(batch)
         new, metrics = step(*start)
         if jax.process_count() > 1:  # each has the values of all
-            everywhere = NamedSharding(shardings.mesh, PartitionSpec())
-            metrics = jax.lax.with_sharding_constraint(metrics, everywhere)
+            metrics = jax.lax.with_sharding_constraint(metrics, shardings.whole)
         return shardings.constrain(new), metrics
 
     return train_step
@@ -273,7 +271,11 @@ def jit_step(step: Step, donate: bool = False, placement: Placement | None = Non
 
     @partial(jax.jit, donate_argnums=(0,) if donate else ())
     def program(moving, key, batch):
-        (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        try:
+            (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        except Exception as error:
+            checks.automatic_axes(error, moving, batch)
+            raise
         return tuple(moved), metrics
 
     together = Together()

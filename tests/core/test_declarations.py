@@ -86,3 +86,27 @@ def test_axes_tell_what_shapes_do_not():
     conv = declared(fnn.conv(2, (1, 1, 1, 1)).specs((1, 1, 1, 1, 1, 3))[0])["kernel"]
     assert conv.axes[-2:] == ("in", "out") and len(set(conv.axes)) == 6
     assert output_axis(conv) == 5
+
+
+def test_parts_of_an_axis_follow_it():
+    """A head's values belong together, in stacks and under a wrapper that keeps the shape too."""
+    heads = fnn.dense(6, axes=("in", ("heads", 2)))
+    for net in (heads, fnn.repeat(fnn.serial(heads, fnn.dense(4)), 3), fnn.spectral_norm(heads)):
+        found = jax.tree.leaves(declared(net.specs((1, 4))[0]))
+        kernel = next(p for p in found if p.kind == "kernel" and p.axes[-1] == "heads")
+        assert kernel.axes == ("in", "heads") and kernel.parts == (None, 2)
+    attention = fnn.attention(8, 4, kv_heads=2).specs((1, 3, 8))[0]
+    wanted = {"q": (None, 4), "k": (None, 2), "v": (None, 2), "out": (4, None)}
+    assert {name: attention[name]["kernel"].parts for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("parts", [(2,), (None, 4), (None, 2, None)])
+def test_parts_that_do_not_fit_are_refused(parts):
+    with pytest.raises(fnn.errors.OptionError, match="number of parts"):
+        fnn.Param((4, 6), fnn.initializers.zeros, axes=("in", "out"), parts=parts)
+
+
+@pytest.mark.parametrize("axes", [("in", ("out", 0)), ("in", (2, "out")), ("in", ("out",))])
+def test_names_of_axes_that_are_none_are_refused(axes):
+    with pytest.raises(fnn.errors.OptionError, match="two names"):
+        fnn.dense(6, axes=axes)

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 import fnn
 from fnn.sharding import MEGATRON
+from tests.optim.table import ROWS
 
 pytestmark = pytest.mark.cpu
 SGD = fnn.optim.sgd(0.1)
@@ -61,11 +62,11 @@ def test_stacked_layers_are_cut_within_each_layer():
     shapes = {row.path: row.shape for row in placed.rows()}
     for path, spec in specs(placed).items():
         if path.endswith("up/kernel"):
-            assert shapes[path] == (8, 16, 64) and spec == (None, None, "data")
+            assert shapes[path] == (8, 16, 64) and spec == (None, "data", None)
         assert not spec or spec[0] is None or not path.startswith("params")
 
 
-def test_full_sharding_cuts_the_longest_axis_that_divides():
+def test_full_sharding_cuts_the_longest_axis_of_inputs_that_divides():
     net = fnn.serial(fnn.dense(24), fnn.dense(17), fnn.dense(400))
     mesh = fnn.sharding.mesh(data=8)
     found = specs(fnn.sharding.plan(mesh, net, SGD, (8, 64), fsdp="data", least=100))
@@ -74,6 +75,10 @@ def test_full_sharding_cuts_the_longest_axis_that_divides():
     assert found["params/dense3/kernel"] == (None, "data")  # (17, 400)
     assert found["params/dense3/bias"] == ("data",)
     assert not any(found["params/dense1/bias"]) and not any(found["params/dense2/bias"])
+    net = fnn.serial(fnn.dense(64), fnn.conv(32, (3, 3)))
+    found = specs(fnn.sharding.plan(mesh, net, SGD, (8, 5, 5, 16), fsdp="data", least=100))
+    assert found["params/dense1/kernel"] == ("data", None)  # (16, 64)
+    assert found["params/conv1/kernel"] == (None, None, "data", None)  # (3, 3, 64, 32)
 
 
 def test_both_together_cut_two_axes():
@@ -81,7 +86,7 @@ def test_both_together_cut_two_axes():
     placed = fnn.sharding.plan(mesh, BLOCK, SGD, X, fsdp="data", rules=MEGATRON, least=1)
     found = specs(placed)
     assert found["params/up/kernel"] == ("data", "model")
-    assert found["params/down/kernel"] == ("model", "data")
+    assert found["params/down/kernel"] == (("model", "data"), None)
 
 
 def test_the_first_rule_that_matches_counts():
@@ -112,9 +117,25 @@ def test_what_a_plan_refuses(options, message):
 
 def test_an_axis_that_does_not_divide_is_named_by_path():
     mesh = fnn.sharding.mesh(data=1, model=8)
-    block = fnn.transformer_block(16, 4, hidden=20)
+    block = fnn.transformer_block(16, 8, hidden=20)
     with pytest.raises(fnn.errors.ShapeError, match="down/kernel: an axis 'hidden' that model = 8"):
         fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
+
+
+def test_heads_are_cut_whole():
+    """8 values are 2 heads of 4, which 4 devices do not divide; the devices that have all of them
+    share q's alone."""
+    mesh = fnn.sharding.mesh(data=2, model=4)
+    block = fnn.transformer_block(16, 4, kv_heads=2)
+    wanted = (
+        r"an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}"
+    )
+    with pytest.raises(fnn.errors.ShapeError, match=wanted):
+        fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
+    rules = [("*attention/[kv]/*", {"kv_heads": ()}), *MEGATRON]
+    found = specs(fnn.sharding.plan(mesh, block, SGD, X, rules=rules, fsdp="data", least=100))
+    assert found["params/attention/k/kernel"] == ("data", None)
+    assert found["params/attention/q/kernel"] == ("data", "model")
 
 
 def test_an_explicit_mesh_is_refused():
@@ -123,25 +144,21 @@ def test_an_explicit_mesh_is_refused():
         fnn.sharding.plan(mesh, BLOCK, SGD, X)
 
 
-OPTIMIZERS = {
-    "adam": fnn.optim.adam(1e-3),
-    "sgd with momentum": fnn.optim.sgd(0.1, 0.9),
-    "adafactor": fnn.optim.adafactor(1e-3),
-    "sm3": fnn.optim.sm3(0.1),
-    "shampoo": fnn.optim.shampoo(0.1),
-    "muon": fnn.optim.muon(0.02),
-    "lbfgs": fnn.optim.lbfgs(),
-    "averaged": fnn.optim.chain(fnn.optim.adam(1e-3), fnn.optim.average_params(0.99)),
-    "partition": fnn.optim.partition(
-        {"dense1/*": fnn.optim.adam(1e-3), "dense2/*": fnn.optim.lion(1e-3)}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ROWS)
 def test_bytes_a_device_are_an_eighth(name):
     net, mesh = fnn.serial(fnn.dense(256), fnn.dense(128)), fnn.sharding.mesh(data=8)
-    placed = fnn.sharding.plan(mesh, net, OPTIMIZERS[name], (8, 512), fsdp="data")
+    tx = ROWS[name].build(**ROWS[name].usual)
+    placed = fnn.sharding.plan(mesh, net, tx, (8, 512), fsdp="data")
+    local = sum(row.bytes for row in placed.rows())
+    whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
+    assert local < 1.1 * whole / 8
+
+
+@pytest.mark.parametrize("name", ["adafactor", "shampoo", "muon", "sm3"])
+def test_bytes_a_device_of_stacks_are_an_eighth(name):
+    net = fnn.serial(fnn.dense(256), fnn.repeat(fnn.dense(256), 2))
+    tx = fnn.optim.stacked(ROWS[name].build(**ROWS[name].usual), net.specs((8, 512))[0])
+    placed = fnn.sharding.plan(fnn.sharding.mesh(data=8), net, tx, (8, 512), fsdp="data")
     local = sum(row.bytes for row in placed.rows())
     whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
     assert local < 1.1 * whole / 8
@@ -157,6 +174,17 @@ def test_optimizer_state_lies_where_its_param_does():
     assert len(moments) == len(params)
     for path in moments:
         assert found[path] == params[path.split("/mu/")[1]]
+
+
+@pytest.mark.parametrize("freeze", [fnn.frozen, lambda net: fnn.lora(net, 4)])
+def test_what_is_frozen_lies_where_its_param_would(freeze):
+    net = fnn.serial(fnn.dense(256), fnn.batch_norm(), fnn.dense(128))
+    mesh, tx = fnn.sharding.mesh(data=8), fnn.optim.adam(1e-3)
+    placed = fnn.sharding.plan(mesh, freeze(net), tx, (8, 512), fsdp="data")
+    found = specs(placed)
+    (kernel,) = (path for path in found if path.startswith("state") and "dense1/kernel" in path)
+    (mean,) = (path for path in found if path.endswith("mean"))
+    assert found[kernel] == ("data", None) and not any(found[mean])
 
 
 def test_the_table_shows_every_array_and_the_totals():

@@ -146,7 +146,7 @@ def attention(
         checks.choice("implementation", implementation, ("xla", "cudnn"))
         _check_implementation(soft_cap=soft_cap, distances=distances, dropout=dropout, block=block)
 
-    def affine(n: int, of: str, to: str) -> Layer:
+    def affine(n: int, of: Any, to: Any) -> Layer:
         return dense(n, use_bias=use_bias, kernel_init=kernel_init, axes=(of, to))
 
     def attention(f, x, memory=None, mask=None, segments=None, bias=None):
@@ -187,9 +187,9 @@ def attention(
         return y if stray is None else in_rows(~stray, y, jnp.nan)
 
     layers: dict[str, Any] = {
-        "q": affine(heads * size, "in", "heads"),
-        "k": affine(kv_heads * size, "in", "kv_heads"),
-        "v": affine(kv_heads * size, "in", "kv_heads"),
+        "q": affine(heads * size, "in", ("heads", heads)),
+        "k": affine(kv_heads * size, "in", ("kv_heads", kv_heads)),
+        "v": affine(kv_heads * size, "in", ("kv_heads", kv_heads)),
     }
     if qk_norm:
         layers |= {"q_norm": rms_norm(), "k_norm": rms_norm()}
@@ -197,7 +197,7 @@ def attention(
         layers["cache"] = kept(checks.count("cache", cache), rotary)
     if distances is not None:
         layers["distances"] = distances
-    return compose(**layers, out=affine(features, "heads", "out"))(attention)
+    return compose(**layers, out=affine(features, ("heads", heads), "out"))(attention)
 
 
 def _check_implementation(**others: Any) -> None:
