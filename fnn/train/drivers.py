@@ -192,9 +192,14 @@ class _Onward:
             self.batches.close()
 
 
+def on_devices(step: Step, data: Tree) -> Tree:
+    """Data that stay on the device; on every one of those that a step is placed on."""
+    placement = placement_of(step)
+    return jax.device_put(data) if placement is None else placement.everywhere(data)
+
+
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
-    resident, placement = natives(data, "data"), placement_of(step)
-    resident = jax.device_put(resident) if placement is None else placement.everywhere(resident)
+    resident = on_devices(step, natives(data, "data"))
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state, start, until):

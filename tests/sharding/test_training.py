@@ -9,8 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 import fnn
-from fnn.train.drivers import _program
-from fnn.train.step import whole_beside
+from fnn.train.drivers import _program, on_devices
 from tests.sharding.support import (
     CASES,
     CNN,
@@ -72,7 +71,7 @@ def work(parts):
     step = step_of(MLP, tx, shardings=placed)
     ts = fnn.train.init(MLP, tx, jax.random.key(0), x, shardings=placed)
     host = {"image": x, "label": np.zeros(64, "i4")}
-    data, rows = whole_beside(step, host), np.arange(64, dtype=np.int32)[None]
+    data, rows = on_devices(step, host), np.arange(64, dtype=np.int32)[None]
     assert len(data["image"].sharding.device_set) == (1 if placed is None else 8)
 
     def run(ts, data):
