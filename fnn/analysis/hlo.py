@@ -20,6 +20,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 # These compute nothing, or name values that others have written.
 _FREE = frozenset(
@@ -32,7 +33,8 @@ _CONTAINERS = ("while", "conditional", "call")
 class Instruction(NamedTuple):
     """An instruction: `nbytes` of its result, `operands` by name, `called` computations.
 
-    The operand of a parameter is its number.
+    The operand of a parameter is its number, that of a constant its value; `options` is the text
+    that follows the operands.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     called: tuple[str, ...]
     trips: int
+    shape: str
+    options: str
 
 
 class Moved(NamedTuple):
@@ -77,7 +81,7 @@ class Program(NamedTuple):
         return found
 
     def moved(self) -> list[Moved]:
-        """What runs when the program does: loops as often as the compiler knows, else once."""
+        """What runs when the program does: loops as often as they are known to, else once."""
         return list(self._moved(self.entry, 1)) if self.entry else []
 
     def _moved(self, computation: str, times: int) -> Iterator[Moved]:
@@ -132,12 +136,28 @@ def parse(text: str) -> Program:
         elif found := _LINE.match(line):
             one = _instruction(*found.groups())
             inside[one.name] = one
+    for inside in computations.values():
+        for one in inside.values():
+            if one.opcode == "while" and not _TRIPS.search(one.options):
+                inside[one.name] = one._replace(trips=_counted(one, computations))
     return Program(computations, entry)
+
+
+def _counted(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
+    """How often a loop runs whose condition is that a count from 0 is less than a constant."""
+    found = _CONDITION.search(loop.options)
+    condition = computations.get(found[1], {}) if found else {}
+    compares = [one for one in condition.values() if one.opcode == "compare"]
+    if len(compares) != 1 or "direction=LT" not in compares[0].options:
+        return 1
+    limit = condition.get(compares[0].operands[-1])
+    value = limit.operands[0] if limit and limit.opcode == "constant" else ""
+    return int(value) if value.isdigit() else 1
 
 
 def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
     inputs, _, options = rest.partition("), ")
-    number = (inputs.rstrip(")"),) if opcode == "parameter" else None
+    number = (inputs.rstrip(")"),) if opcode in ("parameter", "constant") else None
     op_name, trips = _NAME.search(options), _TRIPS.search(options)
     called = _CALLED.findall(options)
     for group in _BRANCHES.findall(options):
@@ -150,6 +170,8 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
         number or tuple(re.findall(r"%([\w.\-]+)", inputs)),
         tuple(called),
         int(trips[1]) if trips else 1,
+        shape,
+        options,
     )
 
 

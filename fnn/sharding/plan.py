@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Param, declared
@@ -30,7 +30,7 @@ MEGATRON: tuple[Rule, ...] = (
 
 @errors.named
 def plan(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     net: Layer,
     tx: Transform,
     *xs: Any,
@@ -104,7 +104,7 @@ def plan(
 
 
 def _check_mesh(mesh: Any) -> None:
-    if not isinstance(mesh, Mesh):
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
         wanted = "a mesh of devices"
         raise errors.InputError(wanted, errors.show(mesh), "make one: fnn.sharding.mesh(data=8)")
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
@@ -115,7 +115,7 @@ def _check_mesh(mesh: Any) -> None:
         )
 
 
-def _axes(mesh: Mesh, option: str, to: To | None) -> tuple[str, ...]:
+def _axes(mesh: Mesh | AbstractMesh, option: str, to: To | None) -> tuple[str, ...]:
     """Axes of the mesh, as a tuple."""
     axes = () if to is None else (to,) if isinstance(to, str) else tuple(to)
     for axis in axes:
@@ -124,7 +124,7 @@ def _axes(mesh: Mesh, option: str, to: To | None) -> tuple[str, ...]:
 
 
 def _params_specs(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     declarations: Tree,
     rules: Sequence[tuple[str, Mapping[str, tuple[str, ...]]]],
     fsdp: tuple[str, ...],
@@ -164,7 +164,7 @@ def _names(param: Param) -> tuple[str, ...]:
 
 
 def _fully(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     cut: list[Any],
     shape: tuple[int, ...],
     stack: int,
@@ -187,7 +187,7 @@ def _spec(cut: list[Any]) -> PartitionSpec:
 
 
 def _check_cut(
-    mesh: Mesh, path: str, names: Sequence[str], shape: tuple[int, ...], cut: Sequence[Any]
+    mesh: Mesh | AbstractMesh, path: str, names: Sequence[str], shape: tuple[int, ...], cut: Sequence[Any]
 ) -> None:
     axes = [axis for to in cut if to for axis in to]
     if len(set(axes)) < len(axes):
