@@ -58,6 +58,7 @@ from fnn.layers.sinusoidal import positional_encoding, sinusoidal
 from fnn.layers.tap import swap, tap
 from fnn.layers.transformer import transformer_block
 from fnn.layers.weight_norms import spectral_norm, weight_norm
+from fnn.sharding.dry_run import dryrun
 
 __version__ = "0.1.0"
 
@@ -65,8 +66,8 @@ __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alpha_dropout", "analysis",
     "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
     "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
-    "drop_path", "dropout", "embedding", "ensemble", "ensembles", "errors", "flatten", "forget",
-    "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
+    "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors", "flatten",
+    "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
     "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log", "lora", "losses",
     "lp_pool", "lstm", "lru", "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim",
     "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu",

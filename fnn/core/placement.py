@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import errors
 from fnn.core.types import Tree
@@ -39,7 +39,7 @@ class Placement:
     Printed, it is a table of every array with its PartitionSpec and its bytes on each device.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     train_state: Any
     shapes: Any
     batch: tuple[str, ...]

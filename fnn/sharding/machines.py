@@ -16,8 +16,8 @@ class Machine(NamedTuple):
     - `memory`: what a program may use: of a TPU, by its compiler; of a GPU, all there is.
     - `memory_bandwidth`: of that memory.
     - `flops`: dense products of bfloat16, a second.
-    - `link`: what one device sends at once by all its links to others: of a TPU within the slice, of
-      a GPU within the host.
+    - `link`: what one device sends at once by all its links: of a TPU within the slice, of a GPU
+      within the host.
     - `network`: what one device sends at once to other hosts; None where links reach all devices.
     - `host`: the number of devices in one host.
     - `source`: of these figures.
@@ -134,6 +134,8 @@ def topology(on: str) -> Topology:
             )
         shape = f"1x{devices // host}x{host}"
     elif len(sizes) != (3 if name in ("v5p", "h100", "h200", "a100") else 2):
-        mend = 'on="h100:1x2x8" is slices, hosts and GPUs; on="v5p:2x2x1" and on="v5e:2x4" are chips'
+        mend = (
+            'on="h100:1x2x8" is slices, hosts and GPUs; on="v5p:2x2x1" and on="v5e:2x4" are chips'
+        )
         raise errors.OptionError(f"devices as {name} has them", shape, mend)
     return Topology(machine, shape, devices)

@@ -187,7 +187,11 @@ def _spec(cut: list[Any]) -> PartitionSpec:
 
 
 def _check_cut(
-    mesh: Mesh | AbstractMesh, path: str, names: Sequence[str], shape: tuple[int, ...], cut: Sequence[Any]
+    mesh: Mesh | AbstractMesh,
+    path: str,
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    cut: Sequence[Any],
 ) -> None:
     axes = [axis for to in cut if to for axis in to]
     if len(set(axes)) < len(axes):

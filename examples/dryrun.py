@@ -1,0 +1,116 @@
+"""Would it fit? Transformers of 1, 7 and 70 billion params, on machines that are not here.
+
+    pip install '.[dryrun]'                       # the compilers of TPUs and GPUs, 1 GB
+    python examples/dryrun.py                     # 1 billion on eight TPU v5e, 3 minutes
+    python examples/dryrun.py --sizes 1B 7B 70B   # all, half an hour
+
+Each is compiled for its devices by XLA's own compilers, on this machine's processor: with data
+parallelism, which keeps all of the training state on every device, and fully sharded. Nothing runs,
+so times are on paper: FLOPs and bytes over the makers' full rates.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+import fnn
+
+VOCABULARY, WINDOW = 32_000, 2048
+LEARNING_RATE = 3e-4
+SIZES = {  # gated, with rotary positions and rms norms, as in Touvron et al. 2023
+    "1B": dict(features=2048, heads=16, hidden=5632, depth=22),
+    "7B": dict(features=4096, heads=32, hidden=11008, depth=32),
+    "70B": dict(features=8192, heads=64, kv_heads=8, hidden=28672, depth=80),
+}
+MESHES = {  # a size, where it is to run, and a mesh for what is fully sharded
+    "1B": [("v5e:2x4", {"data": 8})],
+    "7B": [("v5p:4x4x4", {"data": 64}), ("h100:64", {"data": 64})],
+    "70B": [
+        ("v5e:16x16", {"data": 256}),
+        ("v5p:8x8x8", {"data": 512}),
+        ("h100:512", {"data": 512}),
+    ],
+}
+
+
+def transformer(features, heads, hidden, depth, kv_heads=None):
+    block = fnn.transformer_block(
+        features, heads, kv_heads=kv_heads, hidden=hidden, gated=True, activation=jax.nn.silu,
+        causal=True, rotary=10_000.0, norm=fnn.rms_norm, use_bias=False,
+    )  # fmt: skip
+    head = fnn.dense(VOCABULARY, use_bias=False, axes=("in", "vocabulary"))
+
+    @fnn.compose(
+        embed=fnn.embedding(VOCABULARY, features),
+        blocks=fnn.repeat(fnn.remat(block), depth),
+        norm=fnn.rms_norm(),
+        head=head,
+    )
+    def transformer(f, x, following):  # [B, T] tokens, and those that follow
+        h = f.norm(f.blocks(f.embed(x)))  # [B, T, features]
+        return fnn.losses.softmax_cross_entropy(f.head(h), following)
+
+    return fnn.cast(transformer, jnp.bfloat16)
+
+
+def dry_run(size, on, mesh, fsdp):
+    """The report of a step with one sequence for each device."""
+    net, tx = transformer(**SIZES[size]), fnn.optim.adam(LEARNING_RATE)
+    devices = fnn.sharding.mesh(on=on, **mesh)
+    x = jax.ShapeDtypeStruct((devices.size, WINDOW), jnp.int32)
+    placed = fnn.sharding.plan(devices, net, tx, x, x, fsdp="data" if fsdp else None)
+
+    def loss_fn(params, state, batch, key):
+        losses, state = net.apply(params, state, *batch, key=key, train=True)
+        return losses.mean(), (state, {})
+
+    step = fnn.train.step(loss_fn, tx, shardings=placed)
+    return fnn.dryrun(step, placed.shapes, (x, x), on=on, shardings=placed)
+
+
+def row(size, placement, report):
+    gib, memory = 2**30, report.memory
+    held = report.params + report.optimizer
+    found = report.estimate()
+    return (
+        f"{size:>4} {str(report.topology):12} {placement:14} {'yes' if report.fits else 'no':4}"
+        f"{held / gib:8.2f}{memory.temporaries / gib if memory else float('nan'):12.2f}"
+        f"{(report.peak or float('nan')) / gib:8.2f}{report.topology.machine.memory / gib:8.1f}"
+        f"{report.sent / gib:8.2f}"
+        + (f"{1000 * found.least:8.0f} to {1000 * found.most:<6.0f}" if found else " " * 18)
+        + f"{report.seconds:6.0f}"
+    )
+
+
+HEADER = (
+    f"{'':40}GiB a device: params\n"
+    f"{'':4} {'devices':12} {'placement':14} {'fits':4}{'and Adam':>8}{'temporaries':>12}{'peak':>8}"
+    f"{'has':>8}{'sends':>8}{'ms on paper':>15}{'compiled, s':>12}"
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1B"])
+    parser.add_argument("--on", help="only machines whose name starts so, such as h100")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("outputs/dryrun"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    print(HEADER)
+    for size in args.sizes:
+        for on, mesh in MESHES[size]:
+            if not on.startswith(args.on or ""):
+                continue
+            for placement, fsdp in (("data-parallel", False), ("fully sharded", True)):
+                report = dry_run(size, on, mesh, fsdp)
+                print(row(size, placement, report), flush=True)
+                name = f"{size}-{on.replace(':', '-')}-{placement.replace(' ', '-')}.txt"
+                (args.out / name).write_text(f"{report}\n")
+    print(f"reports: {args.out}/")
+
+
+if __name__ == "__main__":
+    main()
