@@ -85,9 +85,9 @@ def row(size, placement, report):
 
 
 HEADER = (
-    f"{'':40}GiB a device: params\n"
-    f"{'':4} {'devices':12} {'placement':14} {'fits':4}{'and Adam':>8}{'temporaries':>12}{'peak':>8}"
-    f"{'has':>8}{'sends':>8}{'ms on paper':>15}{'compiled, s':>12}"
+    f"{'':36}GiB a device: params\n"
+    f"{'':4} {'devices':12} {'placement':14} fits{'and Adam':>8}{'temporaries':>12}{'peak':>8}"
+    f"{'has':>8}{'sends':>8}{'ms on paper':>18}{'compiled, s':>12}"
 )
 
 
