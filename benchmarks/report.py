@@ -207,3 +207,11 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
         if task not in timed:
             parts[task, ""] = f"## {part}".rstrip()
     path.write_text("\n".join([HEADER, *(parts[key] for key in sorted(parts))]).rstrip() + "\n")
+
+
+def put(part: str, path: Path) -> None:
+    """Put a part that is no task's, with its heading, into RESULTS.md, in order."""
+    there = path.read_text().rstrip().split("\n## ") if path.exists() else [HEADER]
+    parts = {f"## {each}".split(":")[0]: f"## {each}".rstrip() for each in there[1:]}
+    parts[part.split(":")[0]] = part.rstrip()
+    path.write_text("\n\n".join([there[0].rstrip(), *(parts[key] for key in sorted(parts))]) + "\n")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 # These compute nothing, or name values that others have written.
@@ -83,6 +85,21 @@ class Program(NamedTuple):
     def moved(self) -> list[Moved]:
         """What runs when the program does: loops as often as they are known to, else once."""
         return list(self._moved(self.entry, 1)) if self.entry else []
+
+    def kinds(self) -> Counter[str]:
+        """How many instructions of each kind stand in the program, loops' bodies included.
+
+        A fusion is one; one that only copies or transposes is a "copy", as are those instructions.
+        A custom call goes by its target.
+        """
+        found, left = Counter[str](), [self.entry] if self.entry else []
+        while left:
+            for one in self.computations[left.pop()].values():
+                if one.opcode in _CONTAINERS:
+                    left += one.called
+                if one.opcode not in _FREE:
+                    found[_kind(one)] += 1
+        return found
 
     def _moved(self, computation: str, times: int) -> Iterator[Moved]:
         inside = self.computations[computation]
@@ -190,6 +207,14 @@ def _part(user: Instruction, name: str) -> int | None:
         if user.opcode == "dynamic-update-slice":
             return 0
     return None
+
+
+def _kind(one: Instruction) -> str:
+    if one.opcode == "custom-call":
+        target = _TARGET.search(one.options)
+        return target[1] if target else one.opcode
+    moves = one.opcode == "fusion" and re.search("copy|transpose", one.name)
+    return "copy" if moves or one.opcode in ("copy", "copy-start", "transpose") else one.opcode
 
 
 def _updates_all(one: Instruction, written: int) -> bool:

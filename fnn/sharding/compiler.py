@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from jax import export
 from jax.experimental import topologies
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def devices_of(platform: str, shape: str, name: str, target: str) -> list[Any]:
@@ -36,14 +36,16 @@ def compiled(request: dict[str, Any], program: bytes) -> Any:
     exported = export.deserialize(bytearray(program))
     sizes, names = request["sizes"], request["names"]
     mesh = jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    whole = NamedSharding(mesh, PartitionSpec())  # where one device needs no sharding
+    places = [to or whole for to in exported.in_shardings_jax(mesh)]
     structs = [
-        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
-        for aval, sharding in zip(exported.in_avals, exported.in_shardings_jax(mesh), strict=True)
+        jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=to)
+        for aval, to in zip(exported.in_avals, places, strict=True)
     ]
     call = jax.jit(
         exported.call,
         donate_argnums=tuple(range(request["donated"])),
-        out_shardings=list(exported.out_shardings_jax(mesh)),
+        out_shardings=[to or whole for to in exported.out_shardings_jax(mesh)],
     )
     return call.lower(*structs).compile()
 

@@ -164,6 +164,7 @@ def _read(text: str, counted: list, place: Topology) -> dict[str, Any]:
             arrays[shape, *layer(one.op_name)] = one.nbytes
     largest = sorted(arrays.items(), key=lambda item: -item[1])[:5]
     return {
+        "operations": dict(program.kinds().most_common()),
         "recomputes": "rematted_computation" in text,
         "collectives": by_layer(program, place.devices, layer, bandwidth),
         "largest": tuple(Array(*key, nbytes) for key, nbytes in largest),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fnn.analysis.units import of_bytes, of_seconds, short
@@ -74,6 +74,8 @@ class Report:
     - `flops`: of the step as it is traced, divided by the devices; loops count each iteration.
     - `collectives`: those that send most first.
     - `largest`: the largest arrays that the program makes, one of each shape and layer.
+    - `operations`: how many instructions of each kind the program has; fusions count as one, and
+      custom calls, such as those of cuDNN, go by their names.
     - `seconds`: of compiling.
     - `recomputes`: whether the backward pass computes anything again, as `fnn.remat` has it.
     - `halved`: the memory with half of the batch, if it was asked for.
@@ -95,6 +97,7 @@ class Report:
     flops: int = 0
     collectives: tuple[Collective, ...] = ()
     largest: tuple[Array, ...] = ()
+    operations: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     recomputes: bool = False
     halved: Memory | None = None
