@@ -24,6 +24,8 @@ class Param:
     - `axes`: a logical name for each axis of `shape`: `"in"` is the input's last axis and `"out"`
       the output's; `"heads"`, `"hidden"` (between two layers of one block), `"vocabulary"`; the
       axes of a window are `"depth"`, `"height"`, `"width"`.
+    - `parts`: for each axis of `shape`, of how many equal parts it consists that belong together,
+      as the values of a head do, so that `fnn.sharding` cuts between them alone; None for no parts.
     - `stack`: leading axes of independent draws, which do not count as fans. Member i is drawn from
       i alone, so its values do not depend on the size of the stack.
 
@@ -38,6 +40,7 @@ class Param:
     kind: str = "kernel"
     axes: tuple[str, ...] | None = None
     stack: Shape = ()
+    parts: tuple[int | None, ...] | None = None
 
     def __post_init__(self):
         if not isinstance(self.shape, tuple):
@@ -54,6 +57,14 @@ class Param:
             raise errors.OptionError(
                 f"a name for each axis of {self.shape}", f"{self.axes}", "name those of one member"
             )
+        if self.parts is not None and (
+            len(self.parts) != len(self.shape)
+            or any(
+                n is not None and size % n for n, size in zip(self.parts, self.shape, strict=True)
+            )
+        ):
+            wanted = f"a number of parts, which divides it, or None for each axis of {self.shape}"
+            raise errors.OptionError(wanted, f"{self.parts}", "give one for each axis")
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,10 @@ def _resolved(node: Any) -> Any:
         if given is None and old is not None and len(old.shape) == rank:
             given = old.axes
         base = old or Param((), None, kind="value")  # type: ignore[arg-type]
-        return replace(base, shape=shape, dtype=array.dtype, axes=given, stack=node.stack)
+        parts = base.parts if shape == base.shape else None
+        return replace(
+            base, shape=shape, dtype=array.dtype, axes=given, stack=node.stack, parts=parts
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, arrays_of(node))
 

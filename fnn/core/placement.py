@@ -80,13 +80,18 @@ class Placement:
         """The sharding of an array [B, ...], for `fnn.data.stream(device=...)`."""
         return NamedSharding(self.mesh, PartitionSpec(self.batch))
 
+    @property
+    def ways(self) -> int:
+        """In how many parts a batch is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.batch)
+
     def of_batch(self, x: Any) -> NamedSharding:
         """The sharding of one array of a batch."""
         return self.batch_sharding if np.ndim(x) else NamedSharding(self.mesh, PartitionSpec())
 
     def put(self, batch: Tree, name: str = "batch") -> Tree:
         """A batch with its host arrays on the devices, each of which gets its own part alone."""
-        ways = math.prod(self.mesh.shape[axis] for axis in self.batch)
+        ways = self.ways
 
         def one(keys, x):
             if isinstance(x, jax.Array):  # traced, or placed by its owner; the step constrains it

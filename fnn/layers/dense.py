@@ -16,14 +16,15 @@ def dense(
     use_bias: bool = True,
     kernel_init=lecun_normal(),
     bias_init=zeros,
-    axes: tuple[str, str] = ("in", "out"),
+    axes: tuple[str | tuple[str, int], str | tuple[str, int]] = ("in", "out"),
 ) -> Layer:
     """Affine map of the last axis, y = x @ kernel + bias: [..., C] -> [..., features].
 
     - `features`: the size of the output's last axis.
     - `use_bias`: False leaves the bias out, as before a norm that would remove it.
     - `kernel_init`, `bias_init`: initializers; variance 1 / C keeps the variance of x.
-    - `axes`: the logical names of the kernel's axes (see `fnn.Param`), such as ("in", "hidden").
+    - `axes`: the logical names of the kernel's axes (see `fnn.Param`), such as ("in", "hidden"); a
+      pair ("heads", 8) names an axis that consists of 8 parts, between which alone it is cut.
 
     Params: `kernel` [C, features], `bias` [features]; both take x's dtype.
     Raises ShapeError for another last axis, DtypeError for another dtype.
@@ -37,15 +38,17 @@ def dense(
     features = checks.count("features", features)
     checks.initializer("kernel_init", kernel_init)
     checks.initializer("bias_init", bias_init)
-    if not (isinstance(axes, tuple) and len(axes) == 2 and all(isinstance(a, str) for a in axes)):
+    if not (isinstance(axes, tuple) and len(axes) == 2 and all(map(_is_name, axes))):
         raise errors.OptionError(
             "axes to be two names", errors.show(axes), 'pass them as ("in", "out")'
         )
+    names, parts = zip(*(a if isinstance(a, tuple) else (a, None) for a in axes), strict=True)
 
     def specs(x):
         checks.array(x, 1, "[..., C]")
-        kernel = Param((x.shape[-1], features), kernel_init, x.dtype, "kernel", axes)
-        bias = Param((features,), bias_init, x.dtype, "bias", axes[1:])
+        shape = x.shape[-1], features
+        kernel = Param(shape, kernel_init, x.dtype, "kernel", names, parts=parts)
+        bias = Param(shape[1:], bias_init, x.dtype, "bias", names[1:], parts=parts[1:])
         return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
 
     def apply(params, state, x, *, key, train):
@@ -53,6 +56,12 @@ def dense(
         return y + of_rank(params["bias"], y.ndim) if use_bias else y, state
 
     return leaf("dense", specs, apply)
+
+
+def _is_name(axis: object) -> bool:
+    """Whether this is a name, or a name and a number of parts."""
+    name, n = axis if isinstance(axis, tuple) and len(axis) == 2 else (axis, 1)
+    return isinstance(name, str) and isinstance(n, int) and n > 0
 
 
 @errors.builder

@@ -68,11 +68,10 @@ def moe(
         x = x.reshape(-1, t, c)  # [G, T, C]: each sequence shares out its own places
         logits = f.router(x)
         gates = jax.nn.softmax(logits.astype(wide(x.dtype)))  # [G, T, n]
-        weights, chosen = jax.lax.top_k(gates, top_k)  # [G, T, top_k]
+        weights, picked = _largest(gates, top_k)  # [G, T, top_k], [G, T, top_k, n]
         if top_k > 1:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
         room = t if capacity is None else min(t, math.ceil(capacity * top_k * t / n))
-        picked = jax.nn.one_hot(chosen, n, dtype=jnp.int32)  # [G, T, top_k, n]
         place = _places(picked)
         taken = picked * (place < room).astype(picked.dtype)
         slots = jax.nn.one_hot(place, room, dtype=x.dtype) * taken[..., None].astype(x.dtype)
@@ -87,6 +86,20 @@ def moe(
         return y.reshape(*lead, t, y.shape[-1])
 
     return compose(router=router, experts=ensemble(as_layer(expert), n, in_axes=0))(moe)
+
+
+def _largest(gates: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of [G, T, n], the first of equal ones first: [G, T, k], and 1 where each is.
+
+    `jax.lax.top_k` would be gathered from all devices and computed by each.
+    """
+    left, found, picked = gates, [], []
+    for _ in range(k):
+        here = jax.nn.one_hot(jnp.argmax(left, axis=-1), gates.shape[-1], dtype=jnp.bool_)
+        found.append(jnp.sum(jnp.where(here, gates, 0), axis=-1))
+        picked.append(here)
+        left = jnp.where(here, -1, left)
+    return jnp.stack(found, axis=-1), jnp.stack(picked, axis=-2).astype(jnp.int32)
 
 
 def _places(picked: jax.Array) -> jax.Array:

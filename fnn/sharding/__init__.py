@@ -14,7 +14,8 @@ Tensor parallelism is the rule `MEGATRON`; printed, a placement is a table of ev
 """
 
 from fnn.core.placement import Placement
+from fnn.sharding.activations import SEQUENCE, constrained
 from fnn.sharding.mesh import mesh
 from fnn.sharding.plan import MEGATRON, plan
 
-__all__ = ["MEGATRON", "Placement", "mesh", "plan"]
+__all__ = ["MEGATRON", "SEQUENCE", "Placement", "constrained", "mesh", "plan"]

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors
-from fnn.core.declarations import Param, declared
+from fnn.core.declarations import Param, declared, output_axis
 from fnn.core.layer import Layer
 from fnn.core.placement import Placement
 from fnn.core.types import Tree
@@ -42,16 +42,20 @@ def plan(
     """Where each array of a training state is to be: a `Placement`, made without any array.
 
     Data parallelism needs no more than the mesh: every device has all params, and its part of each
-    batch. `fsdp` cuts each param, with all that the optimizer keeps of it, along its longest axis
-    that is still whole and that the devices divide (fully sharded data parallelism, as in
-    Rajbhandari et al. 2020, "ZeRO", stage 3). `rules` cut by name: tensor parallelism.
+    batch. `fsdp` cuts each param, with all that the optimizer keeps of it, along the longest axis
+    that the devices divide (fully sharded data parallelism, as in Rajbhandari et al. 2020, "ZeRO",
+    stage 3); along its output axis only if no other divides, since a partitioner that meets outputs
+    cut over the devices of the batch gathers the batch instead of the param. `rules` cut by name:
+    tensor parallelism.
 
     - `mesh`: from `mesh`, with automatic axes.
     - `xs`: inputs like the network's, as for `net.init`.
     - `rules`: pairs (glob, {logical axis: mesh axis}), where the glob is over paths, as in
       `fnn.tree.select`, and the axes are those of `fnn.Param`. Of each array the first rule counts
-      that matches its path and names one of its axes; one with {} leaves the array whole. "stack"
-      names the axis of members, such as the experts of `moe`.
+      that matches its path and names one of its axes; one with {} leaves the array whole, and an
+      axis that goes to () is cut by `fsdp` alone. "stack" names the axis of members, such as the
+      experts of `moe`. Heads are cut whole: where the devices are more than the heads of k and v,
+      ("*attention/[kv]/*", {"kv_heads": ()}) before `MEGATRON` gives each of them all of these.
     - `fsdp`: the mesh axis, or axes.
     - `batch`: the mesh axes over which batches are cut: by default `fsdp`, else the first axis.
     - `least`: the number of values below which `fsdp` leaves an array whole.
@@ -88,8 +92,8 @@ def plan(
             more = len(x.shape) - len(shape)
             if more >= 0 and x.shape[more:] == shape:
                 return sharding(PartitionSpec(*[None] * more, *spec))
-        cut = _fully(mesh, [None] * len(x.shape), x.shape, 0, fsdp, least)
-        return sharding(_spec(cut))
+        cut: list[Any] = [None] * len(x.shape)
+        return sharding(_spec(_fully(mesh, cut, x.shape, range(len(x.shape)), fsdp, least)))
 
     whole = sharding(PartitionSpec())
     params = [sharding(spec) for spec, _ in specs.values()]
@@ -140,11 +144,11 @@ def _params_specs(
             None,
         )  # fmt: skip
         cut = [rule[1].get(name) if rule else None for name in names]
-        _check_cut(mesh, path, names, shape, cut)
+        _check_cut(mesh, path, param, names, cut)
         if rule:
             used.add(rules.index(rule))
         if rule is None or rule[1]:
-            cut = _fully(mesh, cut, shape, len(param.stack), fsdp, least)
+            cut = _fully(mesh, cut, shape, _inputs(param), fsdp, least)
         specs[path] = _spec(cut), shape
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     if unused:
@@ -163,48 +167,59 @@ def _names(param: Param) -> tuple[str, ...]:
     return inner + (param.axes or ("",) * len(param.shape))
 
 
+def _inputs(param: Param) -> list[int]:
+    """The axes of one member's array, but for that of its outputs if there are others."""
+    stack, axes = len(param.stack), range(len(param.shape))
+    inner = [i for i in axes if i != output_axis(param)] or axes
+    return [stack + i for i in inner]
+
+
 def _fully(
     mesh: Mesh | AbstractMesh,
     cut: list[Any],
     shape: tuple[int, ...],
-    stack: int,
+    first: Sequence[int],
     fsdp: tuple[str, ...],
     least: int,
 ) -> list[Any]:
-    """The cut that also takes the longest axis that is whole and that `fsdp` divides."""
+    """The cut that `fsdp` takes further: along the longest of the axes `first`, else of those after
+    the stack, of which its devices and those that cut it already divide the size."""
     fsdp = tuple(axis for axis in fsdp if not any(axis in (of or ()) for of in cut))
-    ways = math.prod(mesh.shape[axis] for axis in fsdp)
     if not fsdp or math.prod(shape) < least:
         return cut
-    free = [i for i in range(stack, len(shape)) if not cut[i] and shape[i] and not shape[i] % ways]
-    longest = max(free, key=lambda i: shape[i], default=None)
-    return [fsdp if i == longest else of for i, of in enumerate(cut)]
+    cuts = [(*(of or ()), *fsdp) for of in cut]
+    ways = [math.prod(mesh.shape[axis] for axis in of) for of in cuts]
+    for axes in (first, range(min(first, default=0), len(shape))):
+        free = [i for i in axes if shape[i] and not shape[i] % ways[i]]
+        if free:
+            longest = max(free, key=lambda i: shape[i])
+            return [cuts[i] if i == longest else of for i, of in enumerate(cut)]
+    return cut
 
 
 def _spec(cut: list[Any]) -> PartitionSpec:
     """One axis of the mesh by its name, several as a tuple."""
-    return PartitionSpec(*(to[0] if to is not None and len(to) == 1 else to for to in cut))
+    return PartitionSpec(*(to[0] if to and len(to) == 1 else to or None for to in cut))
 
 
 def _check_cut(
-    mesh: Mesh | AbstractMesh,
-    path: str,
-    names: Sequence[str],
-    shape: tuple[int, ...],
-    cut: Sequence[Any],
+    mesh: Mesh | AbstractMesh, path: str, param: Param, names: Sequence[str], cut: Sequence[Any]
 ) -> None:
-    axes = [axis for to in cut if to for axis in to]
+    axes, stack = [axis for to in cut if to for axis in to], len(param.stack)
     if len(set(axes)) < len(axes):
         wanted, mend = (
             f"{path}: each axis of the mesh once",
             f"give it a rule before: ({path!r}, ...)",
         )
         raise errors.OptionError(wanted, f"{dict(zip(names, cut, strict=True))}", mend)
-    for name, size, to in zip(names, shape, cut, strict=True):
+    shape = param.stack + param.shape
+    parts = (None,) * stack + (param.parts or (None,) * len(param.shape))
+    for name, size, n, to in zip(names, shape, parts, cut, strict=True):
         ways = math.prod(mesh.shape[axis] for axis in to or ())
-        if size % ways:
+        if (n or size) % ways:
+            layer = "/".join((*path.split("/")[:-1], "*"))
             raise errors.ShapeError(
                 f"{path}: an axis {name!r} that {' x '.join(to)} = {ways} devices divide",
-                f"{size} in {shape}",
-                f"choose a multiple of {ways}, or put a rule before: ({path!r}, {{}})",
+                f"{size} in {shape}" + (f", {n} parts" if n else ""),
+                f"choose a multiple of {ways}, or put a rule before: ({layer!r}, {{{name!r}: ()}})",
             )

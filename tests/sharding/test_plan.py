@@ -61,11 +61,11 @@ def test_stacked_layers_are_cut_within_each_layer():
     shapes = {row.path: row.shape for row in placed.rows()}
     for path, spec in specs(placed).items():
         if path.endswith("up/kernel"):
-            assert shapes[path] == (8, 16, 64) and spec == (None, None, "data")
+            assert shapes[path] == (8, 16, 64) and spec == (None, "data", None)
         assert not spec or spec[0] is None or not path.startswith("params")
 
 
-def test_full_sharding_cuts_the_longest_axis_that_divides():
+def test_full_sharding_cuts_the_longest_axis_of_inputs_that_divides():
     net = fnn.serial(fnn.dense(24), fnn.dense(17), fnn.dense(400))
     mesh = fnn.sharding.mesh(data=8)
     found = specs(fnn.sharding.plan(mesh, net, SGD, (8, 64), fsdp="data", least=100))
@@ -74,6 +74,10 @@ def test_full_sharding_cuts_the_longest_axis_that_divides():
     assert found["params/dense3/kernel"] == (None, "data")  # (17, 400)
     assert found["params/dense3/bias"] == ("data",)
     assert not any(found["params/dense1/bias"]) and not any(found["params/dense2/bias"])
+    net = fnn.serial(fnn.dense(64), fnn.conv(32, (3, 3)))
+    found = specs(fnn.sharding.plan(mesh, net, SGD, (8, 5, 5, 16), fsdp="data", least=100))
+    assert found["params/dense1/kernel"] == ("data", None)  # (16, 64)
+    assert found["params/conv1/kernel"] == (None, None, "data", None)  # (3, 3, 64, 32)
 
 
 def test_both_together_cut_two_axes():
@@ -81,7 +85,7 @@ def test_both_together_cut_two_axes():
     placed = fnn.sharding.plan(mesh, BLOCK, SGD, X, fsdp="data", rules=MEGATRON, least=1)
     found = specs(placed)
     assert found["params/up/kernel"] == ("data", "model")
-    assert found["params/down/kernel"] == ("model", "data")
+    assert found["params/down/kernel"] == (("model", "data"), None)
 
 
 def test_the_first_rule_that_matches_counts():
@@ -112,9 +116,23 @@ def test_what_a_plan_refuses(options, message):
 
 def test_an_axis_that_does_not_divide_is_named_by_path():
     mesh = fnn.sharding.mesh(data=1, model=8)
-    block = fnn.transformer_block(16, 4, hidden=20)
+    block = fnn.transformer_block(16, 8, hidden=20)
     with pytest.raises(fnn.errors.ShapeError, match="down/kernel: an axis 'hidden' that model = 8"):
         fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
+
+
+def test_heads_are_cut_whole():
+    """8 values are 2 heads of 4, which 4 devices do not divide; the devices that have all of them
+    share q's alone."""
+    mesh = fnn.sharding.mesh(data=2, model=4)
+    block = fnn.transformer_block(16, 4, kv_heads=2)
+    wanted = r"attention/k/.*: an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}\)"
+    with pytest.raises(fnn.errors.ShapeError, match=wanted):
+        fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
+    rules = [("*attention/[kv]/*", {"kv_heads": ()}), *MEGATRON]
+    found = specs(fnn.sharding.plan(mesh, block, SGD, X, rules=rules, fsdp="data", least=100))
+    assert found["params/attention/k/kernel"] == ("data", None)
+    assert found["params/attention/q/kernel"] == ("data", "model")
 
 
 def test_an_explicit_mesh_is_refused():

@@ -93,7 +93,7 @@ def attention(
     if cache is not None and not causal:
         raise errors.OptionError("causal=True with a cache", "causal=False", "pass causal=True")
 
-    def affine(n: int, of: str, to: str) -> Layer:
+    def affine(n: int, of: Any, to: Any) -> Layer:
         return dense(n, use_bias=use_bias, kernel_init=kernel_init, axes=(of, to))
 
     def attention(f, x, memory=None, mask=None):
@@ -119,13 +119,13 @@ def attention(
         return y if stray is None else in_rows(~stray, y, jnp.nan)
 
     layers = {
-        "q": affine(heads * size, "in", "heads"),
-        "k": affine(kv_heads * size, "in", "kv_heads"),
-        "v": affine(kv_heads * size, "in", "kv_heads"),
+        "q": affine(heads * size, "in", ("heads", heads)),
+        "k": affine(kv_heads * size, "in", ("kv_heads", kv_heads)),
+        "v": affine(kv_heads * size, "in", ("kv_heads", kv_heads)),
     }
     if cache is not None:
         layers["cache"] = kept(checks.count("cache", cache), rotary)
-    return compose(**layers, out=affine(features, "heads", "out"))(attention)
+    return compose(**layers, out=affine(features, ("heads", heads), "out"))(attention)
 
 
 def _check_memory(x: Any, memory: Any, causal: bool) -> None:
