@@ -10,7 +10,12 @@ so times are on paper: FLOPs and bytes over the makers' full rates.
 """
 
 import argparse
+import os
 import pathlib
+
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # else JAX looks for a TPU, and says that there is none
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +38,7 @@ MESHES = {  # a size, where it is to run, and a mesh for what is fully sharded
         ("h100:512", {"data": 512}),
     ],
 }
+PLACEMENTS = {"data-parallel": {}, "fully sharded": {"fsdp": "data"}}
 
 
 def transformer(features, heads, hidden, depth, kv_heads=None):
@@ -55,12 +61,13 @@ def transformer(features, heads, hidden, depth, kv_heads=None):
     return fnn.cast(transformer, jnp.bfloat16)
 
 
-def dry_run(size, on, mesh, fsdp):
+def dry_run(size, on, mesh, options):
     """The report of a step with one sequence for each device."""
     net, tx = transformer(**SIZES[size]), fnn.optim.adam(LEARNING_RATE)
     devices = fnn.sharding.mesh(on=on, **mesh)
     x = jax.ShapeDtypeStruct((devices.size, WINDOW), jnp.int32)
-    placed = fnn.sharding.plan(devices, net, tx, x, x, fsdp="data" if fsdp else None)
+    placed = fnn.sharding.plan(devices, net, tx, x, x, **options)
+    net = fnn.sharding.constrained(net, placed)  # activations stay where their sequences are
 
     def loss_fn(params, state, batch, key):
         losses, state = net.apply(params, state, *batch, key=key, train=True)
@@ -104,8 +111,8 @@ def main():
         for on, mesh in MESHES[size]:
             if not on.startswith(args.on or ""):
                 continue
-            for placement, fsdp in (("data-parallel", False), ("fully sharded", True)):
-                report = dry_run(size, on, mesh, fsdp)
+            for placement, options in PLACEMENTS.items():
+                report = dry_run(size, on, mesh, options)
                 print(row(size, placement, report), flush=True)
                 name = f"{size}-{on.replace(':', '-')}-{placement.replace(' ', '-')}.txt"
                 (args.out / name).write_text(f"{report}\n")

@@ -45,7 +45,7 @@ def compiled(request: dict[str, Any], program: bytes) -> Any:
     call = jax.jit(
         exported.call,
         donate_argnums=tuple(range(request["donated"])),
-        out_shardings=[to or whole for to in exported.out_shardings_jax(mesh)],
+        out_shardings=list(exported.out_shardings_jax(mesh)),
     )
     return call.lower(*structs).compile()
 
