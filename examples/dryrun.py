@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import fnn
 
 VOCABULARY, WINDOW = 32_000, 2048
-LEARNING_RATE = 3e-4
+TX = fnn.optim.adam(3e-4)
 SIZES = {  # gated, with rotary positions and rms norms, as in Touvron et al. 2023
     "1B": dict(features=2048, heads=16, hidden=5632, depth=22),
     "7B": dict(features=4096, heads=32, hidden=11008, depth=32),
@@ -61,19 +61,24 @@ def transformer(features, heads, hidden, depth, kv_heads=None):
     return fnn.cast(transformer, jnp.bfloat16)
 
 
+def params_of(size):
+    net, x = transformer(**SIZES[size]), jax.ShapeDtypeStruct((1, WINDOW), jnp.int32)
+    return sum(leaf.size for leaf in jax.tree.leaves(fnn.train.shapes(net, TX, x, x).params))
+
+
 def dry_run(size, on, mesh, options):
     """The report of a step with one sequence for each device."""
-    net, tx = transformer(**SIZES[size]), fnn.optim.adam(LEARNING_RATE)
+    net = transformer(**SIZES[size])
     devices = fnn.sharding.mesh(on=on, **mesh)
     x = jax.ShapeDtypeStruct((devices.size, WINDOW), jnp.int32)
-    placed = fnn.sharding.plan(devices, net, tx, x, x, **options)
+    placed = fnn.sharding.plan(devices, net, TX, x, x, **options)
     net = fnn.sharding.constrained(net, placed)  # activations stay where their sequences are
 
     def loss_fn(params, state, batch, key):
         losses, state = net.apply(params, state, *batch, key=key, train=True)
         return losses.mean(), (state, {})
 
-    step = fnn.train.step(loss_fn, tx, shardings=placed)
+    step = fnn.train.step(loss_fn, TX, shardings=placed)
     return fnn.dryrun(step, placed.shapes, (x, x), on=on, shardings=placed)
 
 
@@ -106,13 +111,18 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
+    for size in args.sizes:
+        print(f"{size}: {params_of(size) / 1e9:.2f} billion params")
     print(HEADER)
     for size in args.sizes:
         for on, mesh in MESHES[size]:
             if not on.startswith(args.on or ""):
                 continue
             for placement, options in PLACEMENTS.items():
-                report = dry_run(size, on, mesh, options)
+                try:
+                    report = dry_run(size, on, mesh, options)
+                except ImportError as error:
+                    parser.exit(1, f"{error}\n")
                 print(row(size, placement, report), flush=True)
                 name = f"{size}-{on.replace(':', '-')}-{placement.replace(' ', '-')}.txt"
                 (args.out / name).write_text(f"{report}\n")

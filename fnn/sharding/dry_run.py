@@ -60,7 +60,7 @@ def dryrun(
     - `step`: a training step, `(train_state, batch) -> ...`; any function of two trees will do,
       with `donate=False`.
     - `train_state`, `batch`: arrays or `jax.ShapeDtypeStruct`s; only shapes and dtypes matter. The
-      former are `shardings.shapes`, or `jax.eval_shape` of `fnn.train.init`.
+      former are `shardings.shapes`, or `fnn.train.shapes(net, tx, x)`.
     - `on`: the devices: "v5e:2x4", "v5p:4x4x4", "v6e:16x16" are chips of a TPU slice, "h100:16",
       "h200:8", "a100:8" GPUs in hosts of eight. See `fnn.sharding.machines`.
     - `shardings`: from `fnn.sharding.plan`, with `fnn.sharding.mesh(on=..., data=...)`; needed for
@@ -80,8 +80,7 @@ def dryrun(
     >>> net, tx = fnn.serial(fnn.dense(50_000), fnn.dense(50_000)), fnn.optim.adam(1e-3)
     >>> step = fnn.train.step(fnn.train.supervised(net, fnn.losses.squared_error), tx)
     >>> x = jax.ShapeDtypeStruct((8, 50_000), "float32")
-    >>> ts = jax.eval_shape(lambda: fnn.train.init(net, tx, jax.random.key(0), x))
-    >>> report = fnn.dryrun(step, ts, (x, x), on="v5e:1x1")
+    >>> report = fnn.dryrun(step, fnn.train.shapes(net, tx, x), (x, x), on="v5e:1x1")
     >>> report.fits, round(report.params / 1e9), round(report.optimizer / 1e9)
     (False, 20, 40)
     """

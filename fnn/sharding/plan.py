@@ -16,7 +16,8 @@ from fnn.core.layer import Layer
 from fnn.core.placement import Placement
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform
-from fnn.train.step import TrainState, init
+from fnn.train.step import TrainState
+from fnn.train.step import shapes as shapes_of
 
 To: TypeAlias = str | tuple[str, ...]  # one or several axes of the mesh
 Rule: TypeAlias = tuple[str, Mapping[str, To]]  # a glob of paths, and from logical axes to the mesh
@@ -76,7 +77,7 @@ def plan(
     _check_mesh(mesh)
     fsdp, batch = _axes(mesh, "fsdp", fsdp), _axes(mesh, "batch", batch)
     batch = batch or fsdp or (mesh.axis_names[0],)
-    shapes = jax.eval_shape(lambda key: init(net, tx, key, *xs), jax.random.key(0))
+    shapes = shapes_of(net, tx, *xs)
     rules = [(glob, {name: _axes(mesh, "rules", to) for name, to in to_of.items()})
              for glob, to_of in rules]  # fmt: skip
     specs = _params_specs(mesh, declared(net.specs(*xs)[0]), rules, fsdp, least)

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_with_its_size(on):
     """Arguments that fit, and gradients beside them that do not."""
     n = 36_000 if on.startswith("v5e") else 80_000
     net, x = fnn.dense(n, use_bias=False), jax.ShapeDtypeStruct((128, n), jnp.float32)
-    ts = jax.eval_shape(lambda: fnn.train.init(net, TX, jax.random.key(0), x))
+    ts = fnn.train.shapes(net, TX, x)
     step = fnn.train.step(fnn.train.supervised(net, fnn.losses.squared_error), TX, grad_norm=True)
     report = fnn.dryrun(step, ts, (x, x), on=on)
     assert not report.fits and report.peak > 4 * n * n * 3 > 0.85 * report.topology.machine.memory
@@ -96,7 +96,7 @@ def test_half_of_the_batch_is_compiled_for_advice():
         fnn.serial(fnn.dense(512), jnp.tanh, fnn.dense(512)),
         jax.ShapeDtypeStruct((65536, 512), jnp.float32),
     )
-    ts = jax.eval_shape(lambda: fnn.train.init(net, TX, jax.random.key(0), x))
+    ts = fnn.train.shapes(net, TX, x)
     step = fnn.train.step(fnn.train.supervised(net, fnn.losses.squared_error), TX)
     report = fnn.dryrun(step, ts, (x, x), on="v5e:1x1", advise=True)
     assert report.halved.temporaries < 0.7 * report.memory.temporaries

@@ -172,7 +172,7 @@ def a_step(net, tx=None, **options):
 
 
 def state_of(net, x):
-    return jax.eval_shape(lambda: fnn.train.init(net, fnn.optim.adam(1e-3), jax.random.key(0), x))
+    return fnn.train.shapes(net, fnn.optim.adam(1e-3), x)
 
 
 def test_a_state_too_large_for_a_device_is_refused_without_compiling():
