@@ -52,7 +52,7 @@ def dryrun(
     advise: bool = False,
     python: str | None = None,
 ) -> Report:
-    """A `Report` of one step on devices that this machine lacks: does it fit, and what moves?
+    """A `Report` of one step on devices that this machine lacks: whether it fits, and what moves.
 
     XLA's own compiler for these devices compiles the step, in a process of its own; nothing runs.
     Memory and collectives are those of the program that the devices would get. Times are on paper.
@@ -163,6 +163,7 @@ def _read(text: str, counted: list, place: Topology) -> dict[str, Any]:
             arrays[shape, *layer(one.op_name)] = one.nbytes
     largest = sorted(arrays.items(), key=lambda item: -item[1])[:5]
     return {
+        "text": text,
         "operations": dict(program.kinds().most_common()),
         "recomputes": "rematted_computation" in text,
         "collectives": by_layer(program, place.devices, layer, bandwidth),

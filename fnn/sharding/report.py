@@ -78,6 +78,7 @@ class Report:
       custom calls, such as those of cuDNN, go by their names.
     - `seconds`: of compiling.
     - `recomputes`: whether the backward pass computes anything again, as `fnn.remat` has it.
+    - `text`: the compiled program, as XLA prints it.
     - `halved`: the memory with half of the batch, if it was asked for.
     - `advice`: what would help, in sentences with figures.
 
@@ -101,6 +102,7 @@ class Report:
     seconds: float = 0.0
     recomputes: bool = False
     halved: Memory | None = None
+    text: str = field(default="", repr=False)
 
     @property
     def fits(self) -> bool:
