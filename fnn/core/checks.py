@@ -8,6 +8,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 from fnn.core.dtypes import is_key
 from fnn.core.errors import (
@@ -347,3 +348,20 @@ def state_in_transform() -> TransformError:
         "one",
         _INSTEAD,
     )
+
+
+def automatic_axes(error: Exception, *trees: Any) -> None:
+    """Name the mend of an error of JAX, if arrays are on a mesh of explicit axes.
+
+    There JAX derives the sharding of every operation, and refuses those for which it cannot, such
+    as a lookup in a table or a loop whose first carry is whole.
+    """
+    arrays = [x for x in jax.tree.leaves(trees) if hasattr(x, "dtype")]
+    axes = [jax.typeof(x).sharding.mesh.axis_types for x in arrays]
+    if any(AxisType.Explicit in types for types in axes) and not isinstance(error, FnnError):
+        raise InputError(
+            "arrays on a mesh of automatic axes",
+            f"explicit ones, where JAX says: {str(error).splitlines()[0]}",
+            "make the mesh by fnn.sharding.mesh(data=8), or call jax.sharding.auto_axes(f, "
+            "out_sharding=...) in place of f",
+        ) from error

@@ -226,7 +226,11 @@ def leaf(
             trees.check_tree("state", state, state_spec, arrays_of(state_spec), structs)
             if key is not None:
                 checks.key(key)
-            out = apply(params, state, *xs, key=key, train=train)
+            try:
+                out = apply(params, state, *xs, key=key, train=train)
+            except Exception as error:
+                checks.automatic_axes(error, params, xs)
+                raise
             if not (isinstance(out, tuple) and len(out) == 2):
                 checks.not_a_pair("apply", "(y, state)", out)
             if out[1] is not state:

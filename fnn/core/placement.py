@@ -81,13 +81,18 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(self.batch))
 
     @property
+    def whole(self) -> NamedSharding:
+        """The sharding of an array that every device has all of."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
     def ways(self) -> int:
         """In how many parts a batch is cut."""
         return math.prod(self.mesh.shape[axis] for axis in self.batch)
 
     def of_batch(self, x: Any) -> NamedSharding:
         """The sharding of one array of a batch."""
-        return self.batch_sharding if np.ndim(x) else NamedSharding(self.mesh, PartitionSpec())
+        return self.batch_sharding if np.ndim(x) else self.whole
 
     def put(self, batch: Tree, name: str = "batch") -> Tree:
         """A batch with its host arrays on the devices, each of which gets its own part alone."""

@@ -69,7 +69,12 @@ def wrap(
         with errors.within(name or layer.name):
             xs = by_position(inputs, xs, named)
         check_arity(xs)
-        return apply(layer, params, state, *xs, key=key, train=train)
+        try:
+            return apply(layer, params, state, *xs, key=key, train=train)
+        except Exception as error:
+            with errors.within(name or layer.name):
+                checks.automatic_axes(error, params, xs)
+            raise
 
     def first(params, x, *, key=None, train=False):
         """The first carry of the wrapped cell, for one step's x."""

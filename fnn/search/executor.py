@@ -228,7 +228,9 @@ class Executor:
             fn = {"loop": _alone, "map": _in_turn, "vmap": _side_by_side}[strategy](self.one)
             inputs = self._inputs(strategy, (np.arange(1), np.arange(1)))
             begin = time.perf_counter()
-            call = jax.jit(fn).lower(*inputs).compile()
+            # Shardings go to the program and not to its arrays: runs may have a mesh of their own.
+            shardings, plain = _shardings(inputs), map(_struct, inputs)
+            call = jax.jit(fn, **shardings).lower(*plain).compile()
             seconds, need = time.perf_counter() - begin, call.memory_analysis()
             takes = need.temp_size_in_bytes + need.output_size_in_bytes if need else 0
             self.programs[strategy] = Program(call, takes, seconds)
@@ -283,6 +285,19 @@ def _spread(points: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
         jax.device_put(points, NamedSharding(mesh, PartitionSpec("points"))),
         jax.device_put(keys, NamedSharding(mesh, PartitionSpec("keys"))),
     )
+
+
+def _shardings(inputs: tuple[Any, Any]) -> dict[str, Any]:
+    """Those of a program for these inputs, whose results are [P, K, ...]."""
+    points, keys = (getattr(a, "sharding", None) for a in inputs)
+    if points is None or keys is None:
+        return {}
+    results = NamedSharding(points.mesh, PartitionSpec(*points.spec, *keys.spec))
+    return {"in_shardings": (points, keys), "out_shardings": results}
+
+
+def _struct(a: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
 
 
 def _checks() -> bool:

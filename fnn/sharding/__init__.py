@@ -6,7 +6,7 @@
 >>> placed = fnn.sharding.plan(devices, net, tx, (8, 5, 64), fsdp="data")
 >>> ts = fnn.train.init(net, tx, jax.random.key(0), (8, 5, 64), shardings=placed)
 >>> tuple(ts.params["up"]["kernel"].sharding.spec)
-(None, 'data')
+('data', None)
 >>> loss_fn = fnn.train.supervised(net, fnn.losses.squared_error)
 >>> step = fnn.train.step(loss_fn, tx, shardings=placed)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -54,7 +53,7 @@ def constrained(net: Layer, placed: Placement, rules: Sequence[Rule] = ()) -> La
     >>> net, devices = fnn.serial(fnn.dense(8), jax.nn.relu), fnn.sharding.mesh(data=-1)
     >>> placed = fnn.sharding.plan(devices, net, fnn.optim.sgd(0.1), (8, 3), fsdp="data")
     >>> constrained(net, placed)
-    serial(dense1=dense, relu=relu)
+    serial(dense1=dense, relu_1=relu)
     """
     used = set()
     for _, *sides in rules:

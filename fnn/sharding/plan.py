@@ -14,6 +14,7 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param, declared, output_axis
 from fnn.core.layer import Layer
 from fnn.core.placement import Placement
+from fnn.core.reserved import FROZEN, is_under
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform
 from fnn.train.step import TrainState
@@ -63,7 +64,8 @@ def plan(
 
     The stack axis of `repeat` is never cut by `fsdp`, since its scan needs each layer whole in
     turn. Optimizer state follows its param by path; where its shape is another (factored moments),
-    `fsdp` cuts its longest axis. State, such as batch norm's, is whole on each device.
+    `fsdp` cuts its longest axis. State, such as batch norm's, is whole on each device, but for what
+    `frozen` and `lora` keep there, which is placed as params are.
 
     Raises OptionError for a rule that matches nothing, for axes that the mesh lacks or that are
     explicit, and ShapeError by path for an axis that does not divide.
@@ -80,7 +82,9 @@ def plan(
     shapes = shapes_of(net, tx, *xs)
     rules = [(glob, {name: _axes(mesh, "rules", to) for name, to in to_of.items()})
              for glob, to_of in rules]  # fmt: skip
-    specs = _params_specs(mesh, declared(net.specs(*xs)[0]), rules, fsdp, least)
+    params, state = map(declared, net.specs(*xs))
+    frozen = {path: param for path, param in _by_path(state).items() if _is_frozen(path)}
+    specs = _specs(mesh, _by_path(params) | frozen, rules, fsdp, least)
 
     def sharding(spec):
         return NamedSharding(mesh, spec)
@@ -97,11 +101,15 @@ def plan(
         return sharding(_spec(_fully(mesh, cut, x.shape, range(len(x.shape)), fsdp, least)))
 
     whole = sharding(PartitionSpec())
-    params = [sharding(spec) for spec, _ in specs.values()]
+
+    def of_network(keys, _):
+        path = errors.path_of(keys)
+        return sharding(specs[path][0]) if path in specs else whole
+
     train_state = TrainState._make((
         whole,
-        jax.tree.unflatten(jax.tree.structure(shapes.params), params),
-        jax.tree.map(lambda _: whole, shapes.state),
+        jax.tree_util.tree_map_with_path(of_network, shapes.params),
+        jax.tree_util.tree_map_with_path(of_network, shapes.state),
         jax.tree_util.tree_map_with_path(of_opt_state, shapes.opt_state),
         whole,
     ))  # fmt: skip
@@ -128,17 +136,26 @@ def _axes(mesh: Mesh | AbstractMesh, option: str, to: To | None) -> tuple[str, .
     return axes
 
 
-def _params_specs(
+def _by_path(declarations: Tree) -> dict[str, Param]:
+    found = jax.tree_util.tree_leaves_with_path(declarations)
+    return {errors.path_of(keys): param for keys, param in found}
+
+
+def _is_frozen(path: str) -> bool:
+    return any(is_under(FROZEN, name) for name in path.split("/"))
+
+
+def _specs(
     mesh: Mesh | AbstractMesh,
-    declarations: Tree,
+    arrays: Mapping[str, Param],
     rules: Sequence[tuple[str, Mapping[str, tuple[str, ...]]]],
     fsdp: tuple[str, ...],
     least: int,
 ) -> dict[str, tuple[PartitionSpec, tuple[int, ...]]]:
-    """The spec and the shape of every param, by path, in the order of the leaves."""
+    """The spec and the shape of every declared array, by path."""
     specs, used = {}, set()
-    for keys, param in jax.tree_util.tree_leaves_with_path(declarations):
-        path, shape, names = errors.path_of(keys), param.stack + param.shape, _names(param)
+    for path, param in arrays.items():
+        shape, names = param.stack + param.shape, _names(param)
         rule = next(
             (rule for rule in rules if fnmatch.fnmatchcase(path, rule[0])
              and (not rule[1] or set(rule[1]) & set(names))),
@@ -153,7 +170,7 @@ def _params_specs(
         specs[path] = _spec(cut), shape
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     if unused:
-        known = sorted({name for p in jax.tree.leaves(declarations) for name in p.axes or ()})
+        known = sorted({name for p in arrays.values() for name in p.axes or ()})
         raise errors.OptionError(
             "rules that each match an array's path and one of its axes",
             f"{unused[0]!r}, which matches none",

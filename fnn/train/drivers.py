@@ -22,7 +22,7 @@ from fnn.core.types import Tree
 from fnn.data.batching import check_leaves, on_host, rows_of, rows_of_batches
 from fnn.data.stream import Stream, shown_key
 from fnn.train.run import check_batches, steps_over
-from fnn.train.step import Step, TrainState, data_key, donating, jit_step
+from fnn.train.step import Step, TrainState, data_key, donating, jit_step, whole_beside
 
 DRIVERS = ("auto", "scan", "chunk", "loop")
 PATIENCE = 1.0  # seconds; a longer epoch is cut into chunks, so that the progress bar moves
@@ -164,7 +164,7 @@ class _Onward:
 
 
 def _scanned(step: Step, data: Tree, order_of: Order) -> Callable[..., Iterator[Call]]:
-    resident = jax.device_put(natives(data, "data"))
+    resident = whole_beside(step, natives(data, "data"))
     steps = (_kept_program if isinstance(step, Hashable) else _program)(step)
 
     def scanned(size, epoch, train_state, start, until):

@@ -239,7 +239,9 @@ def step(
     if shardings is None:
         return with_donating(partial(jit_step, train_step), donate)
     placed = _placed(train_step, shardings)
-    return with_donating(partial(jit_step, placed, put=shardings.put), donate)
+    made = with_donating(partial(jit_step, placed, put=shardings.put), donate)
+    vars(made)["shardings"] = vars(donating(made))["shardings"] = shardings
+    return made
 
 
 def _placed(step: Step, shardings: Placement) -> Step:
@@ -271,6 +273,12 @@ def donating(step: Step) -> Step:
     return own if owner is step else step
 
 
+def whole_beside(step: Step, data: Tree) -> Tree:
+    """Data that stay on the device, on all of those that a step has a placement for."""
+    placed = getattr(step, "shardings", None)
+    return jax.device_put(data, None if placed is None else placed.whole)
+
+
 def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | None = None) -> Step:
     """`jax.jit` of a step, which takes NumPy's arrays too; `put` takes them to the devices.
 
@@ -280,7 +288,11 @@ def jit_step(step: Step, donate: bool = False, put: Callable[[Tree], Tree] | Non
 
     @partial(jax.jit, donate_argnums=(0,) if donate else ())
     def program(moving, key, batch):
-        (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        try:
+            (*moved, _), metrics = step(TrainState._make((*moving, key)), batch)
+        except Exception as error:
+            checks.automatic_axes(error, moving, batch)
+            raise
         return tuple(moved), metrics
 
     def train_step(train_state: TrainState, batch: Tree) -> tuple[TrainState, Any]:

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 import fnn
 from fnn.sharding import MEGATRON
+from tests.optim.table import ROWS
 
 pytestmark = pytest.mark.cpu
 SGD = fnn.optim.sgd(0.1)
@@ -126,7 +127,9 @@ def test_heads_are_cut_whole():
     share q's alone."""
     mesh = fnn.sharding.mesh(data=2, model=4)
     block = fnn.transformer_block(16, 4, kv_heads=2)
-    wanted = r"attention/k/.*: an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}\)"
+    wanted = (
+        r"an axis 'kv_heads' that model = 4 .* 2 parts; .*\('attention/k/\*', {'kv_heads': \(\)}"
+    )
     with pytest.raises(fnn.errors.ShapeError, match=wanted):
         fnn.sharding.plan(mesh, block, SGD, X, rules=MEGATRON)
     rules = [("*attention/[kv]/*", {"kv_heads": ()}), *MEGATRON]
@@ -141,25 +144,21 @@ def test_an_explicit_mesh_is_refused():
         fnn.sharding.plan(mesh, BLOCK, SGD, X)
 
 
-OPTIMIZERS = {
-    "adam": fnn.optim.adam(1e-3),
-    "sgd with momentum": fnn.optim.sgd(0.1, 0.9),
-    "adafactor": fnn.optim.adafactor(1e-3),
-    "sm3": fnn.optim.sm3(0.1),
-    "shampoo": fnn.optim.shampoo(0.1),
-    "muon": fnn.optim.muon(0.02),
-    "lbfgs": fnn.optim.lbfgs(),
-    "averaged": fnn.optim.chain(fnn.optim.adam(1e-3), fnn.optim.average_params(0.99)),
-    "partition": fnn.optim.partition(
-        {"dense1/*": fnn.optim.adam(1e-3), "dense2/*": fnn.optim.lion(1e-3)}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ROWS)
 def test_bytes_a_device_are_an_eighth(name):
     net, mesh = fnn.serial(fnn.dense(256), fnn.dense(128)), fnn.sharding.mesh(data=8)
-    placed = fnn.sharding.plan(mesh, net, OPTIMIZERS[name], (8, 512), fsdp="data")
+    tx = ROWS[name].build(**ROWS[name].usual)
+    placed = fnn.sharding.plan(mesh, net, tx, (8, 512), fsdp="data")
+    local = sum(row.bytes for row in placed.rows())
+    whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
+    assert local < 1.1 * whole / 8
+
+
+@pytest.mark.parametrize("name", ["adafactor", "shampoo", "muon", "sm3"])
+def test_bytes_a_device_of_stacks_are_an_eighth(name):
+    net = fnn.serial(fnn.dense(256), fnn.repeat(fnn.dense(256), 2))
+    tx = fnn.optim.stacked(ROWS[name].build(**ROWS[name].usual), net.specs((8, 512))[0])
+    placed = fnn.sharding.plan(fnn.sharding.mesh(data=8), net, tx, (8, 512), fsdp="data")
     local = sum(row.bytes for row in placed.rows())
     whole = sum(math.prod(row.shape) * row.dtype.itemsize for row in placed.rows())
     assert local < 1.1 * whole / 8
@@ -175,6 +174,17 @@ def test_optimizer_state_lies_where_its_param_does():
     assert len(moments) == len(params)
     for path in moments:
         assert found[path] == params[path.split("/mu/")[1]]
+
+
+@pytest.mark.parametrize("freeze", [fnn.frozen, lambda net: fnn.lora(net, 4)])
+def test_what_is_frozen_lies_where_its_param_would(freeze):
+    net = fnn.serial(fnn.dense(256), fnn.batch_norm(), fnn.dense(128))
+    mesh, tx = fnn.sharding.mesh(data=8), fnn.optim.adam(1e-3)
+    placed = fnn.sharding.plan(mesh, freeze(net), tx, (8, 512), fsdp="data")
+    found = specs(placed)
+    (kernel,) = (path for path in found if path.startswith("state") and "dense1/kernel" in path)
+    (mean,) = (path for path in found if path.endswith("mean"))
+    assert found[kernel] == ("data", None) and not any(found[mean])
 
 
 def test_the_table_shows_every_array_and_the_totals():

@@ -1,79 +1,42 @@
 """Training on eight devices is training on one; nothing moves, nothing is computed twice."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import fnn
-from fnn.sharding import MEGATRON
+from fnn.train.drivers import _program
+from fnn.train.step import whole_beside
+from tests.sharding.support import (
+    CASES,
+    CNN,
+    DATA,
+    FULL,
+    LABELS,
+    LSTM,
+    NETS,
+    PLACES,
+    ROW_LABELS,
+    ROWS,
+    SMALL,
+    N,
+    check_steps,
+    placed_on,
+    step_of,
+)  # fmt: skip
 
 pytestmark = pytest.mark.cpu
-N = 16  # of a batch
-CNN = fnn.serial(
-    fnn.conv(8, (3, 3)), fnn.batch_norm(), jax.nn.relu, fnn.max_pool((2, 2)), fnn.flatten(3),
-    fnn.dense(32), jax.nn.relu, fnn.dropout(0.3), fnn.dense(4),
-)  # fmt: skip
-LSTM = fnn.serial(fnn.lstm(16, return_sequence=False), fnn.dense(4))
-TRANSFORMER = fnn.serial(
-    fnn.embedding(32, 16),
-    fnn.repeat(fnn.transformer_block(16, 4, causal=True, rate=0.1), 3),
-    fnn.layer_norm(),
-    lambda x: x[..., -1, :],
-    fnn.dense(4),
-)
-RANDOM = np.random.default_rng(0)
-NETS = {
-    "cnn": (CNN, RANDOM.normal(size=(N, 8, 8, 3)).astype("f4")),
-    "lstm": (LSTM, RANDOM.normal(size=(N, 6, 8)).astype("f4")),
-    "transformer": (TRANSFORMER, RANDOM.integers(0, 32, (N, 6)).astype("i4")),
-}
-LABELS = RANDOM.integers(0, 4, N).astype("i4")
-PLACES = {
-    "data": ({"data": 8}, {}),
-    "full": ({"data": 8}, {"fsdp": "data", "least": 1}),
-    "tensor": ({"data": 1, "model": 4}, {"rules": MEGATRON}),
-    "full and tensor": ({"data": 2, "model": 4}, {"fsdp": "data", "rules": MEGATRON, "least": 1}),
-}
-
-
-def placed_on(net, tx, x, sizes, options):
-    count = int(np.prod(list(sizes.values())))
-    mesh = fnn.sharding.mesh(devices=jax.devices()[:count], **sizes)
-    return fnn.sharding.plan(mesh, net, tx, x, **options)
-
-
-def step_of(net, tx, **options):
-    return fnn.train.step(
-        fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx, **options
-    )
-
-
-CASES = [
-    (net, place) for net in NETS for place in PLACES
-    if "tensor" not in place or net == "transformer"
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_twenty_steps_are_those_of_one_device(name, place):
+    """In value, where they lie, and compiled once."""
     net, x = NETS[name]
-    tx, key, batch = fnn.optim.sgd(0.05), jax.random.key(1), {"image": x, "label": LABELS}
-    placed = placed_on(net, tx, x, *PLACES[place])
-    alone, step = step_of(net, tx), step_of(net, tx, shardings=placed)
-    want, got = fnn.train.init(net, tx, key, x), fnn.train.init(net, tx, key, x, shardings=placed)
-    wanted = [s.spec for s in jax.tree.leaves(placed.train_state)]
-    for _ in range(20):
-        want, theirs = alone(want, batch)
-        got, metrics = step(got, batch)
-        np.testing.assert_allclose(metrics["loss"], theirs["loss"], atol=1e-6)
-    for (keys, a), b, spec in zip(
-        jax.tree_util.tree_leaves_with_path(want._replace(key=None)),
-        jax.tree.leaves(got._replace(key=None)), wanted, strict=False,
-    ):  # fmt: skip
-        path = jax.tree_util.keystr(keys)
-        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=path)
-        assert b.sharding.is_equivalent_to(jax.NamedSharding(placed.mesh, spec), b.ndim), path
+    check_steps(name, placed_on(net, fnn.optim.sgd(0.02, 0.5), x, *PLACES[place]))
 
 
 @pytest.mark.bits
@@ -91,56 +54,46 @@ def test_first_values_are_the_same_to_the_bit(name, place):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_four_steps_compile_once(place):
-    tx = fnn.optim.adam(1e-3)
-    placed = placed_on(TRANSFORMER, tx, NETS["transformer"][1], *PLACES[place])
-    traced = []
-
-    def loss_fn(params, state, batch, key):
-        traced.append(1)
-        loss = fnn.train.supervised(TRANSFORMER, fnn.losses.softmax_cross_entropy)
-        return loss(params, state, batch, key)
-
-    step = fnn.train.step(loss_fn, tx, shardings=placed)
-    x = NETS["transformer"][1]
-    ts = fnn.train.init(TRANSFORMER, tx, jax.random.key(0), x, shardings=placed)
-    with jax.log_compiles():
-        for _ in range(4):
-            ts, _ = step(ts, (x, LABELS))
-    assert len(traced) == 1
-
-
 def flops(fn, *args):
     return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
 
 
-def test_no_device_computes_what_another_does():
-    """FLOPs of one device's program, of a step and of a run over resident data."""
-    net = fnn.serial(fnn.dense(256), jax.nn.relu, fnn.dense(256), jax.nn.relu, fnn.dense(4))
-    x, labels = np.ones((64, 128), "f4"), np.zeros(64, "i4")
-    tx, key = fnn.optim.sgd(0.1), jax.random.key(0)
-    placed = placed_on(net, tx, x, {"data": 8}, {"fsdp": "data"})
-    alone, step = step_of(net, tx), step_of(net, tx, shardings=placed)
-    one = fnn.train.init(net, tx, key, x)
-    ts = fnn.train.init(net, tx, key, x, shardings=placed)
-    host = {"image": x, "label": labels}
-    want = flops(alone, one, host)
-    assert flops(step, ts, placed.put(host)) < 1.1 / 8 * want
+MLP = fnn.serial(
+    fnn.dense(256, axes=("in", "hidden")), jax.nn.relu, fnn.dense(256, axes=("hidden", "out"))
+)
+PARTS = {"one axis": ({"data": 8}, FULL), "two axes": PLACES["full and tensor"]}
 
-    def run(ts, data, step):
+
+@functools.cache
+def work(parts):
+    """FLOPs of a device's programs: a step, which fit's loop takes; its chunk or scan; a run."""
+    x, tx = np.ones((64, 128), "f4"), fnn.optim.sgd(0.1)
+    placed = None if parts is None else placed_on(MLP, tx, x, *PARTS[parts])
+    step = step_of(MLP, tx, shardings=placed)
+    ts = fnn.train.init(MLP, tx, jax.random.key(0), x, shardings=placed)
+    host = {"image": x, "label": np.zeros(64, "i4")}
+    data, rows = whole_beside(step, host), np.arange(64, dtype=np.int32)[None]
+
+    def run(ts, data):
         return fnn.train.run(step, ts, data, steps=1, batch_size=64)
 
-    whole = flops(lambda ts, data: run(ts, data, alone), one, host)
-    assert flops(lambda ts, data: run(ts, data, step), ts, host) < 1.1 / 8 * whole
+    return {
+        "step": flops(step, ts, host if placed is None else placed.put(host)),
+        "scan": flops(_program(step), ts, (data, rows)),
+        "run": flops(run, ts, data),
+    }
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_no_device_computes_what_another_does(parts):
+    for name, whole in work(None).items():
+        assert work(parts)[name] < 1.1 / 8 * whole, name
 
 
 @pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
 def test_fit_and_run_are_those_of_one_device(driver):
-    net, tx, key = CNN, fnn.optim.sgd(0.05), jax.random.key(2)
-    x = RANDOM.normal(size=(40, 8, 8, 3)).astype("f4")
-    data = {"image": x, "label": RANDOM.integers(0, 4, 40).astype("i4")}
-    placed = placed_on(net, tx, x, {"data": 8}, {"fsdp": "data", "least": 1})
+    net, tx, key, x, data = SMALL, fnn.optim.sgd(0.05), jax.random.key(2), ROWS, DATA
+    placed = placed_on(net, tx, x, {"data": 8}, FULL)
     options = dict(epochs=2, batch_size=16, driver=driver, progress=False, chunk=2)
     found = []
     for place in (None, placed):
@@ -171,50 +124,50 @@ def test_another_networks_training_state_is_refused():
 # --- what else takes a placement
 
 
-def trained(place, x, labels):
-    ts = fnn.train.init(LSTM, fnn.optim.adam(1e-2), jax.random.key(3), x, shardings=place)
-    return step_of(LSTM, fnn.optim.adam(1e-2), shardings=place)(ts, (x, labels))[0]
+@functools.cache
+def trained():
+    """On one device, and fully sharded: the placement and the training state."""
+    tx, found = fnn.optim.adam(1e-2), []
+    for place in (None, placed_on(SMALL, tx, ROWS, {"data": 8}, FULL)):
+        ts = fnn.train.init(SMALL, tx, jax.random.key(3), ROWS, shardings=place)
+        found.append((place, step_of(SMALL, tx, shardings=place)(ts, (ROWS, ROW_LABELS))[0]))
+    return found
 
 
 def test_an_evaluator_gives_every_device_its_part():
-    x, labels = np.tile(NETS["lstm"][1], (3, 1, 1))[:40], np.tile(LABELS, 3)[:40]
-    placed = placed_on(LSTM, fnn.optim.adam(1e-2), x, {"data": 8}, {"fsdp": "data", "least": 1})
     measures = {"loss": fnn.losses.softmax_cross_entropy, "accuracy": fnn.metrics.accuracy()}
-    data, found = {"image": x, "label": labels}, []
-    for place in (None, placed):
-        evaluate = fnn.train.evaluator(LSTM, data, measures, batch_size=16, shardings=place)
-        found.append(evaluate(trained(place, x, labels)))
+    (_, alone), (placed, _) = trained()
+    found = []
+    for place, ts in ((None, alone), (placed, jax.device_put(alone, placed.train_state))):
+        evaluate = fnn.train.evaluator(SMALL, DATA, measures, batch_size=16, shardings=place)
+        found.append(evaluate(ts))
     assert found[0].keys() == found[1].keys()
     for name in measures:
         np.testing.assert_allclose(found[1][name], found[0][name], atol=1e-6)
 
 
 def test_a_stream_brings_batches_to_where_they_are_needed():
-    x = NETS["lstm"][1]
-    tx = fnn.optim.sgd(0.05)
-    placed = placed_on(LSTM, tx, x, {"data": 8}, {})
-    source = {"image": np.tile(x, (2, 1, 1)), "label": np.tile(LABELS, 2)}
-    key = jax.random.key(0)
-    there = fnn.data.stream(source, 16, key, device=placed.batch_sharding)
-    here = fnn.data.stream(source, 16, key, device=False)
+    tx, key = fnn.optim.sgd(0.05), jax.random.key(0)
+    placed = placed_on(SMALL, tx, ROWS, {"data": 8}, {})
+    there = fnn.data.stream(DATA, 16, key, device=placed.batch_sharding)
+    here = fnn.data.stream(DATA, 16, key, device=False)
     found = []
     for place, stream in ((None, here), (placed, there)):
-        ts = fnn.train.init(LSTM, tx, key, x, shardings=place)
-        step = step_of(LSTM, tx, shardings=place)
+        ts = fnn.train.init(SMALL, tx, key, ROWS, shardings=place)
+        step = step_of(SMALL, tx, shardings=place)
         ts, history = fnn.train.fit(step, ts, stream, epochs=2, progress=False)
         found.append(history["train"]["loss"])
     np.testing.assert_allclose(*found, atol=1e-6)
-    assert next(there(0))["image"].sharding.is_equivalent_to(placed.batch_sharding, 3)
+    assert next(there(0))["image"].sharding.is_equivalent_to(placed.batch_sharding, 2)
 
 
 def test_a_checkpoint_comes_back_to_its_place_and_to_another(tmp_path):
-    x = NETS["lstm"][1]
-    tx = fnn.optim.adam(1e-2)
-    full = placed_on(LSTM, tx, x, {"data": 8}, {"fsdp": "data", "least": 1})
-    fewer = placed_on(LSTM, tx, x, {"data": 4}, {"fsdp": "data", "least": 1})
-    ts = trained(full, x, LABELS)
+    """To fewer devices, and from data parallelism to full sharding and back, to the bit."""
+    _, (full, ts) = trained()
+    tx, half = fnn.optim.adam(1e-2), {"data": 4}
+    places = [full, *(placed_on(SMALL, tx, ROWS, half, options) for options in (FULL, {}))]
     fnn.checkpoint.save(tmp_path / "one", ts)
-    for place in (full, fewer):
+    for place in places:
         back = fnn.checkpoint.restore(tmp_path / "one", place.shapes, shardings=place.train_state)
         for a, b, sharding in zip(
             *map(jax.tree.leaves, (ts, back, place.train_state)), strict=True
@@ -222,3 +175,40 @@ def test_a_checkpoint_comes_back_to_its_place_and_to_another(tmp_path):
             assert b.sharding.is_equivalent_to(sharding, b.ndim)
             if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
                 np.testing.assert_array_equal(a, b)
+
+
+# --- a mesh of explicit axes, and runs that share devices in a sweep
+
+
+@pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
+def test_what_explicit_axes_refuse_names_the_mend(name):
+    net, x = NETS[name]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+
+        def apply(key, x):
+            return net.apply(*net.init(key, x), x, key=key, train=True)[0]
+
+        with pytest.raises(fnn.errors.InputError, match="automatic axes.*auto_axes"):
+            jax.eval_shape(apply, jax.random.key(0), x)
+        mended = jax.sharding.auto_axes(apply, out_sharding=jax.P("data"))
+        assert jax.eval_shape(mended, jax.random.key(0), x).shape == (N, 4)
+
+
+def test_a_sweep_of_sharded_runs():
+    """One after the other, and side by side, where lanes and runs share the devices."""
+    placed = placed_on(SMALL, fnn.optim.sgd(0.1), ROWS, {"data": 8}, FULL)
+    found, keys = [], jax.random.split(jax.random.key(0), 4)
+    for place, strategy in ((None, "loop"), (placed, "loop"), (placed, "vmap")):
+
+        def run_fn(key, rate, place=place):
+            tx = fnn.optim.sgd(rate)
+            ts = fnn.train.init(SMALL, tx, key, ROWS, shardings=place)
+            step = step_of(SMALL, tx, shardings=place)
+            return fnn.train.run(step, ts, DATA, steps=4, batch_size=16)[1]["train"]["loss"]
+
+        grid, options = {"rate": [0.1, 0.2]}, dict(keys=keys, strategy=strategy, progress=False)
+        found.append(fnn.search.sweep(run_fn, grid, **options).results)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
