@@ -145,7 +145,7 @@ def shapes(net: Layer, tx: Transform, *xs) -> TrainState:
     params, state = map(arrays_of, specs)
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, state, jax.eval_shape(tx.init, params), key)
+    return TrainState._make((step, params, state, jax.eval_shape(tx.init, params), key))
 
 
 def data_key(train_state: TrainState) -> Key:

@@ -114,8 +114,10 @@ def test_a_function_with_custom_calls_is_compiled(on):
 def test_every_kind_of_layer_compiles(on):
     """One program of all of them, forward and backward in training mode."""
     xs = {name: inputs(row[1:]) for name, row in LAYERS.items()}
-    held = {name: jax.eval_shape(lambda name=name: LAYERS[name][0].init(jax.random.key(0), *xs[name]))
-            for name in LAYERS}  # fmt: skip
+    held = {
+        name: jax.eval_shape(lambda name=name, row=row: row[0].init(jax.random.key(0), *xs[name]))
+        for name, row in LAYERS.items()
+    }
 
     def total(params, name, state, key):
         y, _ = LAYERS[name][0].apply(params, state, *xs[name], key=key, train=True)
