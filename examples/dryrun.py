@@ -2,7 +2,8 @@
 
     pip install '.[dryrun]'                       # the compilers of TPUs and GPUs, 1 GB
     python examples/dryrun.py                     # 1 billion on eight TPU v5e, 3 minutes
-    python examples/dryrun.py --sizes 1B 7B 70B   # all, half an hour
+    python examples/dryrun.py --sizes 7B 70B --on h100    # 4 minutes
+    python examples/dryrun.py --sizes 1B 7B 70B   # all; the compiler of TPUs takes its time
 
 Each is compiled for its devices by XLA's own compilers, on this machine's processor: with data
 parallelism, which keeps all of the training state on every device, and fully sharded. Nothing runs,
@@ -82,23 +83,24 @@ def dry_run(size, on, mesh, options):
     return fnn.dryrun(step, placed.shapes, (x, x), on=on, shardings=placed)
 
 
+def gib(nbytes):
+    return f"{nbytes / 2**30:.2f}" if nbytes else "-"
+
+
 def row(size, placement, report):
-    gib, memory = 2**30, report.memory
-    held = report.params + report.optimizer
-    found = report.estimate()
+    found, machine = report.estimate(), report.topology.machine
+    temporaries = report.memory.temporaries if report.memory else None
+    paper = f"{1000 * found.least:.0f} to {1000 * found.most:.0f}" if found else ""
     return (
         f"{size:>4} {str(report.topology):12} {placement:14} {'yes' if report.fits else 'no':4}"
-        f"{held / gib:8.2f}{memory.temporaries / gib if memory else float('nan'):12.2f}"
-        f"{(report.peak or float('nan')) / gib:8.2f}{report.topology.machine.memory / gib:8.1f}"
-        f"{report.sent / gib:8.2f}"
-        + (f"{1000 * found.least:8.0f} to {1000 * found.most:<6.0f}" if found else " " * 18)
-        + f"{report.seconds:6.0f}"
+        f"{gib(report.params + report.optimizer):>9}{gib(temporaries):>12}{gib(report.peak):>8}"
+        f"{machine.memory / 2**30:8.1f}{gib(report.sent):>8}{paper:>18}{report.seconds:12.0f}"
     )
 
 
 HEADER = (
     f"{'':36}GiB a device: params\n"
-    f"{'':4} {'devices':12} {'placement':14} fits{'and Adam':>8}{'temporaries':>12}{'peak':>8}"
+    f"{'':4} {'devices':12} {'placement':14} fits{'and Adam':>9}{'temporaries':>12}{'peak':>8}"
     f"{'has':>8}{'sends':>8}{'ms on paper':>18}{'compiled, s':>12}"
 )
 

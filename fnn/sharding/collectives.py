@@ -24,7 +24,8 @@ _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?(?:=(\d+))?")
 class Collective(NamedTuple):
     """What devices send one another, for one layer: all of a kind, in one run of the program.
 
-    - `op`: as XLA names it, such as "all-gather".
+    - `op`: as XLA names it, such as "all-gather"; for TPUs it writes some of these as an all-reduce
+      of parts among zeros, which counts as one here.
     - `path`: of the layer; "optimizer", or "(loss)" and "(other)" for what is in no layer.
     - `backward`: whether of the backward pass.
     - `times`: how many run, every iteration of a loop counted.
