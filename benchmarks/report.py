@@ -211,7 +211,7 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
 
 def put(part: str, path: Path) -> None:
     """Put a part that is no task's, with its heading, into RESULTS.md, in order."""
-    there = path.read_text().rstrip().split("\n## ") if path.exists() else [HEADER]
-    parts = {f"## {each}".split(":")[0]: f"## {each}".rstrip() for each in there[1:]}
-    parts[part.split(":")[0]] = part.rstrip()
-    path.write_text("\n\n".join([there[0].rstrip(), *(parts[key] for key in sorted(parts))]) + "\n")
+    text = path.read_text() if path.exists() else HEADER
+    head, *others = text.rstrip("\n").split("\n## ")
+    parts = {each.split(":")[0]: each for each in [*others, part.removeprefix("## ").rstrip()]}
+    path.write_text("\n## ".join([head, *(parts[name] for name in sorted(parts))]) + "\n")
