@@ -3,6 +3,7 @@
 # make test        lint, type-check and run every test
 # make test-full   the tests as a user compiles them, with 300 examples for each property
 # make test-orbax  the tests of checkpoints in object stores
+# make test-aot    the tests through the compilers of TPUs and GPUs, of which neither is needed
 # make bench       time fnn against its peers
 #
 # Each makes what it needs in .venv and reuses it.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # The files with tests of bits, unless ARGS names files: collecting all takes longer than running them.
 BITS = $(if $(findstring tests/,$(ARGS)),,$$(grep -rl --include='*.py' mark.bits tests))
 
-.PHONY: demo gallery test test-full test-orbax bench clean
+.PHONY: demo gallery test test-full test-orbax test-aot bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py $(ARGS)
@@ -34,6 +35,11 @@ test-full: $(VENV)/.test
 test-orbax: $(VENV)/.test-orbax
 	$(BIN)/pytest tests/checkpoint/test_stores.py $(ARGS)
 
+# In an environment of its own: with a TPU's library in it, JAX looks for a TPU in every process.
+test-aot:
+	$(MAKE) VENV=.venv-aot .venv-aot/.test-aot
+	JAX_PLATFORMS=cpu .venv-aot/bin/pytest -m aot tests/sharding/test_compiled.py $(ARGS)
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -44,4 +50,4 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-aot

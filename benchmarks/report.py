@@ -207,3 +207,11 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
         if task not in timed:
             parts[task, ""] = f"## {part}".rstrip()
     path.write_text("\n".join([HEADER, *(parts[key] for key in sorted(parts))]).rstrip() + "\n")
+
+
+def put(part: str, path: Path) -> None:
+    """Put a part that is no task's, with its heading, into RESULTS.md, in order."""
+    text = path.read_text() if path.exists() else HEADER
+    head, *others = text.rstrip("\n").split("\n## ")
+    parts = {each.split(":")[0]: each for each in [*others, part.removeprefix("## ").rstrip()]}
+    path.write_text("\n## ".join([head, *(parts[name] for name in sorted(parts))]) + "\n")

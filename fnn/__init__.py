@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         train,
         tree,
     )
+    from fnn.sharding.dry_run import dryrun
 
 __version__ = "0.1.0"
 
@@ -70,7 +71,7 @@ __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
     "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
     "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
-    "distributed", "drop_path", "dropout", "embedding", "ensemble", "ensembles", "errors",
+    "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors",
     "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
     "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log",
     "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics", "min_pool", "moe",
@@ -85,6 +86,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A wing, imported when it is first used: `import fnn` itself takes layers alone."""
+    if name == "dryrun":
+        return importlib.import_module("fnn.sharding.dry_run").dryrun
     if name in __all__:
         return importlib.import_module(f"fnn.{name}")
     raise AttributeError(f"module 'fnn' has no attribute {name!r}")

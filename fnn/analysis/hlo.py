@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 
 # These compute nothing, or name values that others have written.
 _FREE = frozenset(
@@ -32,7 +35,8 @@ _CONTAINERS = ("while", "conditional", "call")
 class Instruction(NamedTuple):
     """An instruction: `nbytes` of its result, `operands` by name, `called` computations.
 
-    The operand of a parameter is its number.
+    The operand of a parameter is its number, that of a constant its value; `options` is the text
+    that follows the operands.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Instruction(NamedTuple):
     operands: tuple[str, ...]
     called: tuple[str, ...]
     trips: int
+    shape: str
+    options: str
 
 
 class Moved(NamedTuple):
@@ -77,8 +83,23 @@ class Program(NamedTuple):
         return found
 
     def moved(self) -> list[Moved]:
-        """What runs when the program does: loops as often as the compiler knows, else once."""
+        """What runs when the program does: loops as often as they are known to, else once."""
         return list(self._moved(self.entry, 1)) if self.entry else []
+
+    def kinds(self) -> Counter[str]:
+        """How many instructions of each kind stand in the program, loops' bodies included.
+
+        A fusion is one; one that only copies or transposes is a "copy", as are those instructions.
+        A custom call goes by its target.
+        """
+        found, left = Counter[str](), [self.entry] if self.entry else []
+        while left:
+            for one in self.computations[left.pop()].values():
+                if one.opcode in _CONTAINERS:
+                    left += one.called
+                if one.opcode not in _FREE:
+                    found[_kind(one)] += 1
+        return found
 
     def _moved(self, computation: str, times: int) -> Iterator[Moved]:
         inside = self.computations[computation]
@@ -132,12 +153,28 @@ def parse(text: str) -> Program:
         elif found := _LINE.match(line):
             one = _instruction(*found.groups())
             inside[one.name] = one
+    for inside in computations.values():
+        for one in inside.values():
+            if one.opcode == "while" and not _TRIPS.search(one.options):
+                inside[one.name] = one._replace(trips=_counted(one, computations))
     return Program(computations, entry)
+
+
+def _counted(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
+    """How often a loop runs whose condition is that a count from 0 is less than a constant."""
+    found = _CONDITION.search(loop.options)
+    condition = computations.get(found[1], {}) if found else {}
+    compares = [one for one in condition.values() if one.opcode == "compare"]
+    if len(compares) != 1 or "direction=LT" not in compares[0].options:
+        return 1
+    limit = condition.get(compares[0].operands[-1])
+    value = limit.operands[0] if limit and limit.opcode == "constant" else ""
+    return int(value) if value.isdigit() else 1
 
 
 def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
     inputs, _, options = rest.partition("), ")
-    number = (inputs.rstrip(")"),) if opcode == "parameter" else None
+    number = (inputs.rstrip(")"),) if opcode in ("parameter", "constant") else None
     op_name, trips = _NAME.search(options), _TRIPS.search(options)
     called = _CALLED.findall(options)
     for group in _BRANCHES.findall(options):
@@ -150,6 +187,8 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
         number or tuple(re.findall(r"%([\w.\-]+)", inputs)),
         tuple(called),
         int(trips[1]) if trips else 1,
+        shape,
+        options,
     )
 
 
@@ -168,6 +207,14 @@ def _part(user: Instruction, name: str) -> int | None:
         if user.opcode == "dynamic-update-slice":
             return 0
     return None
+
+
+def _kind(one: Instruction) -> str:
+    if one.opcode == "custom-call":
+        target = _TARGET.search(one.options)
+        return target[1] if target else one.opcode
+    moves = one.opcode == "fusion" and re.search("copy|transpose", one.name)
+    return "copy" if moves or one.opcode in ("copy", "copy-start", "transpose") else one.opcode
 
 
 def _updates_all(one: Instruction, written: int) -> bool:

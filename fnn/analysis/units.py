@@ -18,10 +18,12 @@ def of_bytes(n: int) -> str:
 
     >>> of_bytes(3 * 2**19)
     '1.5 MiB'
+    >>> of_bytes(1010 * 2**20)
+    '1010 MiB'
     """
     for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
+        if n >= size:  # 1000 to 1023 have four digits
+            return f"{n / size:.0f} {unit}" if n >= 999.5 * size else f"{n / size:.3g} {unit}"
     return f"{n} B"
 
 

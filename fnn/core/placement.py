@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fnn.core import errors
 from fnn.core.agreement import is_spread
@@ -46,7 +46,7 @@ class Placement:
     (('data',), ['step', 'params/bias', 'params/kernel'])
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     train_state: Any
     shapes: Any
     batch: tuple[str, ...]

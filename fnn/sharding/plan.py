@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Param, declared, output_axis
@@ -17,7 +17,8 @@ from fnn.core.placement import Placement
 from fnn.core.reserved import FROZEN, is_under
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform
-from fnn.train.step import TrainState, init
+from fnn.train.step import TrainState
+from fnn.train.step import shapes as shapes_of
 
 To: TypeAlias = str | tuple[str, ...]  # one or several axes of the mesh
 Rule: TypeAlias = tuple[str, Mapping[str, To]]  # a glob of paths, and from logical axes to the mesh
@@ -31,7 +32,7 @@ MEGATRON: tuple[Rule, ...] = (
 
 @errors.named
 def plan(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     net: Layer,
     tx: Transform,
     *xs: Any,
@@ -78,7 +79,7 @@ def plan(
     _check_mesh(mesh)
     fsdp, batch = _axes(mesh, "fsdp", fsdp), _axes(mesh, "batch", batch)
     batch = batch or fsdp or (mesh.axis_names[0],)
-    shapes = jax.eval_shape(lambda key: init(net, tx, key, *xs), jax.random.key(0))
+    shapes = shapes_of(net, tx, *xs)
     rules = [(glob, {name: _axes(mesh, "rules", to) for name, to in to_of.items()})
              for glob, to_of in rules]  # fmt: skip
     params, state = map(declared, net.specs(*xs))
@@ -116,7 +117,7 @@ def plan(
 
 
 def _check_mesh(mesh: Any) -> None:
-    if not isinstance(mesh, Mesh):
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
         wanted = "a mesh of devices"
         raise errors.InputError(wanted, errors.show(mesh), "make one: fnn.sharding.mesh(data=8)")
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
@@ -127,7 +128,7 @@ def _check_mesh(mesh: Any) -> None:
         )
 
 
-def _axes(mesh: Mesh, option: str, to: To | None) -> tuple[str, ...]:
+def _axes(mesh: Mesh | AbstractMesh, option: str, to: To | None) -> tuple[str, ...]:
     """Axes of the mesh, as a tuple."""
     axes = () if to is None else (to,) if isinstance(to, str) else tuple(to)
     for axis in axes:
@@ -145,7 +146,7 @@ def _is_frozen(path: str) -> bool:
 
 
 def _specs(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     arrays: Mapping[str, Param],
     rules: Sequence[tuple[str, Mapping[str, tuple[str, ...]]]],
     fsdp: tuple[str, ...],
@@ -192,7 +193,7 @@ def _inputs(param: Param) -> list[int]:
 
 
 def _fully(
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     cut: list[Any],
     shape: tuple[int, ...],
     first: Sequence[int],
@@ -220,7 +221,7 @@ def _spec(cut: list[Any]) -> PartitionSpec:
 
 
 def _check_cut(
-    mesh: Mesh, path: str, param: Param, names: Sequence[str], cut: Sequence[Any]
+    mesh: Mesh | AbstractMesh, path: str, param: Param, names: Sequence[str], cut: Sequence[Any]
 ) -> None:
     axes, stack = [axis for to in cut if to for axis in to], len(param.stack)
     if len(set(axes)) < len(axes):

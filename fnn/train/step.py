@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from fnn.core import checks, errors, trees
 from fnn.core.agreement import Together
+from fnn.core.declarations import arrays_of
 from fnn.core.layer import Layer, declare_and_draw
 from fnn.core.names import folded
 from fnn.core.placement import Placement
@@ -129,6 +130,23 @@ def _given(what: str, drawn: Tree, part: Tree) -> Tree:
         with errors.at(name):
             out[name] = _given(name, drawn[name], part[name])
     return out
+
+
+def shapes(net: Layer, tx: Transform, *xs) -> TrainState:
+    """The training state of `init`, as `jax.ShapeDtypeStruct`s: nothing is drawn, however large.
+
+    >>> import fnn
+    >>> ts = shapes(fnn.dense(3), fnn.optim.adam(0.1), (1, 4))
+    >>> ts.params["kernel"].shape, ts.opt_state[0].mu["kernel"].shape
+    ((4, 3), (4, 3))
+    """
+    check_transform(tx)
+    specs = net.specs(*xs)
+    check_stacks(tx, specs[0])
+    params, state = map(arrays_of, specs)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState._make((step, params, state, jax.eval_shape(tx.init, params), key))
 
 
 def data_key(train_state: TrainState) -> Key:
