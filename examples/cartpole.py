@@ -220,7 +220,7 @@ def main():
 def draw(lengths, path):
     """The length of episodes against experience, each seed and the median."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for color, (name, of) in zip(("C0", "C3", "C2"), lengths.items(), strict=True):
+    for color, (name, of) in zip(("C0", "C3", "C2"), lengths.items(), strict=False):
         steps = ENVS * HORIZON * np.arange(1, of.shape[1] + 1) / 1000
         axes.plot(steps, of.T, color=color, alpha=0.25, linewidth=0.8)
         axes.plot(steps, np.nanmedian(of, axis=0), color=color, label=name)

@@ -72,7 +72,7 @@ def test_gpt_holds_out_text_that_training_does_not_hold():
 
 
 def test_vae(tmp_path, monkeypatch, capsys):
-    fewer(monkeypatch, 1000, 200)
+    fewer(monkeypatch, 600, 100)
     out = run(example("vae"), "--epochs 3", tmp_path, monkeypatch, capsys)
     bounds = numbers(r"(\S+) nats per test image:", out)
     assert len(bounds) == 3 and bounds[0] < bounds[1] < bounds[2]
@@ -87,10 +87,10 @@ def test_vae(tmp_path, monkeypatch, capsys):
 def test_distillation(tmp_path, monkeypatch, capsys):
     distillation = example("distillation")
     monkeypatch.setattr(distillation, "PAIRS", 2)
-    monkeypatch.setattr(distillation, "INTERVAL", 30)
+    monkeypatch.setattr(distillation, "INTERVAL", 15)
     monkeypatch.setattr(distillation, "BATCH_SIZE", 32)
     fewer(monkeypatch, 600, 200)
-    out = run(distillation, "--steps 60 --teacher-epochs 6", tmp_path, monkeypatch, capsys)
+    out = run(distillation, "--steps 30 --teacher-epochs 5", tmp_path, monkeypatch, capsys)
     (teacher,) = numbers(r"teacher: (\S+)%", out)
     students = numbers(r"learning from .*: (\S+)%", out)
     assert teacher > 60 and len(students) == 2 and min(students) > 60

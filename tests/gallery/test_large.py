@@ -21,9 +21,10 @@ def shrunk(name, monkeypatch, **constants):
 def test_cartpole(tmp_path, monkeypatch, capsys):
     small = dict(ENVS=4, HORIZON=32, EPOCHS=1, MINIBATCHES=2, FEATURES=8)
     cartpole = shrunk("cartpole", monkeypatch, **small)
+    del cartpole.POLICIES["sees places"]  # the program of the first, with fewer inputs
     out = run(cartpole, "--updates 3 --seeds 2", tmp_path, monkeypatch, capsys)
     lengths = numbers(r"balances\s+(\S+) of", out)
-    assert len(lengths) == 3 and all(8 < length < 100 for length in lengths)
+    assert len(lengths) == 2 and all(8 < length < 100 for length in lengths)
     assert (tmp_path / "cartpole.png").stat().st_size > 10_000
 
 
@@ -89,9 +90,9 @@ def test_advantages_are_the_sum_of_later_errors():
 
 
 def test_diffusion(tmp_path, monkeypatch, capsys):
-    diffusion = shrunk("diffusion", monkeypatch, TIMES=10, DRAWN=2, BATCH_SIZE=8)
+    diffusion = shrunk("diffusion", monkeypatch, TIMES=6, DRAWN=1, BATCH_SIZE=4)
     fewer(monkeypatch, 100, 20)
-    out = run(diffusion, "--steps 12", tmp_path, monkeypatch, capsys)
+    out = run(diffusion, "--steps 8", tmp_path, monkeypatch, capsys)
     trained, unseen = numbers(r"error (\S+) in", out) + numbers(r"training, (\S+) on", out)
     assert trained < 1.2 and unseen < 1.1
     assert (tmp_path / "diffusion.png").stat().st_size > 10_000
@@ -115,7 +116,7 @@ def test_what_is_drawn_has_the_distribution_of_the_data(monkeypatch):
 
 
 def test_vit(tmp_path, monkeypatch, capsys):
-    fewer(monkeypatch, 320, 100)
+    fewer(monkeypatch, 160, 60)
     vit = shrunk("vit", monkeypatch, BATCH_SIZE=16)
     out = run(vit, "--epochs 2", tmp_path, monkeypatch, capsys)
     (accuracy,) = numbers(r"test accuracy (\S+)%", out)
