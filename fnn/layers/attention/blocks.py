@@ -15,23 +15,27 @@ from fnn.layers.attention.rows import Keys, Queries, Rule, rows
 
 LARGEST = 2**28  # bytes of scores that are made at once
 GROUPS = 2  # of blocks that see the same keys, where a block sees its past alone; each takes memory
-LEAST = 128  # queries in a block of a window, unless their scores are larger than `LARGEST`
+LEAST = 128  # queries in a block, unless their scores are too many in one example alone
 NOWHERE = -(2**30)  # the position of a key that fills up a block: outside every window
 
 
 def size_of(q: jax.Array, k: jax.Array, rule: Rule, window: int | None) -> int:
     """How many queries at once: all, or a power of two whose scores are a quarter of `LARGEST`.
 
-    With a window, no more than it holds, if that leaves out most of the keys.
+    A large batch makes them no fewer than `LEAST`: it may be cut over devices, each of which would
+    go through many blocks of a few queries. With a window they are no more than it holds, if that
+    leaves out most of the keys.
     """
     b, t, n, _ = q.shape
-    one = b * n * wide(q.dtype).itemsize  # score for each row and head
-    whole = t * k.shape[1] * one <= LARGEST
+    one = n * wide(q.dtype).itemsize  # score for each head
+    whole = b * t * k.shape[1] * one <= LARGEST
     if window is None:
-        return t if whole else _power(LARGEST / 4 / (k.shape[1] * one))
+        row = k.shape[1] * one
+        of_all, of_each = (_power(LARGEST / 4 / (count * row)) for count in (b, 1))
+        return t if whole else max(of_all, min(LEAST, of_each))
     beside = (window - 1) * (1 if rule.causal else 2)
     size = _power(max(window, LEAST))
-    while size > 1 and size * (size + beside) * one > LARGEST / 4:
+    while size > 1 and size * (size + beside) * one * (b if size > LEAST else 1) > LARGEST / 4:
         size //= 2
     return t if whole and 2 * (size + beside) > t else size
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fnn.analysis.flops import count_flops
+from fnn.layers.attention.blocks import size_of
 from fnn.layers.attention.products import attend
 from fnn.layers.attention.rows import Rule
 from tests.layers.attention.support import MASKS, SEGMENTS, S, formula, inputs
@@ -130,6 +131,20 @@ def test_every_size_of_a_block_a_memory_of_another_length_and_bfloat16():
     for y, y64 in zip((*halves, plain), wanted, strict=True):
         assert y.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.float64(y), y64, atol=0.015)
+
+
+def test_how_many_queries_at_once():
+    """All up to 256 MiB of scores, then 64 MiB of them; of a large batch no fewer than 128."""
+    for (batch, t, heads), window, size in (
+        ((8, 512, 8), None, 512),
+        ((1, 16384, 8), None, 128),
+        ((64, 2048, 32), None, 128),
+        ((1, 2**20, 8), None, 2),
+        ((8, 4096, 8), 1024, 128),
+        ((64, 4096, 32), 1024, 128),
+    ):
+        q = jax.ShapeDtypeStruct((batch, t, heads, 64), jnp.float32)
+        assert size_of(q, q, Rule(causal=True), window) == size, (batch, t, heads, window)
 
 
 def test_jax_nn_takes_masks_windows_segments_and_biases():
