@@ -1,11 +1,12 @@
-"""What every kind of layer becomes on a TPU v5e and an H100, by their compilers, without either.
+"""What layers and examples become on a TPU v5e and an H100, by their compilers, without either.
 
     pip install '.[dryrun,test]'
     python -m benchmarks.compiled                 # rewrites a part of benchmarks/RESULTS.md
-    python -m benchmarks.compiled --only conv lstm
+    python -m benchmarks.compiled --only conv lstm examples/gpt
 
-Each layer, with inputs that fill a device somewhat, is compiled as a step of gradient descent: what
-it computes forward and backward, in training mode.
+Every kind of layer, with inputs that fill a device somewhat, is compiled as a step of gradient
+descent: what it computes forward and backward, in training mode. Of every example it is the
+training step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import fnn
-from benchmarks import report
+from benchmarks import example_steps, report
 from fnn.core.dtypes import is_floating
 
 MACHINES = {"v5e:1x1": "TPU v5e", "h100:1": "H100"}
@@ -108,6 +109,10 @@ LAYERS = {
 }  # fmt: skip
 
 
+EXAMPLES = [f"examples/{name}" for name in example_steps.NAMES]
+NAMES = [*LAYERS, *EXAMPLES]
+
+
 def step_of(layer):
     """(params, state), (inputs, key) -> the same, one step of gradient descent later."""
 
@@ -132,6 +137,8 @@ def step_of(layer):
 
 
 def compiled(name, on):
+    if name in EXAMPLES:
+        return fnn.dryrun(*example_steps.step_of(name.removeprefix("examples/")), on=on)
     layer, *xs = LAYERS[name]
     held = jax.eval_shape(lambda: layer.init(jax.random.key(0), *xs))
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -156,14 +163,14 @@ def _is_call(name):
     return name.startswith("__") or any(c.isupper() for c in name) or "cu" in name
 
 
-def section(results):
-    """The part of the report, from {layer: {machine: row or error}}."""
-    head = ["layer"]
-    for title in MACHINES.values():
-        head += [f"{title}: temporaries", "kernels", "copies", "loops", "calls"]
+def table(title, names, results):
+    """The rows of some programs, from {program: {machine: row or error}}."""
+    head = [title]
+    for machine in MACHINES.values():
+        head += [f"{machine}: temporaries", "kernels", "copies", "loops", "calls"]
     cells = [head]
-    for name in sorted(results, key=list(LAYERS).index):
-        line, by_machine = [name], results[name]
+    for name in names:
+        line, by_machine = [name.removeprefix("examples/")], results.get(name, {})
         for on in MACHINES:
             one = by_machine.get(on, {"failed": "not run"})
             if "failed" in one:
@@ -173,18 +180,24 @@ def section(results):
             line += [f"{one['temporaries'] / 2**20:.1f} MiB", str(one["others"]),
                      str(one["copies"]), str(one["loops"]), calls]  # fmt: skip
         cells.append(line)
+    return report.aligned(cells)
+
+
+def section(results):
+    """The part of the report."""
     text = (
-        "Each layer forward and backward, in training mode and float32, by XLA's compilers on a "
-        "machine with neither. Kernels are the instructions of the program, a fusion being one; "
-        "copies, those that only copy or transpose.\n"
+        "Each layer forward and backward, in training mode and float32, and the training step of "
+        "each example, by XLA's compilers on a machine with neither. Kernels are the instructions "
+        "of the program, a fusion being one; copies, those that only copy or transpose.\n"
     )
-    return "\n".join(["## compiled: what layers become on other devices\n", text,
-                      *report.aligned(cells)])  # fmt: skip
+    return "\n".join(["## compiled: what layers and examples become on other devices\n", text,
+                      *table("layer", LAYERS, results), "",
+                      *table("step of an example", EXAMPLES, results)])  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="layers whose names start so")
+    parser.add_argument("--only", nargs="+", help="programs whose names start so")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args()
     path = args.out / "results" / "compiled.jsonl"
@@ -193,7 +206,7 @@ def main():
     for line in path.read_text().splitlines() if path.exists() else ():
         name, on, one = json.loads(line)
         results.setdefault(name, {})[on] = one
-    for name in LAYERS:
+    for name in NAMES:
         if args.only and not name.startswith(tuple(args.only)):
             continue
         for on in MACHINES:
@@ -208,10 +221,10 @@ def main():
 
 
 def write(results, path):
-    """A line for each layer and machine, in the order of the layers."""
+    """A line for each program and machine, in their order."""
     lines = [
         json.dumps([name, on, one])
-        for name in sorted(results, key=list(LAYERS).index)
+        for name in sorted(results, key=NAMES.index)
         for on, one in results[name].items()
     ]
     path.write_text("\n".join(lines) + "\n")

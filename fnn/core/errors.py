@@ -65,7 +65,7 @@ class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 
 
-class AgreementError(FnnError, RuntimeError):
+class AgreementError(FnnError, ValueError):
     """Processes of one run that do not do the same: other programs, params or batches."""
 
 

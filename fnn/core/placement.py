@@ -113,6 +113,7 @@ class Placement:
         def one(keys, x):
             if isinstance(x, jax.Array):  # traced, or placed by its owner; the step constrains it
                 return x
+            self.check_here()
             if np.ndim(x) and len(x) * parts % ways:
                 path = f"{name}/{errors.path_of(keys)}".removesuffix("/")
                 own = " in each process" if parts > 1 else ""
@@ -135,6 +136,7 @@ class Placement:
 
     def everywhere(self, tree: Tree) -> Tree:
         """Host arrays, whole on every device; each process passes the same."""
+        self.check_here()
         if jax.process_count() == 1:
             return jax.device_put(tree, self.whole)
 
@@ -149,6 +151,15 @@ class Placement:
     def constrain_batch(self, batch: Tree) -> Tree:
         """The same batch inside a program, cut as batches are."""
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.of_batch(x)), batch)
+
+    def check_here(self) -> None:
+        """Refuse arrays for devices that only a dry run knows."""
+        if isinstance(self.mesh, AbstractMesh):
+            raise errors.InputError(
+                "a plan on devices that are here",
+                f"one on {dict(self.mesh.shape)} by fnn.sharding.mesh(on=...), for fnn.dryrun",
+                "plan on fnn.sharding.mesh(data=8), with as many devices as there are",
+            )
 
     # --- of a training state
 

@@ -108,6 +108,8 @@ def _init_placed(
     placed: Placement, key: Key, given: tuple, make: Callable, xs: tuple, inputs: dict
 ) -> TrainState:
     """The training state by one program, whose outputs are placed as they are made."""
+    if not isinstance(key, Tracer):
+        placed.check_here()
     structs = tuple(map(as_struct, xs)), {name: as_struct(x) for name, x in inputs.items()}
 
     def first(key, given):

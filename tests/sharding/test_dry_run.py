@@ -203,6 +203,19 @@ def test_another_number_of_devices_than_those_of_the_plan_is_refused():
             fnn.dryrun(a_step(net), placed.shapes, (x, x), on=on, shardings=shardings)
 
 
+def test_nothing_is_trained_on_devices_that_are_not_here():
+    net, tx, x = fnn.dense(3), fnn.optim.adam(1e-3), np.ones((8, 3), np.float32)
+    placed = fnn.sharding.plan(fnn.sharding.mesh(on="v5e:2x4", data=8), net, tx, x)
+    ts = fnn.train.init(net, tx, jax.random.key(0), x)
+    for run in (
+        lambda: fnn.train.init(net, tx, jax.random.key(0), x, shardings=placed),
+        lambda: a_step(net, tx, shardings=placed)(ts, (x, x)),
+        lambda: placed.everywhere(x),
+    ):
+        with pytest.raises(fnn.errors.InputError, match="for fnn.dryrun; plan on"):
+            run()
+
+
 def test_what_the_compiler_says_of_too_large_a_program_is_read():
     place = machines.topology("v5e:1x1")
     used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm."
