@@ -23,6 +23,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BODY = re.compile(r"body=%([\w.\-]+)")
+_INDEX = re.compile(r"index=(\d+)")
 
 # These compute nothing, or name values that others have written.
 _FREE = frozenset(
@@ -162,14 +164,32 @@ def parse(text: str) -> Program:
 
 def _counted(loop: Instruction, computations: dict[str, dict[str, Instruction]]) -> int:
     """How often a loop runs whose condition is that a count from 0 is less than a constant."""
-    found = _CONDITION.search(loop.options)
-    condition = computations.get(found[1], {}) if found else {}
+    condition, body = (
+        computations.get(found[1], {}) if (found := pattern.search(loop.options)) else {}
+        for pattern in (_CONDITION, _BODY)
+    )
     compares = [one for one in condition.values() if one.opcode == "compare"]
     if len(compares) != 1 or "direction=LT" not in compares[0].options:
         return 1
-    limit = condition.get(compares[0].operands[-1])
-    value = limit.operands[0] if limit and limit.opcode == "constant" else ""
-    return int(value) if value.isdigit() else 1
+    count, limit = (condition.get(name) for name in compares[0].operands)
+    return -(-(_constant(limit) or 1) // (_increment(count, body) or 1))
+
+
+def _increment(count: Instruction | None, body: dict[str, Instruction]) -> int | None:
+    """What a loop adds to its count: an unrolled one more than 1."""
+    index = _INDEX.search(count.options) if count else None
+    results = next((one for one in reversed(body.values()) if one.opcode == "tuple"), None)
+    if not index or not results or int(index[1]) >= len(results.operands):
+        return None
+    added = body.get(results.operands[int(index[1])])
+    if not added or added.opcode != "add":
+        return None
+    return next(filter(None, (_constant(body.get(name)) for name in added.operands)), None)
+
+
+def _constant(one: Instruction | None) -> int | None:
+    value = one.operands[0] if one and one.opcode == "constant" else ""
+    return int(value) if value.isdigit() else None
 
 
 def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:

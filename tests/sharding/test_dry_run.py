@@ -110,6 +110,25 @@ def test_collectives_by_layer_sum_those_of_one_cause():
     assert sum(row.sent for row in twice) > sum(row.sent for row in once)
 
 
+def test_an_unrolled_loop_counts_by_what_it_adds():
+    """From 0 by 2 while below 5: three times."""
+    root = "  ROOT %tuple.1 = (s32[], f32[16,128]) tuple("
+    added = "  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)\n"
+    by_two = TEXT.replace(f"{root}%i, ", f"{added}{root}%next, ")
+    assert [each.times for each in sends(parse(by_two), 4)] == [3, 3, 1, 1]
+
+
+def test_a_collective_in_a_chain_of_fusions_counts_once():
+    """As often as the link outside the loop runs, whose other links are steps of the same one."""
+    link = 'all-gather(%{}), channel_id=8, dimensions={{0}}, frontend_attributes={{chain_id="3"}}'
+    inside = f"  %link.1 = f32[64,128]{{1,0}} {link.format('w')}\n"
+    outside = f"  %link.2 = f32[64,128]{{1,0}} {link.format('a')}\n"
+    chained = TEXT.replace("  %fusion.1 =", f"{inside}  %fusion.1 =")
+    chained = chained.replace("  %joined =", f"{outside}  %joined =")
+    found = [each.times for each in sends(parse(chained), 4) if each.op == "all-gather"]
+    assert sorted(found) == [1, 5]
+
+
 def test_a_loop_without_a_known_end_counts_once():
     assert sends(parse(TEXT.replace("direction=LT", "direction=NE")), 4)[0].times == 1
     known = TEXT.replace(
