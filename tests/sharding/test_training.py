@@ -90,6 +90,22 @@ def test_no_device_computes_what_another_does(parts):
         assert work(parts)[name] < 1.1 / 8 * whole, name
 
 
+def test_no_device_computes_what_another_does_of_experts():
+    expert = fnn.serial(fnn.dense(256), jax.nn.gelu, fnn.dense(64))
+    net = fnn.serial(fnn.moe(expert, 8), lambda x: x[..., -1, :], fnn.dense(4))
+    x, tx = np.ones((64, 16, 64), "f4"), fnn.optim.sgd(0.1)
+
+    def work(placed):
+        ts = fnn.train.init(net, tx, jax.random.key(0), x, shardings=placed)
+        batch = {"image": x, "label": np.zeros(64, "i4")}
+        batch = batch if placed is None else placed.put(batch)
+        return flops(step_of(net, tx, shardings=placed), ts, batch)
+
+    whole = work(None)
+    for place in ("full", "experts"):
+        assert work(placed_on(net, tx, x, *PLACES[place])) < 1.1 / 8 * whole, place
+
+
 @pytest.mark.parametrize("driver", ["loop", "chunk", "scan"])
 def test_fit_and_run_are_those_of_one_device(driver):
     net, tx, key, x, data = SMALL, fnn.optim.sgd(0.05), jax.random.key(2), ROWS, DATA
