@@ -103,14 +103,16 @@ class Layer:
         return fn(path, layer)
 
 
-def declare_and_draw(layer: Layer, key: Any, xs: tuple, inputs: dict) -> tuple[tuple, tuple]:
-    """The declarations of params and state, and their first values."""
+def declare_and_draw(
+    layer: Layer, key: Any, xs: tuple, inputs: dict, spread: Callable | None = None
+) -> tuple[tuple, tuple]:
+    """The declarations of params and state, and their first values (`spread`: see `draw`)."""
     with errors.within(layer.name):
         checks.key(key)
         if any(map(is_traced_shape, xs)):
             checks.traced_shape()
         params, state = specs = layer.specs(*xs, **inputs)
-        drawn = draw(key, {"params": params, "state": state})
+        drawn = draw(key, {"params": params, "state": state}, spread)
     return specs, (drawn["params"], drawn["state"])
 
 

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.core
@@ -31,8 +31,11 @@ from fnn.core.reserved import FROZEN, is_under
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Dtype, Key, Tree
 
+Spread: TypeAlias = Callable[[jax.Array, int], jax.Array]  # an array, and the axis to cut
+
 BLOCK = 1024  # values in a block
 CHUNK = 256  # blocks a call of the compiled sampler draws
+LARGE = 2**20  # values of a param that a traced init draws apart from others
 
 
 # --- distributions
@@ -83,11 +86,12 @@ class Constant:
 # --- drawing
 
 
-def draw(key: Key, specs: Tree) -> Tree:
+def draw(key: Key, specs: Tree, spread: Spread | None = None) -> Tree:
     """Arrays for a tree of `Param` and `Derived`, in a constant number of compiled programs.
 
     - `key`: a typed key, concrete or traced.
     - `specs`: a nested dict of declarations; each is drawn by its path.
+    - `spread`: cuts an axis of a large traced param over many devices, while it is drawn.
 
     >>> specs = {"w": Param((2, 3), Distribution(("normal",))), "b": Param((3,), Constant(0.0))}
     >>> jax.tree.map(jnp.shape, draw(jax.random.key(0), specs))
@@ -103,7 +107,7 @@ def draw(key: Key, specs: Tree) -> Tree:
         for path, (_, node) in zip(paths, nodes, strict=True)
     ]
     eager = not isinstance(jax.random.key_data(key), jax.core.Tracer)
-    values = _sample(key, params, eager)
+    values = _sample(key, params, eager, spread or (lambda x, axis: x))
     rest = []
     for path, param in params.items():
         if isinstance(param.init, Constant):
@@ -165,7 +169,7 @@ def _collect(
     )
 
 
-def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
+def _sample(key, params: dict[str, Param], eager: bool, spread: Spread) -> dict[str, Any]:
     """The standard draws of all declared distributions, scaled unless `finish` comes first."""
     groups: dict[tuple, list[str]] = {}
     for path, param in params.items():
@@ -173,6 +177,13 @@ def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
             groups.setdefault((param.init.base, _wide(param.dtype)), []).append(path)
     values = {}
     for (base, wide), paths in groups.items():
+        if not eager:
+            some = {path: params[path] for path in paths}
+            large = _large(key, some, base, wide, spread)
+            paths = [path for path in paths if path not in large]
+            values |= large
+        if not paths:
+            continue
         blocks = [math.ceil(math.prod(params[path].shape) / BLOCK) for path in paths]
         words = [_words(path, params[path], n) for path, n in zip(paths, blocks, strict=True)]
         raw = _blocks(key, np.concatenate(words), base, wide, eager)
@@ -182,10 +193,37 @@ def _sample(key, params: dict[str, Param], eager: bool) -> dict[str, Any]:
             members = math.prod(stack)
             flat = raw[start : start + members * n].reshape(members, n * BLOCK)
             value = flat[:, : math.prod(shape)].reshape(stack + shape)
-            with errors.at(path.split("/", 1)[-1]):
-                values[path] = value if params[path].init.finish else _scaled(value, params[path])
+            values[path] = _of_draw(path, params[path], value)
             start += members * n
     return values
+
+
+def _large(key, params: dict[str, Param], base: tuple, wide: str, spread: Spread) -> dict[str, Any]:
+    """The draws of the large params, together if they have the same shape.
+
+    Joined with others, one that is cut over devices would be drawn whole by each of them.
+    """
+    shapes: dict[tuple, list[str]] = {}
+    for path, param in params.items():
+        if math.prod(param.stack + param.shape) >= LARGE:
+            shapes.setdefault((param.stack, param.shape), []).append(path)
+    values = {}
+    for (stack, shape), paths in shapes.items():
+        size = math.prod(shape)
+        n = math.ceil(size / BLOCK)
+        words = [_words(path, params[path], n).reshape(-1, n, 2) for path in paths]
+        raw = _blocks(key, np.stack(words), base, wide, False)  # [paths, members, n, BLOCK]
+        raw = spread(raw, 2)
+        flat = raw.reshape(*raw.shape[:2], n * BLOCK)[..., :size]
+        for path, value in zip(paths, flat, strict=True):
+            value = spread(value.reshape(stack + shape), len(stack))
+            values[path] = _of_draw(path, params[path], value)
+    return values
+
+
+def _of_draw(path: str, param: Param, value: Any) -> Any:
+    with errors.at(path.split("/", 1)[-1]):
+        return value if param.init.finish else _scaled(value, param)
 
 
 def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
@@ -200,7 +238,7 @@ def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:
 
 
 def _blocks(key, words: np.ndarray, base: tuple, wide: str, eager: bool) -> Any:
-    """[len(words), BLOCK] standard draws: in chunks for NumPy, or traced all at once."""
+    """[..., BLOCK] standard draws of words [..., 2]: in chunks for NumPy, or traced all at once."""
     if not eager:  # the barrier keeps XLA from folding the scale into the draw's constants
         return jax.lax.optimization_barrier(_sampler(key, words, base, wide))
     padded = np.pad(words, ((0, -len(words) % CHUNK), (0, 0)))
@@ -219,7 +257,9 @@ def _sampler(key, words, base: tuple, wide: str) -> jax.Array:
     def block(words):
         return sample(_fold(key, words), **dict(options))
 
-    return _mapped(block, key)(words)
+    for _ in words.shape[:-1]:
+        block = _mapped(block, key)
+    return block(words)
 
 
 def _fold(key, words) -> Any:

@@ -161,6 +161,13 @@ class Placement:
                 "plan on fnn.sharding.mesh(data=8), with as many devices as there are",
             )
 
+    def spread(self, x: jax.Array, axis: int) -> jax.Array:
+        """An array inside a program, cut along this axis over all devices, if they divide it."""
+        if x.shape[axis] % self.mesh.size:
+            return x
+        spec = PartitionSpec(*[None] * axis, self.mesh.axis_names)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
     # --- of a training state
 
     def constrain(self, train_state: Any) -> Any:

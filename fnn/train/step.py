@@ -87,13 +87,25 @@ def init(
     check_transform(tx)
     key = checks.typed_key(key)
     if shardings is not None:
-        return _init_placed(shardings, key, (params, state), partial(init, net, tx), xs, inputs)
-    specs, first = declare_and_draw(net, key, xs, inputs)
+        return _init_placed(shardings, key, (params, state), partial(_init, net, tx), xs, inputs)
+    return _init(net, tx, key, (params, state), xs, inputs)
+
+
+def _init(
+    net: Layer,
+    tx: Transform,
+    key: Key,
+    given: tuple,
+    xs: tuple,
+    inputs: dict,
+    spread: Callable | None = None,
+) -> TrainState:
+    specs, first = declare_and_draw(net, key, xs, inputs, spread)
     check_stacks(tx, specs[0])
     try:
         params, state = (
             _given(what, drawn, {} if part is None else part)
-            for what, drawn, part in zip(("params", "state"), first, (params, state), strict=True)
+            for what, drawn, part in zip(("params", "state"), first, given, strict=True)
         )
     except errors.ParamsError as error:
         if has(FROZEN, specs[1]):
@@ -113,8 +125,7 @@ def _init_placed(
     structs = tuple(map(as_struct, xs)), {name: as_struct(x) for name, x in inputs.items()}
 
     def first(key, given):
-        params, state = given
-        return make(key, *structs[0], params=params, state=state, **structs[1])
+        return make(key, given, *structs, placed.spread)
 
     placed.check(jax.eval_shape(first, key, given), placed.train_state)
     return jax.jit(first, out_shardings=placed.train_state)(key, given)

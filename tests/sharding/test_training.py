@@ -53,6 +53,26 @@ def test_first_values_are_the_same_to_the_bit(name, place):
         assert x.sharding.is_equivalent_to(sharding, x.ndim)
 
 
+@pytest.mark.bits
+def test_no_device_draws_large_params_whole():
+    """Their bits are those of one device; a device has less than all of them while it draws."""
+    net, tx = fnn.repeat(fnn.dense(1024, axes=("in", "hidden")), 4), fnn.optim.sgd(0.1)
+    x, key = jax.ShapeDtypeStruct((8, 1024), jnp.float32), jax.random.key(3)
+    alone = fnn.train.init(net, tx, key, x).params["kernel"]
+    for sizes, options in (
+        ({"data": 8}, {"fsdp": "data"}),
+        ({"data": 2, "model": 4}, {"fsdp": "data", "rules": fnn.sharding.MEGATRON}),
+    ):
+        placed = placed_on(net, tx, x, sizes, options)
+        program = (
+            jax.jit(lambda key, placed=placed: fnn.train.init(net, tx, key, x, shardings=placed))
+            .lower(key)
+            .compile()
+        )
+        assert program.memory_analysis().temp_size_in_bytes < 2 / 3 * alone.nbytes
+        np.testing.assert_array_equal(program(key).params["kernel"], alone)
+
+
 def flops(fn, *args):
     return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
 
