@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+from jax.core import eval_jaxpr
 
 import fnn
 
@@ -59,11 +60,29 @@ def _stopping(maker: str):
         step = make(*args, **options)
 
         def stop(train_state, batch):
-            raise Reached(step, *jax.tree.map(_shape, (train_state, batch)))
+            shapes = jax.tree.map(_shape, (train_state, batch))
+            raise Reached(*_alone(step, *shapes))
 
         return stop
 
     return made
+
+
+def _alone(step, train_state, batch):
+    """The same, with what the step takes from a run that is being traced, such as its learning rate
+    among many side by side, beside the training state."""
+    closed = jax.make_jaxpr(step)(train_state, batch)
+    if not any(isinstance(x, jax.core.Tracer) for x in closed.consts):
+        return step, train_state, batch
+
+    def with_given(held, batch):
+        train_state, given = held
+        leaves = jax.tree.leaves((train_state, batch))
+        after = eval_jaxpr(closed.jaxpr, given, *leaves)
+        n = len(jax.tree.leaves(train_state))
+        return (jax.tree.unflatten(jax.tree.structure(train_state), after[:n]), given), after[n:]
+
+    return with_given, (train_state, jax.tree.map(_shape, closed.consts)), batch
 
 
 def _shape(x):

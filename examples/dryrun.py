@@ -1,9 +1,9 @@
 """Would it fit? Transformers of 1, 7 and 70 billion params, on machines that are not here.
 
     pip install '.[dryrun]'                       # the compilers of TPUs and GPUs, 1 GB
-    python examples/dryrun.py                     # 1 billion on eight TPU v5e, 3 minutes
-    python examples/dryrun.py --sizes 7B 70B --on h100    # 4 minutes
-    python examples/dryrun.py --sizes 1B 7B 70B   # all; the compiler of TPUs takes its time
+    python examples/dryrun.py                     # 1 billion on eight TPU v5e, 1 minute
+    python examples/dryrun.py --sizes 7B 70B --on h100    # 1 minute
+    python examples/dryrun.py --sizes 1B 7B 70B   # all, 10 minutes
 
 Each is compiled for its devices by XLA's own compilers, on this machine's processor: with data
 parallelism, which keeps all of the training state on every device, and fully sharded. Nothing runs,
