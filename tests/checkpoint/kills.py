@@ -1,4 +1,4 @@
-"""A training run that is killed again and again: `python kills.py directory kills seed`.
+"""A training run that is killed again and again: `python kills.py directory kills seed epochs`.
 
 Every life of it is a fork of this process, which has imported jax but started no device.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 import fnn
 
-EPOCHS, EXAMPLES, BATCH, EVERY = 24, 40, 4, 3
+EXAMPLES, BATCH, EVERY = 40, 4, 3
 
 
 def digest(params):
@@ -51,7 +51,7 @@ def slowly(started):
     return callback
 
 
-def live(directory, driver, started):
+def live(directory, driver, epochs, started):
     """One life of the run, to its end if nothing kills it."""
     rng = np.random.default_rng(0)
     data = {
@@ -59,7 +59,7 @@ def live(directory, driver, started):
         "label": rng.integers(0, 3, EXAMPLES),
     }
     net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dropout(0.2), fnn.dense(3))
-    schedule = fnn.optim.schedules.cosine(1e-2, EPOCHS * EXAMPLES // BATCH)
+    schedule = fnn.optim.schedules.cosine(1e-2, epochs * EXAMPLES // BATCH)
     tx = fnn.optim.adam(schedule)
     step = fnn.train.step(fnn.train.supervised(net, fnn.losses.softmax_cross_entropy), tx)
     ts = fnn.train.init(net, tx, jax.random.key(0), data["image"][:1])
@@ -68,7 +68,7 @@ def live(directory, driver, started):
         step,
         ts,
         data,
-        epochs=EPOCHS,
+        epochs=epochs,
         batch_size=BATCH,
         driver=driver,
         chunk=4,
@@ -80,7 +80,7 @@ def live(directory, driver, started):
     (directory / "end").write_text(f"{digest(ts.params)} {losses}")
 
 
-def fork(directory, driver):
+def fork(directory, driver, epochs):
     """A life in a process of its own: (its number, where it says that it has started)."""
     started, say = os.pipe()
     pid = os.fork()
@@ -88,7 +88,7 @@ def fork(directory, driver):
         os.close(say)
         return pid, started
     try:
-        live(directory, driver, say)
+        live(directory, driver, epochs, say)
         os._exit(0)
     except BaseException:
         import traceback
@@ -116,12 +116,12 @@ def check(directory):
         assert digest(keeper.restore(step=step, at="train_state/params")) == wanted
 
 
-def main(root, kills, seed):
+def main(root, kills, seed, epochs):
     rng, root = random.Random(seed), pathlib.Path(root)
     ends, killed, runs = {}, 0, 0
     for driver in ("loop", "chunk", "scan"):
         (root / driver).mkdir()
-        pid, started = fork(root / driver, driver)
+        pid, started = fork(root / driver, driver, epochs)
         assert os.waitpid(pid, 0)[1] == 0
         ends[driver] = (root / driver / "end").read_text()
     while killed < kills:
@@ -130,7 +130,7 @@ def main(root, kills, seed):
         directory = root / f"run-{runs}"
         directory.mkdir()
         while not (directory / "end").exists():
-            pid, started = fork(directory, driver)
+            pid, started = fork(directory, driver, epochs)
             if killed < kills:
                 if rng.random() < 0.9:  # else while it starts, or resumes
                     os.read(started, 1)
@@ -146,4 +146,4 @@ def main(root, kills, seed):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -14,7 +14,7 @@ SCRIPT = pathlib.Path(__file__).parent / "kills.py"
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.cpu
 def test_a_killed_run_ends_bitwise_as_if_it_had_lived(tmp_path):
-    kills = 5 if QUICK else 200
+    kills, epochs = (4, 12) if QUICK else (200, 24)
     root = SCRIPT.parents[2]
     environ = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
@@ -23,7 +23,7 @@ def test_a_killed_run_ends_bitwise_as_if_it_had_lived(tmp_path):
     } | {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environ["PYTHONPATH"] = str(root)
     (tmp_path / "runs").mkdir()
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "runs"), str(kills), "1"]
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "runs"), str(kills), "1", str(epochs)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"{kills} kills")
