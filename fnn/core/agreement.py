@@ -164,14 +164,14 @@ def _traced(tree: Tree) -> bool:
 def shapes_of(tree: Tree, name: str) -> dict[str, str]:
     """Of each leaf its shape and dtype, or a number's value, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_path(name, keys): errors.show(leaf) for keys, leaf in leaves}
+    return {errors.path_in(name, keys): errors.show(leaf) for keys, leaf in leaves}
 
 
 def facts_of(tree: Tree, name: str) -> tuple[dict[str, str], dict[str, str]]:
     """Of each leaf its shape and dtype, and the sum of the values of each slice in this process."""
     facts, slices = shapes_of(tree, name), {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = _path(name, keys)
+        path = errors.path_in(name, keys)
         if is_key(leaf):
             leaf = jax.random.key_data(leaf)
         if isinstance(leaf, jax.Array):
@@ -181,10 +181,6 @@ def facts_of(tree: Tree, name: str) -> tuple[dict[str, str], dict[str, str]]:
         elif hasattr(leaf, "dtype"):
             facts[path] += f", {_sum(np.asarray(leaf))}"
     return facts, slices
-
-
-def _path(name: str, keys: Any) -> str:
-    return f"{name}/{errors.path_of(keys)}".removesuffix("/")
 
 
 def _sum(values: np.ndarray) -> str:

@@ -185,5 +185,10 @@ def path_of(keys: Iterable[Any]) -> str:
     return jax.tree_util.keystr(named, simple=True, separator="/")
 
 
+def path_in(name: str, keys: Iterable[Any]) -> str:
+    """The path of a leaf of a tree with a name: that alone, if the leaf is the tree."""
+    return f"{name}/{path_of(keys)}".removesuffix("/")
+
+
 def names(some: Iterable[str]) -> str:
     return ", ".join(some) or "none"

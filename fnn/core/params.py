@@ -16,7 +16,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -171,59 +171,47 @@ def _collect(
 
 def _sample(key, params: dict[str, Param], eager: bool, spread: Spread) -> dict[str, Any]:
     """The standard draws of all declared distributions, scaled unless `finish` comes first."""
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple, dict[str, Param]] = {}
     for path, param in params.items():
         if isinstance(param.init, Distribution):
-            groups.setdefault((param.init.base, _wide(param.dtype)), []).append(path)
+            apart = not eager and math.prod(param.stack + param.shape) >= LARGE
+            shape = (param.stack, param.shape) if apart else None
+            group = groups.setdefault((param.init.base, _wide(param.dtype), shape), {})
+            group[path] = param
     values = {}
-    for (base, wide), paths in groups.items():
-        if not eager:
-            some = {path: params[path] for path in paths}
-            large = _large(key, some, base, wide, spread)
-            paths = [path for path in paths if path not in large]
-            values |= large
-        if not paths:
-            continue
-        blocks = [math.ceil(math.prod(params[path].shape) / BLOCK) for path in paths]
-        words = [_words(path, params[path], n) for path, n in zip(paths, blocks, strict=True)]
-        raw = _blocks(key, np.concatenate(words), base, wide, eager)
-        start = 0
-        for path, n in zip(paths, blocks, strict=True):
-            shape, stack = params[path].shape, params[path].stack
-            members = math.prod(stack)
-            flat = raw[start : start + members * n].reshape(members, n * BLOCK)
-            value = flat[:, : math.prod(shape)].reshape(stack + shape)
-            values[path] = _of_draw(path, params[path], value)
-            start += members * n
+    for (base, wide, shape), group in groups.items():
+        blocks = functools.partial(_blocks, key, base=base, wide=wide, eager=eager)
+        drawn = _joined(group, blocks) if shape is None else _alike(group, blocks, spread)
+        for (path, param), value in zip(group.items(), drawn, strict=True):
+            with errors.at(path.split("/", 1)[-1]):
+                values[path] = value if param.init.finish else _scaled(value, param)
     return values
 
 
-def _large(key, params: dict[str, Param], base: tuple, wide: str, spread: Spread) -> dict[str, Any]:
-    """The draws of the large params, together if they have the same shape.
+def _joined(params: dict[str, Param], blocks: Callable) -> Iterator[Any]:
+    """The draws of params of any shapes, cut from one array."""
+    counts = [math.ceil(math.prod(param.shape) / BLOCK) for param in params.values()]
+    words = [_words(*each, n) for each, n in zip(params.items(), counts, strict=True)]
+    raw, start = blocks(np.concatenate(words)), 0
+    for param, n in zip(params.values(), counts, strict=True):
+        members = math.prod(param.stack)
+        flat = raw[start : start + members * n].reshape(members, n * BLOCK)
+        yield flat[:, : math.prod(param.shape)].reshape(param.stack + param.shape)
+        start += members * n
 
-    Joined with others, one that is cut over devices would be drawn whole by each of them.
+
+def _alike(params: dict[str, Param], blocks: Callable, spread: Spread) -> Iterator[Any]:
+    """The draws of large params of one shape, each in parts.
+
+    Cut from one array with others, one that is to lie over devices would be drawn whole by each.
     """
-    shapes: dict[tuple, list[str]] = {}
-    for path, param in params.items():
-        if math.prod(param.stack + param.shape) >= LARGE:
-            shapes.setdefault((param.stack, param.shape), []).append(path)
-    values = {}
-    for (stack, shape), paths in shapes.items():
-        size = math.prod(shape)
-        n = math.ceil(size / BLOCK)
-        words = [_words(path, params[path], n).reshape(-1, n, 2) for path in paths]
-        raw = _blocks(key, np.stack(words), base, wide, False)  # [paths, members, n, BLOCK]
-        raw = spread(raw, 2)
-        flat = raw.reshape(*raw.shape[:2], n * BLOCK)[..., :size]
-        for path, value in zip(paths, flat, strict=True):
-            value = spread(value.reshape(stack + shape), len(stack))
-            values[path] = _of_draw(path, params[path], value)
-    return values
-
-
-def _of_draw(path: str, param: Param, value: Any) -> Any:
-    with errors.at(path.split("/", 1)[-1]):
-        return value if param.init.finish else _scaled(value, param)
+    first = next(iter(params.values()))
+    stack, shape = first.stack, first.shape
+    n = math.ceil(math.prod(shape) / BLOCK)
+    words = [_words(*each, n).reshape(-1, n, 2) for each in params.items()]
+    raw = spread(blocks(np.stack(words)), 2)  # [params, members, n, BLOCK]
+    for value in raw.reshape(*raw.shape[:2], n * BLOCK)[..., : math.prod(shape)]:
+        yield spread(value.reshape(stack + shape), len(stack))
 
 
 def _words(path: str, param: Param | Derived, blocks: int) -> np.ndarray:

@@ -115,7 +115,7 @@ class Placement:
                 return x
             self.check_here()
             if np.ndim(x) and len(x) * parts % ways:
-                path = f"{name}/{errors.path_of(keys)}".removesuffix("/")
+                path = errors.path_in(name, keys)
                 own = " in each process" if parts > 1 else ""
                 raise errors.ShapeError(
                     f"a first axis that {ways // parts} devices divide{own}",
@@ -126,10 +126,7 @@ class Placement:
                 x = np.asarray(x)
                 return jax.make_array_from_callback(x.shape, self.of_batch(x), x.__getitem__)
             if several:
-                shape = (len(x) * parts, *np.shape(x)[1:])
-                return jax.make_array_from_process_local_data(
-                    self.of_batch(x), np.asarray(x), shape
-                )
+                return joined(self.of_batch(x), np.asarray(x), parts)
             return jax.device_put(x, self.of_batch(x))
 
         return jax.tree_util.tree_map_with_path(one, batch)
@@ -186,6 +183,12 @@ class Placement:
                 errors.show(train_state),
                 "make a plan for this network and optimizer: fnn.sharding.plan(mesh, net, tx, x)",
             )
+
+
+def joined(sharding: Sharding, x: np.ndarray, parts: int) -> jax.Array:
+    """One array of the parts of all processes."""
+    whole = None if jax.process_count() == 1 else (len(x) * parts, *x.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, x, whole)
 
 
 def part_of(sharding: Sharding, batch_size: int) -> tuple[int, int]:

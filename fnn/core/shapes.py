@@ -101,7 +101,7 @@ def natives(tree: Tree, name: str, others: bool = False) -> Tree:
         return jax.tree.map(partial(native, others=True) if others else native, tree)
     except errors.FnnError:
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            native(x, f"{name}/{errors.path_of(path)}".removesuffix("/"), others)
+            native(x, errors.path_in(name, path), others)
         raise
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fnn.core import checks, errors
-from fnn.core.placement import part_of
+from fnn.core.placement import joined, part_of
 from fnn.core.shapes import native_dtype
 from fnn.core.types import Key, Tree
 from fnn.data.batching import permutation
@@ -130,17 +130,11 @@ def _put(batch: Tree, device: Any, parts: int) -> Tree:
     if device is True:
         numbers = jax.device_put(numbers)  # in one call, which is quicker
     else:
-        numbers = [_joined(device, x, parts) for x in numbers]
+        numbers = [joined(device, x, parts) for x in numbers]
     put = iter(numbers)
     return structure.unflatten(
         next(put) if is_number else x for is_number, x in zip(goes, leaves, strict=True)
     )
-
-
-def _joined(sharding: jax.sharding.Sharding, x: np.ndarray, parts: int) -> jax.Array:
-    """One array of the parts of all processes."""
-    whole = None if jax.process_count() == 1 else (len(x) * parts, *x.shape[1:])
-    return jax.make_array_from_process_local_data(sharding, x, whole)
 
 
 def _share(cut: Cut, index: int, count: int) -> Cut:
