@@ -65,6 +65,10 @@ class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 
 
+class DescriptionError(FnnError, ValueError):
+    """A description of a network that is damaged, or names what it may not."""
+
+
 class AgreementError(FnnError, ValueError):
     """Processes of one run that do not do the same: other programs, params or batches."""
 
@@ -127,13 +131,6 @@ def named(fn: Callable[P, T]) -> Callable[P, T]:
         with within(name):
             return fn(*args, **kwargs)
 
-    return call
-
-
-def builder(build: Callable[P, T]) -> Callable[P, T]:
-    """Mark a builder of layers or transforms, and name it in errors about its options."""
-    call = named(build)
-    vars(call)["_is_builder"] = True
     return call
 
 
