@@ -47,7 +47,7 @@ def load(path: str | os.PathLike, *, allow: Sequence[str] = ()) -> Loaded:
     Returns `Loaded(net, params, state)`. Raises CheckpointError for a checkpoint that is damaged or
     was saved without its network, DescriptionError for a network that names what is not allowed.
 
-    >>> import tempfile, fnn
+    >>> import tempfile, jax, fnn
     >>> net = fnn.serial(fnn.dense(8), jax.nn.relu, fnn.dense(3))
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> path = tempfile.mkdtemp() + "/trained"

@@ -269,3 +269,9 @@ def test_differences_are_named_by_layer_and_option():
     assert [(one.path, one.a, one.b) for one in fnn.diff(a, changed)] == [("dense1.features", 8, 9)]
     first, second = (fnn.serial(f) for f in (lambda x: x, lambda x: 2 * x))
     assert fnn.diff(first, first) == [] and len(fnn.diff(first, second)) == 1
+
+
+def test_a_network_over_devices_is_described_as_the_network():
+    net = fnn.serial(fnn.dense(8), jax.nn.relu, block)
+    placed = fnn.sharding.plan(fnn.sharding.mesh(data=1), net, fnn.optim.sgd(0.1), (8, 3))
+    assert fnn.describe(fnn.sharding.constrained(net, placed)) == fnn.describe(net)
