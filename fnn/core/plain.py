@@ -116,11 +116,17 @@ def _composed(origin: Origin, children: Mapping[str, Any], path: str) -> Origin:
         refuse(body, path)
     base = Origin(imported, place_of(body))
     here = dict(stands.children)
-    changed = {name: child for name, child in children.items() if child is not here.get(name)}
+    changed = {name: child for name, child in children.items() if not _alike(child, here[name])}
     if not changed:
         return base
     below = {name: plain(child, f"{path}/{name}".strip("/")) for name, child in changed.items()}
     return Origin(with_children, (base, below))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two layers are of one call; `fnn.sharding.constrained` changes all but that."""
+    one, other = a.origin, b.origin
+    return a is b or (one is not None and other is not None and one.options is other.options)
 
 
 def refuse(thing: Any, path: str) -> NoReturn:

@@ -273,5 +273,5 @@ def test_differences_are_named_by_layer_and_option():
 
 def test_a_network_over_devices_is_described_as_the_network():
     net = fnn.serial(fnn.dense(8), jax.nn.relu, block)
-    placed = fnn.sharding.plan(fnn.sharding.mesh(data=1), net, fnn.optim.sgd(0.1), (8, 3))
+    placed = fnn.sharding.plan(fnn.sharding.mesh(data=-1), net, fnn.optim.sgd(0.1), (8, 3))
     assert fnn.describe(fnn.sharding.constrained(net, placed)) == fnn.describe(net)
