@@ -99,13 +99,11 @@ class _Builder:
 
     def __init__(self, calls: list[Call], root: Call, depth: int):
         self.calls = calls
-        parents = {call.parent for call in calls}
+        parents = {call.parent for call in calls if call.parent is not None}
         above = self._chain(root.number)
         levels = {call.number: len(self._chain(call.number)) - len(above) for call in calls}
         self._open = {
-            n
-            for n in parents - {None}
-            if n in above or levels[n] < depth and root.number in self._chain(n)
+            n for n in parents if n in above or levels[n] < depth and root.number in self._chain(n)
         }
         self.nodes: dict[int, Node] = {}  # by the number of the call
         self.top = Node("layer", "", graph=Graph())
@@ -127,14 +125,14 @@ class _Builder:
         scope.graph.nodes.append(node)
         return node
 
-    def given(self, keys: tuple, leaf: Any, names: Sequence[str]) -> tuple[Value, ...]:
+    def given(self, keys: tuple, leaf: Any, names: list[str]) -> tuple[Value, ...]:
         """The source of an argument of the whole network."""
         part, *inner = keys
         if part.idx == 3:
             return (Value(Node("key", "random"), ""),)
         if part.idx == 2:
-            place, *inner = inner
-            name = names[place.idx] if place.idx < len(names) else f"x{place.idx + 1}"
+            i, inner = inner[0].idx, inner[1:]
+            name = names[i] if i < len(names) else f"x{i + 1}"
             node = self.add("input", errors.path_in(name, inner), self.top)
             return (Value(node, errors.show(leaf)),)
         kind = "params" if part.idx == 0 else "state"
