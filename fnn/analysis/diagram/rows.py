@@ -181,14 +181,18 @@ class Rows:
     def _labels(self) -> None:
         """The labels of what leaves cells and of what enters them, and the room that they take."""
         for link in (k for row in self.links for k in row):
-            text, cell = link.edge.value.text, link.source
-            if link.edge.value.weights and not cell.node:
-                continue
-            if link.edge.value.weights and not link.target.node:
-                link.target.label = text
-            elif cell.node and cell.node.sort != "port" and not link.edge.out and text:
-                if text not in (known := cell.label.split("; ")):
-                    cell.label = "; ".join(filter(None, [*known, text if len(known) < 3 else "…"]))
+            if link.edge.value.weights and link.source.node and not link.target.node:
+                link.target.label = link.edge.value.text
+        for edge in self.edges:
+            text, known = edge.value.text, self.cells[edge.source].label.split("; ")
+            by_lane = edge.value.weights and self.rank[edge.target] > self.rank[edge.source] + 1
+            if (
+                text
+                and text not in known
+                and not (by_lane or edge.out or edge.source.sort == "port")
+            ):
+                known.append(text if len(known) < 3 else "…")
+                self.cells[edge.source].label = "; ".join(dict.fromkeys(filter(None, known)))
         several = {node for node, cell in self.cells.items() if "; " in cell.label}
         for node, cell in self.cells.items():
             entering = [e for e in self.edges if e.target is node and not e.value.weights]
