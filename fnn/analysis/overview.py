@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,7 +88,7 @@ class Overview:
 
     def __repr__(self) -> str:
         shown = self.shown()
-        rows = [("path", "shape", "dtype", "norm", "mean", "std", "", "")]
+        rows: list[tuple[str, ...]] = [("path", "shape", "dtype", "norm", "mean", "std", "", "")]
         for i in sorted(shown):
             leaf = self.leaves[i]
             shape, *numbers = _cells(leaf)
@@ -117,39 +118,42 @@ class Overview:
             return html.page(html.faint(self._total()))
         return html.page(self._part(html.bold("tree"), range(len(self.leaves)), 0, shown))
 
-    def _part(self, head: str, places: range | list[int], depth: int, shown: set[int]) -> str:
+    def _part(self, head: str, places: Sequence[int], depth: int, shown: set[int]) -> str:
         """The leaves below one path, folded, with those right there in a table."""
         own = [i for i in places if len(self.leaves[i].path) <= depth + 1]
         below: dict[str, list[int]] = {}
-        for i in places:
-            if len(self.leaves[i].path) > depth + 1:
-                below.setdefault(self.leaves[i].path[depth], []).append(i)
-        part = Overview(tuple(self.leaves[i] for i in places), self.limit)
-        wrong = f"{len(part.wrong):,} not finite" if part.wrong else ""
+        for i in sorted(set(places) - set(own)):
+            below.setdefault(self.leaves[i].path[depth], []).append(i)
+        if len(below) == 1 and not own and depth:  # one name leads on
+            ((name, _),) = below.items()
+            return self._part(f"{head}/{html.bold(name)}", places, depth + 1, shown)
+        part = Overview(tuple(self.leaves[i] for i in places))
+        wrong = f"{_leaves(len(part.wrong))} not finite" if part.wrong else ""
         head += " " + html.faint(f"{part.count:,} values, {of_bytes(part.nbytes)}")
         head += f" {html.warning(wrong)}" if wrong else ""
-        inside = []
-        if rows := [self._row(self.leaves[i]) for i in own if i in shown]:
-            header = ("", "shape", "dtype", "norm", "mean", "std", "", "")
-            inside.append(html.table(header, rows))
+        rows = [self._row(self.leaves[i]) for i in own if i in shown]
+        inside, left = [html.table((), rows)] if rows else [], len(own) - len(rows)
         for name, some in below.items():
-            if any(i in shown for i in some):
+            if shown.isdisjoint(some):
+                left += len(some)
+            else:
                 inside.append(self._part(html.bold(name), some, depth + 1, shown))
-        kept = [i for name, some in below.items() if any(j in shown for j in some) for i in some]
-        left = len(places) - len(kept) - sum(i in shown for i in own)
         inside += [html.line(html.faint(f"… and {left:,} more leaves"))] if left else []
         is_open = depth < 1 or len(self.leaves) <= 40 or bool(part.wrong)
         return html.folded(head, inside, is_open)
 
     def _row(self, leaf: Leaf) -> list[str]:
-        shape, *numbers = _cells(leaf)
+        shape, norm, mean, std = _cells(leaf)
         picture = ""
         if leaf.histogram:
             title = f"from {leaf.low:.4g} to {leaf.high:.4g}"
             picture = marks.histogram(leaf.histogram, title)
         notes = [html.warning(leaf.wrong) if leaf.wrong else "", html.text(leaf.note)]
         name = html.bold(leaf.path[-1]) if leaf.path else ""
-        cells = map(html.text, (shape, leaf.dtype, *numbers))
+        numbers = ("", "")
+        if norm:
+            numbers = f"{html.faint('norm')} {norm}", f"{html.faint('mean')} {mean} ± {std}"
+        cells = (html.text(shape), html.text(leaf.dtype), *numbers)
         return [name, *cells, picture, " ".join(filter(None, notes))]
 
 
@@ -198,7 +202,7 @@ def _leaf(path: tuple[str, ...], leaf: Any, in_full: bool) -> Leaf:
     if is_key(leaf):
         return Leaf(path, shape, str(leaf.dtype), count, count * leaf.dtype.itemsize, "random key")
     found = Leaf(path, shape, str(leaf.dtype), count, count * np.dtype(leaf.dtype).itemsize)
-    if isinstance(leaf, jax.core.Tracer) or isinstance(leaf, jax.ShapeDtypeStruct):
+    if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         return found._replace(note="no values")
     if isinstance(leaf, jax.Array):
         if leaf.is_deleted():
@@ -252,6 +256,10 @@ def _parts(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _range(low: float, high: float) -> tuple[float, float]:
     """The ends of a histogram: of values that hardly differ, wider than they are."""
     return (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)
+
+
+def _leaves(n: int) -> str:
+    return f"{n:,} {'leaf' if n == 1 else 'leaves'}"
 
 
 def _cells(leaf: Leaf) -> tuple[str, str, str, str]:

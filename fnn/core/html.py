@@ -51,13 +51,14 @@ def folded(head: str, inside: Iterable[str], is_open: bool = True) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already, under a header of text."""
+    """A table of cells that are HTML already, under a header of text, if there is one."""
     faded = f"{_CELL};{_FAINT};font-weight:normal"
     head = "".join(f'<th style="{faded}">{text(name)}</th>' for name in header)
+    head = f"<thead><tr>{head}</tr></thead>" if header else ""
     lines = ("".join(f'<td style="{_CELL}">{cell}</td>' for cell in row) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    style = "border-collapse:collapse;border:0;margin:0 0 4px"
-    return f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    style = "border-collapse:collapse;border:0;margin:0 0 4px;font:inherit;color:inherit"
+    return f'<table style="{style}">{head}<tbody>{body}</tbody></table>'
 
 
 def of_layer(layer: Any) -> str:

@@ -83,7 +83,7 @@ def test_values_that_are_not_finite_are_red_and_shown_first():
     found = overview(tree, limit=7)
     assert [leaf.path[0] for leaf in found.wrong] == ["layer123"]
     html = Parsed(found._repr_html_())
-    red = [text for text in html.texts if text in ("1 NaN, 2 inf", "1 not finite")]
+    red = [text for text in html.texts if text in ("1 NaN, 2 inf", "1 leaf not finite")]
     assert red.count("1 NaN, 2 inf") == 1 and len(red) == 3  # at the leaf, its layer and the tree
     assert sum("#e5484d" in dict(attrs).get("style", "") for _, attrs in html.tags) == 3
     assert "… and 393 more leaves" in html.texts and html.count("svg") == 7
