@@ -106,6 +106,18 @@ def test_shared_weights_and_two_calls_are_told():
     assert lines.count("--") == 1 and len(lines) == 6
 
 
+def test_the_gradient_of_a_layer_is_a_box_of_its_own():
+    @fnn.compose(energy=fnn.serial(fnn.dense(5), jnp.tanh, fnn.dense(1)), out=fnn.dense(2))
+    def force(f, x):
+        return f.out(jax.grad(lambda x: jnp.sin(f.energy(x)).sum())(x))
+
+    found = {(a, b) for _, a, b, _ in arrows(force, (2, 4), depth=1)}
+    assert {("x", "energy"), ("energy", "energy"), ("energy", "cos"), ("energy", "out")} < found
+    figure = network(force, (2, 4))
+    check_figure(figure)
+    assert "gradient" in [text.get_text() for text in figure.axes[0].texts]
+
+
 def test_noise_is_a_node_and_gelu_and_softmax_have_their_names():
     @fnn.compose(a=fnn.dense(4), b=fnn.dense(4), c=fnn.dense(4))
     def noisy(f, x):
@@ -130,7 +142,8 @@ def test_boxes_say_kind_window_params_members_and_steps():
         assert line in said, (line, said)
     inside = network(net, (7, 4, 4, 1), depth=2)
     assert "12 params" in [text.get_text() for text in inside.axes[0].texts]  # of one member
-    total = sum(a.size for a in jax.tree.leaves(net.init(jax.random.key(0), (7, 4, 4, 1))[0]))
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((7, 4, 4, 1)))
+    total = sum(a.size for a in jax.tree.leaves(params))
     shown = [int(s.split()[0].replace(",", "")) for s in said if s.endswith("params")]
     assert sum(shown) == total
 
@@ -175,18 +188,27 @@ unet = fnn.compose(
     jnp.concatenate([h, f.c(f.b(h) * f.told(t)[:, None, None])], -1) + x))[1])  # fmt: skip
 
 
+@fnn.compose(**{f"d{i}": fnn.dense(2) for i in range(6)})
+def densely(f, x):
+    hs = [x]
+    for i in range(6):
+        hs.append(getattr(f, f"d{i}")(jnp.concatenate(hs, -1)))
+    return hs[-1]
+
+
 @pytest.mark.parametrize(
     ("net", "xs", "depth"),
     [
         (unet, [(1, 4, 4, 4), (1, 3)], 1),
         (block, [(2, 3), (5,)], 1),
+        (densely, [(1, 4)], 1),
         (fnn.transformer_block(8, 2, causal=True, rotary=100.0), [(1, 5, 8)], 2),
         (fnn.serial(*[fnn.dense(3), jnp.tanh] * 20), [(1, 3)], 1),
         (fnn.bidirectional(fnn.cells.serial(fnn.dense(3), fnn.cells.gru(3))), [(1, 5, 4)], 2),
         (fnn.dense(3), [(2, 4)], 1),
         (fnn.parallel(a=fnn.dense(3), b=jnp.sin, c=fnn.parallel(d=fnn.dense(2))), [(2, 4)], 2),
     ],
-    ids=["unet", "block", "transformer", "long", "bidirectional", "leaf", "parallel"],
+    ids=["unet", "block", "dense", "transformer", "long", "bidirectional", "leaf", "parallel"],
 )
 def test_nothing_overlaps(net, xs, depth):
     check_figure(network(net, *xs, depth=depth))

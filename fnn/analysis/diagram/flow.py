@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -24,6 +24,7 @@ from fnn.core.shapes import as_struct
 from fnn.core.types import Tree
 
 _MARK = re.compile(r"fnn_call_(\d+)_")
+_Place: TypeAlias = tuple[int | None, bool]  # the number of a call, and whether of its gradient
 
 
 class Flow(NamedTuple):
@@ -52,14 +53,14 @@ def flow(net: Layer, xs: tuple, inputs: dict, depth: int, path: str, train: bool
     given: list[tuple[Value, ...]] = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path((*arrays, xs, 0)):
         given.append(found.given(keys, leaf, names))
-    sources = found.walk(traced.jaxpr, given, [True] * len(traced.jaxpr.outvars), None)
+    sources = found.walk(traced.jaxpr, given, [True] * len(traced.jaxpr.outvars), (None, False))
     leaves = jax.tree_util.tree_leaves_with_path(y)
     for (keys, leaf), values in zip(leaves, sources, strict=True):
         name = errors.path_of(keys)
         name = f"y[{name}]" if name.isdigit() else name or "y"
         end = found.add("output", name, found.top)
         found.link(values, end, errors.show(leaf))
-    return Flow(found.nodes[root.number] if path else found.top, calls, declared(specs[0]))
+    return Flow(found.nodes[root.number, False] if path else found.top, calls, declared(specs[0]))
 
 
 def _trace(net: Layer, arrays: Tree, xs: tuple, train: bool) -> tuple[list[Call], Any, Any]:
@@ -105,10 +106,10 @@ class _Builder:
         self._open = {
             n for n in parents if n in above or levels[n] < depth and root.number in self._chain(n)
         }
-        self.nodes: dict[int, Node] = {}  # by the number of the call
+        self.nodes: dict[_Place, Node] = {}
         self.top = Node("layer", "", graph=Graph())
         if 0 in self._open and calls[0].layer.name not in ("repeat", *_RECURRENT):
-            self.nodes[0] = self.top
+            self.nodes[0, False] = self.top
             self.top.call = calls[0]
         self._weights: dict[str, Value] = {}
         self._noise: dict[Node, Value] = {}
@@ -141,26 +142,24 @@ class _Builder:
     # --- going through the equations
 
     def walk(
-        self, jaxpr: Any, given: Sequence[tuple], wanted: Sequence[bool], number: int | None
+        self, jaxpr: Any, given: Sequence[tuple], wanted: Sequence[bool], around: _Place
     ) -> list[tuple[Value, ...]]:
-        """The sources of what a jaxpr returns; `number`: the call in which it runs."""
+        """The sources of what a jaxpr returns; `around`: where it runs."""
         sources: dict[Any, tuple[Value, ...]] = dict(zip(jaxpr.invars, given, strict=True))
         needed = _needed(jaxpr, wanted)
         for eqn in jaxpr.eqns:
             if any(v in needed for v in eqn.outvars):
-                marks = _MARK.findall(str(eqn.source_info.name_stack))
-                inside = int(marks[-1]) if marks else number
+                inside = _inside_of(str(eqn.source_info.name_stack), around)
                 used = [() if hasattr(v, "val") else sources.get(v, ()) for v in eqn.invars]
                 made = self._equation(eqn, used, [v in needed for v in eqn.outvars], inside)
                 sources.update(zip(eqn.outvars, made, strict=True))
         return [() if hasattr(v, "val") else sources.get(v, ()) for v in jaxpr.outvars]
 
     def _equation(
-        self, eqn: Any, used: list[tuple], wanted: list[bool], number: int | None
+        self, eqn: Any, used: list[tuple], wanted: list[bool], inside: _Place
     ) -> list[tuple[Value, ...]]:
-        place, opened = self._place(number)
-        if number is not None:
-            self._loop(eqn, self.calls[number])
+        place, opened = self._node(inside)
+        self._loop(eqn, inside)
         if not opened:
             for values, v in zip(used, eqn.invars, strict=True):
                 self.link(values, place, errors.show(v.aval))
@@ -169,7 +168,7 @@ class _Builder:
         data = [v for v in everything if v.maker.sort not in ("key", "params", "state")]
         inner = _inner(eqn, used)
         if inner and (data or _marked(eqn)) and (_marked(eqn) or label_of(eqn) is None):
-            return self._inside(eqn, inner, wanted, number)
+            return self._inside(eqn, inner, wanted, inside)
         if not data or moves_alone(eqn, used):
             return [everything for _ in eqn.outvars]
         node = self.add("op", label_of(eqn) or eqn.primitive.name, place)
@@ -178,32 +177,39 @@ class _Builder:
         return [(Value(node, errors.show(v.aval)),) for v in eqn.outvars]
 
     def _inside(
-        self, eqn: Any, inner: list[tuple[Any, list]], wanted: list[bool], number: int | None
+        self, eqn: Any, inner: list[tuple[Any, list]], wanted: list[bool], around: _Place
     ) -> list[tuple[Value, ...]]:
         """An equation that runs jaxprs: what any of them returns."""
         if eqn.primitive.name in ("scan", "while"):
             wanted = [True] * len(wanted)  # a carry may be used by the next step
-        made = [self.walk(jaxpr, given, wanted, number) for jaxpr, given in inner]
+        made = [self.walk(jaxpr, given, wanted, around) for jaxpr, given in inner]
         together = zip(*made, strict=True)
         return [tuple(dict.fromkeys(v for values in each for v in values)) for each in together]
 
-    def _loop(self, eqn: Any, call: Call) -> None:
+    def _loop(self, eqn: Any, inside: _Place) -> None:
         """Note a loop: of the members of a `repeat`, or over time."""
-        if eqn.primitive.name == "scan" and not call.times and not call.steps:
+        if inside[0] is None or eqn.primitive.name != "scan":
+            return
+        call = self.calls[inside[0]]
+        if not call.times and not call.steps:
             if call.layer.name == "repeat":
                 call.times = eqn.params["length"]
             elif eqn.params["num_carry"] and call.layer.name in _RECURRENT:
                 call.steps = eqn.params["length"]
 
-    def _place(self, number: int | None) -> tuple[Node, bool]:
-        """The node that shows a call, and whether its body is shown."""
+    def _node(self, inside: _Place) -> tuple[Node, bool]:
+        """The node that shows a call or its gradient, and whether its body is shown."""
+        number, is_gradient = inside
         scope = self.top
         for n in self._chain(number):
-            if n not in self.nodes:
-                node = self.nodes[n] = self.add("layer", self.calls[n].name, scope, self.calls[n])
-                node.graph = Graph() if n in self._open else None
-            scope = self.nodes[n]
-            if n not in self._open:
+            place = n, is_gradient and n == number
+            is_open = n in self._open and not place[1]
+            if place not in self.nodes:
+                node = self.add("layer", self.calls[n].name, scope, self.calls[n])
+                node.graph, node.is_gradient = Graph() if is_open else None, place[1]
+                self.nodes[place] = node
+            scope = self.nodes[place]
+            if not is_open:
                 return scope, False
         return scope, True
 
@@ -263,6 +269,17 @@ class _Builder:
 
 
 _RECURRENT = ("rnn", "lstm", "gru", "simple_rnn", "lru", "rnn_from_layer")
+
+
+def _inside_of(names: str, around: _Place) -> _Place:
+    """Where an equation of these names stands; a gradient is that of the outermost call in it."""
+    before, _, differentiated = names.partition("transpose(")
+    if around[1]:
+        return around
+    if marks := _MARK.findall(differentiated):
+        return int(marks[0]), True
+    marks = _MARK.findall(before)
+    return (int(marks[-1]) if marks else around[0]), False
 
 
 def _needed(jaxpr: Any, wanted: Sequence[bool]) -> set[Any]:

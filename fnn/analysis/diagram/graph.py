@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ class Node:
     """What a picture shows: a layer, an operation between layers, an input, an output or a port.
 
     - `scope`: the layer in whose body it stands. `call`: of a layer.
-    - `graph`: of a layer whose body is shown.
+    - `graph`: of a layer whose body is shown. `is_gradient`: whether it is the backward pass of the
+      call, in a network that differentiates a part of itself.
     """
 
     sort: str
@@ -41,6 +43,7 @@ class Node:
     scope: Node | None = None
     call: Call | None = None
     graph: Graph | None = None
+    is_gradient: bool = False
 
     def scopes(self) -> list[Node]:
         """The layers around it, the outermost first."""
@@ -86,3 +89,19 @@ def join(graph: Graph, edge: Edge) -> None:
     ports = edge.out and edge.value, edge.into and edge.value
     texts = edge.value.text, edge.text, edge.value.weights
     graph.edges.setdefault((edge.source, edge.target, *ports, *texts), edge)
+
+
+def in_order(nodes: list[Node], before: Mapping[Node, list[Node]]) -> list[Node]:
+    """The nodes, each after those that lead to it."""
+    found: dict[Node, None] = {}
+    begun: set[Node] = set()
+    stack = list(reversed(nodes))
+    while stack:
+        node = stack[-1]
+        missing = [n for n in before.get(node, ()) if n not in found and n not in begun]
+        begun.add(node)
+        if missing:
+            stack += missing
+        else:
+            found.setdefault(stack.pop())
+    return list(found)

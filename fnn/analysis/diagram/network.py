@@ -26,14 +26,17 @@ def network(
     - `path`: of the layer to draw, such as "blocks/attention"; "" is the whole network.
     - `train`: whether to draw what training mode computes.
 
-    What flows where is found by tracing the network: an arrow is a value, and its label the shape
-    and dtype with which it is made, and again where it is used in another shape. Boxes are layers,
-    with their kind, where the name does not say it, and their number of params; round nodes are
-    operations between layers, those that only move values aside; several of them are one node, with
-    their names. A dashed arrow carries weights that another layer owns; a second box of one name
-    is a second call with the same weights. What no output depends on is left out. "× 12" is a
-    `repeat`, an arrow from a box to itself a loop over time. A chain too long for a page goes on in
-    a further column. Save it by `figure.savefig("network.svg")`, or as PNG.
+    What flows where is found by tracing. An arrow is a value, and its label the shape and dtype
+    with which it is made, and again where it is used in another shape. A box is a layer: its name,
+    its kind where the name does not say it, the window of a convolution, and its number of params,
+    of one member inside a `repeat`. A round node is an operation between layers; those that only
+    move values are left out, and more than three between the same layers are one node. A dashed
+    arrow carries weights that another layer owns, and "the same" params are those of an earlier
+    call. "× 12" is a `repeat` or an `ensemble`, an arrow from a box to itself a loop over time. Of
+    a `cond` all branches are drawn, of a loop in a body one round; what no output depends on is
+    left out. A chain too long for a page goes on in a further column.
+
+    Save it by `figure.savefig("network.svg")`, or as PNG. Raises OptionError for an unknown path.
 
     >>> import matplotlib; matplotlib.use("Agg")
     >>> import fnn, jax

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fnn.analysis.diagram.graph import Graph, Node, join
+from fnn.analysis.diagram.graph import Graph, Node, in_order, join
 
 # These only move, copy or select values.
 _MOVES = frozenset(
@@ -138,16 +138,10 @@ def _reach(graph: Graph, forward: bool) -> dict[Node, frozenset[Node]]:
         a, b = (edge.source, edge.target) if forward else (edge.target, edge.source)
         near.setdefault(a, []).append(b)
     found: dict[Node, frozenset[Node]] = {}
-
-    def reach(node: Node) -> frozenset[Node]:
-        if node not in found:
-            own = [frozenset() if n.sort == "op" and n.label != "random" else frozenset((n,))
-                   for n in near.get(node, [])]  # fmt: skip
-            found[node] = frozenset().union(*own, *map(reach, near.get(node, [])))
-        return found[node]
-
-    for node in graph.nodes:
-        reach(node)
+    for node in in_order(graph.nodes, near):
+        others = [n for n in near.get(node, []) if n in found]
+        own = {n for n in others if n.sort != "op" or n.label == "random"}
+        found[node] = frozenset(own).union(*(found[n] for n in others))
     return found
 
 

@@ -76,7 +76,7 @@ class _Pen:
             size = SMALL if i or node.sort == "op" else LARGE
             bold = node.call is not None and not i
             self.text(left, top + LINE * i, line, size, bold, ha="left" if node.graph else "center")
-        if node.call and node.call.steps:
+        if node.call and node.call.steps and not node.is_gradient:
             self.loop(x + w, y, h, level)
 
     def colour(self, node: Node, level: int) -> str:

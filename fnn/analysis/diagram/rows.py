@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fnn.analysis.diagram.graph import Edge, Graph, Node
+from fnn.analysis.diagram.graph import Edge, Graph, Node, in_order
 
 GAP = 18.0  # between the nodes of a row
 LANE = 5.0  # half the width of a lane
+ENTRY = 7.0  # between arrows that enter side by side
 SIDE = 9.0  # from the side of an operation to an arrow that enters there
 
 
@@ -75,6 +76,7 @@ class Rows:
         self._lanes()
         self._order()
         self._sides()
+        self._widen()
         self._labels()
         self._place()
         self._straighten()
@@ -98,16 +100,31 @@ class Rows:
             return cell.x
         if link.edge.into:
             return cell.x + cell.ports[link.edge.value, False]
+        sources, middle = self._entries(cell)
+        place, most = sources.index(link.source) - middle, self._most(sources, middle)
+        if cell.node.sort == "op" and len(sources) < 4 and middle % 1 == 0 and abs(place) == 1:
+            return cell.x + place * (cell.size.width / 2 + SIDE)
+        step = min(18.0, max(ENTRY, (cell.size.width / 2 - 5) / most)) if most else 0.0
+        return cell.x + place * step
+
+    def _entries(self, cell: Cell) -> tuple[list[Cell], float]:
+        """What leads to a cell from the row before, in order, and which of these comes straight."""
+        assert cell.node is not None
         row = self.rows[self.rank[cell.node] - 1]
         sources = sorted(dict.fromkeys(cell.above), key=row.index)
         straight = [i for i, source in enumerate(sources) if source.node]
-        middle = straight[0] if len(straight) == 1 else (len(sources) - 1) / 2
-        place = sources.index(link.source) - middle
-        if cell.node.sort == "op" and len(straight) == 1 and abs(place) == 1:
-            return cell.x + place * (cell.size.width / 2 + SIDE)
-        most = max(middle, len(sources) - 1 - middle)
-        step = min(18.0, max(7.0, (cell.size.width / 2 - 5) / most)) if most else 0.0
-        return cell.x + place * step
+        return sources, straight[0] if len(straight) == 1 else (len(sources) - 1) / 2
+
+    def _most(self, sources: list[Cell], middle: float) -> float:
+        """How many places an entry is from the middle, at most."""
+        return max(middle, len(sources) - 1 - middle)
+
+    def _widen(self) -> None:
+        """Make room for all that enters a cell."""
+        for cell in self.cells.values():
+            if len(cell.above) > 3 and not cell.ports:
+                width = 2 * ENTRY * self._most(*self._entries(cell)) + 14
+                cell.size = cell.size._replace(width=max(cell.size.width, width))
 
     # --- lanes
 
@@ -143,8 +160,9 @@ class Rows:
         """Order each row by the middle of its neighbours, down and up."""
         for sweep in range(8):
             down = sweep % 2 == 0
-            for row in self.rows if down else self.rows[::-1]:
-                spot = {c: (i + 0.5) / len(r) for r in self.rows for i, c in enumerate(r)}
+            for n in range(len(self.rows)) if down else reversed(range(len(self.rows))):
+                row, near_rows = self.rows[n], self.rows[max(n - 1, 0) : n + 2]
+                spot = {c: (i + 0.5) / len(r) for r in near_rows for i, c in enumerate(r)}
 
                 def middle(cell: Cell, spot=spot, down=down) -> tuple[float, int]:
                     near = (cell.above or cell.below) if down else (cell.below or cell.above)
@@ -155,25 +173,28 @@ class Rows:
 
     def _sides(self) -> None:
         """Move the lanes of each value to the side on which the fewest arrows cross them."""
-        for _ in range(2):
-            for chain in sorted(self.chains, key=len, reverse=True):
-                best, kept = None, [list(row) for row in self.rows]
-                for side in (None, 1, -1):
-                    self.rows = [_moved(row, chain, side) for row in kept]
-                    crossings = self._crossings()
-                    if best is None or crossings < best[0]:
-                        best = crossings, self.rows
-                assert best is not None
-                self.rows = best[1]
+        at = {cell: i for i, row in enumerate(self.rows) for cell in row}
+        for chain in sorted(self.chains, key=len, reverse=True) * 2:
+            places = range(at[chain[0]], at[chain[-1]] + 1)
+            kept = [self.rows[i] for i in places]
+            found = []
+            for side in (None, 1, -1):
+                moved = [_moved(row, cell, side) for row, cell in zip(kept, chain, strict=True)]
+                self.rows[places.start : places.stop] = moved
+                found.append((self._crossings(chain, places), moved))
+            best = min(crossings for crossings, _ in found)
+            moved = next(moved for crossings, moved in found if crossings == best)
+            self.rows[places.start : places.stop] = moved
 
-    def _crossings(self) -> int:
-        total = 0
-        for i, links in enumerate(self.links[:-1]):
-            above = {c: j for j, c in enumerate(self.rows[i])}
-            below = {c: j for j, c in enumerate(self.rows[i + 1])}
-            ends = [(above[k.source], below[k.target]) for k in links]
-            total += sum((a - c) * (b - d) < 0 for j, (a, b) in enumerate(ends)
-                         for c, d in ends[j + 1 :])  # fmt: skip
+    def _crossings(self, chain: list[Cell], places: range) -> int:
+        """How many arrows cross those from and to the lanes of a chain."""
+        total, own = 0, set(chain)
+        for i in range(places.start - 1, places.stop):
+            above = {cell: j for j, cell in enumerate(self.rows[i])}
+            below = {cell: j for j, cell in enumerate(self.rows[i + 1])}
+            ends = [(above[k.source], below[k.target]) for k in self.links[i]]
+            mine = [j for j, k in enumerate(self.links[i]) if {k.source, k.target} & own]
+            total += sum((ends[j][0] - a) * (ends[j][1] - b) < 0 for j in mine for a, b in ends)
         return total
 
     # --- coordinates
@@ -264,10 +285,10 @@ class Rows:
                 self._settle(row, goals, weights)
 
 
-def _moved(row: list[Cell], chain: list[Cell], side: int | None) -> list[Cell]:
-    lanes = [cell for cell in row if cell in chain] if side else []
-    rest = [cell for cell in row if cell not in lanes]
-    return lanes + rest if side == -1 else rest + lanes
+def _moved(row: list[Cell], lane: Cell, side: int | None) -> list[Cell]:
+    """A row with a lane moved to one of its ends."""
+    rest = [cell for cell in row if cell is not lane]
+    return row if side is None else [*rest, lane] if side == 1 else [lane, *rest]
 
 
 def _ranks(graph: Graph, nodes: list[Node], edges: list[Edge]) -> dict[Node, int]:
@@ -277,8 +298,8 @@ def _ranks(graph: Graph, nodes: list[Node], edges: list[Edge]) -> dict[Node, int
         after[edge.source].append(edge.target)
         before[edge.target].append(edge.source)
     rank: dict[Node, int] = {}
-    for node in _after_sources(nodes, before):
-        rank[node] = 1 + max((rank[n] for n in before[node]), default=-1)
+    for node in in_order(nodes, before):
+        rank[node] = 1 + max((rank[n] for n in before[node] if n in rank), default=-1)
     first = set(graph.inputs.values()) | {n for n in nodes if n.sort == "input"}
     for node in nodes if first else ():
         if node not in first and not before[node]:
@@ -289,20 +310,6 @@ def _ranks(graph: Graph, nodes: list[Node], edges: list[Edge]) -> dict[Node, int
         if node in ports or node.sort == "output" and not after[node]:
             rank[node] = last
     return rank
-
-
-def _after_sources(nodes: list[Node], before: dict[Node, list[Node]]) -> list[Node]:
-    """The nodes, each after those that lead to it."""
-    found: dict[Node, None] = {}
-    stack = list(reversed(nodes))
-    while stack:
-        node = stack[-1]
-        missing = [n for n in before[node] if n not in found]
-        if missing:
-            stack += missing
-        else:
-            found[stack.pop()] = None
-    return list(found)
 
 
 def _rising(goals: list[float], weights: list[float]) -> list[float]:

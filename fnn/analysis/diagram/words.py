@@ -63,7 +63,8 @@ class Words:
         if node.call is None:
             return [node.label]
         if node not in self._lines:
-            self._lines[node] = self._describe(node.call)
+            said = [node.call.name, "gradient"] if node.is_gradient else self._describe(node.call)
+            self._lines[node] = said
         return self._lines[node]
 
     def _widest(self, node: Node) -> float:
@@ -96,7 +97,7 @@ class Words:
 
 
 def _loop(node: Node) -> float:
-    return LOOP if node.call and node.call.steps else 0.0
+    return LOOP if node.call and node.call.steps and not node.is_gradient else 0.0
 
 
 def _window(params: list[Param]) -> list[str]:
