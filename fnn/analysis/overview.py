@@ -231,7 +231,7 @@ def _with_values(leaf: Leaf, values: np.ndarray, in_full: bool) -> Leaf:
     leaf = leaf._replace(nans=nans, infs=values.size - good - nans)
     if not good or not in_full:
         return leaf
-    unit = max(abs(low), abs(high)) or 1.0
+    unit = float(max(abs(low), abs(high))) or 1.0
     total = sum((finite / unit).sum() for _, finite in _parts(values)) / good
     squares, spread, counts = 0.0, 0.0, np.zeros(BINS, np.int64)
     for _, finite in _parts(values):
