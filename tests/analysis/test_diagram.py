@@ -256,6 +256,8 @@ def test_layouts_of_any_graph_keep_boxes_apart_and_arrows_off_them(graph, widths
         lines = itertools.pairwise(path.points)
         for (x0, y0), (x1, y1) in lines:  # a curve stays in the box of its ends
             low, high = np.array([min(x0, x1), min(y0, y1)]), np.array([max(x0, x1), max(y0, y1)])
+            for box in labels:
+                assert not (np.minimum(high, box[1]) - np.maximum(low, box[0]) > 1e-6).all()
             for node, box in boxes.items():
                 over = np.minimum(high, box[1]) - np.maximum(low, box[0])
                 ends = node in (path.edge.source, path.edge.target)
