@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from fnn.core import checks, errors, trees
+from fnn.core import checks, errors, html, trees
 from fnn.core.declarations import Derived, Param, arrays_of, zeros_of
 from fnn.core.inputs import arity, by_position, signature
 from fnn.core.origins import Origin, with_children
@@ -97,6 +97,9 @@ class Layer:
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
         return f"{self.name}({inner})" if inner else self.name
+
+    def _repr_html_(self) -> str:
+        return html.of_layer(self)
 
     def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
         """Rebuild the network bottom-up with `fn(path, layer)`; the root's path is ""."""
