@@ -18,6 +18,7 @@ LARGE, SMALL = 9.0, 7.5  # of names, and of all else, in points
 LINE = 9.8  # from one line to the next
 LOOP = 16.0  # beside what runs in a loop
 _WINDOW = ("depth", "height", "width")
+_OPTIONS = ("window", "strides", "groups", "heads", "rate")
 
 
 class Words:
@@ -79,6 +80,7 @@ class Words:
             about = [f"{kind} × {call.times}"]
         elif not call.layer.children:
             about += _window(params)
+        about += _options(call)
         if call.steps:
             about.append(f"{call.steps} steps")
         is_again = call.path in self._paths
@@ -107,6 +109,18 @@ def _window(params: list[Param]) -> list[str]:
         if sizes := [str(axes[axis]) for axis in _WINDOW if axis in axes]:
             return [" × ".join(sizes)]
     return []
+
+
+def _options(call: Call) -> list[str]:
+    """The options of a layer that its shapes do not tell."""
+    given = dict(call.layer.origin.given()) if call.layer.origin else {}
+    shown = []
+    for name in _OPTIONS:
+        value = given.get(name)
+        value = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(n, (int, float)) for n in value):
+            shown.append(f"{name} {' × '.join(map(str, value))}")
+    return shown
 
 
 def _below(params: Tree, path: str) -> Tree:
