@@ -13,6 +13,7 @@ from fnn.core.notes import notes
 from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
 from fnn.layers.attention import alibi, attention, relative_bias
+from fnn.layers.clipped import clipped
 from fnn.layers.combinators import parallel, residual, serial
 from fnn.layers.compression import prune, quantize
 from fnn.layers.conv.conv import conv
@@ -41,6 +42,7 @@ from fnn.layers.recurrent.stateful import forget
 from fnn.layers.reparam import reparam
 from fnn.layers.reshape import flatten, reshape
 from fnn.layers.sinusoidal import positional_encoding, sinusoidal
+from fnn.layers.stored import stored
 from fnn.layers.tap import swap, tap
 from fnn.layers.transformer import transformer_block
 from fnn.layers.weight_norms import spectral_norm, weight_norm
@@ -70,17 +72,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
     "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
-    "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
-    "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors",
-    "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
-    "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log",
-    "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics", "min_pool", "moe",
-    "notes", "optim", "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle",
-    "positional_encoding", "prelu", "prune", "quantize", "relative_bias", "remat", "reparam",
-    "repeat", "reshape", "residual", "rms_norm", "rnn", "search", "separable_conv", "serial",
-    "sharding", "simple_rnn", "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool", "swap",
-    "tap", "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate",
-    "upsample", "weight_norm", "wrap",
+    "checkpoint", "clipped", "compose", "conv", "conv_transpose", "convert", "data", "dense",
+    "depthwise_conv", "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble",
+    "ensembles", "errors", "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool",
+    "global_max_pool", "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf",
+    "local_conv", "log", "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics",
+    "min_pool", "moe", "notes", "optim", "parallel", "parameter", "pixel_shuffle",
+    "pixel_unshuffle", "positional_encoding", "prelu", "prune", "quantize", "relative_bias",
+    "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn", "search",
+    "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
+    "spectral_norm", "stored", "sum_pool", "swap", "tap", "testing", "train", "transformer_block",
+    "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 
 
