@@ -153,7 +153,7 @@ def _resolved(node: Any) -> Any:
         path, names = errors.path_of(keys), [errors.path_of((key,)) for key in keys]
         old = _of_path(path, before)
         base = old or Param((), None, kind="value")  # type: ignore[arg-type]
-        given = node.axes
+        given: Any = node.axes
         if callable(given):
             given = given(base)
         if isinstance(given, Mapping):

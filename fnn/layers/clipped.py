@@ -1,5 +1,6 @@
 """Kernels clipped before they are rounded, so that a layer's outputs change least."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,8 @@ def clipped(
     Fewer weights at the ends of its range give a scale smaller steps. The ratio of each output
     feature (one for a kernel, if the layer's outputs are not its features) is searched on the
     inputs that each layer has in this call, all layers being unrounded; no layer gets worse on
-    these (the search of AWQ; Lin et al., 2024; on optimal clipping, Sakr et al., 2022, OCTAV).
+    these (the clipping of AWQ; Lin et al., 2024, arXiv:2306.00978; on the best ratio, OCTAV; Sakr
+    et al., 2022, arXiv:2206.06501).
 
         params = fnn.clipped(net, params, state, x, dtype=jnp.int4)
         params, state = fnn.unmerge(fnn.stored(net, jnp.int4), params, state, x)
@@ -78,21 +80,23 @@ def clipped(
         if owner not in calls:
             mend = "leave it out of names"
             raise errors.OptionError("params of layers without sublayers", path, mend)
-        search = of_members(partial(_search, layers[owner], name, param, how), param)
-        ratios[path] = jax.jit(search)(calls[owner])
+        outer, call = calls[owner]
+        inner = replace(param, stack=param.stack[len(outer) :])  # of the layer itself
+        search = of_members(partial(_search, layers[owner], name, inner, how), outer)
+        ratios[path] = jax.jit(search)(call)
 
     def clip(keys, w):
         path = errors.path_of(keys)
         if path not in chosen:
             return w
         one = partial(_clip, param=chosen[path], group_size=how["group_size"])
-        return of_members(one, chosen[path])(w, ratios[path])
+        return of_members(one, chosen[path].stack)(w, ratios[path])
 
     return jax.tree_util.tree_map_with_path(clip, params)
 
 
 def _calls(net: Layer, owners: set, params: Tree, state: Tree, xs: tuple) -> tuple[dict, dict]:
-    """The layers at some paths, and (params, state, inputs) of the last call of each."""
+    """The layers at some paths, and of each its stack and (params, state, inputs) of a call."""
     layers = {}
 
     def watch(path, layer):
@@ -108,17 +112,25 @@ def _calls(net: Layer, owners: set, params: Tree, state: Tree, xs: tuple) -> tup
         before = with_room(state, seeing.specs(*xs)[1], "state")
         return dict(collected(seeing.apply(params, before, *xs)[1]))
 
-    return layers, run(params, state, xs)
+    declarations = dict(collected(seeing.specs(*xs)[1]))
+    outer = {path: jax.tree.leaves(of)[0].stack for path, of in declarations.items()}
+    return layers, {path: (outer[path], call) for path, call in run(params, state, xs).items()}
 
 
 def _search(layer: Layer, name: str, param: Param, how: dict, call: tuple) -> jax.Array:
-    """The best ratio of each output feature of a param, in a call of its layer."""
+    """The best ratio of each output feature of a param, in a call of its layer, for all members."""
     params, state, xs = call
     w, features = params[name], param.shape[output_axis(param)]
     wanted = layer(params, *xs, state=state)
 
+    def near_of(w, ratio):
+        return rounded(_clip(w, ratio, param, how["group_size"]), param, **how)
+
+    def for_members(ratio):
+        return jnp.broadcast_to(ratio, (*param.stack, features))
+
     def wrong(ratio):
-        near = rounded(_clip(w, ratio, param, how["group_size"]), param, **how)
+        near = of_members(near_of, param.stack)(w, for_members(ratio))
         y = layer({**params, name: near}, *xs, state=state)
         apart = jax.tree.map(lambda a, b: jnp.square(widened(a) - widened(b)), y, wanted)
         if isinstance(y, jax.Array) and y.shape[-1:] == (features,):
@@ -127,7 +139,8 @@ def _search(layer: Layer, name: str, param: Param, how: dict, call: tuple) -> ja
 
     each = jax.lax.map(lambda r: wrong(jnp.full(features, r)), jnp.asarray(RATIOS))
     best = jnp.asarray(RATIOS)[jnp.argmin(each, axis=0)]
-    return jnp.where(jnp.sum(wrong(best)) < jnp.sum(each[0]), best, jnp.ones_like(best))
+    better = jnp.sum(wrong(best)) < jnp.sum(each[0])
+    return for_members(jnp.where(better, best, jnp.ones_like(best)))
 
 
 def _clip(w: jax.Array, ratio: jax.Array, param: Param, group_size: int | None) -> jax.Array:

@@ -108,7 +108,7 @@ def lora(
                     k: adapted(v, a[k], b[k], f"{path}/{k}") if k in a else v for k, v in w.items()
                 }
             change = partial(changed, axis=output_axis(own[path]))
-            return of_members(change, own[path])(w, a, b)
+            return of_members(change, own[path].stack)(w, a, b)
 
         def decode(params):
             return adapted(plain(params["base"]), params["a"], params["b"])

@@ -6,7 +6,7 @@ functions for `reparam`.
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from fnn.core.declarations import Derived, Param, arrays_of, declared
 from fnn.core.inputs import arity, signature
 from fnn.core.layer import Layer, as_layer, outline
 from fnn.core.shapes import from_numpy, struct
-from fnn.core.types import Tree
+from fnn.core.types import Shape, Tree
 from fnn.core.wrapping import wrap
 
 
@@ -57,7 +57,7 @@ def over_params(
 
     def declare(layer, *xs):
         (params, state), y = outline(layer, xs)
-        encode, decode = functions(params)
+        encode, decode = functions(without_draws(params))
         node = Derived(Encoded(encode), params, decode, axes, keyed=keyed, plain=plain)
         return (node, state), y
 
@@ -65,7 +65,7 @@ def over_params(
     def found(layer, treedef, structs):
         """The arrays that encode gives, the layer's own, and decode, for such inputs."""
         params = layer.specs(*jax.tree.unflatten(treedef, structs))[0]
-        encode, decode = functions(params)
+        encode, decode = functions(without_draws(params))
         encoded = Derived(Encoded(encode), params, keyed=keyed)
         return arrays_of(encoded), arrays_of(params), decode
 
@@ -87,6 +87,17 @@ def over_params(
         return layer.carry(of_inputs(layer, (None, x))[-1](params), x, **mode)
 
     return wrap(layer, apply, declare=declare, carry=layer.carry and carry)
+
+
+def without_draws(specs: Tree) -> Tree:
+    """Declarations without initializers, so that what is built of them compares by content."""
+
+    def bare(node):
+        if isinstance(node, Derived):
+            return replace(node, specs=without_draws(node.specs))
+        return replace(node, init=None)
+
+    return jax.tree.map(bare, specs)
 
 
 def _or_plain(wanted: Tree, own: Tree, have: Tree) -> Tree:
@@ -139,7 +150,7 @@ def over_named(
                 if chosen and not (plain and fn is decode and not isinstance(w, Mapping)):
                     param = params[below]
                     with errors.at(below[1:]):
-                        out[name] = of_members(functools.partial(fn, param=param), param)(w)
+                        out[name] = of_members(functools.partial(fn, param=param), param.stack)(w)
                 else:
                     out[name] = w if chosen else each(fn, w, below)
             return out
@@ -159,9 +170,9 @@ def by_path(declarations: Tree) -> dict[str, Param]:
     return {f"/{errors.path_of(keys)}": param for keys, param in leaves}
 
 
-def of_members(fn: Callable, param: Param) -> Callable:
-    """A function of one member's arrays, for those of all members of a param's stack."""
-    for _ in param.stack:
+def of_members(fn: Callable, stack: Shape) -> Callable:
+    """A function of one member's arrays, for those of all members of a stack."""
+    for _ in stack:
         fn = jax.vmap(fn)
     return fn
 

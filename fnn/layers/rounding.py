@@ -1,6 +1,7 @@
 """Numbers of few bits: integers or narrow floats, times a scale for each output feature."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from fnn.core.declarations import Param, output_axis
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.lengths import divide
 from fnn.core.shapes import blocks_of
+from fnn.core.static import inlined
 from fnn.core.types import Dtype, Tree
 
 # The largest value that a scaled weight takes. Weights of 16 bits are not scaled, unless too large.
@@ -22,6 +24,7 @@ LARGEST = {
     "bfloat16": math.inf,
     "float16": math.inf,
 }
+HOW = ("param", "name", "group_size")  # the options, of which a program is made
 
 
 def number_format(dtype: Dtype) -> str:
@@ -83,6 +86,7 @@ def scale_of(w: jax.Array, param: Param, largest: float, group_size: int | None)
     return (largest_of(w, param, group_size) / largest).astype(w.dtype)
 
 
+@partial(inlined, static_argnames=HOW)
 def encode(w: jax.Array, param: Param, name: str, group_size: int | None) -> Tree:
     """Weights as `{"values", "scale"}`, with values of a number format."""
     largest, dtype = LARGEST[name], jnp.dtype(name)
@@ -100,6 +104,7 @@ def encode(w: jax.Array, param: Param, name: str, group_size: int | None) -> Tre
     return {"values": values.astype(dtype), "scale": scale}
 
 
+@partial(inlined, static_argnames=HOW)
 def decode(p: Tree, param: Param, name: str, group_size: int | None) -> jax.Array:
     """Weights from `{"values", "scale"}`, in the dtype of the scale."""
     values, scale = p["values"], p["scale"]
@@ -124,7 +129,9 @@ def _packed(values: jax.Array, param: Param) -> jax.Array:
     axis = _packed_axis(param)
     fill = [(0, values.shape[i] % 2 if i == axis else 0) for i in range(values.ndim)]
     values = jnp.pad(values, fill).astype(jnp.uint8) & 15
-    low, high = (jax.lax.slice_in_dim(values, i, None, 2, axis) for i in (0, 1))
+    shape = values.shape
+    pairs = values.reshape(*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :])
+    low, high = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1))
     return low | high << 4
 
 

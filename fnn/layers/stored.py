@@ -1,6 +1,5 @@
 """Kernels kept in few bits."""
 
-from collections.abc import Callable
 from functools import partial
 
 from fnn.core import errors
@@ -13,7 +12,7 @@ from fnn.layers.rounding import checked_group_size, decode, encode, number_forma
 
 @errors.builder
 def stored(
-    layer: Layer | Callable,
+    layer: Layer,
     dtype: Dtype,
     names: tuple[str, ...] = ("kernel",),
     *,
