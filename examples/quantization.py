@@ -3,10 +3,11 @@
     python examples/quantization.py                # trains both, or takes params that it has saved
     python examples/quantization.py --only cnn
 
-The transformer of gpt.py reads Python's manual at 2.115 bits per character. Its kernels in int8 take
-0.29 of the bytes and 0.03% more bits; in int4, clipped for a batch of the training text and in
-groups of 32 weights, 0.19 of the bytes and 0.6% more bits. The network of mnist_cnn.py keeps its
-accuracy down to int8.
+The transformer of gpt.py needs 2.115 bits per character of held-out text. Its kernels in int8 take
+0.28 of the bytes and as many bits; in int4, in groups of 32 weights clipped for a batch of the
+training text, 0.18 of the bytes and 0.7% more bits. The network of mnist_cnn.py misreads 23 or 24
+of 1,000 digits in any of the formats. The time of a forward pass hardly changes on a CPU. Training
+both takes four minutes on two cores; later runs take the params from the folder of the output.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 import fnn
 
 WINDOW, FEATURES, HEADS, DEPTH = 128, 128, 4, 3  # of the transformer, as in gpt.py
-STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 800, 8, 2e-3, 50
+STEPS, INTERVAL, BATCH_SIZE, LEARNING_RATE, WARMUP = 800, 100, 8, 2e-3, 50
 EPOCHS, IMAGES = 15, 64  # of the convolutional network, as in mnist_cnn.py: epochs and batch size
 CALIBRATION = 32  # examples of the training data, on which weights are clipped
 REPEATS = 20  # of which the shortest time counts
@@ -84,10 +85,11 @@ def language():
     """(network, how to train it, held-out inputs and labels, inputs to clip for, loss)."""
     text, held, characters = load_text()
     net, held = transformer(characters), windows(held, range(0, len(held) - WINDOW, WINDOW))
-    rng = np.random.default_rng(0)
 
-    def draw():
-        return windows(text, rng.integers(len(text) - WINDOW, size=BATCH_SIZE))
+    def batches(interval):
+        rng = np.random.default_rng((0, interval))
+        for _ in range(INTERVAL):
+            yield windows(text, rng.integers(len(text) - WINDOW, size=BATCH_SIZE))
 
     def rate(count):
         fall = (1 + jnp.cos(jnp.pi * jnp.minimum(count / STEPS, 1))) / 2
@@ -97,8 +99,7 @@ def language():
         tx = fnn.optim.adam(rate, b2=0.99)
         step = fnn.train.step(fnn.train.supervised(net, bits, names=("x", "next")), tx)
         ts = fnn.train.init(net, tx, jax.random.key(0), held["x"][:1])
-        batches = lambda epoch: (draw() for _ in range(STEPS))  # noqa: E731
-        return fnn.train.fit(step, ts, batches, epochs=1)[0].params
+        return fnn.train.fit(step, ts, batches, epochs=STEPS // INTERVAL)[0].params
 
     seen = windows(text, range(0, CALIBRATION * WINDOW, WINDOW))["x"]
     return net, train, (held["x"], held["next"]), seen, bits

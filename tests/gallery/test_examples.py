@@ -68,6 +68,28 @@ def test_gpt_holds_out_text_that_training_does_not_hold():
         assert "".join(lm.alphabet[i] for i in window[name][0]) == wanted
 
 
+# --- quantization
+
+
+def test_quantization(tmp_path, monkeypatch, capsys):
+    few = example("quantization")
+    small = dict(FEATURES=16, HEADS=2, DEPTH=2, WINDOW=16, STEPS=20, INTERVAL=10, WARMUP=1)
+    rows = {name: few.STORED[name] for name in ("int8", "int4, groups of 32, clipped")}
+    for name, value in dict(small, CALIBRATION=2, REPEATS=1, STORED=rows).items():
+        monkeypatch.setattr(few, name, value)
+    text, held, characters = few.load_text()
+    monkeypatch.setattr(few, "load_text", lambda: (text, held[:600], characters))
+    out = run(few, "--only transformer", tmp_path, monkeypatch, capsys)
+    named = r"(?:float32|int8|clipped) +"
+    bits = numbers(named + r"([\d.]+) ", out)
+    assert len(bits) == 3 and max(bits) - min(bits) < 0.05 and bits[0] < 1.2 * np.log2(characters)
+    sizes = numbers(named + r"\S+ +\S+ +([\d.]+) ", out)
+    assert sizes[0] == 1 and sizes[2] < sizes[1] < 0.6
+    assert [line.split()[0] for line in out.splitlines()[-3::2]] == ["blocks/up", "all"]
+    again = run(few, "--only transformer", tmp_path, monkeypatch, capsys)  # from what was saved
+    assert numbers(named + r"([\d.]+) ", again) == bits
+
+
 # --- vae
 
 
