@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Param, output_axis
@@ -29,8 +30,9 @@ HOW = ("param", "name", "group_size")  # the options, of which a program is made
 
 def number_format(dtype: Dtype) -> str:
     """The name of a dtype that weights are rounded to."""
+    array = isinstance(dtype, (jax.Array, np.ndarray, np.generic))
     try:
-        name = "" if dtype is None else jnp.dtype(dtype).name
+        name = "" if array or dtype is None else jnp.dtype(dtype).name
     except TypeError:
         name = ""
     if name not in LARGEST:

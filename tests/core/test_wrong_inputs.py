@@ -99,7 +99,7 @@ TABLE = {
     ),
     "prune": Row(fnn.prune(fnn.dense(3), 0.5), (floats(2, 5),), last(3)),
     "quantize": Row(fnn.quantize(fnn.dense(3), 4), (floats(2, 5),), last(3)),
-    "stored": Row(fnn.stored(fnn.dense(3), jnp.int8), (floats(2, 5),), last(3)),
+    "stored": Row(fnn.stored(fnn.dense(3), jnp.int4), (floats(2, 5),), last(3)),
     "attention memory": Row(
         fnn.attention(4, 2, kv_heads=1),
         (floats(2, 3, 4), floats(2, 5, 6), jnp.ones((2, 3, 5), bool)),
