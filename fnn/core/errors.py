@@ -130,13 +130,6 @@ def named(fn: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def builder(build: Callable[P, T]) -> Callable[P, T]:
-    """Mark a builder of layers or transforms, and name it in errors about its options."""
-    call = named(build)
-    vars(call)["_is_builder"] = True
-    return call
-
-
 def is_builder(fn: Any) -> bool:
     """Whether `fn` is a builder, which was passed where its result is wanted."""
     return getattr(fn, "_is_builder", False) is True

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.declarations import (
     Param,
     declared,
@@ -18,6 +18,7 @@ from fnn.core.declarations import (
 )
 from fnn.core.layer import Layer, as_layer
 from fnn.core.names import folded
+from fnn.core.origins import builder
 from fnn.core.params import draw as drawn_from
 from fnn.core.types import Scalar
 from fnn.initializers import normal
@@ -32,7 +33,7 @@ from fnn.layers.reparam import (
 )
 
 
-@errors.builder
+@builder
 def lora(
     layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha: Scalar | None = None
 ) -> Layer:

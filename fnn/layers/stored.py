@@ -2,15 +2,15 @@
 
 from functools import partial
 
-from fnn.core import errors
 from fnn.core.declarations import Param, output_axis
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.types import Dtype
 from fnn.layers.reparam import over_named
 from fnn.layers.rounding import checked_group_size, decode, encode, number_format
 
 
-@errors.builder
+@builder
 def stored(
     layer: Layer,
     dtype: Dtype,

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_complex, real_part, wide, widened, widest
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.members import each_member, is_stack, refuse_undeclared
@@ -48,7 +49,7 @@ class CountState(NamedTuple):
     count: jax.Array
 
 
-@errors.builder
+@builder
 def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other, each applied to the updates of the last.
 
@@ -82,7 +83,7 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def named_chain(**transforms: Transform) -> Transform:
     """`chain` of named transforms; the state is a dict of theirs, by name.
 
@@ -144,7 +145,7 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     return jax.tree.map(add, params, updates)
 
 
-@errors.builder
+@builder
 def scale_by_learning_rate(learning_rate: Scalar | Schedule) -> Transform:
     """updates = -learning_rate * updates: the sign turns ascent into descent.
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors, trees
+from fnn.core.origins import builder
 from fnn.core.types import Tree
 from fnn.optim.arithmetic import increment
 from fnn.optim.schedules.curves import real, widest_float
@@ -66,7 +67,7 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
     static = (static,) if isinstance(static, str) else tuple(static)
     _check_names(static, signature)
 
-    @errors.builder
+    @builder
     @functools.wraps(build)
     def tuned(*args, **kwargs) -> Transform:
         given = _bind(signature, args, kwargs)
