@@ -14,6 +14,7 @@ from fnn.core.origins import builder
 from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
 from fnn.layers.attention import alibi, attention, relative_bias
+from fnn.layers.clipped import clipped
 from fnn.layers.combinators import parallel, residual, serial
 from fnn.layers.compression import prune, quantize
 from fnn.layers.conv.conv import conv
@@ -42,6 +43,7 @@ from fnn.layers.recurrent.stateful import forget
 from fnn.layers.reparam import reparam
 from fnn.layers.reshape import flatten, reshape
 from fnn.layers.sinusoidal import positional_encoding, sinusoidal
+from fnn.layers.stored import stored
 from fnn.layers.tap import swap, tap
 from fnn.layers.transformer import transformer_block
 from fnn.layers.weight_norms import spectral_norm, weight_norm
@@ -74,8 +76,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
     "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "build",
-    "builder", "cast", "cells", "checkpoint", "compose", "conv", "conv_transpose", "convert",
-    "data", "dense", "depthwise_conv", "describe", "description", "diff", "distributed",
+    "builder", "cast", "cells", "checkpoint", "clipped", "compose", "conv", "conv_transpose",
+    "convert", "data", "dense", "depthwise_conv", "describe", "description", "diff", "distributed",
     "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors", "flatten",
     "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool", "group_norm", "gru",
     "initializers", "instance_norm", "layer_norm", "leaf", "load", "local_conv", "log", "lora",
@@ -83,8 +85,9 @@ __all__ = [
     "optim", "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding",
     "prelu", "prune", "quantize", "relative_bias", "remat", "reparam", "repeat", "reshape",
     "residual", "rms_norm", "rnn", "search", "separable_conv", "serial", "sharding", "simple_rnn",
-    "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool", "swap", "tap", "testing", "train",
-    "transformer_block", "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
+    "sinusoidal", "spatial_dropout", "spectral_norm", "stored", "sum_pool", "swap", "tap",
+    "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate", "upsample",
+    "weight_norm", "wrap",
 ]  # fmt: skip
 
 

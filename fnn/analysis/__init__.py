@@ -6,8 +6,10 @@ from fnn.analysis.flops import count_flops
 from fnn.analysis.nan_report import nan_report
 from fnn.analysis.overview import overview
 from fnn.analysis.profile import profile
+from fnn.analysis.rounding import rounding
 from fnn.analysis.summary import summary
 
 __all__ = [
-    "count_flops", "curvature", "curves", "nan_report", "overview", "plot", "profile", "summary",
+    "count_flops", "curvature", "curves", "nan_report", "overview", "plot", "profile", "rounding",
+    "summary",
 ]  # fmt: skip

@@ -91,7 +91,7 @@ def floating(name: str, value: Any) -> Any:
 def floating_leaves(
     what: str,
     tree: Any,
-    mend: str = "keep integers out of what is trained",
+    mend: str = "keep integers out of what is trained, as fnn.frozen does",
     or_complex: bool = False,
 ) -> None:
     """A tree whose leaves all have floating dtypes, or complex ones if allowed."""

@@ -82,7 +82,9 @@ class Derived:
       called as `fn(values, key)` and may draw.
     - `inverse`: from such a result back to values, for `fnn.merge`; None if there is no way back.
     - `axes`: logical names of the axes of the result; or a dict of them by the name of a leaf, or
-      of a dict above it. A leaf that keeps its path and its number of axes needs none.
+      of a dict above it; or a function from the former Param to such a dict. A leaf that keeps its
+      path and its number of axes needs none.
+    - `plain`: whether the layer takes the values themselves too, in place of what fn makes of them.
     - `stack`: leading axes of independent members, as in `Param`.
 
     >>> import fnn
@@ -100,6 +102,7 @@ class Derived:
     axes: Any = None
     stack: Shape = ()
     keyed: bool = False
+    plain: bool = False
 
 
 def arrays_of(specs: Tree) -> Tree:
@@ -149,23 +152,28 @@ def _resolved(node: Any) -> Any:
         raise errors.InputError("specs of Param", errors.show(node), "pass net.specs(x)[0]")
     before = {
         errors.path_of(keys).removeprefix("params/"): param
-        for keys, param in jax.tree_util.tree_flatten_with_path(declared(node.specs))[0]
+        for specs in (node.specs, plain_specs(node.specs, takes_plain))
+        for keys, param in jax.tree_util.tree_flatten_with_path(declared(specs))[0]
     }
 
     def leaf(keys, array):
         path, names = errors.path_of(keys), [errors.path_of((key,)) for key in keys]
         old = _of_path(path, before)
-        shape, rank = array.shape[len(node.stack) :], len(array.shape) - len(node.stack)
-        given = node.axes
+        base = old or Param((), None, kind="value")  # type: ignore[arg-type]
+        given: Any = node.axes
+        if callable(given):
+            given = given(base)
         if isinstance(given, Mapping):
             given = next((given[name] for name in reversed(names) if name in given), None)
-        if given is None and old is not None and len(old.shape) == rank:
+        rank = len(base.shape) if given is None else len(given)
+        of_members = array.shape[: len(base.stack)] == base.stack
+        keeps = of_members and len(array.shape) == len(base.stack) + rank
+        stack = base.stack if keeps else node.stack
+        shape = array.shape[len(stack) :]
+        if given is None and old is not None and len(old.shape) == len(shape):
             given = old.axes
-        base = old or Param((), None, kind="value")  # type: ignore[arg-type]
         parts = base.parts if shape == base.shape else None
-        return replace(
-            base, shape=shape, dtype=array.dtype, axes=given, stack=node.stack, parts=parts
-        )
+        return replace(base, shape=shape, dtype=array.dtype, axes=given, stack=stack, parts=parts)
 
     return jax.tree_util.tree_map_with_path(leaf, arrays_of(node))
 
@@ -176,6 +184,33 @@ def _of_path(path: str, before: Mapping[str, Param]) -> Param | None:
         if path == old or not old or path.startswith(f"{old}/") or path.endswith(f"/{old}"):
             return param
     return None
+
+
+def invertible(node: Derived) -> bool:
+    return node.inverse is not None
+
+
+def takes_plain(node: Derived) -> bool:
+    return node.plain
+
+
+def plain_specs(node: Tree, through: Callable[[Derived], bool] = invertible) -> Tree:
+    """The declarations of the plain params, below the derived nodes that `through` accepts."""
+    if isinstance(node, Mapping):
+        return {name: plain_specs(below, through) for name, below in node.items()}
+    if isinstance(node, Derived) and through(node):
+        return plain_specs(node.specs, through)
+    return node
+
+
+def plain_values(node: Tree, value: Tree, through: Callable[[Derived], bool] = invertible) -> Tree:
+    """The plain params, from those of a network with such declarations."""
+    if isinstance(node, Mapping):
+        return {name: plain_values(below, value[name], through) for name, below in node.items()}
+    if isinstance(node, Derived) and through(node):
+        assert node.inverse is not None
+        return plain_values(node.specs, node.inverse(value), through)
+    return value
 
 
 def output_axis(param: Param) -> int:

@@ -108,17 +108,24 @@ def check_tree(
         )
 
 
-def check_same(what: str, have: Tree, want: Tree, mend: str = "") -> None:
-    """Check a tree of arrays against the arrays it should have: names, shapes, dtypes."""
+def check_same(
+    what: str, have: Tree, want: Tree, mend: str = "", *, any_float: bool = False
+) -> None:
+    """Check a tree of arrays against the arrays it should have: names, shapes, dtypes.
+
+    - `any_float`: floats of any width will do.
+    """
     mend = mend or f"take {what} from net.init of this network"
     if not isinstance(want, Mapping):
-        if any(getattr(have, of, None) != getattr(want, of) for of in ("shape", "dtype")):
+        shape, dtype = (getattr(have, of, None) for of in ("shape", "dtype"))
+        floats = any_float and dtype is not None and is_floating(have) and is_floating(want)
+        if shape != want.shape or not (floats or dtype == want.dtype):
             raise ParamsError(f"{what} {show(want)}", f"{what} {show(have)}", mend)
         return
     check_names(what, have, want, want, mend)
     for name, wanted in want.items():
         with at(name):
-            check_same(name, have[name], wanted, mend)
+            check_same(name, have[name], wanted, mend, any_float=any_float)
 
 
 def _check_last_axis(name: str, shape: tuple, wanted: tuple, axes: Any, xs: tuple) -> None:

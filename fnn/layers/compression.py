@@ -10,7 +10,8 @@ from fnn.core.lengths import divide
 from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.layers.frozen import hold
-from fnn.layers.reparam import along_axis, other_axes, over_named
+from fnn.layers.reparam import over_named
+from fnn.layers.rounding import checked_group_size, scale_of, spread
 
 
 @builder
@@ -31,12 +32,12 @@ def prune(layer: Layer, fraction: Scalar, names: tuple[str, ...] = ("kernel",)) 
     """
     checks.number("fraction", fraction, 0.0, 1.0)
 
-    def encode(w, axis):
+    def encode(w, param):
         rank = jnp.argsort(jnp.argsort(jnp.abs(w).reshape(-1)))
         kept = rank >= jnp.round(jnp.asarray(fraction) * w.size).astype(rank.dtype)
         return {"value": w, "mask": kept.reshape(w.shape)}
 
-    def decode(p, axis):
+    def decode(p, param):
         return jnp.where(p["mask"], p["value"], jnp.zeros_like(p["value"]))
 
     def is_mask(path, kind):
@@ -46,16 +47,24 @@ def prune(layer: Layer, fraction: Scalar, names: tuple[str, ...] = ("kernel",)) 
 
 
 @builder
-def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) -> Layer:
+def quantize(
+    layer: Layer,
+    bits: int = 8,
+    names: tuple[str, ...] = ("kernel",),
+    *,
+    group_size: int | None = None,
+) -> Layer:
     """Round weights to 2^bits - 1 levels, with the gradient of the unrounded ones.
 
         s_o = max over the rest |w[..., o]| / (2^(bits-1) - 1),   w_q = s round(w / s)
 
     Quantization-aware training, symmetric and per output feature; the gradient passes straight
-    through the rounding (Bengio et al., 2013; Jacob et al., 2018).
+    through the rounding (Bengio et al., 2013; Jacob et al., 2018). Params stay as they are: to keep
+    the trained ones in 8 or 4 bits, `fnn.unmerge` them for `fnn.stored`, which rounds alike.
 
     - `bits`: 2 ... 32.
     - `names`: which params, by their own name; they keep their shape.
+    - `group_size`: a step for each block of so many input features, as in `fnn.stored`.
 
     >>> import jax, jax.numpy as jnp, fnn
     >>> net = quantize(fnn.dense(1, use_bias=False), 2)
@@ -66,15 +75,15 @@ def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) 
     if bits > 32:
         raise errors.OptionError("bits of at most 32", f"{bits}", "float32 has no more levels")
 
-    def rounded(w, axis):
-        if w.size == 0:
-            return w
-        wider = w.astype(wide(w.dtype))
-        largest = jnp.max(jnp.abs(wider), axis=other_axes(w, axis))
-        step = along_axis(largest / (2 ** (bits - 1) - 1), axis, w.ndim)
-        return _straight_through(w, (jnp.round(divide(wider, step)) * step).astype(w.dtype))
+    group_size = checked_group_size(group_size)
 
-    return over_named(layer, names, lambda w, axis: w, rounded)
+    def rounded(w, param):
+        step = scale_of(w, param, 2 ** (bits - 1) - 1, group_size)
+        step = spread(step, param, group_size).astype(wide(w.dtype))
+        near = jnp.round(divide(w.astype(step.dtype), step)) * step
+        return _straight_through(w, near.astype(w.dtype))
+
+    return over_named(layer, names, lambda w, param: w, rounded)
 
 
 @jax.custom_jvp

@@ -2,20 +2,32 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from fnn.core import checks
+from fnn.core.declarations import (
+    Param,
+    declared,
+    output_axis,
+    plain_specs,
+    plain_values,
+    takes_plain,
+)
 from fnn.core.layer import Layer, as_layer
 from fnn.core.names import folded
 from fnn.core.origins import builder
+from fnn.core.params import draw as drawn_from
 from fnn.core.types import Scalar
 from fnn.initializers import normal
 from fnn.layers.frozen import hold
 from fnn.layers.reparam import (
+    by_path,
     check_chosen,
     check_param_names,
-    output_axes,
+    of_members,
     outputs_last,
     over_params,
 )
@@ -31,6 +43,7 @@ def lora(
     of the adapted kernels. The layer's own params are frozen: the state holds them as `base` (see
     `fnn.frozen`), without gradients, moments or updates. At first b is zero, so the layer starts as
     base. To adapt trained params, `fnn.unmerge` them; `fnn.merge` adds the learned change to them.
+    Each member of a stack has a change of its own. Over `fnn.stored` the base stays in few bits.
 
     - `rank`: of the change.
     - `names`: which params are adapted, by their own name.
@@ -50,45 +63,56 @@ def lora(
         checks.number("alpha", alpha, -math.inf, math.inf)
 
     def functions(specs):
-        outputs = output_axes(specs)
+        own = by_path(declared(plain_specs(specs, takes_plain)))
 
-        def sizes(w, path):
-            features = w.shape[outputs[path]]
-            return w.size // max(features, 1), features
+        def sizes(param):
+            features = param.shape[output_axis(param)]
+            return math.prod(param.shape) // max(features, 1), features
+
+        def plain(base):
+            return plain_values(specs, base, takes_plain)
 
         def draw(tree, key, path=""):
             """The `a` of every chosen kernel, at its path."""
             drawn = {}
             for name, w in tree.items():
-                own, below = folded(key, name), f"{path}/{name}"
-                if name in names:
-                    shape = (sizes(w, below)[0], rank)
-                    drawn[name] = normal(rank**-0.5)(own, shape, w.dtype)
-                elif isinstance(w, Mapping) and (inner := draw(w, own, below)):
+                inner_key, below = folded(key, name), f"{path}/{name}"
+                if name in names and below in own:
+                    param = own[below]
+                    init, shape = normal(rank**-0.5), (sizes(param)[0], rank)
+                    a = Param(shape, init, w.dtype, stack=param.stack)
+                    drawn[name] = drawn_from(inner_key, a)
+                elif isinstance(w, Mapping) and (inner := draw(w, inner_key, below)):
                     drawn[name] = inner
             return drawn
 
-        def start(a, w, path=""):
+        def start(a, path=""):
             if isinstance(a, Mapping):
-                return {name: start(a[name], w[name], f"{path}/{name}") for name in a}
-            return jnp.zeros((rank, sizes(w, path)[1]), w.dtype)
+                return {name: start(a[name], f"{path}/{name}") for name in a}
+            param = own[path]
+            return jnp.zeros((*param.stack, rank, sizes(param)[1]), a.dtype)
 
-        def encode(params, key):
-            check_chosen(params, names)
-            a = draw(params, key)
-            return {"base": params, "a": a, "b": start(a, params)}
+        def encode(base, key):
+            shapes = jax.eval_shape(plain, base)
+            check_chosen(shapes, names)
+            a = draw(shapes, key)
+            return {"base": base, "a": a, "b": start(a)}
+
+        def changed(w, a, b, axis):
+            last = outputs_last(w, axis)
+            scale = jnp.asarray(1 if alpha is None else alpha / rank, w.dtype)
+            return w + jnp.moveaxis((a @ b * scale).reshape(last.shape), -1, axis)
 
         def adapted(w, a, b, path=""):
             if isinstance(a, Mapping):
                 return {
                     k: adapted(v, a[k], b[k], f"{path}/{k}") if k in a else v for k, v in w.items()
                 }
-            last = outputs_last(w, outputs[path])
-            scale = jnp.asarray(1 if alpha is None else alpha / rank, w.dtype)
-            return w + jnp.moveaxis((a @ b * scale).reshape(last.shape), -1, outputs[path])
+            change = partial(changed, axis=output_axis(own[path]))
+            return of_members(change, own[path].stack)(w, a, b)
 
         def decode(params):
-            return adapted(params["base"], params["a"], params["b"])
+            return adapted(plain(params["base"]), params["a"], params["b"])
 
         return encode, decode
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 
 from fnn.core import checks, errors, trees
-from fnn.core.declarations import Derived, arrays_of
+from fnn.core.declarations import Derived, arrays_of, plain_specs, plain_values
 from fnn.core.layer import Layer
 from fnn.core.names import folded
 from fnn.core.reserved import FROZEN, is_under, without
@@ -19,7 +19,8 @@ def merge(net: Layer, params: Tree, state: Tree, *xs: Any, **inputs: Any) -> tup
     """Plain (params, state) of a network whose layers are reparametrized or frozen.
 
     `lora`'s change is added to its base, `weight_norm` multiplied out, `spectral_norm` divided by,
-    `prune` masked and `quantize` rounded, as in the network; `frozen` params return to the params.
+    `prune` masked, `quantize` rounded and `stored` ones computed, as in the network; `frozen`
+    params return to the params.
     The result fits the network built without these, with the same outputs.
 
     - `xs`: inputs as in `net.init`; shapes suffice.
@@ -40,7 +41,7 @@ def merge(net: Layer, params: Tree, state: Tree, *xs: Any, **inputs: Any) -> tup
     for what, tree, spec in zip(("params", "state"), (params, state), specs, strict=True):
         trees.check_same(what, tree, arrays_of(spec))
     declared = _whole(specs)
-    return _back(declared, joined(params, held_in(state))), without(FROZEN, state)
+    return plain_values(declared, joined(params, held_in(state))), without(FROZEN, state)
 
 
 @errors.named
@@ -72,7 +73,7 @@ def unmerge(
     state = {} if state is None else state
     declared = _whole(specs)
     mend = "take params from net.init of the plain network, without frozen, lora and their like"
-    trees.check_same("params", params, arrays_of(_plain(declared)), mend)
+    trees.check_same("params", params, arrays_of(plain_specs(declared)), mend)
     trees.check_same("state", state, arrays_of(without(FROZEN, specs[1])))
     whole = _forth(declared, params, key)
     learnt = _only(arrays_of(specs[0]), whole)
@@ -82,23 +83,6 @@ def unmerge(
 def _whole(specs: tuple[Tree, Tree]) -> Tree:
     """The declarations of all params, frozen ones too."""
     return joined(specs[0], held_in(specs[1]))
-
-
-def _plain(node: Tree) -> Tree:
-    """The declarations of the plain params."""
-    if isinstance(node, Mapping):
-        return {name: _plain(below) for name, below in node.items()}
-    if isinstance(node, Derived) and node.inverse is not None:
-        return _plain(node.specs)
-    return node
-
-
-def _back(node: Tree, value: Tree) -> Tree:
-    if isinstance(node, Mapping):
-        return {name: _back(below, value[name]) for name, below in node.items()}
-    if isinstance(node, Derived) and node.inverse is not None:
-        return _back(node.specs, node.inverse(value))
-    return value
 
 
 def _forth(node: Tree, value: Tree, key: Any, path: str = "") -> Tree:

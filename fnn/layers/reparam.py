@@ -1,23 +1,24 @@
 """Reparametrized layers, which learn other params than they compute with.
 
-Weight and spectral norm, LoRA, pruning and quantization are each a pair of functions for `reparam`.
+Weight and spectral norm, LoRA, pruning, quantization and storing in few bits are each a pair of
+functions for `reparam`.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
-from fnn.core.declarations import Derived, arrays_of, declared, output_axis
+from fnn.core.declarations import Derived, Param, arrays_of, declared
 from fnn.core.inputs import arity, signature
 from fnn.core.layer import Layer, as_layer, outline
 from fnn.core.origins import builder
 from fnn.core.shapes import from_numpy, struct
-from fnn.core.types import Tree
+from fnn.core.types import Shape, Tree
 from fnn.core.wrapping import wrap
 
 
@@ -47,25 +48,27 @@ def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Laye
 
 
 def over_params(
-    layer: Layer, functions: Callable, *, keyed: bool = False, axes: dict | None = None
+    layer: Layer, functions: Callable, *, keyed: bool = False, axes: Any = None, plain: bool = False
 ) -> Layer:
     """`reparam` whose two functions depend on the declarations of the layer's params.
 
-    `functions(declared)` gives `(encode, decode)`, for a tree of Param like the params.
+    - `functions(specs)`: gives `(encode, decode)`, for the layer's declarations.
+    - `axes`, `plain`: as in `Derived`; if `plain`, floats of any width will do as well.
     """
 
     def declare(layer, *xs):
         (params, state), y = outline(layer, xs)
-        encode, decode = functions(declared(params))
-        node = Derived(Encoded(encode), params, inverse=decode, axes=axes, keyed=keyed)
+        encode, decode = functions(without_draws(params))
+        node = Derived(Encoded(encode), params, decode, axes, keyed=keyed, plain=plain)
         return (node, state), y
 
     @functools.lru_cache(maxsize=32)
     def found(layer, treedef, structs):
-        """The arrays that encode gives, and decode, for such inputs."""
+        """The arrays that encode gives, the layer's own, and decode, for such inputs."""
         params = layer.specs(*jax.tree.unflatten(treedef, structs))[0]
-        encode, decode = functions(declared(params))
-        return arrays_of(Derived(Encoded(encode), params, keyed=keyed)), decode
+        encode, decode = functions(without_draws(params))
+        encoded = Derived(Encoded(encode), params, keyed=keyed)
+        return arrays_of(encoded), arrays_of(params), decode
 
     def of_inputs(layer, xs):
         structs, treedef = jax.tree.flatten(jax.tree.map(struct, xs))
@@ -74,15 +77,36 @@ def over_params(
     def apply(layer, params, state, *xs, key, train):
         with errors.within(layer.name):
             params, xs = jax.tree.map(from_numpy, (params, xs))
-            wanted, decode = of_inputs(layer, xs)
-            trees.check_same("params", params, wanted)
+            wanted, own, decode = of_inputs(layer, xs)
+            if plain:
+                wanted = _or_plain(wanted, own, params)
+            trees.check_same("params", params, wanted, any_float=plain)
             return layer.apply(decode(params), state, *xs, key=key, train=train)
 
     def carry(layer, params, x, **mode):
         assert layer.carry is not None
-        return layer.carry(of_inputs(layer, (None, x))[1](params), x, **mode)
+        return layer.carry(of_inputs(layer, (None, x))[-1](params), x, **mode)
 
     return wrap(layer, apply, declare=declare, carry=layer.carry and carry)
+
+
+def without_draws(specs: Tree) -> Tree:
+    """Declarations without initializers, so that what is built of them compares by content."""
+
+    def bare(node):
+        if isinstance(node, Derived):
+            return replace(node, specs=without_draws(node.specs))
+        return replace(node, init=None)
+
+    return jax.tree.map(bare, specs)
+
+
+def _or_plain(wanted: Tree, own: Tree, have: Tree) -> Tree:
+    """The arrays wanted, or the layer's own where there is one array in place of a dict."""
+    if not isinstance(wanted, Mapping) or not isinstance(own, Mapping):
+        return wanted if isinstance(have, Mapping) else own
+    inner = have if isinstance(have, Mapping) else {}
+    return {name: _or_plain(wanted[name], own[name], inner.get(name, {})) for name in wanted}
 
 
 @dataclass(frozen=True)
@@ -99,16 +123,23 @@ class Encoded:
 
 
 def over_named(
-    layer: Layer, names: tuple[str, ...], encode: Callable, decode: Callable, axes: Any = None
+    layer: Layer,
+    names: tuple[str, ...],
+    encode: Callable,
+    decode: Callable,
+    axes: Any = None,
+    *,
+    plain: bool = False,
 ) -> Layer:
     """`reparam` of the params with one of these names.
 
-    `encode(w, axis)` and `decode(p, axis)` get the axis of w that counts output features.
+    `encode(w, param)` and `decode(p, param)` get the declaration of w, and one member of a stack.
+    If `plain`, where encode gives a dict, the layer also takes w itself.
     """
     check_param_names(names)
 
     def functions(specs):
-        outputs = output_axes(specs)
+        params = by_path(declared(specs))
 
         def each(fn, tree, path=""):
             if not isinstance(tree, Mapping):
@@ -116,7 +147,13 @@ def over_named(
             out = {}
             for name, w in tree.items():
                 below = f"{path}/{name}"
-                out[name] = fn(w, outputs[below]) if name in names else each(fn, w, below)
+                chosen = name in names and below in params
+                if chosen and not (plain and fn is decode and not isinstance(w, Mapping)):
+                    param = params[below]
+                    with errors.at(below[1:]):
+                        out[name] = of_members(functools.partial(fn, param=param), param.stack)(w)
+                else:
+                    out[name] = w if chosen else each(fn, w, below)
             return out
 
         def encoded(params):
@@ -125,13 +162,20 @@ def over_named(
 
         return encoded, functools.partial(each, decode)
 
-    return over_params(as_layer(layer), functions, axes=axes)
+    return over_params(as_layer(layer), functions, axes=axes, plain=plain)
 
 
-def output_axes(specs: Tree) -> dict[str, int]:
-    """The axis of each param that counts its output features, by path."""
-    leaves = jax.tree_util.tree_flatten_with_path(specs)[0]
-    return {f"/{errors.path_of(keys)}": output_axis(param) for keys, param in leaves}
+def by_path(declarations: Tree) -> dict[str, Param]:
+    """The declaration of each param, by its path after a slash."""
+    leaves = jax.tree_util.tree_flatten_with_path(declarations)[0]
+    return {f"/{errors.path_of(keys)}": param for keys, param in leaves}
+
+
+def of_members(fn: Callable, stack: Shape) -> Callable:
+    """A function of one member's arrays, for those of all members of a stack."""
+    for _ in stack:
+        fn = jax.vmap(fn)
+    return fn
 
 
 def outputs_last(w: jax.Array, axis: int) -> jax.Array:

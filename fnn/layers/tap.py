@@ -90,7 +90,7 @@ def tap(net: Layer, *patterns: str) -> Layer:
 
     @lru_cache(maxsize=2)
     def tapped_of(net):
-        return net.map(lambda path, layer: _watched(layer) if chosen(path) else layer)
+        return net.map(lambda path, layer: watched(layer) if chosen(path) else layer)
 
     net = as_layer(net)
     tapped_of(net)
@@ -102,22 +102,24 @@ def tap(net: Layer, *patterns: str) -> Layer:
             _, declared = tapped.specs(*jax.tree.map(from_numpy, xs))
             before = with_room(state, declared, "state")
         y, after = tapped.apply(params, before, *xs, key=key, train=train)
-        seen, after = dict(_collect(after)), without(SEEN, after)
+        seen, after = dict(collected(after)), without(SEEN, after)
         return (y, seen), state if same_arrays(state, after) else after
 
     return wrap(net, apply)
 
 
-def _watched(layer: Layer) -> Layer:
-    """The layer with its output in its state."""
+def watched(layer: Layer, what: Callable = lambda params, state, xs, y: y) -> Layer:
+    """The layer with what is to be seen of a call, its output, in its state."""
 
     def declare(*xs):
         (params, state), y = outline(layer, xs)
-        return (params, {**state, SEEN: declared_like(y)}), y
+        seen = what(*zeros_of((params, state)), xs, y)
+        return (params, {**state, SEEN: declared_like(seen)}), y
 
     def apply(params, state, *xs, key=None, train=False):
-        y, state = layer.apply(params, without_here(SEEN, state), *xs, key=key, train=train)
-        return y, {**state, SEEN: y}
+        before = without_here(SEEN, state)
+        y, state = layer.apply(params, before, *xs, key=key, train=train)
+        return y, {**state, SEEN: what(params, before, xs, y)}
 
     return replace(layer, specs=traced(declare, inputs_of(layer)), apply=apply)
 
@@ -147,12 +149,12 @@ def with_room(tree: Tree, declared: Tree, what: str) -> Tree:
     return {**tree, **room}
 
 
-def _collect(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+def collected(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if name == SEEN:
             yield path, value
         elif isinstance(value, Mapping):
-            yield from _collect(value, f"{path}/{name}" if path else name)
+            yield from collected(value, f"{path}/{name}" if path else name)
 
 
 def _all_found(unused: Mapping[str, Any], paths: list[str]) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks
+from fnn.core.declarations import output_axis
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer
 from fnn.core.lengths import as_length, exponent, length_over, scaled, times_power, value
@@ -30,11 +31,15 @@ def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     def length(v, axis):
         return length_over(v.astype(wide(v.dtype)), other_axes(v, axis))
 
-    def split(w, axis):
-        return {"gain": value(length(w, axis)).reshape(-1).astype(w.dtype), "direction": w}
+    def split(w, param):
+        return {
+            "gain": value(length(w, output_axis(param))).reshape(-1).astype(w.dtype),
+            "direction": w,
+        }
 
-    def join(p, axis):
-        v, size = p["direction"], length(p["direction"], axis)
+    def join(p, param):
+        v, axis = p["direction"], output_axis(param)
+        size = length(v, axis)
         dtype = size.root.dtype
         unit = scaled(v.astype(dtype), as_length(1.0, dtype), size)
         return (unit * along_axis(p["gain"].astype(dtype), axis, v.ndim)).astype(v.dtype)
@@ -68,7 +73,8 @@ def spectral_norm(
         size = jnp.linalg.norm(v)
         return v / jnp.where(size == 0, 1, size)
 
-    def normalized(w, axis):
+    def normalized(w, param):
+        axis = output_axis(param)
         last = outputs_last(w, axis)
         matrix = last.reshape(-1, last.shape[-1]).astype(wide(w.dtype))
         matrix = times_power(matrix, -exponent(jnp.max(jnp.abs(matrix), initial=0)))
@@ -79,7 +85,7 @@ def spectral_norm(
         divided = (matrix / jnp.where(sigma == 0, 1, sigma)).astype(w.dtype)
         return jnp.moveaxis(divided.reshape(last.shape), -1, axis)
 
-    return over_named(layer, names, lambda w, axis: w, normalized)
+    return over_named(layer, names, lambda w, param: w, normalized)
 
 
 def _start(n: int) -> np.ndarray:

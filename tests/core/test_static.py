@@ -17,6 +17,7 @@ REBUILT = {
     "lora": lambda: fnn.lora(fnn.dense(4), 2),
     "weight_norm": lambda: fnn.weight_norm(fnn.dense(4)),
     "spectral_norm": lambda: fnn.spectral_norm(fnn.dense(4)),
+    "stored": lambda: fnn.lora(fnn.stored(fnn.dense(4), jnp.int4), 2),
     "prune": lambda: fnn.prune(fnn.dense(4), 0.5),
     "frozen": lambda: fnn.frozen(fnn.weight_norm(fnn.dense(4)), "*/gain"),
     "repeat": lambda: fnn.repeat(fnn.lora(fnn.dense(3), 2), 3),

@@ -99,6 +99,7 @@ TABLE = {
     ),
     "prune": Row(fnn.prune(fnn.dense(3), 0.5), (floats(2, 5),), last(3)),
     "quantize": Row(fnn.quantize(fnn.dense(3), 4), (floats(2, 5),), last(3)),
+    "stored": Row(fnn.stored(fnn.dense(3), jnp.int4), (floats(2, 5),), last(3)),
     "attention memory": Row(
         fnn.attention(4, 2, kv_heads=1),
         (floats(2, 3, 4), floats(2, 5, 6), jnp.ones((2, 3, 5), bool)),
@@ -322,6 +323,10 @@ OPTIONS = {
     "prune names": (lambda b: fnn.prune(dense, 0.5, b), x23, 0),
     "quantize bits": (lambda b: fnn.quantize(dense, b), x23, 0),
     "quantize names": (lambda b: fnn.quantize(dense, 4, b), x23, 0),
+    "quantize group_size": (lambda b: fnn.quantize(dense, 4, group_size=b), x23, 1),
+    "stored dtype": (lambda b: fnn.stored(dense, b), x23, 0),
+    "stored names": (lambda b: fnn.stored(dense, jnp.int8, b), x23, 0),
+    "stored group_size": (lambda b: fnn.stored(dense, jnp.int8, group_size=b), x23, 1),
     "attention features": (lambda b: fnn.attention(b, 2), x234, 0),
     "attention heads": (lambda b: fnn.attention(4, b), x234, 0),
     "attention kv_heads": (lambda b: fnn.attention(4, 2, kv_heads=b), x234, 1),

@@ -68,6 +68,33 @@ def test_gpt_holds_out_text_that_training_does_not_hold():
         assert "".join(lm.alphabet[i] for i in window[name][0]) == wanted
 
 
+# --- quantization
+
+
+def test_quantization(tmp_path, monkeypatch, capsys):
+    few, x = example("quantization"), jax.random.normal(jax.random.key(0), (40, 64))
+    net = fnn.dense(4)
+
+    def tiny():
+        held = x, jnp.arange(40) % 4
+        return net, lambda: net.init(jax.random.key(1), x)[0], held, x[:8], few.bits
+
+    rows = {name: few.STORED[name] for name in ("int8", "int4, groups of 32, clipped")}
+    for name, value in dict(REPEATS=1, STORED=rows, NETWORKS={"tiny": (tiny, "bits")}).items():
+        monkeypatch.setattr(few, name, value)
+    out = run(few, "", tmp_path, monkeypatch, capsys)
+    named = r"(?:float32|int8|clipped) +"
+    bits = numbers(named + r"([\d.]+) ", out)
+    assert len(bits) == 3 and 0 < abs(bits[1] - bits[0]) < abs(bits[2] - bits[0]) < 0.2
+    sizes = numbers(named + r"\S+ +([\d,]+) ", out.replace(",0", "0"))
+    assert sizes == [1040, 256 + 16 + 16, 128 + 32 + 16]
+    kept = fnn.checkpoint.restore(tmp_path / "tiny")  # the next run takes these
+    np.testing.assert_array_equal(kept["kernel"], tiny()[1]()["kernel"])
+    for make in (few.language, few.digits):
+        own, _, held, seen, _ = make()
+        assert own.specs(held[0][:1]) == own.specs(seen[:1]) and len(seen) == 32
+
+
 # --- vae
 
 

@@ -17,6 +17,7 @@ from tests.layers.support import key, normal
         fnn.weight_norm,
         lambda net: fnn.spectral_norm(net, iterations=3),
         lambda net: fnn.quantize(net, 4),
+        lambda net: fnn.lora(fnn.stored(net, jnp.int4), 2),
         lambda net: fnn.prune(net, 0.5),
         fnn.frozen,
         lambda net: fnn.frozen(fnn.weight_norm(net), "*/gain"),

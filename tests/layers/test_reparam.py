@@ -54,6 +54,7 @@ def test_reparametrizations_hold_the_contract_but_for_what_they_stop():
         fnn.lora(fnn.serial(fnn.dense(3), fnn.dense(2)), 2),
         fnn.prune(fnn.dense(3), 0.5),
         fnn.quantize(fnn.dense(3), 4),
+        fnn.stored(fnn.dense(3), jnp.int4, group_size=3),
         fnn.spectral_norm(fnn.dense(3)),
     ):
         params, state = net.init(key(), (8, 4))
