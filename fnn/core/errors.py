@@ -65,6 +65,10 @@ class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 
 
+class ArtifactError(FnnError, ValueError):
+    """An exported artifact that is damaged, incomplete, or not what it claims to be."""
+
+
 class AgreementError(FnnError, ValueError):
     """Processes of one run that do not do the same: other programs, params or batches."""
 
