@@ -53,6 +53,14 @@ def onnx(
     Raises ArtifactError if `path` exists; InputError, with the layer's path, for an operation that
     ONNX or its converter does not have, such as anything in bfloat16, and for a file that does not
     compute what the network does; ImportError without the extra `onnx`.
+
+    >>> import fnn, onnxruntime, tempfile  # doctest: +SKIP
+    >>> net, path = fnn.dense(3), tempfile.mkdtemp() + "/dense.onnx"  # doctest: +SKIP
+    >>> params, state = net.init(jax.random.key(0), (1, 4))  # doctest: +SKIP
+    >>> onnx(path, net, params, state, ("batch", 4))  # doctest: +SKIP
+    >>> session = onnxruntime.InferenceSession(path)  # doctest: +SKIP
+    >>> session.run(None, {"x": np.ones((2, 4), np.float32)})[0].shape  # doctest: +SKIP
+    (2, 3)
     """
     target = pathlib.Path(os.path.abspath(path))
     if target.exists():

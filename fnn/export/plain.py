@@ -156,10 +156,6 @@ def _over_windows(op: Callable, least: float, x: Any, params: dict) -> Any:
     return out
 
 
-def _sides(params: dict) -> Sequence[tuple[int, int, int]]:
-    return params["padding_config"]
-
-
 def _padded(x: Any, sides: Sequence[tuple[int, int]], value: Any) -> Any:
     """x with more places on both sides of its axes; converters pad no symbolic sizes."""
     for axis, ends in enumerate(sides):
@@ -181,10 +177,12 @@ def _at(x: Any, i: int) -> Any:
 
 def _operation(eqn: Any, ins: list) -> Sequence[Any]:
     name, params = eqn.primitive.name, eqn.params
+    sides = params.get("padding_config", ())
     if name in WINDOWS and _is_pool(params):
-        return [_over_windows(*WINDOWS[name], ins[0], params)]
-    if name == "pad" and all(min(low, high) >= 0 == inner for low, high, inner in _sides(params)):
-        return [_padded(ins[0], [side[:2] for side in _sides(params)], ins[1])]
+        op, least = WINDOWS[name]
+        return [_over_windows(op, least, ins[0], params)]
+    if name == "pad" and all(min(low, high) >= 0 == inner for low, high, inner in sides):
+        return [_padded(ins[0], [side[:2] for side in sides], ins[1])]
     known = not any(isinstance(x, jax.core.Tracer) for x in ins)
     sizes = [v.aval.shape for v in eqn.outvars]
     fixed = not any(is_symbolic_dim(n) for shape in sizes for n in shape)

@@ -73,7 +73,7 @@ def save(
     Raises ArtifactError if `path` exists, InputError for a network that must know more of a named
     size, and what the network raises; ImportError without flatbuffers (extra `export`).
 
-    >>> import tempfile, fnn, jax.numpy as jnp
+    >>> import tempfile, fnn, jax, jax.numpy as jnp
     >>> net, path = fnn.dense(3), tempfile.mkdtemp() + "/dense"
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> save(path, net, params, state, ("batch", 4))
