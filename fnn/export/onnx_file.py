@@ -141,6 +141,13 @@ def _culprit(converter: Any, runtime: Any, program: ClosedJaxpr, error: Exceptio
         consts = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
         free = [v for v in given if v not in consts]
         xs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in free]
+        sizes = {str(d) for x in xs for d in x.shape}
+        if any(
+            not isinstance(d, int) and str(d) not in sizes
+            for v in eqn.outvars
+            for d in v.aval.shape
+        ):
+            continue  # alone it does not know the size
 
         def alone(*xs, eqn=eqn, free=free, consts=consts):
             known = consts | dict(zip(free, xs, strict=True))
@@ -156,7 +163,7 @@ def _culprit(converter: Any, runtime: Any, program: ClosedJaxpr, error: Exceptio
             for case in _drawn(xs) if fixed else ():
                 _compare(runtime, data, names, case, jax.jit(alone)(*case))
         except Exception as found:
-            return _refused(layer_of(eqn), f"{eqn.primitive.name}, which {_line(found)}")
+            return _refused(layer_of(eqn), f"{eqn.primitive.name} ({_line(found)})")
     return _refused("", f"a network that fails as a whole ({_line(error)})")
 
 

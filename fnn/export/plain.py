@@ -37,11 +37,11 @@ def plain(fn: Callable, xs: Sequence[Any]) -> ClosedJaxpr:
     - `xs`: structs of the inputs, whose sizes may be symbolic.
     """
     closed = jax.make_jaxpr(fn)(*xs)
+    flat = jax.make_jaxpr(lambda *xs: _run(closed, xs, ""))(*xs)
 
-    def run(*xs):
-        seen = list(xs)
-        out = []
-        for y in _run(closed, xs, ""):
+    def run(*xs):  # once more, without what only parts that are gone have asked for
+        seen, out = list(xs), []
+        for y in _run(flat, xs, ""):
             if any(y is other for other in seen):  # converters name a value once
                 y = jax.numpy.array(y, copy=True)
             seen.append(y)
