@@ -18,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.core
 
+IN_LAYER = "in the fnn layer "
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,6 +67,10 @@ class CheckpointError(FnnError, ValueError):
     """A checkpoint that is damaged, incomplete, or of another tree."""
 
 
+class ArtifactError(FnnError, ValueError):
+    """An exported artifact that is damaged, incomplete, or not what it claims to be."""
+
+
 class DescriptionError(FnnError, ValueError):
     """A description of a network that is damaged, or names what it may not."""
 
@@ -94,7 +100,7 @@ def locate(error: BaseException, name: str) -> None:
     if isinstance(error, FnnError):
         error.path = f"{name}/{error.path}" if error.path else name
         return
-    prefix = "in the fnn layer "  # an error of another library: the path goes into a note
+    prefix = IN_LAYER  # an error of another library: the path goes into a note
     notes = getattr(error, "__notes__", [])
     ours = [note for note in notes if note.startswith(prefix)]
     for note in ours:
