@@ -33,7 +33,6 @@ from fnn.layers.merge import merge, unmerge
 from fnn.layers.moe import moe
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
-from fnn.layers.recurrent.generation import unroll_generate
 from fnn.layers.recurrent.linear import lru
 from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
 from fnn.layers.recurrent.rnn import rnn
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
         data,
         distributed,
         ensembles,
+        generation,
         log,
         losses,
         metrics,
@@ -63,24 +63,25 @@ if TYPE_CHECKING:
         train,
         tree,
     )
+    from fnn.generation import beam_search, generate, unroll_generate
     from fnn.sharding.dry_run import dryrun
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
-    "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
-    "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
-    "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors",
-    "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
-    "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log",
-    "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics", "min_pool", "moe",
-    "notes", "optim", "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle",
-    "positional_encoding", "prelu", "prune", "quantize", "relative_bias", "remat", "reparam",
-    "repeat", "reshape", "residual", "rms_norm", "rnn", "search", "separable_conv", "serial",
-    "sharding", "simple_rnn", "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool", "swap",
-    "tap", "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate",
-    "upsample", "weight_norm", "wrap",
+    "analysis", "attention", "avg_pool", "batch_norm", "beam_search", "bidirectional", "bilinear",
+    "cast", "cells", "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense",
+    "depthwise_conv", "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble",
+    "ensembles", "errors", "flatten", "forget", "frozen", "gaussian_noise", "generate",
+    "generation", "global_avg_pool", "global_max_pool", "group_norm", "gru", "initializers",
+    "instance_norm", "layer_norm", "leaf", "local_conv", "log", "lora", "losses", "lp_pool", "lru",
+    "lstm", "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim", "parallel",
+    "parameter", "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu", "prune",
+    "quantize", "relative_bias", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm",
+    "rnn", "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal",
+    "spatial_dropout", "spectral_norm", "sum_pool", "swap", "tap", "testing", "train",
+    "transformer_block", "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 
 
@@ -88,6 +89,8 @@ def __getattr__(name: str) -> Any:
     """A wing, imported when it is first used: `import fnn` itself takes layers alone."""
     if name == "dryrun":
         return importlib.import_module("fnn.sharding.dry_run").dryrun
+    if name in ("beam_search", "generate", "unroll_generate"):
+        return getattr(importlib.import_module("fnn.generation"), name)
     if name in __all__:
         return importlib.import_module(f"fnn.{name}")
     raise AttributeError(f"module 'fnn' has no attribute {name!r}")
