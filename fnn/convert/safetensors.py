@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any]) -> Non
     ...     print(os.path.getsize(f"{folder}/a.safetensors") % 8)
     0
     """
-    found, header, at = {}, {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    found, at = {}, 0
     for name, value in mapping("arrays", arrays).items():
         array = np.asarray(on_host(name, value), order="C")
         if array.dtype.name not in safetensors.CODES:
@@ -127,7 +128,7 @@ def _index(path: pathlib.Path) -> dict[str, str]:
     return files
 
 
-def _refuse(path: pathlib.Path, reason: str) -> Any:
+def _refuse(path: pathlib.Path, reason: str) -> NoReturn:
     raise CheckpointError(
         f"a whole safetensors file at {path}", f"one that {reason}", "copy it again from its source"
     )

@@ -74,7 +74,8 @@ def beam_search(
     >>> import fnn
     >>> cell = fnn.cells.serial(fnn.embedding(10, 4), fnn.cells.gru(8), fnn.dense(10))
     >>> params, _ = cell.init(jax.random.key(0), None, jnp.array([0]))
-    >>> found = beam_search(cell, params, jnp.array([[3, 1, 4]]), 5, beams=3, stop=0)
+    >>> search = jax.jit(lambda params, x: beam_search(cell, params, x, 5, beams=3, stop=0))
+    >>> found = search(params, jnp.array([[3, 1, 4]]))
     >>> found.tokens.shape, bool((found.scores[:, 0] >= found.scores[:, 1]).all())
     ((1, 3, 5), True)
     """

@@ -59,8 +59,7 @@ def generate(
         x_{t+1} ~ softmax(logits(x_1 ... x_t) / temperature)
 
     The prompts are read at once; then one loop draws and reads a token of each row, until `steps`
-    are done or all rows have ended. Compiled once for prompts of any lengths:
-    `jax.jit(lambda params, tokens, lengths, key: fnn.generate(net, params, tokens, 50, ...))`.
+    are done or all rows have ended. Call it under `jit`: one program for prompts of any lengths.
 
     - `net`: gives logits [..., T, V] for tokens [..., T], and keeps what it has read in its state:
       `fnn.transformer_block(..., cache=n)`, with the params of the same network without a cache.
@@ -101,7 +100,10 @@ def generate(
     ...     return f.head(f.block(f.embed(tokens), segments=segments))
     >>> prompts, lengths = jnp.array([[3, 1, 4], [1, 5, 0]]), jnp.array([3, 2])
     >>> params, _ = net.init(jax.random.key(0), prompts)
-    >>> written = generate(net, params, prompts, 5, lengths=lengths, temperature=0.0)
+    >>> @jax.jit
+    ... def write(params, prompts, lengths):
+    ...     return generate(net, params, prompts, 5, lengths=lengths, temperature=0.0)
+    >>> written = write(params, prompts, lengths)
     >>> written.tokens.shape, written.lengths
     ((2, 5), Array([5, 5], dtype=int32))
     """
@@ -170,10 +172,11 @@ def begin(
     seen = _seen(prompt, logits.shape[-1]) if penal else None
     if samples is not None:
         memory = reader.repeated(memory, samples)
-        token, done, seen = (
-            None if a is None else jnp.stack([a] * samples, len(prompt.rows))
-            for a in (token, done, seen)
-        )
+
+        def each(a):
+            return jnp.stack([a] * samples, len(prompt.rows))
+
+        token, done, seen = each(token), each(done), None if seen is None else each(seen)
     zeros = jnp.zeros(done.shape, logits.dtype)
     return Writing(jnp.zeros((), jnp.int32), memory, token, zeros, done, seen)
 

@@ -16,6 +16,7 @@ from fnn.core.dtypes import wide
 from fnn.core.types import Key, Shape
 
 NONE = -1  # no token: of no vocabulary, so that no table takes it
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @errors.named
@@ -91,7 +92,7 @@ def penalize(logits: Any, seen: Any, penalty: Any) -> jax.Array:
     [ 1. -4.  2.]
     """
     logits = _wide(logits)
-    setting("repetition_penalty", penalty, logits.shape[:-1], np.finfo(np.float32).tiny, np.inf)
+    setting("repetition_penalty", penalty, logits.shape[:-1], TINY, np.inf)
     by = _of_rows(penalty, logits)
     return jnp.where(seen, jnp.where(logits > 0, logits / by, logits * by), logits)
 
@@ -131,8 +132,7 @@ class Settings(NamedTuple):
         if self.top_k is not None:
             setting("top_k", self.top_k, rows, 1, np.inf, jnp.integer)
         if self.repetition_penalty is not None:
-            tiny = np.finfo(np.float32).tiny
-            setting("repetition_penalty", self.repetition_penalty, rows, tiny, np.inf)
+            setting("repetition_penalty", self.repetition_penalty, rows, TINY, np.inf)
         return self
 
     def spread(self, n: int) -> "Settings":

@@ -113,10 +113,9 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(EXAMPLE, "STEPS", 4)
-    for config in EXAMPLE.SMALL.values():
-        monkeypatch.setitem(config, "eos_token_id", 7)
+    monkeypatch.delitem(EXAMPLE.SMALL, "gpt2")  # one of two, to save time
     out = run(EXAMPLE, "--temperature 0", tmp_path, monkeypatch, capsys)
-    assert out.count("\n3 1 4 1 5 ") == 2
+    assert len(out.splitlines()[1].split()) == 5 + 4 and "\n3 1 4 1 5 " in out
     assert all(apart < 1e-4 for apart in numbers(r"differ by (\S+)", out))
     for prompt, text in (("--prompt=", "this one has 0"), (f"--prompt={'1 ' * 64}", "has 64")):
         argv = ["pretrained", "--folder", str(tmp_path / "llama"), prompt]
