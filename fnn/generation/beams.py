@@ -105,7 +105,7 @@ def beam_search(
         bad = jnp.any(jnp.isnan(log_probs), axis=-1) & (texts.scores > -jnp.inf)
         failed = failed | jnp.any(bad, axis=-1)
         log_probs = jnp.where(jnp.isnan(log_probs), -jnp.inf, log_probs)
-        ends = is_stop(jnp.arange(log_probs.shape[-1]), stop)
+        ends = is_stop(jnp.arange(log_probs.shape[-1], dtype=jnp.int32), stop)
         alive, parent, token = _extended(texts, jnp.where(ends, -jnp.inf, log_probs), t, beams)
         if stop.size:
             new, *_ = _extended(texts, jnp.where(ends, log_probs, -jnp.inf), t, beams)
@@ -121,8 +121,8 @@ def beam_search(
         return (search.t < steps) & ~jnp.all(over | search.failed)
 
     search = jax.lax.while_loop(unfinished, step, search)
+    # After an early end none of these gets among the best, by the bound.
     cut = search.texts._replace(scores=search.texts.scores / _power(steps, penalty))
-    cut = cut._replace(scores=jnp.where(search.t < steps, -jnp.inf, cut.scores))
     found = _best(search.ended, cut, beams)
     none = (found.scores == -jnp.inf) | search.failed[..., None]
     tokens = jnp.where(none[..., None], NONE, found.tokens)

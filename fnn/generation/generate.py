@@ -195,7 +195,7 @@ def advance(
     log_prob = jnp.where(done, 0, jnp.where(failed, jnp.nan, log_prob))
     token = jnp.where(done | failed, NONE, token)
     if seen is not None:
-        seen = seen | (jnp.arange(seen.shape[-1]) == token[..., None])
+        seen = seen | (jnp.arange(seen.shape[-1], dtype=jnp.int32) == token[..., None])
     done = done | failed | is_stop(token, stop)
     return Writing(t + 1, memory, token, log_prob, done, seen)
 

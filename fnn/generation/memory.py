@@ -38,7 +38,7 @@ class Prompt(NamedTuple):
     @property
     def real(self) -> jax.Array:
         """Booleans [..., T]."""
-        return jnp.arange(self.tokens.shape[-1]) < self.lengths[..., None]
+        return jnp.arange(self.tokens.shape[-1], dtype=jnp.int32) < self.lengths[..., None]
 
     @property
     def last(self) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
-from fnn.core.types import Key, Shape
+from fnn.core.types import Dtype, Key, Shape
 
 NONE = -1  # no token: of no vocabulary, so that no table takes it
 TINY = float(np.finfo(np.float32).tiny)
@@ -38,7 +38,7 @@ def top_k(logits: Any, k: Any) -> jax.Array:
         order = jax.lax.top_k(logits, int(k))[1]
         return _only(logits, order, jnp.ones(order.shape, bool))
     order = _descending(logits)
-    return _only(logits, order, jnp.arange(size) < _of_rows(k, logits))
+    return _only(logits, order, jnp.arange(size, dtype=jnp.int32) < _of_rows(k, logits, jnp.int32))
 
 
 @errors.named
@@ -204,11 +204,10 @@ def _wide(logits: Any) -> jax.Array:
     return logits.astype(wide(logits.dtype))
 
 
-def _of_rows(value: Any, logits: jax.Array) -> jax.Array:
-    """A setting of one number, or of one for each row, as [..., 1]."""
-    value = jnp.asarray(value)
-    dtype = value.dtype if jnp.issubdtype(value.dtype, jnp.integer) else logits.dtype
-    return jnp.broadcast_to(value.astype(dtype), logits.shape[:-1])[..., None]
+def _of_rows(value: Any, logits: jax.Array, dtype: Dtype = None) -> jax.Array:
+    """A setting of one number, or of one for each row, as [..., 1], in the dtype of the logits."""
+    value = jnp.asarray(value).astype(dtype or logits.dtype)
+    return jnp.broadcast_to(value, logits.shape[:-1])[..., None]
 
 
 def _descending(logits: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fnn import convert, errors
-from tests.gallery.transformers import write_file
+from tests.gallery.oracles import write_file
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

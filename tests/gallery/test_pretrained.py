@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fnn
-from tests.gallery import transformers
+from tests.gallery import oracles
 from tests.gallery.support import example, numbers, run
 from tests.support import assert_close
 
@@ -18,28 +18,28 @@ T, STEPS = 5, 4
 PROMPTS = np.random.default_rng(2).integers(0, 11, (3, T)).astype(np.int32)
 LENGTHS = np.array([5, 2, 4], np.int32)
 RNG = np.random.default_rng(3)
-TIED = transformers.LLAMA | {"tie_word_embeddings": True, "head_dim": 6}
+TIED = oracles.LLAMA | {"tie_word_embeddings": True, "head_dim": 6}
 
 
 def case(name):
     """(config, weights, logits of [T] tokens by the equations)."""
     if name == "gpt2":
-        config, weights = transformers.GPT2, transformers.gpt2_weights(transformers.GPT2, RNG)
-        return config, weights, transformers.gpt2_logits
-    config = TIED if name == "tied llama" else transformers.LLAMA
-    return config, transformers.llama_weights(config, RNG), transformers.llama_logits
+        config, weights = oracles.GPT2, oracles.gpt2_weights(oracles.GPT2, RNG)
+        return config, weights, oracles.gpt2_logits
+    config = TIED if name == "tied llama" else oracles.LLAMA
+    return config, oracles.llama_weights(config, RNG), oracles.llama_logits
 
 
 def folder_of(tmp_path, config, weights, shards=1):
     """A folder as Hugging Face writes it."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     if shards == 1:
-        transformers.write_file(tmp_path / "model.safetensors", weights)
+        oracles.write_file(tmp_path / "model.safetensors", weights)
         return tmp_path
     files = {name: f"model-{i % shards}.safetensors" for i, name in enumerate(weights)}
     for file in set(files.values()):
         some = {name: weights[name] for name in weights if files[name] == file}
-        transformers.write_file(tmp_path / file, some, {"__metadata__": {"format": "pt"}})
+        oracles.write_file(tmp_path / file, some, {"__metadata__": {"format": "pt"}})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     return tmp_path
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fnn
-from tests.gallery import transformers
+from tests.gallery import oracles
 from tests.gallery.support import example
 from tests.support import assert_close
 
@@ -140,7 +140,7 @@ class Llama(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "config"),
-    [(Gpt2, transformers.GPT2), (Llama, transformers.LLAMA)],
+    [(Gpt2, oracles.GPT2), (Llama, oracles.LLAMA)],
     ids=["gpt2", "llama"],
 )
 def test_logits_and_texts_are_those_of_torch(module, config, tmp_path):

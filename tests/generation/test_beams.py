@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fnn
@@ -75,18 +75,40 @@ def test_a_search_wide_enough_finds_the_best_of_all_texts(seed, alpha):
         np.testing.assert_allclose(found.scores[row], totals, rtol=1e-5, atol=1e-5)
 
 
-def plain_search(read, params, prompt, steps, beams, stop, alpha):
-    """(score, tokens), the best first, by lists."""
+def plain_search(logits, prompt, steps, beams, stop, alpha):
+    """(score, tokens), the best first, by lists; `logits` is a function of a text."""
     alive, ended = [(0.0, [])], []
     for n in range(1, steps + 1):
         further = []
         for total, text in alive:
-            log_probs = log_softmax(logits_after(read, params, [*prompt, *text]))
+            log_probs = log_softmax(logits([*prompt, *text]))
             further += [(total + p, [*text, i]) for i, p in enumerate(log_probs)]
         ended += [(total / n**alpha, text) for total, text in further if text[-1] == stop]
         alive = sorted((f for f in further if f[1][-1] != stop), key=lambda f: -f[0])[:beams]
     ended += [(total / steps**alpha, text) for total, text in alive]
     return sorted(ended, key=lambda f: -f[0])[:beams]
+
+
+LONG = 6
+
+
+@jax.jit
+def narrow(table, alpha):
+    x = np.zeros((3, 1), np.int32)
+    return fnn.beam_search(table_cell(table), {}, x, LONG, beams=2, stop=STOP, length_penalty=alpha)
+
+
+@example(3, True)  # which ends too early at -1, if the bound is that of the longest texts
+@given(st.integers(0, 2**16), st.booleans())
+def test_a_narrow_search_does_not_end_too_early(seed, likely):
+    """Even if there are as many ended texts as beams from the first steps on."""
+    table, alphas = np.random.default_rng(seed).normal(size=(LONG, V, V)), (0.0, 2.0, -1.0)
+    table[:, :, STOP] += 2.0 * likely
+    found = narrow(np.float32(table), np.float32(alphas))
+    for row, alpha in enumerate(alphas):
+        logits = lambda text: table[len(text) - 1, text[-1]]  # noqa: E731
+        wanted = plain_search(logits, [0], LONG, 2, STOP, alpha)
+        np.testing.assert_allclose(found.scores[row], [score for score, _ in wanted], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["network", "cell"])
@@ -104,7 +126,8 @@ def test_memories_follow_their_beams(name):
     found = run(params, PROMPTS, LENGTHS, alphas)
     assert found.tokens.shape == (4, 3, 4)
     for i, n in enumerate(LENGTHS):
-        wanted = plain_search(read, params, PROMPTS[i, :n], 4, 3, 5, float(alphas[i]))
+        logits = lambda text: logits_after(read, params, text)  # noqa: E731
+        wanted = plain_search(logits, PROMPTS[i, :n], 4, 3, 5, float(alphas[i]))
         np.testing.assert_allclose(found.scores[i], [score for score, _ in wanted], atol=1e-4)
         for k, (_, text) in enumerate(wanted):
             assert found.tokens[i, k, : found.lengths[i, k]].tolist() == text

@@ -328,6 +328,26 @@ def test_low_precision_writes():
     assert_close(found.log_probs[0, :1], np.float32(log_probs), tolerance=0.1)
 
 
+def test_wide_precision_writes():
+    with jax.enable_x64(True):
+        table = np.random.default_rng(0).normal(size=(9, V, V))
+        cell = fnn.cells.as_cell(
+            lambda t, token: (t + 1, jnp.asarray(table)[t, token]),
+            lambda x: jnp.zeros(x.shape, jnp.int32),
+        )
+        options = {"top_k": np.array([1, 1]), "top_p": np.float64(0.9), "temperature": 2}
+        run = jax.jit(lambda x, n: fnn.generate(cell, {}, x, 3, lengths=n, key=KEY, min_p=0.1,
+                                                repetition_penalty=1.0, **options))  # fmt: skip
+        found = run(np.array([[1, 2], [3, 0]]), np.array([2, 1]))
+        assert found.log_probs.dtype == jnp.float64 and found.tokens.dtype == jnp.int32
+    for row, (t, token) in enumerate([(1, 2), (0, 3)]):
+        for i in range(3):
+            log_probs = log_softmax(table[t + i, token])
+            token = int(np.argmax(log_probs))
+            assert found.tokens[row, i] == token
+            np.testing.assert_allclose(found.log_probs[row, i], log_probs[token], rtol=1e-12)
+
+
 # --- wrong inputs
 
 WRONG = {  # name: what is changed, and what the error says

@@ -79,6 +79,16 @@ def test_a_known_k_is_a_traced_one_and_equal_logits_count():
             assert (np.isfinite(known).sum(-1) == k).all()
 
 
+def test_what_lies_on_the_bound():
+    even = np.zeros((1, 4), np.float32)  # probabilities of 1/4, exactly
+    for p, count in ((0.0, 1), (0.25, 1), (0.5, 2), (0.51, 3), (1.0, 4)):
+        assert np.isfinite(generation.top_p(even, p)).sum() == count
+    for least in (0.0, 0.5, 1.0):
+        assert np.isfinite(generation.min_p(even, least)).all()
+        found = generation.min_p(np.float32([[1, -np.inf, 1, -9]]), least)
+        assert np.flatnonzero(np.isfinite(found)).tolist() == ([0, 2] if least else [0, 2, 3])
+
+
 def test_the_penalty_divides_or_multiplies_what_was_seen():
     seen, by = np.random.default_rng(1).random((3, V)) < 0.5, np.array([1.5, 1.0, 0.5], np.float32)
     found = generation.penalize(LOGITS, seen, by)
