@@ -85,7 +85,7 @@ def beam_search(
     reader = reader_for(net, params, state, carry, prompt, steps)
     stop, adjust = stops_of(stop), checked_adjust(adjust)
     start = begin(reader, prompt, beams, False, adjust)
-    check_tokens(reader, start.memory, start.token, ~start.done)
+    check_tokens(reader, start.memory, start.token)
     first, dtype = jnp.arange(beams) == 0, start.log_prob.dtype
     total = jnp.where(first & ~start.done, jnp.zeros((), dtype), -jnp.inf)  # copies count once
     texts = _Texts(
@@ -100,7 +100,7 @@ def beam_search(
 
     def step(search):
         t, memory, token, texts, ended, failed = search
-        logits, memory = reader.step(memory, jnp.maximum(token, 0), texts.scores > -jnp.inf)
+        logits, memory = reader.step(memory, token, None)
         log_probs = jax.nn.log_softmax(adjust(logits))  # [..., K, V]
         bad = jnp.any(jnp.isnan(log_probs), axis=-1) & (texts.scores > -jnp.inf)
         failed = failed | jnp.any(bad, axis=-1)

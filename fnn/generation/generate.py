@@ -116,7 +116,7 @@ def generate(
         settings = settings.spread(checks.count("samples", samples))
     stop, adjust = stops_of(stop), checked_adjust(adjust)
     start = begin(reader, prompt, samples, settings.repetition_penalty is not None, adjust)
-    check_tokens(reader, start.memory, start.token, ~start.done)
+    check_tokens(reader, start.memory, start.token)
     rows = start.done.shape
     dtype = start.log_prob.dtype
 
@@ -168,7 +168,7 @@ def begin(
     if prompt.tokens.shape[-1] > 1:
         memory = reader.read(memory, prompt.tokens[..., :-1], real[..., 1:])
     token, done = prompt.last, prompt.lengths < 1
-    logits = jax.eval_shape(lambda m: adjust(reader.step(m, token, ~done)[0]), memory)
+    logits = jax.eval_shape(lambda m: adjust(reader.step(m, token, None)[0]), memory)
     seen = _seen(prompt, logits.shape[-1]) if penal else None
     if samples is not None:
         memory = reader.repeated(memory, samples)
@@ -187,7 +187,8 @@ def advance(
 ) -> Writing:  # fmt: skip
     """One more token in each row that has not ended."""
     t, memory, token, _, done, seen = writing
-    raw, memory = reader.step(memory, jnp.where(done, 0, token), ~done)
+    real = ~done if stop.size else None  # without a stop token only rows of NaN end
+    raw, memory = reader.step(memory, jnp.where(done, 0, token), real)
     logits = adjust(raw)
     token = choose(fold(key, t), logits, settings, seen)
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(raw), token[..., None], axis=-1)[..., 0]

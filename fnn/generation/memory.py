@@ -48,6 +48,8 @@ class Prompt(NamedTuple):
 
     def longest(self) -> int:
         """The length of the longest; where lengths are not known, that of the shortest possible."""
+        if not self.given:
+            return self.tokens.shape[-1]
         if isinstance(self.lengths, jax.core.Tracer):
             return 1
         return int(np.max(np.asarray(self.lengths), initial=1))
@@ -90,7 +92,7 @@ class Reader(NamedTuple):
     - `first`: the memory of nothing read.
     - `read(memory, tokens [..., T], real [..., T]) -> memory`: all of a prompt at once.
     - `step(memory, token [...], real [...]) -> (logits [..., V], memory)`: where a token is not
-      real, the memory of its row stays.
+      real, the memory of its row stays; None is all real, which takes less time.
     - `axes`: for each array of the memory, where an axis of samples would stand after those of the
       rows; -1 for an array without rows.
     """
@@ -157,7 +159,10 @@ def _cell_reader(cell: Layer, params: Tree, state: Tree, carry: Tree, rows: Shap
 
     def step(carry, token, real):
         (new, y), _ = cell.apply(params, state, carry, token)
-        return logits_of(y, token.shape), _in_rows(real, new, carry, axes, token.ndim > len(rows))
+        logits = logits_of(y, token.shape)
+        if real is None:
+            return logits, new
+        return logits, _in_rows(real, new, carry, axes, token.ndim > len(rows))
 
     def read(carry, tokens, real):
         def one(carry, now):
@@ -211,15 +216,20 @@ def _network_reader(
     first = _filled(declared(*rows), {} if state is None else state)
 
     def apply(state, tokens, real):
-        more = {"segments": real.astype(jnp.int32)} if padded else {}
+        more = {"segments": real.astype(jnp.int32)} if padded and real is not None else {}
         return net.apply(params, state, tokens, **more)
 
     def step(state, token, real):
-        y, new = apply(state, token[..., None], real[..., None])
+        y, new = apply(state, token[..., None], None if real is None else real[..., None])
         logits = logits_of(y, (*token.shape, 1))[..., 0, :]
-        return logits, new if padded else _in_rows(real, new, state, axes, token.ndim > len(rows))
+        if padded or real is None:
+            return logits, new
+        return logits, _in_rows(real, new, state, axes, token.ndim > len(rows))
 
-    return Reader(first, lambda *xs: apply(*xs)[1], step, axes)
+    def read(state, tokens, real):
+        return apply(state, tokens, real if given else None)[1]
+
+    return Reader(first, read, step, axes)
 
 
 def _filled(declared: Tree, state: Tree) -> Tree:
@@ -266,6 +276,6 @@ def _in_rows(real: jax.Array, new: Tree, old: Tree, axes: Tree, sampled: bool) -
     return jax.tree.map(pick, new, old, axes)
 
 
-def check_tokens(reader: Reader, memory: Tree, token: jax.Array, real: jax.Array) -> None:
+def check_tokens(reader: Reader, memory: Tree, token: jax.Array) -> None:
     """Let the network refuse a token, or a full cache, before a loop turns them into tracers."""
-    check_values(reader.step, memory, token, real)
+    check_values(lambda memory, token: reader.step(memory, token, None), memory, token)

@@ -302,6 +302,8 @@ def test_logits_of_nothing_end_their_row_or_raise(name):
 def test_a_full_cache_is_refused_where_it_is_known_and_ends_its_row_elsewhere():
     with pytest.raises(errors.InputError, match=f"no more than cache={ROOM} positions"):
         fnn.generate(NET, PARAMS, PROMPTS, ROOM - 3, lengths=LENGTHS, temperature=0.0)
+    with pytest.raises(errors.InputError, match=f"no more than cache={ROOM} positions"):
+        jax.jit(lambda x: fnn.generate(NET, PARAMS, x, ROOM - 3, temperature=0.0))(PROMPTS)
     found = jax.jit(
         lambda lengths: fnn.generate(NET, PARAMS, PROMPTS, 10, lengths=lengths, temperature=0.0)
     )(LENGTHS)
