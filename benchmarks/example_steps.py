@@ -23,6 +23,7 @@ WITHOUT = {
     "gradients",
     "long_run",
     "optimizers",
+    "pretrained",
 }
 NAMES = sorted({path.stem for path in EXAMPLES.glob("*.py")} - WITHOUT)
 

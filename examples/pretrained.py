@@ -224,8 +224,9 @@ def write(build, params, config, tokenizer, prompt, *, temperature, key):
     for token in writing(params, np.array(tokens, np.int32), steps, key=key, **options):
         tokens.append(int(token))
         text = tokenizer.decode(tokens)
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
+        if not text.endswith("\ufffd"):  # a part of a character, which the next tokens complete
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
     print()
     return tokens
 
