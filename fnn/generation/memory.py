@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors, trees
-from fnn.core.declarations import arrays_of, zeros_of
+from fnn.core.declarations import arrays_of
 from fnn.core.layer import Layer, inputs_of
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array
@@ -202,18 +202,20 @@ def _network_reader(
             "pass segments on to its attention, or give prompts of one length without lengths",
         )
 
-    def declared(*lead):
-        x = jax.ShapeDtypeStruct((*lead, room), jnp.int32)
+    def declared(n):
+        x = jax.ShapeDtypeStruct((*rows, n, room), jnp.int32)
         return net.specs(x, segments=x)[1] if padded else net.specs(x)[1]
 
-    axes = jax.tree.map(_differing, *(arrays_of(declared(*rows, n)) for n in (2, 3)))
+    two, three = declared(2), declared(3)
+    axes = jax.tree.map(_differing, arrays_of(two), arrays_of(three))
     if all(axis < 0 for axis in jax.tree.leaves(axes)):
         raise errors.InputError(
             "a network that remembers what it has read, or a cell",
             f"{net.name} without a cache",
             "build it as for decoding: its attention with cache=, its recurrent layers as cells",
         )
-    first = _filled(declared(*rows), {} if state is None else state)
+    empty = jax.tree.map(_without, arrays_of(two), axes)
+    first = _filled(two, empty, {} if state is None else state)
 
     def apply(state, tokens, real):
         more = {"segments": real.astype(jnp.int32)} if padded and real is not None else {}
@@ -232,8 +234,8 @@ def _network_reader(
     return Reader(first, read, step, axes)
 
 
-def _filled(declared: Tree, state: Tree) -> Tree:
-    """The state with zeros for caches and carries that it lacks."""
+def _filled(declared: Tree, empty: Tree, state: Tree) -> Tree:
+    """The state with what is empty for caches and carries that it lacks."""
     if not isinstance(declared, Mapping):
         return state
     trees.check_names("state", state, declared)
@@ -241,12 +243,12 @@ def _filled(declared: Tree, state: Tree) -> Tree:
     for name, below in declared.items():
         if name in state:
             with errors.at(name):
-                found[name] = _filled(below, state[name])
+                found[name] = _filled(below, empty[name], state[name])
         elif all(getattr(p, "kind", "") in KEPT for p in jax.tree.leaves(below)):
-            found[name] = zeros_of(below)
+            found[name] = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty[name])
         elif isinstance(below, Mapping):
             with errors.at(name):
-                found[name] = _filled(below, {})
+                found[name] = _filled(below, empty[name], {})
         else:
             raise errors.ParamsError(
                 f"state with {name}", "none", "pass the trained state, as generate(..., state=...)"
@@ -261,6 +263,12 @@ def _differing(a: Any, b: Any) -> int:
     """The axis that the sizes of rows set apart; -1 for none."""
     pairs = enumerate(zip(a.shape, b.shape, strict=True))
     return next((axis for axis, (n, m) in pairs if n != m), -1)
+
+
+def _without(a: Any, axis: int) -> jax.ShapeDtypeStruct:
+    """The shape of an array without an axis; -1 leaves out none."""
+    shape = a.shape if axis < 0 else a.shape[:axis] + a.shape[axis + 1 :]
+    return jax.ShapeDtypeStruct(shape, a.dtype)
 
 
 def _in_rows(real: jax.Array, new: Tree, old: Tree, axes: Tree, sampled: bool) -> Tree:

@@ -51,7 +51,8 @@ def unroll_generate(
         (carry_t, y_t) = cell(carry_{t-1}, x_t),  x_{t+1} ~ softmax(y_t / temperature)
 
     One scan over all steps, whether their input is given or not: under `jit` it compiles once for
-    prompts of any length.
+    prompts of any length. For text, `fnn.generate` takes cells too, and has stop tokens, samples
+    and more ways to draw.
 
     - `cell`: runs in evaluation mode; `cells.serial(embed=..., rnn=cells.lstm(n), head=...)` takes
       the params of the trained `serial` of the same names. Without `next_input`, its y [..., V] are

@@ -83,10 +83,9 @@ def test_prompts_of_any_lengths_and_options_of_any_value_are_one_program():
 
 
 def test_leading_axes_are_any_and_one_prompt_is_a_row():
-    wanted = GREEDY["network"](PARAMS, PROMPTS, LENGTHS)
-    found = GREEDY["network"](PARAMS, PROMPTS.reshape(2, 2, 5), LENGTHS.reshape(2, 2))
-    np.testing.assert_array_equal(found.tokens.reshape(4, -1), wanted.tokens)
     run, wanted = GREEDY["cell"], GREEDY["cell"](CELL_PARAMS, PROMPTS, LENGTHS)
+    found = run(CELL_PARAMS, PROMPTS.reshape(2, 2, 5), LENGTHS.reshape(2, 2))
+    np.testing.assert_array_equal(found.tokens.reshape(4, -1), wanted.tokens)
     one = run(CELL_PARAMS, PROMPTS[2], LENGTHS[2])
     np.testing.assert_array_equal(one.tokens, wanted.tokens[2])
     assert run(CELL_PARAMS, PROMPTS[:0], LENGTHS[:0]).tokens.shape == (0, STEPS)
@@ -128,9 +127,8 @@ def test_the_loop_ends_when_all_rows_have():
     assert found.tokens.tolist() == [[0, 0, 1, -1, -1]] * 2 and len(ran) == 3
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_samples_are_texts_of_their_own_after_one_reading(name):
-    net, params, read = WRITERS[name]
+def test_samples_are_texts_of_their_own_after_one_reading():
+    net, params, read = WRITERS["network"]
     run = jax.jit(
         lambda temperature: fnn.generate(
             net, params, PROMPTS, 4, lengths=LENGTHS, key=KEY, samples=3,
@@ -174,22 +172,22 @@ def penalized(penalty, prompt):
 
 def test_repetition_costs():
     penalties = np.float32([1.0, 1.3, 2.0, 5.0])
-    found = GREEDY["network"](PARAMS, PROMPTS, LENGTHS, repetition_penalty=penalties)
+    found = GREEDY["cell"](CELL_PARAMS, PROMPTS, LENGTHS, repetition_penalty=penalties)
     for i, n in enumerate(LENGTHS):
         pick = penalized(np.float64(penalties[i]), PROMPTS[i, :n])
-        tokens, log_probs = written(read_all, PARAMS, PROMPTS[i, :n], STEPS, pick)
+        tokens, log_probs = written(read_cell, CELL_PARAMS, PROMPTS[i, :n], STEPS, pick)
         assert found.tokens[i].tolist() == tokens
         np.testing.assert_allclose(found.log_probs[i], log_probs, atol=1e-5)
 
 
 def test_adjusted_logits_ban_tokens():
     banned = np.arange(V) < 3
-    found = greedy(NET, adjust=lambda logits: jnp.where(banned, -jnp.inf, logits))(
-        PARAMS, PROMPTS, LENGTHS
+    found = greedy(CELL, adjust=lambda logits: jnp.where(banned, -jnp.inf, logits))(
+        CELL_PARAMS, PROMPTS, LENGTHS
     )
     for i, n in enumerate(LENGTHS):
         pick = lambda logits: np.argmax(np.where(banned, -np.inf, logits))  # noqa: E731
-        tokens, log_probs = written(read_all, PARAMS, PROMPTS[i, :n], STEPS, pick)
+        tokens, log_probs = written(read_cell, CELL_PARAMS, PROMPTS[i, :n], STEPS, pick)
         assert found.tokens[i].tolist() == tokens and min(tokens) >= 3
         np.testing.assert_allclose(found.log_probs[i], log_probs, atol=1e-5)
 
@@ -323,10 +321,9 @@ def test_an_empty_prompt_is_refused_where_it_is_known_and_gives_nothing_elsewher
 
 
 def test_low_precision_writes():
-    net = fnn.cast(NET, jnp.bfloat16)
-    found = greedy(net)(PARAMS, PROMPTS, LENGTHS)
+    found = greedy(fnn.cast(CELL, jnp.bfloat16))(CELL_PARAMS, PROMPTS, LENGTHS)
     assert (found.lengths == STEPS).all() and found.log_probs.dtype == jnp.float32
-    tokens, log_probs = written(read_all, PARAMS, PROMPTS[0], 1)
+    tokens, log_probs = written(read_cell, CELL_PARAMS, PROMPTS[0], 1)
     assert_close(found.log_probs[0, :1], np.float32(log_probs), tolerance=0.1)
 
 
@@ -355,7 +352,7 @@ def test_wide_precision_writes():
 WRONG = {  # name: what is changed, and what the error says
     "a network that remembers nothing": ({"net": WHOLE}, "transformer without a cache"),
     "no network": ({"net": None}, "a network or a cell"),
-    "a carry for a network": ({"carry": jnp.zeros(3)}, "carry for a cell alone"),
+    "a carry for a network": ({"net": NET, "carry": jnp.zeros(3)}, "carry for a cell alone"),
     "floats as tokens": ({"tokens": np.ones((4, 5), np.float32)}, "tokens of integers"),
     "tokens outside the vocabulary": ({"tokens": PROMPTS + V}, "integers in 0 ... 6"),
     "lengths of another batch": ({"lengths": LENGTHS[:3]}, "lengths of integers (4,)"),
@@ -372,14 +369,15 @@ WRONG = {  # name: what is changed, and what the error says
     "half a stop": ({"stop": 0.5}, "stop to be a token"),
     "no samples": ({"samples": 0}, "samples"),
     "adjusted to another shape": ({"adjust": lambda x: x[..., :2]}, "adjust to give logits"),
-    "a state of something else": ({"state": {"other": 1}}, "also other"),
+    "a state of something else": ({"net": NET, "state": {"other": 1}}, "also other"),
+    "a carry of something else": ({"carry": {"other": 1}}, "carry like the first one"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_inputs_of_generate(name):
     changed, text = WRONG[name]
-    given = {"net": NET, "params": PARAMS, "tokens": PROMPTS, "steps": 2, "lengths": LENGTHS}
+    given = {"net": CELL, "params": CELL_PARAMS, "tokens": PROMPTS, "steps": 2, "lengths": LENGTHS}
     error = refused(lambda: fnn.generate(**(given | {"key": KEY} | changed)))
     assert text in str(error), error
     assert error.expected and error.got and error.mend

@@ -22,9 +22,8 @@ from tests.generation.support import (
 OPTIONS = {"key": jax.random.key(3), "temperature": 0.8, "top_k": 4, "repetition_penalty": 1.2}
 
 
-@pytest.mark.parametrize("net", [NET, CELL], ids=["network", "cell"])
-def test_each_step_is_that_of_generate(net):
-    params = CELL_PARAMS if net is CELL else PARAMS
+def test_each_step_is_that_of_generate():
+    net, params = NET, PARAMS
     write = fnn.generation.stepwise(net)
     given = params, PROMPTS, 5
     wanted = jax.jit(lambda p, x, n: fnn.generate(net, p, x, 5, lengths=n, stop=[1], **OPTIONS))(
