@@ -23,6 +23,7 @@ WITHOUT = {
     "gradients",
     "long_run",
     "optimizers",
+    "pretrained",
     "quantization",
 }
 NAMES = sorted({path.stem for path in EXAMPLES.glob("*.py")} - WITHOUT)

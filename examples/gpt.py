@@ -80,20 +80,9 @@ def bits(logits, characters):
 @jax.jit
 def write(params, prompts, key):
     """Prompts [B, T], continued up to WINDOW characters."""
-    _, nothing_read = writer.init(key, prompts)
-
-    def read(state, x):
-        logits, state = writer.apply(params, state, x)
-        return state, logits[:, -1]
-
-    def step(carry, key):
-        state, logits = carry
-        drawn = jax.random.categorical(key, logits / TEMPERATURE)  # [B]
-        return read(state, drawn[:, None]), drawn
-
-    keys = jax.random.split(key, WINDOW - prompts.shape[1])
-    _, drawn = jax.lax.scan(step, read(nothing_read, prompts), keys)
-    return jnp.concatenate([prompts, drawn.T], axis=1)
+    steps = WINDOW - prompts.shape[1]
+    new = fnn.generate(writer, params, prompts, steps, key=key, temperature=TEMPERATURE).tokens
+    return jnp.concatenate([prompts, new], axis=1)
 
 
 @jax.jit
@@ -102,13 +91,12 @@ def write_without_cache(params, prompts, key):
     start = prompts.shape[1]
     text = jnp.zeros((len(prompts), WINDOW), prompts.dtype).at[:, :start].set(prompts)
 
-    def step(text, now):
-        key, t = now
+    def step(text, t):
         logits = net(params, text)[:, t - 1]  # causal: what follows t - 1 does not matter
-        return text.at[:, t].set(jax.random.categorical(key, logits / TEMPERATURE)), None
+        own = jax.random.fold_in(key, t - start)
+        return text.at[:, t].set(fnn.generation.draw(own, logits / TEMPERATURE)), None
 
-    times = jnp.arange(start, WINDOW)
-    return jax.lax.scan(step, text, (jax.random.split(key, WINDOW - start), times))[0]
+    return jax.lax.scan(step, text, jnp.arange(start, WINDOW))[0]
 
 
 def seconds(fn, *args):

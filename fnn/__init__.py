@@ -35,7 +35,6 @@ from fnn.layers.merge import merge, unmerge
 from fnn.layers.moe import moe
 from fnn.layers.norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from fnn.layers.precision import cast
-from fnn.layers.recurrent.generation import unroll_generate
 from fnn.layers.recurrent.linear import lru
 from fnn.layers.recurrent.named import bidirectional, gru, lstm, simple_rnn
 from fnn.layers.recurrent.rnn import rnn
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
         distributed,
         ensembles,
         export,
+        generation,
         log,
         losses,
         metrics,
@@ -70,34 +70,38 @@ if TYPE_CHECKING:
     )
     from fnn.checkpoint import load
     from fnn.description import build, describe, diff
+    from fnn.generation import beam_search, generate, unroll_generate
     from fnn.sharding.dry_run import dryrun
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
-    "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "build",
-    "builder", "cast", "cells", "checkpoint", "clipped", "compose", "conv", "conv_transpose",
-    "convert", "data", "dense", "depthwise_conv", "describe", "description", "diff", "distributed",
-    "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors", "export",
-    "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
-    "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "load",
-    "local_conv", "log", "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics",
-    "min_pool", "moe", "notes", "optim", "parallel", "parameter", "pixel_shuffle",
-    "pixel_unshuffle", "positional_encoding", "prelu", "prune", "quantize", "relative_bias",
-    "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn", "search",
-    "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
+    "analysis", "attention", "avg_pool", "batch_norm", "beam_search", "bidirectional", "bilinear",
+    "build", "builder", "cast", "cells", "checkpoint", "clipped", "compose", "conv",
+    "conv_transpose", "convert", "data", "dense", "depthwise_conv", "describe", "description",
+    "diff", "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles",
+    "errors", "export", "flatten", "forget", "frozen", "gaussian_noise", "generate", "generation",
+    "global_avg_pool", "global_max_pool", "group_norm", "gru", "initializers", "instance_norm",
+    "layer_norm", "leaf", "load", "local_conv", "log", "lora", "losses", "lp_pool", "lru", "lstm",
+    "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim", "parallel", "parameter",
+    "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu", "prune", "quantize",
+    "relative_bias", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn",
+    "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
     "spectral_norm", "stored", "sum_pool", "swap", "tap", "testing", "train", "transformer_block",
     "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 
 
 _FUNCTIONS = {  # of wings, by the module that has them
+    "beam_search": "fnn.generation",
     "build": "fnn.description",
     "describe": "fnn.description",
     "diff": "fnn.description",
     "dryrun": "fnn.sharding.dry_run",
+    "generate": "fnn.generation",
     "load": "fnn.checkpoint",
+    "unroll_generate": "fnn.generation",
 }
 
 

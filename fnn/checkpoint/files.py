@@ -28,18 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.checkpoint.leaves import Path, as_bytes, is_value, joined
-from fnn.core import errors
+from fnn.core import errors, safetensors
 from fnn.core.durable import write_all
 from fnn.core.errors import CheckpointError
 
 VERSION = 1
 MANIFEST = "manifest.json"
 PIECE = 1 << 24  # bytes written at a time
-CODES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32",
-    "int32": "I32", "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16",
-    "float32": "F32", "float64": "F64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -70,7 +65,7 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
     parts, header, slices, at = list(parts), {}, [], 0
     for i, part in enumerate(parts):
         data, dtype, shape = as_bytes(part.array), part.array.dtype.name, list(part.array.shape)
-        code = CODES.get(dtype)  # other dtypes are raw bytes to other readers
+        code = safetensors.CODES.get(dtype)  # other dtypes are raw bytes to other readers
         name = joined(part.path)
         header[name if name not in header else f"{name}#{i}"] = {
             "dtype": code or "U8",
@@ -79,9 +74,7 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
         }
         slices.append({"start": part.start, "shape": shape, "bytes": [at, at + data.size]})
         at += data.size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
+    head = safetensors.head(header)
     with open(file, "wb", buffering=0) as out:
         write_all(out, head)
         for part, said in zip(parts, slices, strict=True):

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from fnn.checkpoint.files import open_arrays, read_manifest, url_of
-from fnn.checkpoint.leaves import HOST, Entry, Path, Place, dtype_of, empty, from_bytes, joined
+from fnn.checkpoint.leaves import HOST, Entry, Path, Place, dtype_of, from_bytes, joined
 from fnn.core.errors import CheckpointError
+from fnn.core.shapes import empty
 
 PIECE = 1 << 20  # bytes read at a time
 BYTE = np.dtype(np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final, Literal, TypeAlias
 
 import jax
@@ -104,14 +104,6 @@ def nbytes_of(entry: Entry) -> int:
 def as_bytes(array: np.ndarray) -> np.ndarray:
     """The bytes of an array that is in C order; no copy."""
     return array.reshape(-1).view(np.uint8)
-
-
-def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An array that begins where JAX can take it without a copy: at a multiple of 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    skipped = -memory.ctypes.data % 64
-    return memory[skipped : skipped + size].view(dtype).reshape(shape)
 
 
 def from_bytes(data: np.ndarray, entry: Entry, shape: list[int]) -> np.ndarray:

@@ -26,6 +26,8 @@ Each layer inside `fnn.repeat` and `fnn.ensemble` counts as a layer of its own, 
 blocks/1/norm1 ..., like those of a list elsewhere. If q, k and v are one array in PyTorch
 (in_proj_weight of MultiheadAttention, c_attn, qkv), their names are in_proj.q, .k and .v.
 
+`read_safetensors` gives the arrays of such a file, of any size, for `from_torch`.
+
 An array that is missing, left over, or of another shape or dtype is an error that names it on both
 sides. Each framework is a table at the end of its file.
 """
@@ -33,9 +35,10 @@ sides. Each framework is a table at the end of its file.
 from fnn.convert.flax import from_flax, from_nnx, to_flax, to_nnx
 from fnn.convert.haiku import from_haiku, to_haiku
 from fnn.convert.keras import from_keras, to_keras
+from fnn.convert.safetensors import read_safetensors, write_safetensors
 from fnn.convert.torch import from_torch, to_torch
 
 __all__ = [
-    "from_flax", "from_haiku", "from_keras", "from_nnx", "from_torch", "to_flax", "to_haiku",
-    "to_keras", "to_nnx", "to_torch",
+    "from_flax", "from_haiku", "from_keras", "from_nnx", "from_torch", "read_safetensors",
+    "to_flax", "to_haiku", "to_keras", "to_nnx", "to_torch", "write_safetensors",
 ]  # fmt: skip

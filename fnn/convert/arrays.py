@@ -11,7 +11,7 @@ from fnn import tree
 from fnn.convert.pairs import named, pairs
 from fnn.convert.table import Framework, Groups, Leaf, Names, Part
 from fnn.core import errors, trees
-from fnn.core.shapes import native
+from fnn.core.shapes import empty, native
 from fnn.core.types import Tree
 
 
@@ -31,13 +31,15 @@ def load(
             _check_entries(framework, part, name, group)
             for leaf in part.leaves:
                 array = _read(framework.join(name, leaf.entry), group[leaf.entry], leaf)
-                whole = np.empty(leaf.stack + leaf.array.shape, array.dtype)
+                whole = empty(leaf.stack + leaf.array.shape, array.dtype)
                 flat[leaf.collection].setdefault(leaf.path, whole)[leaf.member] = leaf.ours(array)
-    params, state = (
-        tree.from_paths({path: jnp.array(array) for path, array in flat[collection].items()})
-        for collection in ("params", "state")
-    )
+    params, state = (tree.from_paths(_taken(flat[of])) for of in ("params", "state"))
     return params, state
+
+
+def _taken(flat: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The arrays as JAX's, which takes them as they are where it can, or one after another."""
+    return {path: jax.device_put(flat.pop(path)) for path in list(flat)}
 
 
 def store(

@@ -1,4 +1,4 @@
-"""Generation: a cell whose outputs are its next inputs."""
+"""A cell run on its own outputs, which are its next inputs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +14,8 @@ from fnn.core.layer import Layer
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array, struct
 from fnn.core.types import Dtype, Key, Scalar, Tree
+from fnn.generation.memory import checked_state
+from fnn.generation.samplers import Settings, choose
 from fnn.layers.frozen import held_in, joined
 from fnn.layers.lifted import fold
 from fnn.layers.recurrent.cells.cell import check_carry
@@ -49,7 +51,8 @@ def unroll_generate(
         (carry_t, y_t) = cell(carry_{t-1}, x_t),  x_{t+1} ~ softmax(y_t / temperature)
 
     One scan over all steps, whether their input is given or not: under `jit` it compiles once for
-    prompts of any length.
+    prompts of any length. For text, `fnn.generate` takes cells too, and has stop tokens, samples
+    and more ways to draw.
 
     - `cell`: runs in evaluation mode; `cells.serial(embed=..., rnn=cells.lstm(n), head=...)` takes
       the params of the trained `serial` of the same names. Without `next_input`, its y [..., V] are
@@ -91,17 +94,15 @@ def unroll_generate(
     checks.number("temperature", temperature, 0.0, float("inf"), open_high=True)
     draw = next_input
     if draw is None:
-        greedy = isinstance(temperature, (int, float)) and temperature == 0
-        if not greedy:
+        settings = Settings(temperature, top_k)
+        if not settings.greedy:
             checks.need_key(key)
-        draw = _most_likely(x.dtype) if greedy else _sampler(temperature, top_k, x.dtype)
+        draw = partial(_next, settings, x.dtype)
     else:
         checks.function("next_input", draw, "(key, y)")
     if key is not None:
         checks.key(key)
-    if state is None:
-        _check_stateless(cell, time.one)
-        state = {}
+    state = checked_state(cell, time.one, state, "unroll_generate")
     first = first_carry(joined(params, held_in(state)), time.one)
     if carry is not None:
         check_carry(carry, first)
@@ -142,43 +143,9 @@ def _time(x: Any, given: Any, lengths: Any) -> TimeAxis:
     return time_of(x, given, None, lengths, x.ndim - steps - 1, called="given")
 
 
-def _check_stateless(cell: Layer, x: jax.ShapeDtypeStruct) -> None:
-    declared = cell.specs(None, x)[1]
-    if declared:
-        raise errors.ParamsError(
-            f"a state with {errors.names(declared)}, which this cell has",
-            "state=None",
-            "pass it, as unroll_generate(..., state=state)",
-        )
-
-
-def _sampler(
-    temperature: Scalar, top_k: int | None, dtype: Dtype
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """(key, logits [..., V]) -> the number of one of them [...]."""
-
-    def draw(key, logits):
-        most = _most_likely(dtype)(key, logits)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        if top_k is not None and top_k > logits.shape[-1]:
-            raise errors.OptionError(
-                f"top_k of at most the {logits.shape[-1]} logits", f"{top_k}", "make it smaller"
-            )
-        likely, numbers = (logits, None) if top_k is None else jax.lax.top_k(logits, top_k)
-        heat = jnp.asarray(temperature, logits.dtype)
-        likely = likely / jnp.where(heat > 0, heat, 1)
-        # The default mode never draws what is e^16 times less likely than the first, though
-        # together the rare words of a vocabulary have a share.
-        drawn = jax.random.categorical(key, likely, mode="high")
-        if numbers is not None:
-            drawn = jnp.take_along_axis(numbers, drawn[..., None], axis=-1)[..., 0]
-        return jnp.where(heat > 0, drawn.astype(dtype), most)
-
-    return draw
-
-
-def _most_likely(dtype: Dtype) -> Callable[[Any, jax.Array], jax.Array]:
-    return lambda key, logits: jnp.argmax(logits, axis=-1).astype(dtype)
+def _next(settings: Settings, dtype: Dtype, key: Key | None, logits: jax.Array) -> jax.Array:
+    """The number of one of the logits [..., V], as the next input [...]."""
+    return choose(key, logits, settings).astype(dtype)
 
 
 def _check_drawn(drawn: Any, x: jax.Array) -> None:
