@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fnn.checkpoint.folder import newest_of
-from fnn.checkpoint.leaves import Path
+from fnn.checkpoint.leaves import Path, separate
 from fnn.checkpoint.restore import opened, restore
 from fnn.core import errors
 from fnn.core.errors import CheckpointError
@@ -67,7 +67,9 @@ def load(path: str | os.PathLike, *, allow: Sequence[str] = ()) -> Loaded:
     net = build(said["description"], allow=allow)
     at = _place_of_params(saved.entries)
     params = restore(path, at=f"{at}params") if at is not None else restore(path)
-    state = restore(path, at=f"{at}state") if at is not None else {}
+    of_state = () if at is None else separate(f"{at}state")
+    some = at is not None and any(names[: len(of_state)] == of_state for names in saved.entries)
+    state = restore(path, at=f"{at}state") if some else {}  # of none no leaf is saved
     return Loaded(net, natives(params, "params"), natives(state, "state"))
 
 

@@ -42,6 +42,14 @@ def test_a_run_is_loaded_without_its_script(tmp_path):
     assert not np.array_equal(older.params["dense1"]["kernel"], params["dense1"]["kernel"])
 
 
+def test_a_network_without_state_is_loaded_from_a_run(tmp_path):
+    plain = fnn.dense(2)
+    ts = trained(tmp_path, plain, every=1)
+    _, params, state = fnn.load(tmp_path)
+    np.testing.assert_array_equal(params["kernel"], ts.params["kernel"])
+    assert state == {}
+
+
 @pytest.mark.parametrize("tree", ["params", "both", "train_state"])
 def test_every_form_of_a_checkpoint_is_loaded(tmp_path, tree):
     ts = fnn.train.init(NET, TX, jax.random.key(0), X)
