@@ -1,0 +1,156 @@
+"""The application: a network behind paths."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import pathlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from fnn.core import checks, errors
+from fnn.serve.batcher import Batcher
+from fnn.serve.bodies import Reader
+from fnn.serve.endpoints import Counted, Get, Predict
+from fnn.serve.interface import interface
+from fnn.serve.messages import JSON
+from fnn.serve.monitoring import Monitor
+from fnn.serve.watching import Watch
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from fnn.export import Artifact
+
+PAGE = pathlib.Path(__file__).with_name("page.html")
+TEXT = "text/plain; charset=utf-8"
+
+
+@errors.named
+def app(
+    artifact: Artifact,
+    *,
+    max_batch: int = 64,
+    queue: int = 256,
+    max_bytes: int | None = None,
+    timeout: float = 30.0,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> Starlette:
+    """An application that answers for a network, for any server that speaks ASGI.
+
+        POST /predict    {"x": [...]} -> {"y": [...]}, or one npy file for another
+        GET /            a page to try it on
+        GET /manifest    what goes in and comes out
+        GET /health      200 while the process lives
+        GET /ready       200 while requests are taken, else 503
+        GET /metrics     for Prometheus
+
+    Inputs are a batch, or one example without the axis of examples, whose answer has none either.
+    What waits is run together, in batches of powers of two, all of which are compiled before this
+    returns. A request that does not fit the manifest is refused by 422 with what was expected, one
+    that is no JSON or npy by 400, one too large by 413, too slow by 408, one too many by 503.
+
+    - `artifact`: what `fnn.export.load` returns.
+    - `max_batch`: examples in a batch and in a request, unless the artifact has a fixed number.
+    - `queue`: requests that may wait.
+    - `max_bytes`: of a body; by default what `max_batch` examples take as JSON.
+    - `timeout`: seconds within which the body of a request must come.
+    - `sizes`: by name, what other named sizes of inputs may be, such as {"time": (32, 64)}.
+
+    By rounding, an answer may depend on the batch that its request is in. Numbers that are not
+    finite are null in JSON. The lifespan of the application, if the server runs it, ends with all
+    answered and the thread that ran the network gone.
+
+    Raises ImportError without the extra `serve`; ShapeError or OptionError for an artifact whose
+    examples do not lie along one axis, or has other named sizes than `sizes`.
+
+    >>> import fnn, tempfile
+    >>> net, path = fnn.dense(3), tempfile.mkdtemp() + "/dense"
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> fnn.export.save(path, net, params, state, ("batch", 4))
+    >>> served = app(fnn.export.load(path), max_batch=2)
+    >>> [route.path for route in served.routes][:2]
+    ['/predict', '/']
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+    except ImportError:
+        raise ImportError("fnn.serve needs starlette: pip install 'fnn[serve]'") from None
+    checks.positive("timeout", timeout)
+    manifest = artifact.manifest
+    form = interface(manifest["programs"]["apply"], max_batch, sizes)
+    limit = form.most_bytes() if max_bytes is None else checks.count("max_bytes", max_bytes)
+    for xs in form.zeros():
+        jax.block_until_ready(artifact(*xs))
+
+    def program(*xs: np.ndarray) -> list[np.ndarray]:
+        start = time.perf_counter()
+        ys = [np.asarray(y) for y in jax.tree.leaves(artifact(*xs))]
+        monitor.batch_rows.observe(len(xs[0]))
+        monitor.batch_seconds.observe(time.perf_counter() - start)
+        return ys
+
+    batcher = Batcher(program, sizes=form.rows, queue=queue, axes=form.axes)
+    statistics = manifest.get("statistics")
+    watch = Watch(statistics, form.inputs) if statistics else None
+    monitor = Monitor(form.rows, lambda: len(batcher), watch)
+
+    async def ready() -> tuple[int, bytes]:
+        return (503, b"closing\n") if batcher.closed else (200, b"ready\n")
+
+    async def metrics() -> tuple[int, bytes]:
+        return 200, await asyncio.to_thread(monitor.page)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_):
+        yield
+        await batcher.close()
+
+    page, policy = page_and_policy()
+    told = {name: manifest.get(name) for name in ("labels", "network")}
+    told |= {name: manifest["programs"]["apply"][name] for name in ("inputs", "outputs")}
+    told |= {"rows": form.rows, "sizes": form.sizes, "max_bytes": limit}
+    told["ranges"] = {name: _range(said) for name, said in (statistics or {}).items()}
+    predict = Predict(form, batcher, Reader(limit, timeout), monitor)
+    gets = [
+        Get("/", page, "text/html; charset=utf-8", **{"content-security-policy": policy}),
+        Get("/manifest", json.dumps(told).encode(), JSON),
+        Get("/health", b"alive\n", TEXT),
+        Get("/ready", ready, TEXT),
+        Get("/metrics", metrics, monitor.kind),
+    ]
+    routes = [Route(predict.path, predict, methods=["POST"])]
+    routes += [Route(get.path, get, methods=["GET"]) for get in gets]
+    served = Starlette(routes=routes, lifespan=lifespan)
+    served.add_middleware(Counted, monitor=monitor)
+    return served
+
+
+def _range(said: Mapping[str, Any]) -> tuple[float, float]:
+    return float(np.min(said["min"])), float(np.max(said["max"]))
+
+
+def page_and_policy() -> tuple[bytes, str]:
+    """The page, and the header that lets only its own script and style run."""
+    text = PAGE.read_text(encoding="utf-8")
+
+    def hashes(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        sums = [hashlib.sha256(part.encode()).digest() for part in parts]
+        return " ".join(f"'sha256-{base64.b64encode(s).decode()}'" for s in sums)
+
+    policy = (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return text.encode(), policy
