@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         artifact = load(options.pop("artifact"))
         listen(artifact, **options | {"sizes": dict(options["sizes"])})
-    except FnnError as error:
+    except (FnnError, OSError) as error:
         print(f"python -m fnn.serve: {error}", file=sys.stderr)
         return 2
     return 0

@@ -48,8 +48,8 @@ def decode(
         values = from_json(body, forms)
         xs = [array(values[form.name], form) for form in forms]
     alone = all(x.ndim == len(form.shape) - 1 for x, form in zip(xs, forms, strict=True))
-    xs = tuple(np.ascontiguousarray(x[None] if alone else x) for x in xs)
-    check_shapes(xs, interface)
+    xs = tuple(np.asarray(x[None] if alone else x, order="C") for x in xs)
+    check_shapes(xs, interface, alone)
     for x, form in zip(xs, forms, strict=True):
         if form.dtype.kind not in "iub" and not np.isfinite(x).all():
             raise Refused(422, f"{form.name}: expected finite numbers of {form.dtype}, got others")
@@ -116,7 +116,7 @@ def array(value: Any, form: Form) -> np.ndarray:
         raise Refused(422, f"{form.name}: expected {form}, got a number out of range") from None
 
 
-def check_shapes(xs: Sequence[np.ndarray], interface: Interface) -> None:
+def check_shapes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) -> None:
     """Shapes as in the interface, with equal names for equal sizes, and a batch that fits."""
     at: dict[str, int] = {}
     for x, form in zip(xs, interface.inputs, strict=True):
@@ -127,7 +127,9 @@ def check_shapes(xs: Sequence[np.ndarray], interface: Interface) -> None:
         names = zip(form.shape[1:], x.shape[1:], strict=False)
         if not fits or any(at.setdefault(d, n) != n for d, n in names if isinstance(d, str)):
             free = "".join(f", {name} of {sizes}" for name, sizes in interface.sizes.items())
-            raise Refused(422, f"{form.name}: expected {form}{free}, got shape {list(x.shape)}")
+            raise Refused(
+                422, f"{form.name}: expected {form}{free}, got shape {list(x.shape[alone:])}"
+            )
     rows = {len(x) for x in xs}
     most = interface.rows[-1]
     if len(rows) != 1 or not 1 <= min(rows) <= most:

@@ -1,11 +1,9 @@
-"""Uvicorn as it is used here: with time limits for the headers of requests, and its own address."""
+"""Uvicorn's HTTP, with a time limit for the headers of requests as well."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 
-import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
@@ -43,17 +41,3 @@ class Protocol(H11Protocol):
         if self.waiting is not None:
             self.waiting.cancel()
             self.waiting = None
-
-
-class Server(uvicorn.Server):
-    """A server that knows its address once it listens."""
-
-    address = ""
-    told = False  # whether to print it
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        host, port, *_ = self.servers[0].sockets[0].getsockname()
-        self.address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        if self.told:
-            print(f"serving at {self.address}", flush=True)

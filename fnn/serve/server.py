@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from fnn.serve.application import app
 from fnn.serve.bodies import LINGER
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from fnn.export import Artifact
 
 CONNECTIONS = 1000  # above, requests are answered by 503
@@ -32,21 +34,21 @@ def listen(
     - `host`, `port`: where to listen; port 0 is any that is free.
     - `options`: those of `fnn.serve.app`.
 
-    Raises what `fnn.serve.app` raises, and SystemExit if it cannot listen there.
+    Raises what `fnn.serve.app` raises, and OSError if it cannot listen there.
 
     >>> import fnn
     >>> fnn.serve.listen(fnn.export.load("artifacts/digits"), port=8000)  # doctest: +SKIP
     serving at http://127.0.0.1:8000
     """
-    server = _server(artifact, host, port, options)
-    server.told = True
+    server, listener = _server(artifact, host, port, options)
 
     def leave(*_):  # uvicorn passes the signal on once it has ended, and that would kill
         sys.exit(0)
 
     before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run()
+        print(f"serving at {_address(listener)}", flush=True)
+        server.run([listener])
     except SystemExit as exit:
         if exit.code:
             raise
@@ -73,32 +75,29 @@ def running(
     ...     print(json.load(urllib.request.urlopen(request)))
     {'y': [0.0, 0.0, 0.0]}
     """
-    server = _server(artifact, host, port, options)
-    thread = threading.Thread(target=server.run, name="fnn-serve-http", daemon=True)
+    server, listener = _server(artifact, host, port, options)
+    thread = threading.Thread(target=server.run, args=([listener],), name="fnn-serve-http")
     thread.start()
     try:
-        while not server.address:
-            if not thread.is_alive():
-                raise OSError(f"cannot listen on {host}:{port}")
-            time.sleep(0.005)
-        yield server.address
+        yield _address(listener)
     finally:
         server.should_exit = True
         thread.join()
 
 
-def _server(artifact: Artifact, host: str, port: int, options: dict[str, Any]) -> Any:
+def _server(
+    artifact: Artifact, host: str, port: int, options: dict[str, Any]
+) -> tuple[uvicorn.Server, socket.socket]:
+    """A server, and the socket on which it is to listen."""
     try:
-        from uvicorn import Config
+        from uvicorn import Config, Server
 
-        from fnn.serve.protocol import Protocol, Server
+        from fnn.serve.protocol import Protocol
     except ImportError:
         raise ImportError("fnn.serve needs uvicorn: pip install 'fnn[serve]'") from None
     timeout = options.get("timeout", 30.0)
     config = Config(
         app(artifact, **options),
-        host=host,
-        port=port,
         http=Protocol,
         ws="none",
         access_log=False,
@@ -108,4 +107,10 @@ def _server(artifact: Artifact, host: str, port: int, options: dict[str, Any]) -
         timeout_keep_alive=math.ceil(timeout),
         timeout_graceful_shutdown=math.ceil(timeout + LINGER) + 1,
     )
-    return Server(config)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return Server(config), socket.create_server((host, port), family=family, backlog=config.backlog)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port, *_ = listener.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

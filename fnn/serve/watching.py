@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from fnn.metrics.drift import drift
+from fnn.metrics.drift import population_stability_index
 from fnn.serve.interface import Form
 
 WINDOW = 1000  # examples
@@ -41,7 +41,6 @@ class Watch:
         self.inputs = inputs
         self.rows = 0
         self._kept: deque[tuple[np.ndarray, ...]] = deque()
-        self.drift()  # compiles
 
     def add(self, xs: Sequence[np.ndarray]) -> None:
         """Keep the inputs of a request, and forget the oldest."""
@@ -62,22 +61,22 @@ class Watch:
 
 def compared(said: Mapping[str, Any], parts: Sequence[np.ndarray]) -> Found:
     """Values of an input against their statistics at training."""
-    edges, counts = (np.asarray(said["histogram"][key]) for key in ("edges", "counts"))
+    edges, counts = (np.asarray(said["histogram"][key], np.float32) for key in ("edges", "counts"))
     features = edges.shape[:-1]
-    flat = [np.asarray(part, np.float32).reshape(-1, *features) for part in parts]
-    values = np.concatenate(flat) if flat else np.zeros((0, *features), np.float32)
-    most = VALUES
-    while most >= 2 * len(values) and most > 1024:
-        most //= 2  # few sizes, so that few programs are compiled
-    values = values[:: -(-len(values) // most) or 1]
-    mask = np.arange(most) < len(values)
-    padded = np.zeros((most, *features), np.float32)
-    padded[: len(values)] = values
-    metric = drift({"edges": edges, "counts": counts})
-    with jax.numpy_dtype_promotion("standard"):
-        psi = metric.compute(metric.update(metric.init(), padded, None, mask))
-    std = np.asarray(said["std"])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = values.mean(0, dtype=np.float64) if len(values) else np.full(features, np.nan)
-        shift = abs(mean - np.asarray(said["mean"])) / std
-    return Found(*(np.ravel(np.asarray(a))[:FEATURES] for a in (psi, shift)))
+    flat = [np.asarray(part, np.float32).reshape(-1, math.prod(features)) for part in parts]
+    values = np.concatenate(flat or [np.zeros((0, math.prod(features)), np.float32)])
+    values = values[:: len(values) // VALUES + 1, :FEATURES]
+    then = counts.reshape(-1, counts.shape[-1])[:FEATURES]
+    pairs = zip(edges.reshape(-1, edges.shape[-1]), values.T, strict=False)
+    now = np.array([counted(*pair) for pair in pairs], np.float32)
+    psi = np.asarray(population_stability_index(then, now, None))
+    mean, std = (np.ravel(said[name])[:FEATURES] for name in ("mean", "std"))
+    with np.errstate(invalid="ignore", divide="ignore"):  # nothing known yet, or no deviation
+        recent = values.sum(0, dtype=np.float64) / len(values)
+        return Found(psi, abs(recent - mean) / std)
+
+
+def counted(edges: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How many values are in each bin of a feature, as `fnn.metrics.histogram` divides them."""
+    below, up_to = (np.searchsorted(edges, x, side) for side in ("left", "right"))
+    return np.bincount(below + (up_to - below > 1), minlength=len(edges) + 2)
