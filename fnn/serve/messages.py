@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Sequence
@@ -58,19 +59,15 @@ def decode(
 
 def from_npy(body: bytes | bytearray, form: Form) -> np.ndarray:
     """The array in a file of NumPy's, of which the header is read first and the data not copied."""
-    file = io.BytesIO(body[:HEADER])
+    start, size = (10, 2) if body[6:7] == b"\x01" else (12, 4)
+    start += int.from_bytes(body[8 : 8 + size], "little")
     try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, by_columns, dtype = read(file)
+        shape, by_columns, dtype = header(bytes(body[: min(start, HEADER)]))
     except Exception as error:  # NumPy raises many types for what is damaged
         raise Refused(400, "expected a npy file, version 1 or 2") from error
     if dtype != wire_dtype(form):
         raise Refused(422, f"{form.name}: expected {wire_dtype(form)}, got {dtype}")
-    data = memoryview(body)[file.tell() :]
+    data = memoryview(body)[start:]
     size = 1
     for n in shape:
         size *= n
@@ -80,6 +77,17 @@ def from_npy(body: bytes | bytearray, form: Form) -> np.ndarray:
     flat = np.frombuffer(data, dtype)
     x = flat.reshape(shape[::-1]).T if by_columns else flat.reshape(shape)
     return x.astype(form.dtype, copy=False)
+
+
+@functools.lru_cache(maxsize=64)  # most requests have the same, and NumPy takes long to read it
+def header(top: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The shape, whether columns come first, and the dtype in the header of a npy file."""
+    file = io.BytesIO(top)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    return read(file)
 
 
 def from_json(body: bytes | bytearray, forms: Sequence[Form]) -> dict[str, Any]:

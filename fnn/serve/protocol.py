@@ -1,19 +1,22 @@
-"""Uvicorn's HTTP, with a time limit for the headers of requests as well."""
+"""Uvicorn's HTTP, with limits for the headers of requests as well."""
 
 from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADERS = 1 << 16  # bytes
 
 
-class Protocol(H11Protocol):
-    """HTTP by h11, whose headers are bounded; a connection must send them in time.
+class Protocol(HttpToolsProtocol):
+    """A connection whose headers must come in time, and be no longer than HEADERS.
 
     Uvicorn limits the time between requests, but not that of headers which come byte by byte.
     """
 
     waiting: asyncio.TimerHandle | None = None
+    early = 0  # bytes since the last request, or the start
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -23,12 +26,12 @@ class Protocol(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
-        elif self.waiting is None:
+            return
+        self.early += len(data)
+        if self.early > HEADERS:
+            self.transport.close()
+        if self.waiting is None:
             self._wait()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
@@ -38,6 +41,7 @@ class Protocol(H11Protocol):
         self.waiting = self.loop.call_later(self.config.timeout_keep_alive, self.transport.close)
 
     def _stop(self) -> None:
+        self.early = 0
         if self.waiting is not None:
             self.waiting.cancel()
             self.waiting = None
