@@ -64,7 +64,7 @@ def graph_conv(features):
         h = f.dense(h)
         for _ in range(HOPS):
             messages = edges["weight"][:, None] * h[edges["from"]]  # [E, features]
-            h = jax.ops.segment_sum(messages, edges["to"], num_segments=len(h))
+            h = jax.ops.segment_sum(messages, edges["to"], num_segments=h.shape[0])
         return h
 
     return graph_conv

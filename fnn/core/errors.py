@@ -18,6 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.core
 
+IN_LAYER = "in the fnn layer "
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -94,7 +96,7 @@ def locate(error: BaseException, name: str) -> None:
     if isinstance(error, FnnError):
         error.path = f"{name}/{error.path}" if error.path else name
         return
-    prefix = "in the fnn layer "  # an error of another library: the path goes into a note
+    prefix = IN_LAYER  # an error of another library: the path goes into a note
     notes = getattr(error, "__notes__", [])
     ours = [note for note in notes if note.startswith(prefix)]
     for note in ours:

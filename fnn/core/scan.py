@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from fnn.core.types import Tree
 
@@ -34,6 +35,8 @@ def scan(
         y = jax.eval_shape(step, carry, first)[1]
         return carry, jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), y)
     scan = partial(jax.lax.scan, step, reverse=reverse, unroll=unroll)
+    if is_symbolic_dim(length):  # of an exported program, which has no backward pass
+        return scan(carry, xs)
     if checkpoint_every is None:
         return scan(carry, xs, length)
     chunk = jax.checkpoint(scan)

@@ -129,7 +129,8 @@ def load(path: str | os.PathLike) -> Artifact:
     }
     for file in manifest["files"]:
         read_file(folder, file, manifest["files"][file])
-    return Artifact(folder, manifest, *trees.values(), programs["apply"], steps, fitted)
+    params, state, apply = trees["params"], trees["state"], programs["apply"]
+    return Artifact(folder, manifest, params, state, apply, steps, fitted)
 
 
 def _program(folder: pathlib.Path, name: str, said: dict, given: tuple) -> Program:

@@ -79,10 +79,9 @@ def _check(manifest: dict) -> None:
         _claim(all(type(p) is str for p in said["platforms"]) and bool(said["platforms"]))
         _claim(said["role"] in ("apply", "step", "first"))
         for kind in ("inputs", "outputs", *["carry"] * (said["role"] == "step")):
-            _claim(isinstance(said[kind], list))
-            for array in said[kind]:
+            for array in _list(said[kind]):
                 _claim(type(array["name"]) is str)
-                jnp.dtype(_text(array["dtype"]))
+                _dtype(array["dtype"])
                 _claim(all(type(d) is str or _whole(d) for d in _list(array["shape"])))
         if said["role"] == "step":
             _claim(manifest["programs"][said["first"]]["role"] == "first")
@@ -90,22 +89,39 @@ def _check(manifest: dict) -> None:
         _claim(name in (PARAMS, LOADER))
         _check_file(said)
     _claim((PARAMS in manifest["files"]) == bool(manifest["arrays"]))
+    end = 0
     for entry in _list(manifest["arrays"]):
         path, shape, (low, high) = entry["path"], _list(entry["shape"]), entry["bytes"]
-        _claim(all(type(name) is str for name in _list(path)) and len(path) <= 256)
-        _claim(len(path) > 1 and path[0] in ("params", "state") or False)
+        _claim(all(type(name) is str for name in _list(path)) and 1 < len(path) <= 256)
+        _claim(path[0] in ("params", "state"))
         _claim(len(shape) <= 32 and _whole(*shape, low, high, entry["crc32"]))
-        size = math.prod(shape) * jnp.dtype(_text(entry["dtype"])).itemsize
-        _claim(high - low == size and high <= manifest["files"][PARAMS]["size"])
+        size = math.prod(shape) * _dtype(entry["dtype"]).itemsize
+        _claim(low == end and high - low == size)  # many arrays of the same bytes fill the memory
+        end = high
+    _claim(not end or end <= manifest["files"][PARAMS]["size"])
+    _check_statistics(manifest["statistics"], manifest["programs"]["apply"]["inputs"])
 
 
 def _check_file(said: dict) -> None:
     _claim(_whole(said["size"]) and type(said["sha256"]) is str)
 
 
-def _text(x: Any) -> str:
-    _claim(type(x) is str)
-    return x
+def _check_statistics(statistics: Any, inputs: list) -> None:
+    names = {said["name"] for said in inputs}
+    for name, said in ({} if statistics is None else statistics).items():
+        _claim(name in names and said["axis"] in (-1, None) and _whole(said["count"]))
+        found = [said[of] for of in ("mean", "std", "min", "max")]
+        found += [said["histogram"][of] for of in ("edges", "counts")]
+        for values in found:
+            _claim(np.array(values).dtype.kind in "if")  # neither ragged nor anything but numbers
+
+
+def _dtype(name: Any) -> np.dtype:
+    """A dtype by its own name, of numbers or booleans: others would be read as addresses."""
+    dtype = jnp.dtype(name) if type(name) is str else None
+    number = dtype is not None and (dtype == bool or jnp.issubdtype(dtype, jnp.number))
+    _claim(number and dtype.name == name)
+    return dtype  # type: ignore[return-value]
 
 
 def _list(x: Any) -> list:

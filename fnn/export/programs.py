@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.export
 
 from fnn.core import errors
+from fnn.core.errors import IN_LAYER
 from fnn.core.layer import Layer, inputs_of
 from fnn.core.types import Tree
 from fnn.export.shapes import described
@@ -32,7 +34,8 @@ def apply_program(
     def apply(params, state, *xs):
         return net.apply(decode(params), state, *xs)[0]
 
-    y = jax.eval_shape(bound(apply, args), *_given(args), *xs)
+    with any_sizes():
+        y = jax.eval_shape(bound(apply, args), *_given(args), *xs)
     data = _exported(bound(apply, args), (*_given(args), *xs), platforms)
     said = {"role": "apply", "inputs": described(names_of(net, len(xs)), xs)}
     return Program(data, said | {"outputs": described(["y"], [y])})
@@ -61,8 +64,9 @@ def step_programs(
         return carry, y
 
     given = _given(args)
-    carry = jax.eval_shape(bound(first, args), *given, *xs)
-    out = jax.eval_shape(bound(step, args), *given, carry, *xs)
+    with any_sizes():
+        carry = jax.eval_shape(bound(first, args), *given, *xs)
+        out = jax.eval_shape(bound(step, args), *given, carry, *xs)
     if jax.tree.map(_form, out[0]) != jax.tree.map(_form, carry):
         raise errors.InputError(
             f"a step {name} that keeps the shapes of its carry, {errors.show(carry)}",
@@ -127,15 +131,27 @@ def _first_state(net: Layer, state: Tree, xs: tuple) -> Tree:
     return jax.tree_util.tree_map_with_path(leaf, net.specs(*xs)[1])
 
 
-def _exported(fn: Callable, args: tuple, platforms: Sequence[str]) -> bytes:
+@contextlib.contextmanager
+def any_sizes() -> Iterator[None]:
+    """Say what mends a network that compares a named size, or takes it for a number."""
     try:
-        exported = jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*args)
+        yield
     except Exception as error:
-        if type(error).__name__ != "InconclusiveDimensionOperation":
+        if "InconclusiveDimensionOperation" not in type(error).__name__ and "_DimExpr" not in str(
+            error
+        ):
             raise
-        got = f"one that must know more: {str(error).splitlines()[0]}"
-        mend = 'pass a number for that size, or constraints=["time >= 2"]'
-        raise errors.InputError("a network that takes any sizes", got, mend) from error
+        got = f"one that must know them: {str(error).splitlines()[0]}"
+        mend = 'pass a number for that size, or constraints=["time <= 128"]'
+        wrong = errors.InputError("a network that takes inputs of any named sizes", got, mend)
+        notes = [note for note in getattr(error, "__notes__", []) if note.startswith(IN_LAYER)]
+        wrong.path = notes[-1].removeprefix(IN_LAYER) if notes else ""
+        raise wrong from error
+
+
+def _exported(fn: Callable, args: tuple, platforms: Sequence[str]) -> bytes:
+    with any_sizes():
+        exported = jax.export.export(jax.jit(fn), platforms=tuple(platforms))(*args)
     try:
         return bytes(exported.serialize())
     except ImportError as error:

@@ -42,8 +42,9 @@ def is_form(x: Any) -> bool:
 
 
 def _is_size(d: Any) -> bool:
-    whole = isinstance(d, (int, np.integer)) and not isinstance(d, bool)
-    return whole or isinstance(d, str) or jax.export.is_symbolic_dim(d)
+    if isinstance(d, (int, np.integer, str)):
+        return not isinstance(d, bool)
+    return jax.export.is_symbolic_dim(d)
 
 
 def _struct(x: Any, scope: jax.export.SymbolicScope) -> jax.ShapeDtypeStruct:

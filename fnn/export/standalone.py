@@ -16,7 +16,8 @@ import numpy as np
 
 
 def load(folder=pathlib.Path(__file__).parent):
-    folder, trees = pathlib.Path(folder), {"params": {}, "state": {}}
+    folder = pathlib.Path(folder)
+    trees: dict = {"params": {}, "state": {}}
     manifest = json.loads((folder / "manifest.json").read_text().split("\n", 1)[1])
     if manifest["arrays"]:
         data = np.fromfile(folder / "params.safetensors", np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from fnn.core.dtypes import wide
 from fnn.core.shapes import blocks_of
@@ -22,11 +23,15 @@ NOWHERE = -(2**30)  # the position of a key that fills up a block: outside every
 def size_of(q: jax.Array, k: jax.Array, rule: Rule, window: int | None) -> int:
     """How many queries at once: all, or a power of two whose scores are a quarter of `LARGEST`.
 
+    In a program exported for any sizes it is all.
+
     A large batch makes them no fewer than `LEAST`: it may be cut over devices, each of which would
     go through many blocks of a few queries. With a window they are no more than it holds, if that
     leaves out most of the keys.
     """
     b, t, n, _ = q.shape
+    if any(map(is_symbolic_dim, (b, t, k.shape[1]))):  # unknown until the program runs
+        return t
     one = n * wide(q.dtype).itemsize  # score for each head
     whole = b * t * k.shape[1] * one <= LARGEST
     if window is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from fnn.layers.attention.blocks import past_in_blocks, size_of, window_in_blocks
 from fnn.layers.attention.masks import any_within
@@ -45,7 +46,8 @@ def attend(
         return jnp.zeros_like(q)
     batch, s, in_order, bad = math.prod(lead), k.shape[-3], at is None, None
     q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
-    if in_order and rule.window is not None and rule.window >= max(t, s):
+    any_size = is_symbolic_dim(t) or is_symbolic_dim(s)  # of an exported program
+    if in_order and rule.window is not None and not any_size and rule.window >= max(t, s):
         rule = rule._replace(window=None)
     if mask is not None or segments is not None or rule.causal or rule.window is not None:
         bad = ~jnp.all(jnp.isfinite(v), axis=(-2, -1))  # [B, S]: 0 NaN would be NaN for every t
@@ -57,7 +59,7 @@ def attend(
     if implementation is not None and q.dtype != jnp.float64:  # jax.nn's would be in float32
         return _by_jax(queries, keys, rule, in_order, implementation).reshape(*lead, t, n, d)
     window = rule.window if in_order else None
-    size = block or size_of(q, k, rule, window)
+    size = t if any_size else block or size_of(q, k, rule, window)
     if size >= t:
         y = rows(queries, keys, rule)
     elif window is not None:
