@@ -63,7 +63,8 @@ class Api(ls.LitAPI):
 
 if __name__ == "__main__":
     server = ls.LitServer(Api(max_batch_size=64, batch_timeout=0.0), accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="error", generate_client_file=False)
+    address = dict(host="127.0.0.1", port=int(sys.argv[2]))
+    server.run(**address, log_level="error", generate_client_file=False)
 """
 
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     try:
         artifact = load(options.pop("artifact"))
-        listen(artifact, **options | {"sizes": dict(options["sizes"])})
+        listen(artifact, **options | {"sizes": dict(options["sizes"]) or None})
     except (FnnError, OSError) as error:
         print(f"python -m fnn.serve: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from fnn.core import checks, errors
 from fnn.serve.batcher import Batcher
 from fnn.serve.bodies import Reader
 from fnn.serve.endpoints import Counted, Get, Predict
+from fnn.serve.generation import Generate, writer_of
 from fnn.serve.interface import interface
 from fnn.serve.messages import JSON
 from fnn.serve.monitoring import Monitor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fnn.export import Artifact
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
+LEAST = 1 << 16  # bytes that a request may have, unless it is said
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -47,6 +49,7 @@ def app(
     """An application that answers for a network, for any server that speaks ASGI.
 
         POST /predict    {"x": [...]} -> {"y": [...]}, or one npy file for another
+        POST /generate   {"prompt": "..."} -> its continuation, token by token as it is written
         GET /            a page to try it on
         GET /manifest    what goes in and comes out
         GET /health      200 while the process lives
@@ -58,12 +61,17 @@ def app(
     returns. A request that does not fit the manifest is refused by 422 with what was expected, one
     that is no JSON or npy by 400, one too large by 413, too slow by 408, one too many by 503.
 
+    `/generate` is there if the artifact has a step from whole numbers to logits; its labels are the
+    words for the tokens. It takes `max_tokens`, `temperature` (0: the likeliest), `top_k`, `seed`
+    and answers by server-sent events. Several texts are written in turns.
+
     - `artifact`: what `fnn.export.load` returns.
     - `max_batch`: examples in a batch and in a request, unless the artifact has a fixed number.
     - `queue`: requests that may wait.
-    - `max_bytes`: of a body; by default what `max_batch` examples take as JSON.
+    - `max_bytes`: of a body; by default what `max_batch` examples take as JSON, or 64 KiB if more.
     - `timeout`: seconds within which the body of a request must come.
-    - `sizes`: by name, what other named sizes of inputs may be, such as {"time": (32, 64)}.
+    - `sizes`: by name, what other named sizes of inputs may be, such as {"time": (32, 64)}. If an
+      artifact writes, it answers /predict only where this is given.
 
     By rounding, an answer may depend on the batch that its request is in. Numbers that are not
     finite are null in JSON. The lifespan of the application, if the server runs it, ends with all
@@ -87,10 +95,13 @@ def app(
         raise ImportError("fnn.serve needs starlette: pip install 'fnn[serve]'") from None
     checks.positive("timeout", timeout)
     manifest = artifact.manifest
-    form = interface(manifest["programs"]["apply"], max_batch, sizes)
-    limit = form.most_bytes() if max_bytes is None else checks.count("max_bytes", max_bytes)
-    for xs in form.zeros():
-        jax.block_until_ready(artifact(*xs))
+    said, statistics = manifest["programs"]["apply"], manifest.get("statistics")
+    writer = writer_of(artifact)
+    form = None if writer and sizes is None else interface(said, max_batch, sizes)
+    rows = form.rows if form else (1,)
+    if max_bytes is None:
+        max_bytes = max(form.most_bytes() if form else 0, LEAST)
+    reader = Reader(checks.count("max_bytes", max_bytes), timeout)
 
     def program(*xs: np.ndarray) -> list[np.ndarray]:
         start = time.perf_counter()
@@ -99,10 +110,13 @@ def app(
         monitor.batch_seconds.observe(time.perf_counter() - start)
         return ys
 
-    batcher = Batcher(program, sizes=form.rows, queue=queue, axes=form.axes)
-    statistics = manifest.get("statistics")
-    watch = Watch(statistics, form.inputs) if statistics else None
-    monitor = Monitor(form.rows, lambda: len(batcher), watch)
+    batcher = Batcher(program, sizes=rows, queue=queue, axes=form and form.axes)
+    watch = Watch(statistics, form.inputs) if statistics and form else None
+    monitor = Monitor(rows, lambda: len(batcher), watch)
+    for xs in form.zeros() if form else ():  # compiles
+        jax.block_until_ready(artifact(*xs))
+    if writer:
+        writer.read(writer.first(), [0])
 
     async def ready() -> tuple[int, bytes]:
         return (503, b"closing\n") if batcher.closed else (200, b"ready\n")
@@ -115,12 +129,14 @@ def app(
         yield
         await batcher.close()
 
-    page, policy = page_and_policy()
     told = {name: manifest.get(name) for name in ("labels", "network")}
-    told |= {name: manifest["programs"]["apply"][name] for name in ("inputs", "outputs")}
-    told |= {"rows": form.rows, "sizes": form.sizes, "max_bytes": limit}
-    told["ranges"] = {name: _range(said) for name, said in (statistics or {}).items()}
-    predict = Predict(form, batcher, Reader(limit, timeout), monitor)
+    told |= {"inputs": said["inputs"], "outputs": said["outputs"], "max_bytes": max_bytes}
+    told["ranges"] = {name: _range(of) for name, of in (statistics or {}).items()}
+    told["predicts"] = {"rows": form.rows, "sizes": form.sizes} if form else None
+    told["writes"] = {"most": writer.most, "words": bool(writer.words)} if writer else None
+    page, policy = page_and_policy()
+    posts: list[Any] = [Predict(form, batcher, reader, monitor)] if form else []
+    posts += [Generate(writer, batcher, reader, monitor)] if writer else []
     gets = [
         Get("/", page, "text/html; charset=utf-8", **{"content-security-policy": policy}),
         Get("/manifest", json.dumps(told).encode(), JSON),
@@ -128,7 +144,7 @@ def app(
         Get("/ready", ready, TEXT),
         Get("/metrics", metrics, monitor.kind),
     ]
-    routes = [Route(predict.path, predict, methods=["POST"])]
+    routes = [Route(post.path, post, methods=["POST"]) for post in posts]
     routes += [Route(get.path, get, methods=["GET"]) for get in gets]
     served = Starlette(routes=routes, lifespan=lifespan)
     served.add_middleware(Counted, monitor=monitor)

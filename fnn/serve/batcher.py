@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from fnn.core import checks
+
+log = logging.getLogger("fnn.serve")
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -75,6 +79,15 @@ class Batcher:
             self._start()
         return waiting.answer
 
+    async def call(self, fn: Callable, *args: Any) -> Any:
+        """fn(*args) in the thread, between two batches; raises RuntimeError if it fails."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor(), fn, *args)
+        except Exception as error:
+            log.exception("the network failed")
+            raise RuntimeError("the network failed") from error
+
     async def close(self) -> None:
         """Take no more, answer all that wait, and end the thread."""
         self.closed = True
@@ -109,11 +122,14 @@ class Batcher:
         self._batch = self._take()
         if not self._batch:
             return
+        loop = asyncio.get_running_loop()
+        done = self._executor().submit(self._run, self._batch)
+        done.add_done_callback(lambda future: loop.call_soon_threadsafe(self._finish, future))
+
+    def _executor(self) -> ThreadPoolExecutor:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "fnn-serve")
-        loop = asyncio.get_running_loop()
-        done = self._thread.submit(self._run, self._batch)
-        done.add_done_callback(lambda future: loop.call_soon_threadsafe(self._finish, future))
+        return self._thread
 
     def _finish(self, future: Future) -> None:
         batch = self._batch

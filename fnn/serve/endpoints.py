@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fnn.serve.batcher import Arrays, Batcher
+from fnn.serve.batcher import Arrays, Batcher, log
 from fnn.serve.bodies import Gone, Reader, Receive, Send, answer, busy, refuse
 from fnn.serve.interface import Interface
 from fnn.serve.messages import Refused, decode, encode, kind_of
@@ -22,8 +21,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-
-log = logging.getLogger("fnn.serve")
 
 
 class Predict:

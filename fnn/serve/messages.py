@@ -46,7 +46,7 @@ def decode(
     if kind == NPY:
         xs = [from_npy(body, forms[0])]
     else:
-        values = from_json(body, forms)
+        values = from_json(body, [form.name for form in forms])
         xs = [array(values[form.name], form) for form in forms]
     alone = all(x.ndim == len(form.shape) - 1 for x, form in zip(xs, forms, strict=True))
     xs = tuple(np.asarray(x[None] if alone else x, order="C") for x in xs)
@@ -90,16 +90,16 @@ def header(top: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(file)
 
 
-def from_json(body: bytes | bytearray, forms: Sequence[Form]) -> dict[str, Any]:
-    """The values of the inputs, by name."""
+def from_json(body: bytes | bytearray, names: Sequence[str] | None) -> dict[str, Any]:
+    """The values of an object with these names; None is any."""
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"expected JSON, got none: {error}") from error
-    names = [form.name for form in forms]
-    if not isinstance(values, dict) or sorted(values) != sorted(names):
+    if not isinstance(values, dict) or names is not None and sorted(values) != sorted(names):
         got = ", ".join(values)[:200] if isinstance(values, dict) else type(values).__name__
-        raise Refused(422, f"expected an object with {', '.join(names)}, got {got or 'none'}")
+        wanted = f"an object with {', '.join(names)}" if names else "an object"
+        raise Refused(422, f"expected {wanted}, got {got or 'none'}")
     return values
 
 

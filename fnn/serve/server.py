@@ -70,7 +70,7 @@ def running(
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> fnn.export.save(path, net, params, state, ("batch", 4))
     >>> with running(fnn.export.load(path), max_batch=1) as address:
-    ...     body, kind = json.dumps({"x": [1, 2, 3, 4]}).encode(), {"content-type": "application/json"}
+    ...     body, kind = b'{"x": [1, 2, 3, 4]}', {"content-type": "application/json"}
     ...     request = urllib.request.Request(address + "/predict", body, kind)
     ...     print(json.load(urllib.request.urlopen(request)))
     {'y': [0.0, 0.0, 0.0]}

@@ -14,7 +14,6 @@ from fnn.serve import application
 
 from .support import ask, connect, get, head, meters, oracle, post, read, stand_in
 
-
 served = fnn.serve.running
 
 
@@ -62,7 +61,7 @@ def test_many_clients_at_once_each_get_their_own_answer(address):
 def test_pages_say_what_the_network_is(address):
     told = json.loads(get(address, "/manifest").body)
     assert told["inputs"] == [{"name": "x", "shape": ["batch", 3], "dtype": "float32"}]
-    assert told["rows"] == [1, 2, 4, 8] and told["max_bytes"] == 20_000
+    assert told["predicts"]["rows"] == [1, 2, 4, 8] and told["max_bytes"] == 20_000
     assert get(address, "/health").status == get(address, "/ready").status == 200
     assert get(address, "/elsewhere").status == 404 and get(address, "/predict").status == 405
 

@@ -40,7 +40,7 @@ def test_a_signal_ends_the_command_after_the_answers(artifact):
     body, want = post({"x": [1, 2, 3]}), np.array([1, 2, 3]) @ params["kernel"] + params["bias"]
     with contextlib.ExitStack() as stack:
         process, address = start(stack, path, "--max-batch", 2, "--timeout", 5, "--queue", 3)
-        assert json.loads(get(address, "/manifest").body)["rows"] == [1, 2]
+        assert json.loads(get(address, "/manifest").body)["predicts"]["rows"] == [1, 2]
         idle, slow, asking = (stack.enter_context(connect(address)) for _ in range(3))
         slow.sendall(body[:-3])
         asking.sendall(body)
