@@ -118,10 +118,11 @@ def _check_statistics(statistics: Any, inputs: list) -> None:
 
 def _dtype(name: Any) -> np.dtype:
     """A dtype by its own name, of numbers or booleans: others would be read as addresses."""
-    dtype = jnp.dtype(name) if type(name) is str else None
-    number = dtype is not None and (dtype == bool or jnp.issubdtype(dtype, jnp.number))
+    _claim(type(name) is str)
+    dtype = jnp.dtype(name)
+    number = dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number)
     _claim(number and dtype.name == name)
-    return dtype  # type: ignore[return-value]
+    return dtype
 
 
 def _list(x: Any) -> list:

@@ -46,7 +46,7 @@ def attend(
         return jnp.zeros_like(q)
     batch, s, in_order, bad = math.prod(lead), k.shape[-3], at is None, None
     q, k, v = (x.reshape(batch, *x.shape[-3:]) for x in (q, k, v))
-    any_size = is_symbolic_dim(t) or is_symbolic_dim(s)  # of an exported program
+    any_size = any(map(is_symbolic_dim, (t, s)))  # of an exported program
     if in_order and rule.window is not None and not any_size and rule.window >= max(t, s):
         rule = rule._replace(window=None)
     if mask is not None or segments is not None or rule.causal or rule.window is not None:
