@@ -79,9 +79,9 @@ __all__ = [
     "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics", "min_pool", "moe",
     "notes", "optim", "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle",
     "positional_encoding", "prelu", "prune", "quantize", "relative_bias", "remat", "reparam",
-    "repeat", "reshape", "residual", "rms_norm", "rnn", "search", "separable_conv", "serial", "serve",
-    "sharding", "simple_rnn", "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool", "swap",
-    "tap", "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate",
+    "repeat", "reshape", "residual", "rms_norm", "rnn", "search", "separable_conv", "serial",
+    "serve", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool",
+    "swap", "tap", "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate",
     "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fnn.core.errors import FnnError
 from fnn.export import load
@@ -19,8 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="keep it, and put a proxy in front")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument("--max-batch", type=int, default=64, help="examples run together")
-    parser.add_argument("--queue", type=int, default=256, help="requests that may wait")
-    parser.add_argument("--max-bytes", type=int, help="of a request (default: a batch as JSON)")
+    parser.add_argument("--queue", type=int, default=256, help="examples that may wait")
+    parser.add_argument(
+        "--max-bytes", type=int, help="of a request (default: a batch as JSON, up to 32 MiB)"
+    )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds to send a request")
     parser.add_argument(
         "--size",
@@ -31,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dest="sizes",
         help="what a named size of the inputs may be",
     )
-    options = vars(parser.parse_args(arguments))
+    options: dict[str, Any] = vars(parser.parse_args(arguments))
+    options["sizes"] = dict(options["sizes"]) or None
     try:
-        artifact = load(options.pop("artifact"))
-        listen(artifact, **options | {"sizes": dict(options["sizes"]) or None})
+        listen(load(options.pop("artifact")), **options)
     except (FnnError, OSError) as error:
         print(f"python -m fnn.serve: {error}", file=sys.stderr)
         return 2

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fnn.export import Artifact
 
 PAGE = pathlib.Path(__file__).with_name("page.html")
-LEAST = 1 << 16  # bytes that a request may have, unless it is said
+LEAST, MOST = 1 << 16, 32 << 20  # bytes that a request may have, unless it is said
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -68,8 +68,9 @@ def app(
 
     - `artifact`: what `fnn.export.load` returns.
     - `max_batch`: examples in a batch and in a request, unless the artifact has a fixed number.
-    - `queue`: requests that may wait.
-    - `max_bytes`: of a body; by default what `max_batch` examples take as JSON, or 64 KiB if more.
+    - `queue`: examples that may wait.
+    - `max_bytes`: of a body; by default what `max_batch` examples take as JSON, within 64 KiB and
+      32 MiB. Eight times as much may be in memory unfinished, of all requests.
     - `timeout`: seconds within which the body of a request must come.
     - `sizes`: by name, what other named sizes of inputs may be, such as {"time": (32, 64)}. If an
       artifact writes, it answers /predict only where this is given.
@@ -101,7 +102,7 @@ def app(
     form = None if writer and sizes is None else interface(said, max_batch, sizes)
     rows = form.rows if form else (1,)
     if max_bytes is None:
-        max_bytes = max(form.most_bytes() if form else 0, LEAST)
+        max_bytes = min(max(form.most_bytes() if form else 0, LEAST), MOST)
     net = functools.partial(artifact.apply.call, *artifact.apply.given)  # checked when it comes
     reader = Reader(checks.count("max_bytes", max_bytes), timeout)
 
@@ -128,6 +129,7 @@ def app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
+        batcher.closed = False  # an application may be started again
         yield
         await batcher.close()
 

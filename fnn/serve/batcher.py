@@ -35,7 +35,7 @@ class Batcher:
 
     - `program(*xs) -> ys`: arrays with the same number of rows in and out, called in the thread.
     - `sizes`: the numbers of rows that it is compiled for, rising.
-    - `queue`: how many requests may wait.
+    - `queue`: how many rows may wait; a request is taken while there are fewer.
     - `axes`: the axis of each output along which rows lie; 0 if not given.
 
     It belongs to the event loop that first submits to it, and its thread starts then. All but
@@ -54,16 +54,17 @@ class Batcher:
         self.queue = checks.count("queue", queue)
         self.closed = False
         self._waiting: dict[Waiting, None] = {}  # in order of arrival
+        self._rows = 0  # of those
         self._batch: list[Waiting] = []  # what the thread runs
         self._thread: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
-        """How many requests wait."""
-        return len(self._waiting)
+        """How many rows wait."""
+        return self._rows
 
     @property
     def full(self) -> bool:
-        return self.closed or len(self._waiting) >= self.queue
+        return self.closed or self._rows >= self.queue
 
     def submit(self, xs: Arrays) -> asyncio.Future:
         """The future outputs for inputs of one to `sizes[-1]` rows; cancel it to leave the queue.
@@ -73,8 +74,9 @@ class Batcher:
         if self.full:
             raise asyncio.QueueFull
         waiting = Waiting(xs, asyncio.get_running_loop().create_future())
-        waiting.answer.add_done_callback(lambda _: self._waiting.pop(waiting, None))
+        waiting.answer.add_done_callback(lambda _: self._remove(waiting))
         self._waiting[waiting] = None
+        self._rows += waiting.rows
         if not self._batch:
             self._start()
         return waiting.answer
@@ -115,8 +117,13 @@ class Batcher:
             batch.append(waiting)
             rows += waiting.rows
         for waiting in batch:
-            del self._waiting[waiting]
+            self._remove(waiting)
         return batch
+
+    def _remove(self, waiting: Waiting) -> None:
+        if waiting in self._waiting:
+            del self._waiting[waiting]
+            self._rows -= waiting.rows
 
     def _start(self) -> None:
         self._batch = self._take()

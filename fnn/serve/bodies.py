@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fnn.serve.messages import JSON, Refused
@@ -12,7 +12,7 @@ from fnn.serve.messages import JSON, Refused
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-BODIES = 32  # so many of the largest may be in memory unfinished
+BODIES = 8  # so many of the largest may be in memory unfinished
 LINGER = 2.0  # seconds for which the rest of a refused body is read, and thrown away
 
 
@@ -69,7 +69,7 @@ async def refuse(refused: Refused, unread: bool, receive: Receive, send: Send) -
     """
     body = json.dumps({"error": refused.reason}).encode()
     headers = refused.headers | {"connection": "close"} if unread else refused.headers
-    await answer(send, refused.status, body, JSON, more=unread, **headers)
+    await answer(send, refused.status, body, JSON, headers=headers, more=unread)
     if not unread:
         return
     try:
@@ -83,10 +83,16 @@ async def refuse(refused: Refused, unread: bool, receive: Receive, send: Send) -
 
 
 async def answer(
-    send: Send, status: int, body: bytes, kind: str, *, more: bool = False, **headers: str
+    send: Send,
+    status: int,
+    body: bytes,
+    kind: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    more: bool = False,
 ) -> None:
     """Send an answer; with `more`, its end is yet to be sent."""
-    fields = {"content-type": kind, "content-length": str(len(body)), **headers}
+    fields = {"content-type": kind, "content-length": str(len(body)), **(headers or {})}
     encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body, "more_body": more})

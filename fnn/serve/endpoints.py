@@ -98,7 +98,7 @@ class Get:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, body = (200, self.body) if isinstance(self.body, bytes) else await self.body()
-        await answer(send, status, body, self.kind, **self.headers)
+        await answer(send, status, body, self.kind, headers=self.headers)
 
 
 class Counted:

@@ -191,14 +191,17 @@ class Generate:
                     self.monitor.left.inc()
                     return
                 word = {"text": self.writer.words[token]} if self.writer.words else {}
-                await send(event({"token": token} | word, more=True))
+                async with asyncio.timeout(self.reader.seconds):  # for a client that reads no more
+                    await send(event({"token": token} | word, more=True))
+        except TimeoutError:
+            return
         except RuntimeError as error:
             end = {"error": str(error)}
         await send(event(end, more=False))
 
     async def _written(self, tokens: list[int], wish: Wish) -> AsyncIterator[int]:
         rng = np.random.default_rng(wish.seed)
-        carry, logits = await self.batcher.call(self.writer.first), None
+        carry, logits = await self.batcher.call(self.writer.first), np.zeros(1)
         for at in range(0, len(tokens), AT_ONCE):
             part = tokens[at : at + AT_ONCE]
             carry, logits = await self.batcher.call(self.writer.read, carry, part)

@@ -67,6 +67,12 @@ def interface(
         tuple(Form(f["name"], tuple(f["shape"]), jnp.dtype(f["dtype"])) for f in program[which])
         for which in ("inputs", "outputs")
     )
+    for form in inputs + outputs:
+        if "/" in form.name:
+            mend = "export a network that takes arrays, each an input of its own"
+            raise errors.InputError("inputs and outputs that are no trees", form.name, mend)
+        if form.dtype.kind not in "biuf" and not jnp.issubdtype(form.dtype, jnp.floating):
+            raise errors.DtypeError("real numbers", str(form), "split them, or widen them")
     first = {form.shape[0] if form.shape else None for form in inputs}
     if len(first) != 1 or None in first:
         shapes = ", ".join(map(str, inputs)) or "none"

@@ -47,7 +47,7 @@ class Monitor:
             "fnn_batch_seconds", "Time of the program.", buckets=SECONDS, registry=registry
         )
         waiting = prometheus_client.Gauge(
-            "fnn_queue_length", "Requests that wait.", registry=registry
+            "fnn_queue_length", "Examples that wait.", registry=registry
         )
         waiting.set_function(queue)
         if watch:

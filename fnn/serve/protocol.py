@@ -33,6 +33,11 @@ class Protocol(HttpToolsProtocol):
         if self.waiting is None:
             self._wait()
 
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():  # the client reads no more
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from fnn.export import Artifact
 
-CONNECTIONS = 1000  # above, requests are answered by 503
+CONNECTIONS = 512  # above, requests are answered by 503
 
 
 def listen(
@@ -102,7 +102,7 @@ def _server(
         ws="none",
         access_log=False,
         server_header=False,
-        log_level="warning",
+        log_config=None,  # which is global, and the program's own
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=math.ceil(timeout),
         timeout_graceful_shutdown=math.ceil(timeout + LINGER) + 1,

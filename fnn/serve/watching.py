@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,18 +42,21 @@ class Watch:
         self.inputs = inputs
         self.rows = 0
         self._kept: deque[tuple[np.ndarray, ...]] = deque()
+        self._lock = threading.Lock()  # requests are added in one thread, meters read in another
 
     def add(self, xs: Sequence[np.ndarray]) -> None:
         """Keep the inputs of a request, and forget the oldest."""
-        self._kept.append(tuple(xs))
-        self.rows += len(xs[0])
         most = min(WINDOW, MOST // max(sum(x.nbytes // len(x) for x in xs), 1))
-        while self._kept and self.rows - len(self._kept[0][0]) >= most:
-            self.rows -= len(self._kept.popleft()[0])
+        with self._lock:
+            self._kept.append(tuple(xs))
+            self.rows += len(xs[0])
+            while self._kept and self.rows - len(self._kept[0][0]) >= most:
+                self.rows -= len(self._kept.popleft()[0])
 
     def drift(self) -> dict[str, Found]:
         """By the name of each input what has changed; NaN where nothing is known yet."""
-        kept = self._kept.copy()
+        with self._lock:
+            kept = self._kept.copy()
         return {
             self.inputs[i].name: compared(said, [xs[i] for xs in kept])
             for i, said in self.of.items()

@@ -313,6 +313,25 @@ def test_inside_another_application_no_lifespan_is_needed():
     np.testing.assert_allclose(json.loads(sent[2]["body"])["y"], oracle([1, 2, 3]))
 
 
+def test_a_network_for_a_fixed_number_of_examples_gets_so_many():
+    artifact = stand_in(shape=(5, 3), outputs=[("y", (5, 2))])
+    with served(artifact) as address:
+        y = json.loads(ask(address, {"x": [[1, 2, 3]] * 2}).body)["y"]
+        np.testing.assert_allclose(y, oracle([[1, 2, 3]] * 2))
+        assert ask(address, {"x": [[1, 2, 3]] * 6}).status == 422
+    assert set(artifact.shapes) == {(5, 3)}
+
+
+def test_who_reads_no_answer_is_cut_off():
+    size = 1 << 22
+    wide = stand_in(lambda x: np.zeros((1, size), "f4"), outputs=[("y", ("batch", size))])
+    with served(wide, max_batch=1, timeout=0.5) as address, connect(address) as connection:
+        connection.sendall(post(npy(np.zeros(3, "f4")), "application/x-npy"))
+        connection.recv(1)
+        time.sleep(1.3)
+        assert sum(iter(lambda: len(connection.recv(1 << 20)), 0)) < 4 * size
+
+
 def test_the_policy_of_the_page_names_its_script():
     page, policy = application.page_and_policy()
     assert (

@@ -1,13 +1,13 @@
 import pytest
 
-from fnn.core.errors import OptionError, ShapeError
+from fnn.core.errors import DtypeError, InputError, OptionError, ShapeError
 from fnn.serve.interface import interface
 
 from .support import said
 
 
-def of(shape=("batch", 3), outputs=(("y", ("batch", 2)),), max_batch=4, sizes=None):
-    return interface(said(shape, outputs)["programs"]["apply"], max_batch, sizes)
+def of(shape=("batch", 3), max_batch=4, sizes=None, **more):
+    return interface(said(shape, **more)["programs"]["apply"], max_batch, sizes)
 
 
 def test_all_sizes_are_compiled():
@@ -19,7 +19,7 @@ def test_all_sizes_are_compiled():
 
 
 def test_a_fixed_number_of_examples_is_the_only_size():
-    fixed = of((5, 3), [("y", (5, 2))])
+    fixed = of((5, 3), outputs=[("y", (5, 2))])
     assert fixed.rows == (5,)
 
 
@@ -36,6 +36,9 @@ def test_the_largest_request_is_as_large_as_a_batch_in_json():
         ({"sizes": {"time": (2,)}}, OptionError, "sizes of none, got time"),
         ({"sizes": {"time": (0,)}}, OptionError, "time to be an int of at least 1"),
         ({"max_batch": 0}, OptionError, "max_batch"),
+        ({"dtype": "complex64"}, DtypeError, "real numbers"),
+        ({"dtype": "int4"}, DtypeError, "real numbers"),
+        ({"outputs": [("y/a", ("batch",)), ("y/b", ("batch",))]}, InputError, "no trees"),
     ],
 )
 def test_what_cannot_be_served_is_an_error(options, error, reason):

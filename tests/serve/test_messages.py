@@ -176,6 +176,18 @@ def test_bfloat16_goes_through_json_and_as_float32_through_npy():
     assert np.load(io.BytesIO(encode((y,), NPY, form(), False))).dtype == np.float32
 
 
+def test_several_inputs_are_taken_by_name_with_as_many_examples():
+    program = said()["programs"]["apply"]
+    program["inputs"].append({"name": "k", "shape": ["batch"], "dtype": "int32"})
+    two = interface(program, 4)
+    (x, k), alone = decode(b'{"k": [7, 8], "x": [[1, 2, 3], [4, 5, 6]]}', JSON, two)
+    assert x.shape == (2, 3) and k.tolist() == [7, 8] and not alone
+    assert decode(b'{"k": 7, "x": [1, 2, 3]}', JSON, two)[1]
+    for body in (b'{"k": [7], "x": [[1, 2, 3], [4, 5, 6]]}', b'{"k": 7, "x": [[1, 2, 3]]}'):
+        with pytest.raises(Refused, match="as many examples|expected int32"):
+            decode(body, JSON, two)
+
+
 def test_named_sizes_are_those_that_were_compiled():
     sequences = form(("batch", "time", 2), sizes={"time": (2, 3)})
     assert decode(json.dumps({"x": [[0, 0]] * 3}).encode(), JSON, sequences)[0][0].shape == (
