@@ -89,7 +89,8 @@ def export(out, params, state, examples):
 
 def serve(path):
     """The server as a process of its own, and its address."""
-    command = [sys.executable, "-m", "fnn.serve", str(path), "--port", "0"]
+    options = ["--port", "0", "--max-batch", str(CLIENTS)]
+    command = [sys.executable, "-m", "fnn.serve", str(path), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline().strip()
     print(line)
