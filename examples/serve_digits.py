@@ -63,6 +63,7 @@ def main():
     finally:
         process.send_signal(signal.SIGTERM)
         print(f"the server ended with code {process.wait()}")
+        process.stdout.close()
 
 
 def trained(train, epochs):

@@ -291,6 +291,7 @@ def test_serve_digits(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     serving = example("serve_digits")
     monkeypatch.setattr(serving, "CLIENTS", 2)
+    monkeypatch.setattr(serving, "net", fnn.serial(fnn.flatten(3), fnn.dense(10)))
     fewer(monkeypatch, 900, 100)
     out = run(serving, "--epochs 3", tmp_path, monkeypatch, capsys)
     assert min(numbers(r"clients: (\S+)% right", out)) > 60
