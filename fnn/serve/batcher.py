@@ -105,8 +105,6 @@ class Batcher:
         """Those in front with inputs of one shape, as many as fit into a batch."""
         batch, rows = [], 0
         for waiting in self._waiting:
-            if waiting.answer.done():  # its client has just left
-                continue
             same = not batch or all(
                 x.shape[1:] == y.shape[1:] for x, y in zip(waiting.xs, batch[0].xs, strict=True)
             )

@@ -191,10 +191,7 @@ class Generate:
                     self.monitor.left.inc()
                     return
                 word = {"text": self.writer.words[token]} if self.writer.words else {}
-                async with asyncio.timeout(self.reader.seconds):  # for a client that reads no more
-                    await send(event({"token": token} | word, more=True))
-        except TimeoutError:
-            return
+                await send(event({"token": token} | word, more=True))
         except RuntimeError as error:
             end = {"error": str(error)}
         await send(event(end, more=False))

@@ -145,6 +145,16 @@ def test_a_client_that_leaves_ends_its_text():
             assert counting.count < 1000
 
 
+def test_so_many_texts_are_written_at_a_time(monkeypatch):
+    monkeypatch.setattr("fnn.serve.generation.STREAMS", 1)
+    artifact = writing()
+    artifact.steps["write"] = Counting()
+    with fnn.serve.running(artifact) as address, connect(address) as connection:
+        connection.sendall(post({"prompt": "a", "max_tokens": 10**6}, path="/generate"))
+        assert connection.recv(10)
+        assert ask(address, {"prompt": "a"}, path="/generate").status == 503
+
+
 def test_texts_need_no_predictions(address):
     told = json.loads(get(address, "/manifest").body)
     assert told["writes"] == {"most": 1024, "words": True} and told["predicts"] is None

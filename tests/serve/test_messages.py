@@ -200,6 +200,19 @@ def test_named_sizes_are_those_that_were_compiled():
         decode(body, JSON, sequences)
 
 
+def test_equal_names_are_equal_sizes():
+    program = said(("batch", "time", 2))["programs"]["apply"]
+    program["inputs"].append({"name": "mask", "shape": ["batch", "time"], "dtype": "bool"})
+    two = interface(program, 4, {"time": (1, 2)})
+    for mask, fits in (([True, False], True), ([True], False)):
+        body = json.dumps({"x": [[1, 2], [3, 4]], "mask": mask}).encode()
+        if fits:
+            assert decode(body, JSON, two)[1]
+            continue
+        with pytest.raises(Refused, match="mask: expected bool"):
+            decode(body, JSON, two)
+
+
 def test_other_kinds_of_content_are_refused():
     assert kind_of("Application/JSON; charset=utf-8", form()) == JSON
     for kind in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
