@@ -21,8 +21,8 @@ from fnn.core import checks, errors
 from fnn.serve.batcher import Batcher
 from fnn.serve.bodies import Reader
 from fnn.serve.endpoints import Counted, Get, Predict
-from fnn.serve.generation import Generate, writer_of
-from fnn.serve.interface import interface
+from fnn.serve.generation import Generate, Writer, writer_of
+from fnn.serve.interface import Interface, interface
 from fnn.serve.messages import JSON
 from fnn.serve.monitoring import Monitor
 from fnn.serve.watching import Watch
@@ -97,8 +97,7 @@ def app(
         raise ImportError("fnn.serve needs starlette: pip install 'fnn[serve]'") from None
     checks.positive("timeout", timeout)
     manifest = artifact.manifest
-    said, statistics = manifest["programs"]["apply"], manifest.get("statistics")
-    writer = writer_of(artifact)
+    writer, said = writer_of(artifact), manifest["programs"]["apply"]
     form = None if writer and sizes is None else interface(said, max_batch, sizes)
     rows = form.rows if form else (1,)
     if max_bytes is None:
@@ -114,6 +113,7 @@ def app(
         return ys
 
     batcher = Batcher(program, sizes=rows, queue=queue, axes=form and form.axes)
+    statistics = manifest.get("statistics")
     watch = Watch(statistics, form.inputs) if statistics and form else None
     monitor = Monitor(rows, lambda: len(batcher), watch)
     for xs in form.zeros() if form else ():  # compiles
@@ -121,42 +121,56 @@ def app(
     if writer:
         writer.read(writer.first(), [0])
 
-    async def ready() -> tuple[int, bytes]:
-        return (503, b"closing\n") if batcher.closed else (200, b"ready\n")
-
-    async def metrics() -> tuple[int, bytes]:
-        return 200, await asyncio.to_thread(monitor.page)
-
     @contextlib.asynccontextmanager
     async def lifespan(_):
         batcher.closed = False  # an application may be started again
         yield
         await batcher.close()
 
-    told = {name: manifest.get(name) for name in ("labels", "network")}
-    told |= {"inputs": said["inputs"], "outputs": said["outputs"], "max_bytes": max_bytes}
-    told["ranges"] = {name: _range(of) for name, of in (statistics or {}).items()}
-    told["predicts"] = {"rows": form.rows, "sizes": form.sizes} if form else None
-    told["writes"] = {"most": writer.most, "words": bool(writer.words)} if writer else None
-    page, policy = page_and_policy()
     posts: list[Any] = [Predict(form, batcher, reader, monitor)] if form else []
     posts += [Generate(writer, batcher, reader, monitor)] if writer else []
-    gets = [
+    told = told_of(manifest, form, writer) | {"max_bytes": max_bytes}
+    routes = [Route(post.path, post, methods=["POST"]) for post in posts]
+    routes += [Route(get.path, get, methods=["GET"]) for get in gets_of(told, batcher, monitor)]
+    served = Starlette(routes=routes, lifespan=lifespan)
+    served.add_middleware(Counted, monitor=monitor)
+    return served
+
+
+def gets_of(told: Mapping[str, Any], batcher: Batcher, monitor: Monitor) -> list[Get]:
+    """What is there to read."""
+
+    async def ready() -> tuple[int, bytes]:
+        return (503, b"closing\n") if batcher.closed else (200, b"ready\n")
+
+    async def metrics() -> tuple[int, bytes]:
+        return 200, await asyncio.to_thread(monitor.page)
+
+    page, policy = page_and_policy()
+    return [
         Get("/", page, "text/html; charset=utf-8", **{"content-security-policy": policy}),
         Get("/manifest", json.dumps(told).encode(), JSON),
         Get("/health", b"alive\n", TEXT),
         Get("/ready", ready, TEXT),
         Get("/metrics", metrics, monitor.kind),
     ]
-    routes = [Route(post.path, post, methods=["POST"]) for post in posts]
-    routes += [Route(get.path, get, methods=["GET"]) for get in gets]
-    served = Starlette(routes=routes, lifespan=lifespan)
-    served.add_middleware(Counted, monitor=monitor)
-    return served
 
 
-def _range(said: Mapping[str, Any]) -> tuple[float, float]:
-    return float(np.min(said["min"])), float(np.max(said["max"]))
+def told_of(
+    manifest: Mapping[str, Any], form: Interface | None, writer: Writer | None
+) -> dict[str, Any]:
+    """What of the manifest anybody may know: what goes in and comes out, and what it is."""
+    said, statistics = manifest["programs"]["apply"], manifest.get("statistics") or {}
+    ranges = {name: (np.min(of["min"]), np.max(of["max"])) for name, of in statistics.items()}
+    return {
+        "labels": manifest.get("labels"),
+        "network": manifest.get("network"),
+        "inputs": said["inputs"],
+        "outputs": said["outputs"],
+        "ranges": {name: pair for name, pair in ranges.items() if np.isfinite(pair).all()},
+        "predicts": {"rows": form.rows, "sizes": form.sizes} if form else None,
+        "writes": {"most": writer.most, "words": bool(writer.words)} if writer else None,
+    }
 
 
 def page_and_policy() -> tuple[bytes, str]:
