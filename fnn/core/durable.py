@@ -51,3 +51,18 @@ def write_file(file: pathlib.Path, data: bytes | memoryview) -> None:
     with open(file, "xb", buffering=0) as out:
         write_all(out, data)
         os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def complete_file(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A file to write, which takes the name `target` at the end, or is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield beside
+        with open(beside, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(beside, target)
+        sync_directory(target.parent)
+    finally:
+        beside.unlink(missing_ok=True)

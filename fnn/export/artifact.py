@@ -41,7 +41,7 @@ class Program:
                 raise errors.InputError("a carry and the inputs of one step", "nothing", mend)
             carry, xs = (args[:1], args[1:]) if step else ((), args)
             sizes: dict[str, int] = {}
-            xs = checked(self.said["inputs"], xs, sizes)
+            xs = checked(self.said["inputs"], xs, sizes, "a carry, " if step else "")
             carry = checked(self.said["carry"], carry, sizes) if step else ()
             return self.call(*self.given, *carry, *xs)
 

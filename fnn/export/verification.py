@@ -43,10 +43,10 @@ def check_program(exported: jax.export.Exported, said: dict[str, Any], given: tu
         raise ValueError(f"calls {errors.names(others)}")
 
 
-def checked(inputs: Sequence[dict], xs: tuple, sizes: dict[str, int]) -> tuple:
+def checked(inputs: Sequence[dict], xs: tuple, sizes: dict[str, int], before: str = "") -> tuple:
     """Inputs as JAX's arrays, which are as described; `sizes` are those of named sizes so far."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(xs)
-    wanted = ", ".join(map(described, inputs)) or "no inputs"
+    wanted = before + (", ".join(map(described, inputs)) or "no inputs")
     names = [said["name"].partition("/")[2] for said in inputs]
     if [errors.path_of(keys[1:]) for keys, _ in flat] != names:
         raise errors.InputError(wanted, errors.show(xs), "pass them in this order")

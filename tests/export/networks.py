@@ -128,9 +128,12 @@ def initialized(net, shapes):
     rng = np.random.default_rng(1)
 
     def moved(a):
+        a = np.asarray(a)
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return a
-        return a + jnp.asarray(rng.uniform(0, 0.05, a.shape), a.dtype)
+        noise = rng.uniform(0, 0.1, a.shape)
+        moved = a * (1 + noise) if a.ndim > 1 and np.any(a) else a + noise
+        return jnp.asarray(moved, a.dtype)
 
     return jax.tree.map(moved, params), jax.tree.map(moved, state)
 
@@ -207,7 +210,47 @@ def in_a_fresh_process(folders):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def onnx_table(names):
+    """What becomes of each network as ONNX."""
+    root = pathlib.Path(tempfile.mkdtemp())
+    for i, name in enumerate(names):
+        net, shapes, options = network(name)
+        params, state = initialized(net, shapes)
+        constraints = options.get("constraints", ())
+        try:
+            path = root / f"{i}.onnx"
+            fnn.export.onnx(path, net, params, state, shapes, constraints=constraints)
+            session = onnx_session(path)
+            found = f"{apart_in_onnx(session, net, params, state, shapes):.1e}"
+            print(f"| {name:28} | {path.stat().st_size:11,} | {found} |", flush=True)
+        except fnn.FnnError as error:
+            print(f"| {name:28} | {error} |", flush=True)
+
+
+def onnx_session(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def apart_in_onnx(session, net, params, state, shapes):
+    """The largest difference over batch sizes, of the largest output if that is above 1."""
+    run, worst = jax.jit(lambda p, s, *xs: net.apply(p, s, *xs)[0]), 0.0
+    for n in SIZES:
+        xs = with_sizes(shapes, sizes_of(n))
+        names = [x.name for x in session.get_inputs()]
+        got = session.run(None, dict(zip(names, jax.tree.leaves(xs), strict=True)))
+        for a, b in zip(got, jax.tree.leaves(run(params, state, *xs)), strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+            worst = max(worst, float(np.abs(a - b).max() / max(1, np.abs(b).max())))
+    return worst
+
+
 def main():
+    if sys.argv[1:2] == ["--onnx"]:
+        return onnx_table(sys.argv[2:] or list(NETWORKS))
     names = sys.argv[1:] or list(NETWORKS)
     root = pathlib.Path(tempfile.mkdtemp())
     print(f"| {'network':28} | program | params | bit-equal |")
