@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import signal
 import socket
@@ -46,6 +47,8 @@ def listen(
         sys.exit(0)
 
     before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
+    gc.collect()
+    gc.freeze()  # or a collection looks through all that JAX has made, while requests wait
     try:
         print(f"serving at {_address(listener)}", flush=True)
         server.run([listener])
@@ -53,6 +56,7 @@ def listen(
         if exit.code:
             raise
     finally:
+        gc.unfreeze()
         for number, handler in before.items():
             signal.signal(number, handler)
 
