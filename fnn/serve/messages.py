@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -104,22 +105,27 @@ def from_json(body: bytes | bytearray, names: Sequence[str] | None) -> dict[str,
 
 
 def array(value: Any, form: Form) -> np.ndarray:
-    """The array of nested lists, whose numbers must be what the form's dtype holds."""
-    kind = form.dtype.kind
-    allowed = {"b": {bool}, "i": {int}, "u": {int}}.get(kind, {int, float})
-    try:
-        # As objects: NumPy would make numbers of strings and booleans, and strings of both.
-        objects = np.array(value, object)
-    except ValueError:
-        raise Refused(422, f"{form.name}: expected {form}, got lists of unequal length") from None
-    types = set(map(type, objects.ravel().tolist()))
+    """The array of nested lists, whose numbers must be what the form's dtype holds.
+
+    NumPy alone would make numbers of strings and booleans, and strings of both.
+    """
+    allowed = {"b": {bool}, "i": {int}, "u": {int}}.get(form.dtype.kind, {int, float})
+    shape, level = [], [value]
+    while (types := set(map(type, level))) == {list}:
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            raise Refused(422, f"{form.name}: expected {form}, got lists of unequal length")
+        shape += lengths
+        level = list(itertools.chain.from_iterable(level))
     if not types <= allowed:
         wrong = ", ".join(sorted(t.__name__ for t in types - allowed))
-        deep = "lists of unequal length or depth" if list in types else wrong
+        deep = "lists of unequal depth" if list in types else wrong
         raise Refused(422, f"{form.name}: expected {form}, got {deep}")
+    if not len(form.shape) - 1 <= len(shape) <= len(form.shape):
+        raise Refused(422, f"{form.name}: expected {form}, got shape {shape[:32]}")
     try:
         with np.errstate(over="ignore"):  # what overflows is found to be infinite
-            return objects.astype(form.dtype)
+            return np.array(level, form.dtype).reshape(shape)
     except OverflowError:
         raise Refused(422, f"{form.name}: expected {form}, got a number out of range") from None
 
