@@ -3,6 +3,7 @@
 # make test        lint, type-check and run every test
 # make test-full   the tests as a user compiles them, with 300 examples for each property
 # make test-orbax  the tests of checkpoints in object stores
+# make test-onnx   the tests of ONNX files
 # make test-aot    the tests through the compilers of TPUs and GPUs, of which neither is needed
 # make test-serve  the page of a server in a browser, and a minute of load with bad clients
 # make bench       time fnn against its peers
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # The files with tests of bits, unless ARGS names files: collecting all takes longer than running them.
 BITS = $(if $(findstring tests/,$(ARGS)),,$$(grep -rl --include='*.py' mark.bits tests))
 
-.PHONY: demo gallery test test-full test-orbax test-aot test-serve bench clean
+.PHONY: demo gallery test test-full test-orbax test-onnx test-aot test-serve bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py $(ARGS)
@@ -35,6 +36,11 @@ test-full: $(VENV)/.test
 
 test-orbax: $(VENV)/.test-orbax
 	$(BIN)/pytest tests/checkpoint/test_stores.py $(ARGS)
+
+# In an environment of its own: the converter to ONNX takes an older orbax.
+test-onnx:
+	$(MAKE) VENV=.venv-onnx .venv-onnx/.test-onnx
+	.venv-onnx/bin/pytest -n auto tests/export/test_onnx.py $(ARGS)
 
 # In an environment of its own: with a TPU's library in it, JAX looks for a TPU in every process.
 test-aot:
@@ -57,4 +63,4 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-aot .venv-serve
+	rm -rf $(VENV) .venv-onnx .venv-aot .venv-serve

@@ -31,6 +31,7 @@ DRAWN = 8  # of each digit
 # --- the network: what noise is in x_t? (Ho, Jain and Abbeel 2020)
 
 
+@fnn.builder
 def block(features):
     """A residual block that is told the time and the digit."""
 

@@ -42,6 +42,7 @@ MESHES = {  # a size, where it is to run, and a mesh for what is fully sharded
 PLACEMENTS = {"data-parallel": {}, "fully sharded": {"fsdp": "data"}}
 
 
+@fnn.builder
 def transformer(features, heads, hidden, depth, kv_heads=None):
     block = fnn.transformer_block(
         features, heads, kv_heads=kv_heads, hidden=hidden, gated=True, activation=jax.nn.silu,

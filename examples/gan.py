@@ -41,7 +41,7 @@ def leaky_relu(x):
         jax.nn.relu,
         fnn.dense(7 * 7 * 32),
         jax.nn.relu,
-        lambda x: x.reshape(*x.shape[:-1], 7, 7, 32),
+        fnn.reshape((7, 7, 32)),
         fnn.conv_transpose(16, (4, 4), strides=2),  # [B, 14, 14, 16]
         jax.nn.relu,
         fnn.conv_transpose(1, (4, 4), strides=2),  # [B, 28, 28, 1]

@@ -53,6 +53,7 @@ def windows(characters, starts):
     return {"x": characters[rows], "next": characters[rows + 1]}
 
 
+@fnn.builder
 def transformer(cache=None):
     block = fnn.transformer_block(FEATURES, HEADS, causal=True, rotary=10_000.0, cache=cache)
 

@@ -56,6 +56,7 @@ def neighbours(x):
     }
 
 
+@fnn.builder
 def graph_conv(features):
     """h = W h + b in each node; then HOPS times h_i = sum over edges j -> i of weight_ji h_j."""
 

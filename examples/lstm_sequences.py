@@ -12,6 +12,7 @@ recurrent network never. All of it takes a minute of processor time.
 import argparse
 import pathlib
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def learn(net, draw, loss, steps, seed):
 
 def classify(steps, seed):
     """The accuracy on held-out sequences."""
-    net = fnn.serial(fnn.lstm(UNITS, return_sequence=False), fnn.dense(1), lambda y: y[..., 0])
+    last = fnn.lstm(UNITS, return_sequence=False)
+    net = fnn.serial(last, fnn.dense(1), partial(jnp.squeeze, axis=-1))
 
     def loss(logits, above):
         return fnn.losses.sigmoid_cross_entropy(logits, above)

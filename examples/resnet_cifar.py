@@ -50,6 +50,7 @@ def conv_bn(features, size, strides=1):
     return fnn.serial(conv, fnn.batch_norm())
 
 
+@fnn.builder
 def block(features, strides):
     """Two 3x3 convolutions and a shortcut (He et al., 2016, figure 2)."""
     around = conv_bn(features, 1, strides) if strides > 1 else lambda x: x
@@ -62,6 +63,7 @@ def block(features, strides):
     return block
 
 
+@fnn.builder
 def resnet18(classes, width):
     """Four stages of two blocks; each but the first doubles the channels and halves the image.
 

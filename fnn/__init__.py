@@ -10,6 +10,7 @@ from fnn.core.declarations import Derived, Param
 from fnn.core.errors import FnnError
 from fnn.core.layer import Layer, leaf
 from fnn.core.notes import notes
+from fnn.core.origins import builder
 from fnn.core.wrapping import wrap
 from fnn.layers.activations import prelu
 from fnn.layers.attention import alibi, attention, relative_bias
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         checkpoint,
         convert,
         data,
+        description,
         distributed,
         ensembles,
         export,
@@ -65,31 +67,43 @@ if TYPE_CHECKING:
         train,
         tree,
     )
+    from fnn.checkpoint import load
+    from fnn.description import build, describe, diff
     from fnn.sharding.dry_run import dryrun
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Derived", "FnnError", "Layer", "Param", "adaptive_avg_pool", "alibi", "alpha_dropout",
-    "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "cast", "cells",
-    "checkpoint", "compose", "conv", "conv_transpose", "convert", "data", "dense", "depthwise_conv",
-    "distributed", "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors",
-    "export", "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
-    "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "local_conv", "log",
-    "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics", "min_pool", "moe",
-    "notes", "optim", "parallel", "parameter", "pixel_shuffle", "pixel_unshuffle",
-    "positional_encoding", "prelu", "prune", "quantize", "relative_bias", "remat", "reparam",
-    "repeat", "reshape", "residual", "rms_norm", "rnn", "search", "separable_conv", "serial",
-    "serve", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout", "spectral_norm", "sum_pool",
-    "swap", "tap", "testing", "train", "transformer_block", "tree", "unmerge", "unroll_generate",
-    "upsample", "weight_norm", "wrap",
+    "analysis", "attention", "avg_pool", "batch_norm", "bidirectional", "bilinear", "build",
+    "builder", "cast", "cells", "checkpoint", "compose", "conv", "conv_transpose", "convert",
+    "data", "dense", "depthwise_conv", "describe", "description", "diff", "distributed",
+    "drop_path", "dropout", "dryrun", "embedding", "ensemble", "ensembles", "errors", "export",
+    "flatten", "forget", "frozen", "gaussian_noise", "global_avg_pool", "global_max_pool",
+    "group_norm", "gru", "initializers", "instance_norm", "layer_norm", "leaf", "load",
+    "local_conv", "log", "lora", "losses", "lp_pool", "lru", "lstm", "max_pool", "merge", "metrics",
+    "min_pool", "moe", "notes", "optim", "parallel", "parameter", "pixel_shuffle",
+    "pixel_unshuffle", "positional_encoding", "prelu", "prune", "quantize", "relative_bias",
+    "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn", "search",
+    "separable_conv", "serial", "serve", "sharding", "simple_rnn", "sinusoidal",
+    "spatial_dropout", "spectral_norm", "sum_pool", "swap", "tap", "testing", "train",
+    "transformer_block", "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
+
+
+_FUNCTIONS = {  # of wings, by the module that has them
+    "build": "fnn.description",
+    "describe": "fnn.description",
+    "diff": "fnn.description",
+    "dryrun": "fnn.sharding.dry_run",
+    "load": "fnn.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:
     """A wing, imported when it is first used: `import fnn` itself takes layers alone."""
-    if name == "dryrun":
-        return importlib.import_module("fnn.sharding.dry_run").dryrun
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in __all__:
         return importlib.import_module(f"fnn.{name}")
     raise AttributeError(f"module 'fnn' has no attribute {name!r}")

@@ -7,13 +7,14 @@ declared, not just called, one compiled sampler can draw a whole network; see `f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import jax.typing
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.params import Constant, Distribution
 from fnn.core.types import Scalar, Shape
 
@@ -23,10 +24,8 @@ __all__ = [
     "variance_scaling", "zeros",
 ]  # fmt: skip
 
-zeros = Constant(0.0)
-ones = Constant(1.0)
 
-
+@builder
 def constant(value: jax.typing.ArrayLike) -> Constant:
     """The same `value` everywhere (a number, or an array that broadcasts to the shape).
 
@@ -36,15 +35,21 @@ def constant(value: jax.typing.ArrayLike) -> Constant:
     return Constant(value)
 
 
+zeros = constant(0.0)
+ones = constant(1.0)
+
+
+@builder
 def normal(stddev: Scalar = 1e-2) -> Distribution:
     """Normal with mean 0: x ~ N(0, stddev^2).
 
     >>> normal(0.1)(jax.random.key(0), (3, 4)).shape
     (3, 4)
     """
-    return Distribution(("normal",), stddev, name=f"normal({stddev})")
+    return Distribution(("normal",), stddev)
 
 
+@builder
 def truncated_normal(
     stddev: Scalar = 1e-2, lower: float = -2.0, upper: float = 2.0
 ) -> Distribution:
@@ -56,16 +61,17 @@ def truncated_normal(
     Array(True, dtype=bool)
     """
     base = "truncated_normal", ("lower", float(lower)), ("upper", float(upper))
-    return Distribution(base, stddev, name=f"truncated_normal({stddev}, {lower}, {upper})")
+    return Distribution(base, stddev)
 
 
+@builder
 def uniform(scale: Scalar = 1e-2) -> Distribution:
     """Uniform from 0 to `scale`: x ~ U[0, scale).
 
     >>> uniform(1.0)(jax.random.key(0), (100,)).min() >= 0
     Array(True, dtype=bool)
     """
-    return Distribution(("uniform",), scale, name=f"uniform({scale})")
+    return Distribution(("uniform",), scale)
 
 
 _STANDARD = {  # a base of variance 1 / factor^2, and the factor
@@ -78,6 +84,7 @@ _STANDARD = {  # a base of variance 1 / factor^2, and the factor
 }
 
 
+@builder
 def variance_scaling(
     scale: Scalar = 1.0,
     mode: str = "fan_in",
@@ -101,8 +108,7 @@ def variance_scaling(
     checks.choice("mode", mode, ("fan_in", "fan_out", "fan_avg", "fan_geo_avg"))
     checks.choice("distribution", distribution, tuple(_STANDARD))
     base, factor = _STANDARD[distribution]
-    name = f"variance_scaling({scale}, {mode!r}, {distribution!r})"
-    return Distribution(base, FanScale(scale, mode, in_axis, out_axis, factor), name=name)
+    return Distribution(base, FanScale(scale, mode, in_axis, out_axis, factor))
 
 
 @dataclass(frozen=True)
@@ -134,60 +140,67 @@ class FanScale:
         return self.factor * root(self.scale / max(fan, 1))
 
 
+@builder
 def lecun_normal() -> Distribution:
     """Variance 1 / fan_in, truncated normal (LeCun et al., 1998): the default for kernels.
 
     >>> lecun_normal() == variance_scaling(1.0, "fan_in", "truncated_normal")
     True
     """
-    return replace(variance_scaling(1.0, "fan_in", "truncated_normal"), name="lecun_normal()")
+    return variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
+@builder
 def lecun_uniform() -> Distribution:
     """Variance 1 / fan_in, uniform (LeCun et al., 1998).
 
     >>> lecun_uniform() == variance_scaling(1.0, "fan_in", "uniform")
     True
     """
-    return replace(variance_scaling(1.0, "fan_in", "uniform"), name="lecun_uniform()")
+    return variance_scaling(1.0, "fan_in", "uniform")
 
 
+@builder
 def glorot_normal() -> Distribution:
     """Variance 2 / (fan_in + fan_out), truncated normal (Glorot & Bengio, 2010).
 
     >>> glorot_normal() == variance_scaling(1.0, "fan_avg", "truncated_normal")
     True
     """
-    return replace(variance_scaling(1.0, "fan_avg", "truncated_normal"), name="glorot_normal()")
+    return variance_scaling(1.0, "fan_avg", "truncated_normal")
 
 
+@builder
 def glorot_uniform() -> Distribution:
     """Variance 2 / (fan_in + fan_out), uniform (Glorot & Bengio, 2010, equation 16).
 
     >>> glorot_uniform() == variance_scaling(1.0, "fan_avg", "uniform")
     True
     """
-    return replace(variance_scaling(1.0, "fan_avg", "uniform"), name="glorot_uniform()")
+    return variance_scaling(1.0, "fan_avg", "uniform")
 
 
+@builder
 def he_normal() -> Distribution:
     """Variance 2 / fan_in, truncated normal, for ReLU networks (He et al., 2015).
 
     >>> he_normal() == variance_scaling(2.0, "fan_in", "truncated_normal")
     True
     """
-    return replace(variance_scaling(2.0, "fan_in", "truncated_normal"), name="he_normal()")
+    return variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
+@builder
 def he_uniform() -> Distribution:
     """Variance 2 / fan_in, uniform, for ReLU networks (He et al., 2015).
 
     >>> he_uniform() == variance_scaling(2.0, "fan_in", "uniform")
     True
     """
-    return replace(variance_scaling(2.0, "fan_in", "uniform"), name="he_uniform()")
+    return variance_scaling(2.0, "fan_in", "uniform")
 
 
+@builder
 def orthogonal(scale: Scalar = 1.0) -> Distribution:
     """`scale` times a uniformly random matrix with orthonormal columns, or rows if it is wide.
 
@@ -198,7 +211,7 @@ def orthogonal(scale: Scalar = 1.0) -> Distribution:
     >>> bool(jnp.allclose(q.T @ q, jnp.eye(4), atol=1e-5))
     True
     """
-    return Distribution(("normal",), scale, _orthogonal, name=f"orthogonal({scale})")
+    return Distribution(("normal",), scale, _orthogonal)
 
 
 def _orthogonal(z: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Plots of training runs and profiles: functions that return a matplotlib figure, not shown.
+"""Plots of networks, runs and profiles: functions that return a matplotlib figure, not shown.
 
 They need the extra `plot`. Functions that take `axes` draw into them if given, else into a new
 figure; `figure.savefig(path)` writes it to a file.
@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fnn import tree
+from fnn.analysis.diagram.network import network
 from fnn.analysis.figures import new_axes, plain, pyplot
 from fnn.analysis.monitoring import calibration_over_time, drift
 from fnn.analysis.profile import Profile
@@ -24,7 +25,7 @@ from fnn.core.types import Tree
 
 __all__ = [
     "calibration_over_time", "confusion", "curves", "drift", "filters", "heat_map", "histograms",
-    "metric", "profile", "runs",
+    "metric", "network", "profile", "runs",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +13,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from fnn.checkpoint.files import open_arrays, read_manifest
+from fnn.checkpoint.files import open_arrays, read_manifest, url_of
 from fnn.checkpoint.leaves import HOST, Entry, Path, Place, dtype_of, empty, from_bytes, joined
 from fnn.core.errors import CheckpointError
 
 PIECE = 1 << 20  # bytes read at a time
 BYTE = np.dtype(np.uint8)
+STEP = re.compile(r"step-(0|[1-9][0-9]*)")
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """The steps whose checkpoints a keeper has in its directory, in order."""
+    if not directory.is_dir():
+        return []
+    found = (STEP.fullmatch(path.name) for path in directory.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def newest_of(path: str | os.PathLike) -> str | os.PathLike:
+    """The newest checkpoint in a keeper's directory; any other path as it is."""
+    steps = [] if url_of(path) else steps_in(pathlib.Path(path))
+    return pathlib.Path(path) / f"step-{steps[-1]}" if steps else path
 
 
 class Folder:

@@ -15,13 +15,14 @@ import jax
 import numpy as np
 
 from fnn.checkpoint.files import url_of
+from fnn.checkpoint.folder import steps_in
 from fnn.checkpoint.restore import inspect, restore
 from fnn.checkpoint.save import Saving, save
 from fnn.core import checks, errors
 from fnn.core.errors import CheckpointError
+from fnn.core.layer import Layer
 from fnn.core.types import Tree
 
-NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 LEFTOVER = re.compile(r"\.step-\d+\.[0-9a-f]{8}\.tmp")  # of a save or a deletion that was killed
 
 
@@ -36,6 +37,8 @@ class Keeper:
     - `keep`: how many of the newest stay; the best stays as well.
     - `best`, `mode`: the metric whose `"max"` or `"min"` is the best, such as "eval/accuracy"; a
       NaN never is.
+    - `net`: the network, which every checkpoint describes, so that `fnn.load(directory)` gives it
+      back with the newest params; needed only if the loss is not `fnn.train.supervised`.
 
     Saving does not wait for the disk: a thread writes a copy. A failure is raised by the next call,
     and when Python ends. What `wait()` returned from is on the disk to stay. One keeper at a time
@@ -66,6 +69,7 @@ class Keeper:
         keep: int = 3,
         best: str | None = None,
         mode: str = "max",
+        net: Layer | None = None,
     ):
         with errors.within("Keeper"):
             self.every = math.inf if every is None else checks.count("every", every)
@@ -76,6 +80,7 @@ class Keeper:
                 raise errors.OptionError("a directory", f"the URL {directory}", mend)
         self.directory = pathlib.Path(os.path.abspath(directory))
         self._metric, self._sign = best, 1.0 if mode == "max" else -1.0
+        self._net = net
         self._saving: Saving | None = None
         self._values: dict[int, float] = {}  # of the best metric, by step, as far as read
         self._swept = False
@@ -87,10 +92,7 @@ class Keeper:
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""
-        if not self.directory.is_dir():
-            return []
-        found = (NAME.fullmatch(path.name) for path in self.directory.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return steps_in(self.directory)
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
@@ -145,7 +147,7 @@ class Keeper:
             raise CheckpointError(wanted, f"step {step}", mend)
         scalars = {n: float(np.reshape(v, ())) for n, v in metrics.items() if _is_scalar(v)}
         meta = {**meta, "step": step, "metrics": scalars}
-        self._saving = save(self.path(step), tree, meta=meta, wait=False)
+        self._saving = save(self.path(step), tree, meta=meta, net=self._net, wait=False)
         self._last = step
         return self._saving
 
@@ -216,6 +218,7 @@ class Keeper:
         if due or better or evaluated or event.ended:
             self.wait()
             if event.step != self._last:
+                self._net = self._net or getattr(event, "network", None)
                 self._save(event.saved(), event.step, event.evaluation, {})
         if event.ended:
             self.wait()

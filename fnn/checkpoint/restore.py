@@ -70,13 +70,13 @@ def inspect(path: str | os.PathLike) -> Contents:
     >>> contents.leaves["w"].shape, contents.leaves["n"], contents.meta
     ((2, 3), 4, {'run': 1})
     """
-    saved = _opened(path)
+    saved = opened(path)
     leaves = {joined(names): _struct(entry) for names, entry in saved.entries.items()}
     total = sum(nbytes_of(entry) for entry in saved.entries.values())
     return Contents(leaves, saved.manifest["meta"], saved.manifest["made_by"], total)
 
 
-def _opened(path: str | os.PathLike) -> Folder | Store:
+def opened(path: str | os.PathLike) -> Folder | Store:
     url = url_of(path)
     return Folder(path) if url is None else Store(url)
 
@@ -119,7 +119,7 @@ def restore(
     >>> fnn.checkpoint.restore(path)["step"]
     4
     """
-    saved, top = _opened(path), separate(at)
+    saved, top = opened(path), separate(at)
     entries = {names: e for names, e in saved.entries.items() if names[: len(top)] == top}
     wanted = {(*top, *names): leaf for names, leaf in leaves_of(like)}
     if len(wanted) < sum(1 for _ in leaves_of(like)):

@@ -34,11 +34,13 @@ from fnn.checkpoint.files import (
     write_manifest,
 )
 from fnn.checkpoint.leaves import Entry, Path, entry_of, is_value, joined, leaves_of
+from fnn.checkpoint.network import network_of
 from fnn.checkpoint.stores import taken
 from fnn.core import errors
 from fnn.core.dtypes import is_key
 from fnn.core.durable import sync_directory
 from fnn.core.errors import CheckpointError
+from fnn.core.layer import Layer
 from fnn.core.types import Tree
 
 PATIENCE = 600.0  # seconds for which a process waits for the files of the others
@@ -88,6 +90,7 @@ def save(
     tree: Tree,
     *,
     meta: Mapping[str, Any] | None = None,
+    net: Layer | None = None,
     wait: bool = True,
 ) -> Saving:
     """Save a tree in the folder `path`, which appears once it is complete.
@@ -100,6 +103,8 @@ def save(
       numbers, strings and None, in any pytree. Sharded arrays are written slice by slice, each by
       the process that owns it; then all processes call `save`, and `path` is on a shared disk.
     - `meta`: what you want to know later, as JSON: `{"run": 3, "data": "mnist"}`.
+    - `net`: the network whose params these are, so that `fnn.load` gives it back with them; the
+      tree is a training state, a dict with "params" and "state", or the params.
     - `wait`: False returns as soon as the values are copied to the host, so that training goes on,
       and its arrays may be donated; a thread writes the copy. It is safe once `Saving.wait` of the
       result returns, which raises what went wrong; unasked, this is raised when Python ends. A
@@ -126,6 +131,8 @@ def save(
         raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
     entries, arrays = described(tree)
     manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
+    if net is not None:
+        manifest["network"] = network_of(net)
     url = url_of(path)
     if url is not None:
         wait = True  # orbax does not end what Python's own end interrupts

@@ -263,12 +263,11 @@ def not_an_array(x: Any) -> NoReturn:
     )
 
 
-def not_pickled(layer: Any) -> NoReturn:
+def replaced_by_hand(name: str) -> NoReturn:
     raise InputError(
-        "arrays and plain data to pickle",
-        f"the layer {layer}, which is made of functions",
-        "save params and state, which are dicts of arrays, and build the network again by the "
-        "function that built it",
+        "a layer as its builder made it",
+        f"{name}, whose fields were replaced since",
+        "change what it does with fnn.wrap, by functions at the top of a module",
     )
 
 

@@ -16,6 +16,7 @@ from fnn.core.inputs import arity, by_position, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, same_arrays, traced
 from fnn.core.names import folded
 from fnn.core.notes import add_notes
+from fnn.core.origins import Origin
 from fnn.core.params import Constant
 from fnn.core.reserved import NOTES
 from fnn.core.shapes import as_struct, from_numpy, struct
@@ -86,9 +87,15 @@ def compose(*bodies: Callable, **layers: Layer | Callable) -> Callable[[Callable
                 return run(call, xs), call.new_state(state)
 
         rebuild = Rebuild(lambda new: compose(**new)(body), apply)
-        return Layer(name, traced(with_output, inputs), apply, tuple(children.items()), rebuild)
+        layer = Layer(name, traced(with_output, inputs), apply, tuple(children.items()), rebuild)
+        return layer.with_origin(Origin(composed, (body, children), body=body))
 
     return build
+
+
+def composed(body: Callable, layers: dict[str, Layer]) -> Layer:
+    """The layer that `compose` makes of a body and its sublayers."""
+    return compose(**layers)(body)
 
 
 class Scope:

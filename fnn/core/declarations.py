@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import errors
+from fnn.core import errors, html
 from fnn.core.types import Dtype, Shape, Tree
 
 
@@ -65,6 +65,13 @@ class Param:
         ):
             wanted = f"a number of parts, which divides it, or None for each axis of {self.shape}"
             raise errors.OptionError(wanted, f"{self.parts}", "give one for each axis")
+
+    def _repr_html_(self) -> str:
+        fields = [("shape", self.stack + self.shape), ("dtype", jnp.dtype(self.dtype).name)]
+        fields += [("kind", self.kind), ("axes", ", ".join(self.axes or ()) or "unnamed")]
+        fields += [("stack", self.stack)] if self.stack else []
+        init = getattr(self.init, "__name__", None) or repr(self.init)
+        return html.of_fields("Param", [*fields, ("init", init)])
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,10 @@ class ArtifactError(FnnError, ValueError):
     """An exported artifact that is damaged, incomplete, or not what it claims to be."""
 
 
+class DescriptionError(FnnError, ValueError):
+    """A description of a network that is damaged, or names what it may not."""
+
+
 class AgreementError(FnnError, ValueError):
     """Processes of one run that do not do the same: other programs, params or batches."""
 
@@ -133,13 +137,6 @@ def named(fn: Callable[P, T]) -> Callable[P, T]:
         with within(name):
             return fn(*args, **kwargs)
 
-    return call
-
-
-def builder(build: Callable[P, T]) -> Callable[P, T]:
-    """Mark a builder of layers or transforms, and name it in errors about its options."""
-    call = named(build)
-    vars(call)["_is_builder"] = True
     return call
 
 

@@ -18,10 +18,12 @@ from typing import Any
 
 import jax
 
-from fnn.core import checks, errors, trees
+from fnn.core import checks, errors, html, trees
 from fnn.core.declarations import Derived, Param, arrays_of, zeros_of
 from fnn.core.inputs import arity, by_position, signature
+from fnn.core.origins import Origin, with_children
 from fnn.core.params import draw
+from fnn.core.plain import built, plain
 from fnn.core.shapes import as_array, as_struct, is_traced_shape, struct
 
 __all__ = ["Derived", "Layer", "Param", "leaf"]
@@ -41,6 +43,7 @@ class Layer:
     - `children`, `rebuild`: the sublayers, (name, Layer) pairs, and the same layer over others.
     - `carry(params, x, key=None, train=False)`: the first carry of a recurrent cell, for one step's
       x, of which only shape and dtype matter; None for other layers.
+    - `origin`: the call of the builder that made it, for `fnn.describe`; None if none did.
 
     Inputs are passed by position or by name, as in `rnn(params, x, lengths=lengths)`: the names are
     those of a leaf's `specs`, or of a body's arguments. To run a layer in another way, use
@@ -59,6 +62,7 @@ class Layer:
     children: tuple[tuple[str, Layer], ...] = ()
     rebuild: Callable[[Mapping[str, Layer]], Layer] | None = None
     carry: Callable[..., Any] | None = None
+    origin: Origin | None = None
 
     def init(self, key, *xs, **inputs) -> tuple[dict, dict]:
         """The first (params, state) for inputs like `xs`: arrays, ShapeDtypeStructs or shapes.
@@ -81,26 +85,29 @@ class Layer:
         return self
 
     def __reduce_ex__(self, protocol):
-        with errors.within(self.name):
-            checks.not_pickled(self)
+        return built, (plain(self),)
+
+    def fields(self) -> tuple:
+        """What a builder decides."""
+        return self.name, self.specs, self.apply, self.carry
+
+    def with_origin(self, origin: Origin) -> Layer:
+        return replace(self, origin=replace(origin, fields=self.fields()))
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={child!r}" for name, child in self.children)
         return f"{self.name}({inner})" if inner else self.name
+
+    def _repr_html_(self) -> str:
+        return html.of_layer(self)
 
     def map(self, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
         """Rebuild the network bottom-up with `fn(path, layer)`; the root's path is ""."""
         below = {
             name: child.map(fn, f"{path}/{name}" if path else name) for name, child in self.children
         }
-        layer = self
-        if self.rebuild and any(below[name] is not child for name, child in self.children):
-            if isinstance(self.rebuild, Rebuild) and self.rebuild.apply is not self.apply:
-                with errors.at(path):
-                    checks.rebuilt_by_hand(self.name)
-            rebuilt = self.rebuild(below)
-            layer = replace(rebuilt, name=self.name, carry=rebuilt.carry or self.carry)
-        return fn(path, layer)
+        new = {name: below[name] for name, child in self.children if below[name] is not child}
+        return fn(path, with_children(self, new, path) if self.rebuild and new else self)
 
 
 def declare_and_draw(
@@ -240,7 +247,8 @@ def leaf(
                 trees.check_tree("the new state", out[1], state_spec, want, xs, mend)
             return out
 
-    return Layer(name, Declarer(declare, with_output, inputs), checked_apply, carry=carry)
+    layer = Layer(name, Declarer(declare, with_output, inputs), checked_apply, carry=carry)
+    return layer.with_origin(Origin(leaf, (name, specs, apply, carry)))
 
 
 def as_layer(fn: Any) -> Layer:
@@ -268,7 +276,8 @@ def as_layer(fn: Any) -> Layer:
     def with_output(*xs):
         return ({}, {}), fn(*xs)
 
-    return Layer(name, Declarer(lambda *xs: ({}, {}), with_output, inputs), apply)
+    layer = Layer(name, Declarer(lambda *xs: ({}, {}), with_output, inputs), apply)
+    return layer.with_origin(Origin(as_layer, (fn,)))
 
 
 def outline(layer: Layer, xs: tuple) -> tuple[tuple[dict, dict], Any]:

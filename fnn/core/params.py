@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import jax
@@ -27,6 +27,7 @@ import numpy as np
 
 from fnn.core import checks, errors
 from fnn.core.declarations import Derived, Param
+from fnn.core.origins import Origin
 from fnn.core.reserved import FROZEN, is_under
 from fnn.core.static import run_once_compiled
 from fnn.core.types import Dtype, Key, Tree
@@ -48,7 +49,7 @@ class Distribution:
     - `base`: a sampler of `jax.random`, by name, and its options: `("uniform", ("maxval", 1.0))`.
     - `scale`: a number, or a function from the shape to one.
     - `finish`: a function applied to the draw of one member before scaling, if any.
-    - `name`: what is printed, such as "lecun_normal()".
+    - `origin`: the call of the initializer that made it, such as "lecun_normal()"; it is printed.
 
     >>> Distribution(("uniform",), 0.1)(jax.random.key(0), (2, 3)).shape
     (2, 3)
@@ -57,10 +58,13 @@ class Distribution:
     base: tuple
     scale: Any = 1.0
     finish: Callable[[jax.Array], jax.Array] | None = None
-    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return self.name or f"{self.base[0]} x {self.scale}"
+        return str(self.origin or f"{self.base[0]} x {self.scale}")
+
+    def with_origin(self, origin: Origin) -> Distribution:
+        return replace(self, origin=origin)
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return draw(key, Param(tuple(shape), self, dtype))
@@ -75,9 +79,13 @@ class Constant:
     """
 
     value: Any
+    origin: Origin | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"constant({self.value})"
+
+    def with_origin(self, origin: Origin) -> Constant:
+        return replace(self, origin=origin)
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return jnp.full(shape, self.value, dtype)

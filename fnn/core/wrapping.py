@@ -11,9 +11,10 @@ from fnn.core import checks, errors
 from fnn.core.declarations import zeros_of
 from fnn.core.inputs import arity, by_position, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of, outline, traced
+from fnn.core.origins import builder
 
 
-@errors.named
+@builder
 def wrap(
     layer: Layer | Callable,
     apply: Callable[..., tuple[Any, Any]],

@@ -24,7 +24,14 @@ class Program:
     """One program of an artifact, with its params and state.
 
     - `said`: what the manifest says of it: its inputs, outputs and platforms.
-    - `call`: the compiled program, which takes params and state as well, unless they are baked in.
+    - `given`: params and state; () if they are baked in.
+    - `call`: the program, compiled when it is called, which takes what is given first.
+
+    >>> import tempfile, fnn
+    >>> path = tempfile.mkdtemp() + "/dense"
+    >>> fnn.export.save(path, fnn.dense(3), *fnn.dense(3).init(jax.random.key(0), (1, 4)), (1, 4))
+    >>> load(path).apply.said["inputs"]
+    [{'name': 'x', 'shape': [1, 4], 'dtype': 'float32'}]
     """
 
     name: str
@@ -48,7 +55,18 @@ class Program:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Step:
-    """A step of a sequence, `(carry, *xs) -> (carry, y)`, and `first(*xs)`, its first carry."""
+    """A step of a sequence, `(carry, *xs) -> (carry, y)`, and `first(*xs)`, its first carry.
+
+    >>> import tempfile, fnn, numpy as np
+    >>> net, cell, path = fnn.gru(3), fnn.cells.gru(3), tempfile.mkdtemp() + "/gru"
+    >>> params, state = net.init(jax.random.key(0), (1, 5, 4))
+    >>> steps = {"step": (cell, ("batch", 4))}
+    >>> fnn.export.save(path, net, params, state, ("batch", "time", 4), steps=steps)
+    >>> step, x = load(path).steps["step"], np.ones((2, 4), np.float32)
+    >>> carry, y = step(step.first(x), x)
+    >>> y.shape
+    (2, 3)
+    """
 
     program: Program
     first: Program
@@ -67,6 +85,13 @@ class Artifact:
     - `apply`: the program of the call.
     - `steps`: `Step`s by name.
     - `preprocessing`: the fitted functions saved with it, or None.
+
+    >>> import tempfile, fnn
+    >>> net, path = fnn.dense(3), tempfile.mkdtemp() + "/dense"
+    >>> params, state = net.init(jax.random.key(0), (1, 4))
+    >>> fnn.export.save(path, net, params, state, ("batch", 4), bake=True)
+    >>> load(path)
+    Artifact(x (batch, 4) float32)
     """
 
     path: pathlib.Path
@@ -89,8 +114,9 @@ class Artifact:
 def load(path: str | os.PathLike) -> Artifact:
     """The artifact in a folder, as `save` wrote it; its sums are checked.
 
-    Nothing of it runs but its programs, which compute and do no more: those that would call back
-    into Python are refused.
+    Nothing of it runs but its programs, when they are called, and those that would call anything
+    but libraries, such as back into Python, are refused. The sums tell damage, not who wrote it: a
+    program by someone hostile may compute for ever, or take all memory.
 
     Raises ArtifactError for one that is damaged, incomplete or hostile, or for other platforms than
     JAX's default here; ImportError without flatbuffers (extra `export`). A call raises InputError,

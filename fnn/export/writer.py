@@ -11,6 +11,7 @@ from typing import Any
 
 from fnn.checkpoint.files import Part, write_arrays
 from fnn.checkpoint.leaves import leaves_of
+from fnn.checkpoint.network import network_of
 from fnn.checkpoint.save import described, made_by, own_parts
 from fnn.core import errors
 from fnn.core.durable import complete_folder, write_file
@@ -67,13 +68,14 @@ def save(
       go into the manifest, for `fnn.metrics.drift`.
     - `preprocessing`: what `fnn.data.standardize`, `prepare` and the like fitted, or a dict of it.
     - `labels`: names of the outputs.
-    - `network`: a text that describes the network, such as `fnn.describe(net)`.
+    - `network`: a text that describes the network; None is `fnn.describe(net)`, or null if that
+      cannot describe it.
     - `meta`: anything else that JSON holds.
 
     Raises ArtifactError if `path` exists, InputError for a network that must know more of a named
     size, and what the network raises; ImportError without flatbuffers (extra `export`).
 
-    >>> import tempfile, fnn, jax.numpy as jnp
+    >>> import tempfile, fnn, jax, jax.numpy as jnp
     >>> net, path = fnn.dense(3), tempfile.mkdtemp() + "/dense"
     >>> params, state = net.init(jax.random.key(0), (1, 4))
     >>> save(path, net, params, state, ("batch", 4))
@@ -92,7 +94,7 @@ def save(
         "made_by": made_by(),
         "baked": bool(bake),
         "labels": _labels(labels),
-        "network": _text(network),
+        "network": _text(network, net),
         "preprocessing": as_json(preprocessing),
         "meta": _json(meta),
     }
@@ -170,8 +172,10 @@ def _labels(labels: Any) -> list[str] | None:
     return found
 
 
-def _text(network: Any) -> str | None:
-    if network is not None and not isinstance(network, str):
+def _text(network: Any, net: Layer) -> str | None:
+    if network is None:
+        return network_of(net).get("description")
+    if not isinstance(network, str):
         mend = "pass a description as str"
         raise errors.OptionError("network to be a text", errors.show(network), mend)
     return network

@@ -2,14 +2,15 @@
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.initializers import constant
 
 
-@errors.builder
+@builder
 def prelu(init=0.25) -> Layer:
     """Rectifier with a learned slope per channel: y = x where x > 0, else alpha x.
 

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors, names, trees
+from fnn.core import checks, names, trees
 from fnn.core.compose import compose
 from fnn.core.inputs import REQUIRED, signature
 from fnn.core.layer import Layer, Rebuild, as_layer, inputs_of
+from fnn.core.origins import builder
 
 
-@errors.builder
+@builder
 def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """One layer after the other: y = layer_n(... layer_2(layer_1(*xs))).
 
@@ -44,7 +45,7 @@ def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     return compose(**children)(_with_inputs_of(children, serial))
 
 
-@errors.builder
+@builder
 def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """Fan-out: y = {name: layer(*xs)}, every layer on the same inputs.
 
@@ -67,7 +68,7 @@ def parallel(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     return compose(**children)(_with_inputs_of(children, parallel))
 
 
-@errors.builder
+@builder
 def residual(layer: Layer | Callable, shortcut: Layer | Callable | None = None) -> Layer:
     """Add the input to the output: y = shortcut(x) + layer(x) (He et al., 2016).
 

@@ -7,12 +7,13 @@ from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer
 from fnn.core.lengths import divide
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.layers.frozen import hold
 from fnn.layers.reparam import along_axis, other_axes, over_named
 
 
-@errors.builder
+@builder
 def prune(layer: Layer, fraction: Scalar, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Hold the smallest weights at zero: w = mask * w (magnitude pruning; Han et al., 2015).
 
@@ -44,7 +45,7 @@ def prune(layer: Layer, fraction: Scalar, names: tuple[str, ...] = ("kernel",)) 
     return hold(over_named(layer, names, encode, decode), is_mask)
 
 
-@errors.builder
+@builder
 def quantize(layer: Layer, bits: int = 8, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Round weights to 2^bits - 1 levels, with the gradient of the unrounded ones.
 

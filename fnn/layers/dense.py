@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.initializers import lecun_normal, zeros
 
 
-@errors.builder
+@builder
 def dense(
     features: int,
     *,
@@ -64,7 +65,7 @@ def _is_name(axis: object) -> bool:
     return isinstance(name, str) and isinstance(n, int) and n > 0
 
 
-@errors.builder
+@builder
 def bilinear(
     features: int, *, use_bias: bool = True, kernel_init=lecun_normal(), bias_init=zeros
 ) -> Layer:

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 
 
-@errors.builder
+@builder
 def dropout(rate: Scalar) -> Layer:
     """In training, drop each value with probability `rate`: y = m x / (1 - rate).
 
@@ -29,7 +30,7 @@ def dropout(rate: Scalar) -> Layer:
     return _noise("dropout", 0, "[...]", lambda key, x: _drop(key, x, rate, x.shape))
 
 
-@errors.builder
+@builder
 def spatial_dropout(rate: Scalar, spatial_axes: int) -> Layer:
     """In training, drop whole channels with probability `rate`: y = m x / (1 - rate).
 
@@ -61,7 +62,7 @@ def spatial_dropout(rate: Scalar, spatial_axes: int) -> Layer:
     )
 
 
-@errors.builder
+@builder
 def drop_path(rate: Scalar, feature_axes: int) -> Layer:
     """Stochastic depth: in training, drop whole examples with probability `rate`.
 
@@ -93,7 +94,7 @@ def drop_path(rate: Scalar, feature_axes: int) -> Layer:
     return _noise("drop_path", n, f"with the {n} axes of one example", draw)
 
 
-@errors.builder
+@builder
 def alpha_dropout(rate: Scalar) -> Layer:
     """Dropout for `jax.nn.selu`: drops to its lower limit and keeps mean 0 and variance 1.
 
@@ -125,7 +126,7 @@ def alpha_dropout(rate: Scalar) -> Layer:
     return _noise("alpha_dropout", 0, "[...]", draw)
 
 
-@errors.builder
+@builder
 def gaussian_noise(stddev: Scalar) -> Layer:
     """In training, add noise: y = x + stddev z, with z ~ N(0, 1) drawn for each value.
 

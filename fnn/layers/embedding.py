@@ -9,11 +9,12 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.types import Dtype
 from fnn.initializers import variance_scaling, zeros
 
 
-@errors.builder
+@builder
 def embedding(
     num_embeddings: int,
     features: int,
@@ -88,7 +89,7 @@ def _check_range(x: jax.Array, n: int) -> None:
         )
 
 
-@errors.builder
+@builder
 def parameter(
     shape: tuple[int, ...], init=zeros, *, dtype: Dtype = jnp.float32, kind: str = "value"
 ) -> Layer:

@@ -10,12 +10,13 @@ import jax
 from fnn.core import errors, trees
 from fnn.core.declarations import Derived, declared
 from fnn.core.layer import Layer, as_layer, outline, same_arrays
+from fnn.core.origins import builder
 from fnn.core.reserved import FROZEN, is_empty, is_under
 from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 
 
-@errors.builder
+@builder
 def frozen(layer: Layer | Callable, *patterns: str, kinds: tuple[str, ...] = ()) -> Layer:
     """The layer with params that do not learn: the state holds them, under "(frozen)".
 

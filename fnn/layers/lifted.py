@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived
 from fnn.core.layer import Layer, as_layer, outline, same_arrays
+from fnn.core.origins import builder
 from fnn.core.shapes import as_array, from_numpy
 from fnn.core.types import Key, Tree
 from fnn.core.values import check_values
 from fnn.core.wrapping import same, same_carry, wrap
 
 
-@errors.builder
+@builder
 def repeat(layer: Layer | Callable, n: int) -> Layer:
     """The layer n times in a row, as one scan: x_{i+1} = layer(params[i], x_i), y = x_n.
 
@@ -78,7 +79,7 @@ def repeat(layer: Layer | Callable, n: int) -> Layer:
     return wrap(layer, apply, declare=declare, name="repeat")
 
 
-@errors.builder
+@builder
 def ensemble(
     layer: Layer | Callable, n: int, *, in_axes: int | tuple[int | None, ...] | None = None
 ) -> Layer:
@@ -159,7 +160,7 @@ def ensemble(
     return wrap(layer, apply, declare=declare, name="ensemble")
 
 
-@errors.builder
+@builder
 def remat(layer: Layer | Callable, policy: Callable[..., bool] | None = None) -> Layer:
     """The same layer, recomputed in the backward pass instead of kept from the forward pass.
 

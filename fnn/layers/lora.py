@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.layer import Layer, as_layer
 from fnn.core.names import folded
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.initializers import normal
 from fnn.layers.frozen import hold
@@ -20,7 +21,7 @@ from fnn.layers.reparam import (
 )
 
 
-@errors.builder
+@builder
 def lora(
     layer: Layer, rank: int, names: tuple[str, ...] = ("kernel",), *, alpha: Scalar | None = None
 ) -> Layer:

@@ -11,12 +11,13 @@ from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, as_layer
+from fnn.core.origins import builder
 from fnn.initializers import lecun_normal
 from fnn.layers.dense import dense
 from fnn.layers.lifted import ensemble
 
 
-@errors.builder
+@builder
 def moe(
     expert: Layer,
     n: int,

@@ -11,13 +11,14 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.dtypes import wide, widened
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.core.static import inlined
 from fnn.core.types import Scalar
 from fnn.initializers import ones, zeros
 
 
-@errors.builder
+@builder
 def batch_norm(
     *, momentum: Scalar = 0.9, eps: Scalar = 1e-5, axis_name=None, use_scale=True, use_bias=True
 ) -> Layer:
@@ -83,7 +84,7 @@ def batch_norm(
     return leaf("batch_norm", specs, apply)
 
 
-@errors.builder
+@builder
 def layer_norm(*, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = True) -> Layer:
     """Normalize the last axis, y = scale (x - mean) / sqrt(var + eps) + bias: [..., C] -> [..., C].
 
@@ -110,7 +111,7 @@ def layer_norm(*, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = T
     return _norm("layer_norm", 0, _moments_over((-1,)), eps, use_scale, use_bias)
 
 
-@errors.builder
+@builder
 def rms_norm(*, eps: Scalar = 1e-6, use_scale: bool = True) -> Layer:
     """Divide by the root mean square, y = scale x / sqrt(mean(x^2) + eps): [..., C] -> [..., C].
 
@@ -136,7 +137,7 @@ def rms_norm(*, eps: Scalar = 1e-6, use_scale: bool = True) -> Layer:
     return _norm("rms_norm", 0, moments, eps, use_scale, False)
 
 
-@errors.builder
+@builder
 def group_norm(
     groups: int, spatial_axes: int, *, eps: Scalar = 1e-5, use_scale=True, use_bias=True
 ) -> Layer:
@@ -184,7 +185,7 @@ def group_norm(
     return _norm("group_norm", spatial_axes, moments, eps, use_scale, use_bias, groups)
 
 
-@errors.builder
+@builder
 def instance_norm(
     spatial_axes: int, *, eps: Scalar = 1e-5, use_scale: bool = True, use_bias: bool = True
 ) -> Layer:

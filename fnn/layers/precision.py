@@ -10,13 +10,14 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Derived
 from fnn.core.dtypes import is_floating
 from fnn.core.layer import Layer, as_layer, inputs_of, outline, same_arrays, traced
+from fnn.core.origins import builder
 from fnn.core.reserved import FROZEN, map_under
 from fnn.core.shapes import as_array, as_dtype
 from fnn.core.types import Dtype, Tree
 from fnn.core.wrapping import same_carry, wrap
 
 
-@errors.builder
+@builder
 def cast(
     layer: Layer | Callable,
     compute_dtype: Dtype,

@@ -15,12 +15,13 @@ from fnn.core import checks, errors, trees
 from fnn.core.declarations import Derived, arrays_of, declared, output_axis
 from fnn.core.inputs import arity, signature
 from fnn.core.layer import Layer, as_layer, outline
+from fnn.core.origins import builder
 from fnn.core.shapes import from_numpy, struct
 from fnn.core.types import Tree
 from fnn.core.wrapping import wrap
 
 
-@errors.builder
+@builder
 def reparam(layer: Layer | Callable, encode: Callable, decode: Callable) -> Layer:
     """The layer over other parameters: y = layer(decode(params), x).
 

@@ -4,9 +4,10 @@ import math
 
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 
 
-@errors.builder
+@builder
 def flatten(feature_axes: int) -> Layer:
     """Join the axes of one example in row-major order: [..., H, W, C] -> [..., H * W * C].
 
@@ -31,7 +32,7 @@ def flatten(feature_axes: int) -> Layer:
     return leaf("flatten", specs, apply)
 
 
-@errors.builder
+@builder
 def reshape(shape: tuple[int, ...], feature_axes: int = 1) -> Layer:
     """Give the axes of one example another shape, in row-major order: [..., C] -> [..., *shape].
 

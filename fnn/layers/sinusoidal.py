@@ -9,11 +9,12 @@ import numpy as np
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.core.types import Dtype, Scalar
 
 
-@errors.builder
+@builder
 def sinusoidal(
     features: int, *, base: Scalar = 10_000.0, interleaved: bool = True, dtype: Dtype = jnp.float32
 ) -> Layer:
@@ -58,7 +59,7 @@ def sinusoidal(
     return leaf("sinusoidal", specs, apply)
 
 
-@errors.builder
+@builder
 def positional_encoding(*, base: Scalar = 10_000.0, interleaved: bool = True) -> Layer:
     """Add to each position its sines and cosines: y_t = x_t + sinusoidal(t): [..., T, C] -> same.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.layers.attention import attention
 from fnn.layers.attention.masks import checked, checked_segments, in_rows, without_hidden
 from fnn.layers.dense import dense
@@ -17,7 +18,7 @@ from fnn.layers.dropout import dropout
 from fnn.layers.norm import layer_norm
 
 
-@errors.builder
+@builder
 def transformer_block(
     features: int,
     heads: int,

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer
 from fnn.core.lengths import as_length, exponent, length_over, scaled, times_power, value
+from fnn.core.origins import builder
 from fnn.layers.reparam import along_axis, other_axes, outputs_last, over_named
 
 
-@errors.builder
+@builder
 def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     """Learn length and direction of each weight vector: w = gain v / |v| (Salimans & Kingma, 2016).
 
@@ -41,7 +42,7 @@ def weight_norm(layer: Layer, names: tuple[str, ...] = ("kernel",)) -> Layer:
     return over_named(layer, names, split, join, {"gain": ("out",)})
 
 
-@errors.builder
+@builder
 def spectral_norm(
     layer: Layer, names: tuple[str, ...] = ("kernel",), *, iterations: int = 8
 ) -> Layer:

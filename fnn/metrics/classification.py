@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
+from fnn.core.origins import builder
 from fnn.losses import check_labels
 from fnn.losses.inputs import numbered
 from fnn.metrics.metric import (
@@ -24,7 +25,7 @@ from fnn.metrics.metric import (
 )
 
 
-@errors.builder
+@builder
 def accuracy() -> Metric:
     """The fraction of examples whose largest logit is the label's: [..., C] and [...] -> [].
 
@@ -41,7 +42,7 @@ def accuracy() -> Metric:
     return averaged("accuracy", lambda outputs, labels: hits(outputs, labels, 1, "accuracy"))
 
 
-@errors.builder
+@builder
 def top_k(k: int) -> Metric:
     """The fraction of examples whose label is among the k largest logits: [..., C], [...] -> [].
 
@@ -57,7 +58,7 @@ def top_k(k: int) -> Metric:
     return averaged("top_k", lambda outputs, labels: hits(outputs, labels, k, "top_k"))
 
 
-@errors.builder
+@builder
 def binary_accuracy() -> Metric:
     """The fraction of examples whose logit is on the label's side of zero: [...], [...] -> [].
 
@@ -77,7 +78,7 @@ def binary_accuracy() -> Metric:
     return averaged("binary_accuracy", right)
 
 
-@errors.builder
+@builder
 def precision(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     """Of the examples given a class, the fraction that belong to it: TP / (TP + FP).
 
@@ -101,7 +102,7 @@ def precision(classes: int | None = None, *, average: str | None = "macro") -> M
     return _by_class("precision", classes, average, lambda predicted, labelled: predicted)
 
 
-@errors.builder
+@builder
 def recall(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     """Of the examples of a class, the fraction that were given it: TP / (TP + FN).
 
@@ -116,7 +117,7 @@ def recall(classes: int | None = None, *, average: str | None = "macro") -> Metr
     return _by_class("recall", classes, average, lambda predicted, labelled: labelled)
 
 
-@errors.builder
+@builder
 def f1(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     """The harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN).
 
@@ -131,7 +132,7 @@ def f1(classes: int | None = None, *, average: str | None = "macro") -> Metric:
     return _by_class("f1", classes, average, lambda predicted, labelled: (predicted + labelled) / 2)
 
 
-@errors.builder
+@builder
 def confusion_matrix(classes: int | None = None) -> Metric:
     """How many examples of class i were given class j, at [i, j]: [classes, classes].
 

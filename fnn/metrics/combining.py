@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.metrics.metric import Metric, as_metric
 
 
-@errors.builder
+@builder
 def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
     """The metric of `fn(outputs)`, for outputs that the metric does not take directly.
 
@@ -34,7 +35,7 @@ def after(fn: Callable[[Any], Any], metric: Metric | Callable) -> Metric:
     return Metric(metric.init, update, metric.compute)
 
 
-@errors.builder
+@builder
 def each(metric: Metric | Callable, n: int) -> Metric:
     """The metric of every member of an ensemble: outputs [n, ...], one value for each member.
 

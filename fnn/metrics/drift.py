@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Shape, Tree
 from fnn.losses.inputs import array
 from fnn.metrics.metric import Metric, add, is_real, kept, metric, no_sum, total
@@ -136,7 +137,7 @@ def kolmogorov_smirnov(reference: ArrayLike, current: ArrayLike) -> KolmogorovSm
     return KolmogorovSmirnov(d, _kolmogorov(d * (n / (n + m) * m) ** 0.5))
 
 
-@errors.builder
+@builder
 def drift(reference: Mapping[str, jax.Array], statistic: str = "psi") -> Metric:
     """The drift of each feature of the outputs [B, ...] from a reference, over a stream: [...].
 

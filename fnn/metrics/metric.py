@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_floating
+from fnn.core.origins import builder
 from fnn.core.types import Shape, Tree
 from fnn.losses.inputs import array, check_shape, floating
 from fnn.losses.masking import check_mask, check_weights
@@ -72,7 +73,7 @@ class Metric(NamedTuple):
         return self.compute(self.update(self.init(), outputs, labels, mask, weights))
 
 
-@errors.builder
+@builder
 def mean(fn: Callable[[Any, Any], Any]) -> Metric:
     """The mean of `fn(outputs, labels)`, one value or several per example: [B, ...] -> [].
 

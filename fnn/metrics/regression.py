@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.metrics.metric import (
     Metric,
@@ -21,7 +22,7 @@ from fnn.metrics.metric import (
 )
 
 
-@errors.builder
+@builder
 def mean_squared_error() -> Metric:
     """The mean of (outputs - targets)^2 over all their entries: [...] and [...] -> [].
 
@@ -34,7 +35,7 @@ def mean_squared_error() -> Metric:
     return averaged("mean_squared_error", lambda outputs, targets: _error(outputs, targets)[0] ** 2)
 
 
-@errors.builder
+@builder
 def r2(shift: Scalar = 0.0) -> Metric:
     """The coefficient of determination, 1 - sum (y - outputs)^2 / sum (y - mean(y))^2.
 

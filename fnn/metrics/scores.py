@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
+from fnn.core.origins import builder
 from fnn.core.shapes import from_numpy
 from fnn.losses import check_labels, softmax_cross_entropy
 from fnn.metrics.classification import decisions, hits
@@ -26,7 +27,7 @@ from fnn.metrics.metric import (
 )
 
 
-@errors.builder
+@builder
 def perplexity() -> Metric:
     """exp(mean of softmax_cross_entropy(logits, labels)), over all tokens: [..., C], [...] -> [].
 
@@ -45,7 +46,7 @@ def perplexity() -> Metric:
     return averaged("perplexity", losses, jnp.exp)
 
 
-@errors.builder
+@builder
 def roc_auc(bits: int = 10) -> Metric:
     """The area under the ROC curve: the probability that an example of class 1 scores higher than
     one of class 0, ties counting half: [...] and [...] -> [].
@@ -77,7 +78,7 @@ def roc_auc(bits: int = 10) -> Metric:
     return _ranked("roc_auc", bits, area)
 
 
-@errors.builder
+@builder
 def average_precision(bits: int = 10) -> Metric:
     """The area under the precision-recall curve, as a sum of steps: [...] and [...] -> [].
 
@@ -151,7 +152,7 @@ def _place(x: jax.Array, least: int, bits: int) -> jax.Array:
     return jnp.where(x < 0, -place, place)
 
 
-@errors.builder
+@builder
 def calibration_error(bins: int = 15) -> Metric:
     """The expected calibration error, sum over bins b of n_b / n |accuracy_b - confidence_b|.
 

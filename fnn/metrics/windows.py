@@ -11,12 +11,13 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Tree
 from fnn.metrics.metric import Metric, Sum, add, as_metric, total, updated
 from fnn.metrics.metric import metric as checked
 
 
-@errors.builder
+@builder
 def windowed(metric: Metric | Callable, window: int) -> Metric:
     """The metric of the last `window` updates alone: what was seen before is forgotten.
 
@@ -55,7 +56,7 @@ def windowed(metric: Metric | Callable, window: int) -> Metric:
     return checked("windowed", init, update, compute)
 
 
-@errors.builder
+@builder
 def decayed(metric: Metric | Callable, half_life: Scalar) -> Metric:
     """The metric with an update of t updates ago weighted by 2**(-t / half_life).
 

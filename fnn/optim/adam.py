@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, corrected, divide, over_root, sizes_like, square
 from fnn.optim.decay import add_decayed_weights
@@ -33,7 +34,7 @@ class AmsgradState(NamedTuple):
     nu_max: Tree
 
 
-@errors.builder
+@builder
 def scale_by_adam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -75,7 +76,7 @@ def scale_by_adam(
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def adam(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -98,7 +99,7 @@ def adam(
     return chain(scaled, scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def adamw(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -134,7 +135,7 @@ def adamw(
 # --- the largest value instead of the mean
 
 
-@errors.builder
+@builder
 def scale_by_amsgrad(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -181,7 +182,7 @@ def scale_by_amsgrad(
     return leafwise(AmsgradState, rule, lambda p: (*start(p), sizes_like(p)))
 
 
-@errors.builder
+@builder
 def amsgrad(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -207,7 +208,7 @@ def amsgrad(
     )
 
 
-@errors.builder
+@builder
 def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) -> Transform:
     """The gradient's first moment over its decayed largest absolute value.
 
@@ -239,7 +240,7 @@ def scale_by_adamax(b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8) ->
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def adamax(
     learning_rate: Scalar | Schedule, b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> Transform:
@@ -256,7 +257,7 @@ def adamax(
     return chain(scale_by_adamax(b1, b2, eps), scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def adamaxw(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,

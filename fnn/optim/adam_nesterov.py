@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import errors
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import AdamState, check_decays, check_epsilons, moments
 from fnn.optim.arithmetic import as_dtype, average, corrected, over_root, sizes_like, square
@@ -26,7 +26,7 @@ class AdanState(NamedTuple):
     g: Tree
 
 
-@errors.builder
+@builder
 def scale_by_nadam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -65,7 +65,7 @@ def scale_by_nadam(
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def nadam(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -87,7 +87,7 @@ def nadam(
     return chain(scaled, scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def nadamw(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -115,7 +115,7 @@ def nadamw(
     )
 
 
-@errors.builder
+@builder
 def scale_by_adan(
     b1: Scalar = 0.98,
     b2: Scalar = 0.92,
@@ -160,7 +160,7 @@ def scale_by_adan(
     return leafwise(AdanState, rule, start)
 
 
-@errors.builder
+@builder
 def adan(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.98,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule
 from fnn.optim.adam import AdamState, check_decays, check_epsilons, moments
 from fnn.optim.arithmetic import (
@@ -21,7 +22,7 @@ from fnn.optim.arithmetic import (
 from fnn.optim.transform import Transform, chain, leafwise, scale_by_learning_rate
 
 
-@errors.builder
+@builder
 def scale_by_radam(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -69,7 +70,7 @@ def scale_by_radam(
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def radam(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -92,7 +93,7 @@ def radam(
     )
 
 
-@errors.builder
+@builder
 def scale_by_belief(
     b1: Scalar = 0.9, b2: Scalar = 0.999, eps: Scalar = 1e-16, eps_root: Scalar = 1e-16
 ) -> Transform:
@@ -127,7 +128,7 @@ def scale_by_belief(
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def adabelief(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -147,7 +148,7 @@ def adabelief(
     return chain(scale_by_belief(b1, b2, eps, eps_root), scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def scale_by_yogi(
     b1: Scalar = 0.9,
     b2: Scalar = 0.999,
@@ -191,7 +192,7 @@ def scale_by_yogi(
     return leafwise(AdamState, rule, start)
 
 
-@errors.builder
+@builder
 def yogi(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Tree
 from fnn.optim.transform import Transform, check_alike, check_transform, taking_extra
 
 
-@errors.builder
+@builder
 def as_vector(tx: Transform) -> Transform:
     """The same transform, run on all leaves of one dtype as one vector.
 

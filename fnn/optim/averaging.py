@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide, widened, widest
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Tree
 from fnn.optim.arithmetic import as_dtype, average, corrected, correction, increment, rounded
 from fnn.optim.members import plain
@@ -51,7 +52,7 @@ class LookaheadState(NamedTuple):
     slow: Tree
 
 
-@errors.builder
+@builder
 def ema(decay: Scalar, debias: bool = True, accumulator_dtype: Dtype = None) -> Transform:
     """The exponential moving average of the updates.
 
@@ -79,7 +80,7 @@ def ema(decay: Scalar, debias: bool = True, accumulator_dtype: Dtype = None) -> 
     return leafwise(EmaState, rule, lambda p: (keep(jnp.zeros_like(p)),))
 
 
-@errors.builder
+@builder
 def average_params(decay: Scalar | None = None, start: Scalar = 0) -> Transform:
     """The average of the params after each update; the updates pass unchanged.
 
@@ -130,7 +131,7 @@ def _sum(p: Any, u: Any) -> jax.Array:
     return rounded(total, p.dtype) if wide(p.dtype) != p.dtype else total.astype(wide(p.dtype))
 
 
-@errors.builder
+@builder
 def lookahead(tx: Transform, sync_period: Scalar = 5, slow_step_size: Scalar = 0.5) -> Transform:
     """k steps of a fast optimizer, then a step of the slow weights towards the result.
 

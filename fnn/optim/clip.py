@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import as_length, at_least, length_of, length_over, shortened, times
+from fnn.core.origins import builder
 from fnn.core.types import Key, Scalar, Tree
 from fnn.optim.arithmetic import as_dtype, increment, norm, sqrt
 from fnn.optim.members import map_members
@@ -30,7 +31,7 @@ class AddNoiseState(NamedTuple):
     key: jax.Array
 
 
-@errors.builder
+@builder
 def clip(max_delta: Scalar) -> Transform:
     """Every value clipped to [-max_delta, max_delta].
 
@@ -50,7 +51,7 @@ def clip(max_delta: Scalar) -> Transform:
     return stateless(rule)
 
 
-@errors.builder
+@builder
 def clip_by_global_norm(max_norm: Scalar) -> Transform:
     """The whole gradient scaled to norm max_norm if it is longer: g min(1, max_norm / |g|).
 
@@ -92,7 +93,7 @@ def global_norm(tree: Tree) -> jax.Array:
     return norm(*map(jnp.asarray, jax.tree.leaves(tree)))
 
 
-@errors.builder
+@builder
 def clip_by_block_rms(threshold: Scalar) -> Transform:
     """Each leaf scaled to a root mean square of threshold if it is larger.
 
@@ -118,7 +119,7 @@ def clip_by_block_rms(threshold: Scalar) -> Transform:
     return stateless(rule, whole=True)
 
 
-@errors.builder
+@builder
 def adaptive_grad_clip(
     clipping: Scalar, eps: Scalar = 1e-3, axis: int | tuple[int, ...] | None = None
 ) -> Transform:
@@ -163,7 +164,7 @@ def _of_params(rule: Callable) -> Transform:
     return Transform(tx.init, update)
 
 
-@errors.builder
+@builder
 def centralize(output_axis: int = -1) -> Transform:
     """The gradient of each unit without its mean: g_i - mean(g_i).
 
@@ -191,7 +192,7 @@ def centralize(output_axis: int = -1) -> Transform:
     return stateless(rule, outputs=True)
 
 
-@errors.builder
+@builder
 def zero_nans() -> Transform:
     """Every NaN replaced by zero; infinities stay. The state records which leaves had a NaN.
 
@@ -215,7 +216,7 @@ def zero_nans() -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def add_noise(eta: Scalar, gamma: Scalar, key: Key) -> Transform:
     """Normal noise added to the gradient, with a variance that falls at every step.
 

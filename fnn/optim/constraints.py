@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import as_length, length_over, shortened
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.members import refuse_undeclared
 from fnn.optim.transform import Transform, each_leaf, need_params
 
 
-@errors.builder
+@builder
 def project(onto: Callable) -> Transform:
     """Updates that lead to the nearest feasible params: u = onto(p + u) - p.
 
@@ -57,7 +58,7 @@ def non_negative(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-@errors.builder
+@builder
 def box(lower: Scalar, upper: Scalar) -> Callable[[jax.Array], jax.Array]:
     """The nearest point of the box [lower, upper].
 
@@ -84,7 +85,7 @@ def box(lower: Scalar, upper: Scalar) -> Callable[[jax.Array], jax.Array]:
     return onto
 
 
-@errors.builder
+@builder
 def l2_ball(
     radius: Scalar, axis: int | tuple[int, ...] | None = None
 ) -> Callable[[jax.Array], jax.Array]:
@@ -106,7 +107,7 @@ def l2_ball(
     return onto
 
 
-@errors.builder
+@builder
 def simplex(total: Scalar = 1.0) -> Callable[[jax.Array], jax.Array]:
     """The nearest point without values below zero whose last axis sums to total.
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.masking import Mask, masked
 from fnn.optim.transform import CountState, Transform, each_leaf, need_params
 
 
-@errors.builder
+@builder
 def add_decayed_weights(weight_decay: Scalar | Schedule, mask: Mask = None) -> Transform:
     """Decoupled weight decay: u = u + weight_decay p.
 

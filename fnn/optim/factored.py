@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.lengths import as_length, at_least, length_of, modulus, scaled, times
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.averaging import ema
@@ -48,7 +49,7 @@ class Sm3State(NamedTuple):
 # --- Adafactor
 
 
-@errors.builder
+@builder
 def scale_by_factored_rms(
     decay_rate: Scalar = 0.8, min_dim_size_to_factor: int = 128, eps: Scalar = 1e-30
 ) -> Transform:
@@ -107,7 +108,7 @@ def scale_by_factored_rms(
     return leafwise(FactoredState, rule, start, whole=True)
 
 
-@errors.builder
+@builder
 def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     """Updates in proportion to their leaf's params: u = max(min_scale, RMS(p)) g.
 
@@ -131,7 +132,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3) -> Transform:
     return stateless(rule, whole=True)
 
 
-@errors.builder
+@builder
 def adafactor(
     learning_rate: Scalar | Schedule | None = None,
     min_dim_size_to_factor: int = 128,
@@ -193,7 +194,7 @@ def _longest(shape: tuple, least: int) -> tuple[int, int] | None:
 # --- SM3
 
 
-@errors.builder
+@builder
 def scale_by_sm3(b1: Scalar = 0.9, eps: Scalar = 0.0) -> Transform:
     """The momentum of gradients over the root of their squares, kept as one vector per axis.
 
@@ -238,7 +239,7 @@ def scale_by_sm3(b1: Scalar = 0.9, eps: Scalar = 0.0) -> Transform:
     return leafwise(Sm3State, rule, start, whole=True)
 
 
-@errors.builder
+@builder
 def sm3(learning_rate: Scalar | Schedule, momentum: Scalar = 0.9, eps: Scalar = 0.0) -> Transform:
     """SM3: p = p - learning_rate m, see `scale_by_sm3`.
 

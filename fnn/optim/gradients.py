@@ -20,13 +20,14 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_key, widened, widest
 from fnn.core.lengths import as_length, length_of, scaled, shortened
+from fnn.core.origins import builder
 from fnn.core.shapes import as_array, natives
 from fnn.core.types import Key, Scalar, Tree
 from fnn.losses.means import is_sum, scalar, weighed
 from fnn.optim.arithmetic import as_dtype
 
 
-@errors.builder
+@builder
 def accumulate(
     fn: Callable,
     k: int,
@@ -113,7 +114,7 @@ def _no_bools(parts: Tree) -> None:
         )
 
 
-@errors.builder
+@builder
 def sam(
     fn: Callable, rho: Scalar = 0.05, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable:
@@ -153,7 +154,7 @@ def sam(
     return value_and_grad
 
 
-@errors.builder
+@builder
 def per_example_clip(
     fn: Callable,
     max_norm: Scalar,

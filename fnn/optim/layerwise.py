@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.masking import first_matches
 from fnn.optim.transform import Transform, each_leaf
 
 
-@errors.builder
+@builder
 def layerwise_decay(decay: Scalar, layers: Sequence[Any]) -> Transform:
     """Updates times decay^depth: depth is 0 for the last layer, 1 for the one before it, and so on.
 

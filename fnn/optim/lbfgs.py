@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import widened, widest
 from fnn.core.lengths import as_length, length_of, product, scaled, shortened
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, increment, norm, tree_dtype
 from fnn.optim.transform import (
@@ -45,7 +46,7 @@ class WolfeState(NamedTuple):
     learning_rate: jax.Array
 
 
-@errors.builder
+@builder
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Transform:
     """The gradient times an approximation H of the inverse Hessian, from its latest changes.
 
@@ -133,7 +134,7 @@ def _forward(u: Tree, pair: tuple) -> tuple[Tree, None]:
     return _plus(u, alpha - rho * _dot(y, u), s), None
 
 
-@errors.builder
+@builder
 def scale_by_wolfe_linesearch(
     max_steps: int = 25, c1: Scalar = 1e-4, c2: Scalar = 0.9
 ) -> Transform:
@@ -215,7 +216,7 @@ def scale_by_wolfe_linesearch(
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def lbfgs(
     learning_rate: Scalar | Schedule | None = None,
     memory_size: int = 10,

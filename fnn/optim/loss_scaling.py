@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide, widened
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Tree
 from fnn.losses.means import scalar
 from fnn.optim.arithmetic import as_dtype, divide
@@ -28,7 +29,7 @@ class LossScale(NamedTuple):
     good_steps: jax.Array
 
 
-@errors.builder
+@builder
 def loss_scale(scale: Scalar = 2.0**15) -> LossScale:
     """The first `LossScale`.
 
@@ -41,7 +42,7 @@ def loss_scale(scale: Scalar = 2.0**15) -> LossScale:
     return LossScale(as_dtype(scale, jnp.float32), jnp.zeros((), jnp.int32))
 
 
-@errors.builder
+@builder
 def scale_loss(
     fn: Callable, scale: Scalar, argnums: int | tuple[int, ...] = 0, has_aux: bool = False
 ) -> Callable:

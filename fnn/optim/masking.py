@@ -22,6 +22,7 @@ import numpy as np
 from fnn import tree as trees
 from fnn.core import errors
 from fnn.core.declarations import declared
+from fnn.core.origins import builder
 from fnn.core.types import Tree
 from fnn.optim.members import by_member
 from fnn.optim.transform import Transform, check_state, check_transform, stateless, taking_extra
@@ -41,7 +42,7 @@ class PartitionState(NamedTuple):
     inner_states: dict[Any, Any]
 
 
-@errors.builder
+@builder
 def masked(tx: Transform, mask: Mask) -> Transform:
     """The transform at the leaves of a mask; the updates of the others pass unchanged.
 
@@ -79,7 +80,7 @@ def masked(tx: Transform, mask: Mask) -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def partition(transforms: Mapping[Any, Transform], labels: Tree | Callable = None) -> Transform:
     """Each leaf updated by the transform of its label, or of the first pattern matching its path.
 
@@ -147,7 +148,7 @@ def partition(transforms: Mapping[Any, Transform], labels: Tree | Callable = Non
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def set_to_zero(mask: Mask) -> Transform:
     """Updates of exactly zero at the leaves of a mask, whatever comes in, NaN and decay included.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.lengths import as_length, length_over, scaled
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, matmul
@@ -71,7 +72,7 @@ def _iterate(x: jax.Array, abc: jax.Array) -> tuple[jax.Array, None]:
     return a * x + matmul(b * gram + c * matmul(gram, gram), x), None
 
 
-@errors.builder
+@builder
 def scale_by_muon(
     beta: Scalar = 0.95, nesterov: bool = True, steps: int = 5, coefficients: Coefficients = QUINTIC
 ) -> Transform:
@@ -116,7 +117,7 @@ def scale_by_muon(
     return leafwise(MuonState, rule, start, outputs=True)
 
 
-@errors.builder
+@builder
 def scale_by_shape(consistent_rms: Scalar | None = None) -> Transform:
     """Matrices [m, n] times sqrt(max(1, n / m)), or times consistent_rms sqrt(max(m, n)).
 
@@ -145,7 +146,7 @@ def scale_by_shape(consistent_rms: Scalar | None = None) -> Transform:
     return stateless(rule, outputs=True)
 
 
-@errors.builder
+@builder
 def muon(
     learning_rate: Scalar | Schedule,
     beta: Scalar = 0.95,

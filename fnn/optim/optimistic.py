@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, increment
@@ -29,7 +30,7 @@ class OptimisticState(NamedTuple):
     previous_gradient: Tree
 
 
-@errors.builder
+@builder
 def scale_by_optimistic_gradient(
     alpha: Scalar | Schedule = 1.0, beta: Scalar | Schedule = 1.0
 ) -> Transform:
@@ -68,7 +69,7 @@ def scale_by_optimistic_gradient(
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def optimistic_gradient_descent(
     learning_rate: Scalar | Schedule,
     alpha: Scalar | Schedule = 1.0,
@@ -88,7 +89,7 @@ def optimistic_gradient_descent(
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def optimistic_adam(
     learning_rate: Scalar | Schedule,
     optimism: Scalar | Schedule | None = None,

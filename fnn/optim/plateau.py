@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.schedules.curves import LAST, widest_float
@@ -33,7 +34,7 @@ class PlateauState(NamedTuple):
     avg_value: jax.Array
 
 
-@errors.builder
+@builder
 def reduce_on_plateau(
     factor: Scalar = 0.1,
     patience: Scalar = 10,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype, divide, norm, sqrt
 from fnn.optim.clip import global_norm
 from fnn.optim.transform import Transform, chain, each_leaf, scale_by_learning_rate
 
 
-@errors.builder
+@builder
 def scale_by_polyak(
     f_min: Scalar = 0.0, max_learning_rate: Scalar = 1.0, eps: Scalar = 0.0, variant: str = "sps"
 ) -> Transform:
@@ -58,7 +59,7 @@ def scale_by_polyak(
     return Transform(lambda params: (), update)
 
 
-@errors.builder
+@builder
 def polyak_sgd(
     max_learning_rate: Scalar = 1.0,
     scaling: Scalar | Schedule = 1.0,

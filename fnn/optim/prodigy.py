@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import widened
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, correction, divide, increment, sqrt, tree_dtype
 from fnn.optim.schedule_free import check_rate, rate_at
@@ -36,7 +37,7 @@ class ProdigyState(NamedTuple):
     numerator_weighted: jax.Array
 
 
-@errors.builder
+@builder
 def scale_by_prodigy(
     learning_rate: Scalar | Schedule = 1.0,
     b1: Scalar = 0.9,
@@ -124,7 +125,7 @@ def _total(tree: Tree, dtype: Dtype) -> jax.Array:
     )
 
 
-@errors.builder
+@builder
 def prodigy(
     learning_rate: Scalar | Schedule = 1.0,
     b1: Scalar = 0.9,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, divide, sizes_like, sqrt, square
 from fnn.optim.sgd import trace
@@ -43,7 +44,7 @@ class AdadeltaState(NamedTuple):
 # --- RMSprop
 
 
-@errors.builder
+@builder
 def scale_by_rms(
     decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: Scalar = 0.0, eps_in_sqrt: bool = True
 ) -> Transform:
@@ -79,7 +80,7 @@ def scale_by_rms(
     return leafwise(RmsState, rule, start)
 
 
-@errors.builder
+@builder
 def scale_by_stddev(
     decay: Scalar = 0.9, eps: Scalar = 1e-8, initial_scale: Scalar = 0.0, eps_in_sqrt: bool = True
 ) -> Transform:
@@ -117,7 +118,7 @@ def scale_by_stddev(
     return leafwise(StddevState, rule, start)
 
 
-@errors.builder
+@builder
 def rmsprop(
     learning_rate: Scalar | Schedule,
     decay: Scalar = 0.9,
@@ -155,7 +156,7 @@ def rmsprop(
 # --- Adagrad
 
 
-@errors.builder
+@builder
 def scale_by_rss(
     initial_accumulator_value: Scalar = 0.1, eps: Scalar = 1e-7, eps_in_sqrt: bool = True
 ) -> Transform:
@@ -190,7 +191,7 @@ def scale_by_rss(
     return leafwise(RssState, rule, start)
 
 
-@errors.builder
+@builder
 def adagrad(
     learning_rate: Scalar | Schedule,
     initial_accumulator_value: Scalar = 0.1,
@@ -214,7 +215,7 @@ def adagrad(
 # --- Adadelta
 
 
-@errors.builder
+@builder
 def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6) -> Transform:
     """The gradient over its root mean square, times that of the steps before it.
 
@@ -245,7 +246,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6) -> Transform:
     return leafwise(AdadeltaState, rule, lambda p: (sizes_like(p), sizes_like(p)))
 
 
-@errors.builder
+@builder
 def adadelta(
     learning_rate: Scalar | Schedule = 1.0, rho: Scalar = 0.9, eps: Scalar = 1e-6
 ) -> Transform:

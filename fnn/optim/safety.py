@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import wide, widened
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Key, Tree
 from fnn.optim.arithmetic import increment, rounded, spacing
 from fnn.optim.transform import (
@@ -53,7 +54,7 @@ class StochasticRoundingState(NamedTuple):
 # --- gradients that are not finite
 
 
-@errors.builder
+@builder
 def skip_nonfinite(tx: Transform) -> Transform:
     """Skip updates that would not be finite: return zeros, and leave the inner state bitwise as is.
 
@@ -165,7 +166,7 @@ def _floats(leaf: Any) -> bool:
 # --- narrow params
 
 
-@errors.builder
+@builder
 def master_weights(tx: Transform) -> Transform:
     """Training in float32 of params in a narrower dtype.
 
@@ -218,7 +219,7 @@ def master_weights(tx: Transform) -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def stochastic_rounding(tx: Transform, key: Key) -> Transform:
     """Narrow params rounded up or down at random, so that rounding has mean zero.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.transform import Transform, stateless
 
 
-@errors.builder
+@builder
 def scale(factor: Scalar) -> Transform:
     """updates = factor * updates, with no turn of the sign; see `scale_by_learning_rate`.
 

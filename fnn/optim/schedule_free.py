@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import (
     as_dtype,
@@ -52,7 +53,7 @@ class SecondMomentState(NamedTuple):
     nu: Tree
 
 
-@errors.builder
+@builder
 def schedule_free(
     base_optimizer: Transform,
     learning_rate: Scalar | Schedule,
@@ -154,7 +155,7 @@ def schedule_free_eval_params(opt_state: Tree, params: Tree) -> Tree:
     return jax.tree.map(lambda x, p: x.astype(jnp.result_type(p)), x, params)
 
 
-@errors.builder
+@builder
 def schedule_free_sgd(
     learning_rate: Scalar | Schedule = 1.0,
     warmup_steps: Scalar = 0,
@@ -179,7 +180,7 @@ def schedule_free_sgd(
     return schedule_free(base, rate, b1, weight_lr_power)
 
 
-@errors.builder
+@builder
 def schedule_free_adamw(
     learning_rate: Scalar | Schedule = 0.0025,
     warmup_steps: Scalar = 0,

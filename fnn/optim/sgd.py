@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Key, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.clip import add_noise
@@ -19,7 +20,7 @@ class TraceState(NamedTuple):
     trace: Tree
 
 
-@errors.builder
+@builder
 def trace(decay: Scalar, nesterov: bool = False, accumulator_dtype: Dtype = None) -> Transform:
     """Momentum: v_t = decay v_{t-1} + g_t; the update is v_t, or g_t + decay v_t for Nesterov's.
 
@@ -49,7 +50,7 @@ def trace(decay: Scalar, nesterov: bool = False, accumulator_dtype: Dtype = None
     return leafwise(TraceState, rule, lambda p: (keep(jnp.zeros_like(p)),))
 
 
-@errors.builder
+@builder
 def sgd(
     learning_rate: Scalar | Schedule,
     momentum: Scalar | None = None,
@@ -77,7 +78,7 @@ def sgd(
     return chain(velocity, scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def noisy_sgd(
     learning_rate: Scalar | Schedule,
     eta: Scalar = 0.01,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.adam import check_decays
 from fnn.optim.arithmetic import as_dtype, average, divide
@@ -58,7 +59,7 @@ def scale_by_sign() -> Transform:
     return stateless(lambda p, g: jnp.sign(g))
 
 
-@errors.builder
+@builder
 def sign_sgd(learning_rate: Scalar | Schedule) -> Transform:
     """Sign descent: p = p - learning_rate sign(g).
 
@@ -70,7 +71,7 @@ def sign_sgd(learning_rate: Scalar | Schedule) -> Transform:
     return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def signum(
     learning_rate: Scalar | Schedule, beta: Scalar = 0.9, accumulator_dtype: Dtype = None
 ) -> Transform:
@@ -90,7 +91,7 @@ def signum(
     return chain(momentum, scale_by_sign(), scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99, mu_dtype: Dtype = None) -> Transform:
     """The sign of a moment that is one gradient ahead of the one kept.
 
@@ -116,7 +117,7 @@ def scale_by_lion(b1: Scalar = 0.9, b2: Scalar = 0.99, mu_dtype: Dtype = None) -
     return leafwise(LionState, rule, lambda p: (keep(jnp.zeros_like(p)),))
 
 
-@errors.builder
+@builder
 def lion(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -144,7 +145,7 @@ def lion(
     )
 
 
-@errors.builder
+@builder
 def scale_by_rprop(
     learning_rate: Scalar | Schedule,
     eta_minus: Scalar = 0.5,
@@ -208,7 +209,7 @@ def scale_by_rprop(
     return leafwise(ScheduledRpropState if schedule else RpropState, rule, start)
 
 
-@errors.builder
+@builder
 def rprop(
     learning_rate: Scalar | Schedule,
     eta_minus: Scalar = 0.5,

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, correction, divide, matmul, over_root, sqrt
 from fnn.optim.decay import add_decayed_weights
@@ -38,7 +39,7 @@ class SoapState(NamedTuple):
     right_basis: Tree
 
 
-@errors.builder
+@builder
 def scale_by_shampoo(
     eps: Scalar = 1e-4, precondition_frequency: Scalar = 1, max_precondition_size: int = 1024
 ) -> Transform:
@@ -90,7 +91,7 @@ def scale_by_shampoo(
     return leafwise(ShampooState, rule, start, whole=True)
 
 
-@errors.builder
+@builder
 def shampoo(
     learning_rate: Scalar | Schedule,
     eps: Scalar = 1e-4,
@@ -112,7 +113,7 @@ def shampoo(
     )
 
 
-@errors.builder
+@builder
 def scale_by_soap(
     b1: Scalar = 0.95,
     b2: Scalar = 0.95,
@@ -170,7 +171,7 @@ def scale_by_soap(
     return leafwise(SoapState, rule, start, whole=True)
 
 
-@errors.builder
+@builder
 def soap(
     learning_rate: Scalar | Schedule = 3e-3,
     b1: Scalar = 0.95,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Key, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, average, increment
 from fnn.optim.decay import add_decayed_weights
@@ -33,7 +34,7 @@ class SophiaState(NamedTuple):
     key: Key | None
 
 
-@errors.builder
+@builder
 def scale_by_sophia(
     b1: Scalar = 0.96,
     b2: Scalar = 0.99,
@@ -115,7 +116,7 @@ def scale_by_sophia(
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def sophia(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.96,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import errors, trees
 from fnn.core.declarations import Param, arrays_of, declared
+from fnn.core.origins import builder
 from fnn.core.types import Tree
 from fnn.optim.members import Stack, UndeclaredStackError, is_stack, plain
 from fnn.optim.transform import Transform, check_transform, taking_extra
@@ -31,7 +32,7 @@ class _Layout:
         return bool(self.stack or self.order)
 
 
-@errors.builder
+@builder
 def stacked(tx: Transform, specs: Tree) -> Transform:
     """The optimizer for params with stacks: every member is updated as its layer would be alone.
 
@@ -112,7 +113,7 @@ def stacked(tx: Transform, specs: Tree) -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def each_member(tx: Transform) -> Transform:
     """The optimizer applied to each member of an ensemble separately, by `vmap`.
 

@@ -25,21 +25,46 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors, trees
 from fnn.core.dtypes import is_complex, real_part, wide, widened, widest
+from fnn.core.origins import Origin, builder
+from fnn.core.plain import built, plain
 from fnn.core.types import Dtype, Scalar, Schedule, Tree
 from fnn.optim.arithmetic import as_dtype, increment
 from fnn.optim.members import each_member, is_stack, refuse_undeclared
 
 
-class Transform(NamedTuple):
+class _Functions(NamedTuple):
+    init: Callable[[Tree], Tree]
+    update: Callable[..., tuple[Tree, Tree]]
+
+
+class Transform(_Functions):
     """A pure gradient transformation: `init(params)` and `update(grads, opt_state, params)`.
 
     >>> double = Transform(lambda params: (), lambda g, s, p=None, **extra: (2 * g, s))
     >>> double.update(3.0, double.init(0.0))
     (6.0, ())
+
+    A tuple of the two, whose `origin` is the call of the builder that made it, for pickle.
     """
 
-    init: Callable[[Tree], Tree]
-    update: Callable[..., tuple[Tree, Tree]]
+    origin: Origin | None = None
+
+    def with_origin(self, origin: Origin) -> Transform:
+        made = Transform(*self)
+        made.origin = origin
+        return made
+
+    def __repr__(self) -> str:
+        return super().__repr__() if self.origin is None else str(self.origin)
+
+    def __copy__(self) -> Transform:
+        return self
+
+    def __deepcopy__(self, memo) -> Transform:
+        return self
+
+    def __reduce_ex__(self, protocol):
+        return built, (plain(self),)
 
 
 class CountState(NamedTuple):
@@ -48,7 +73,7 @@ class CountState(NamedTuple):
     count: jax.Array
 
 
-@errors.builder
+@builder
 def chain(*transforms: Transform) -> Transform:
     """The transforms one after the other, each applied to the updates of the last.
 
@@ -82,7 +107,7 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(init, update)
 
 
-@errors.builder
+@builder
 def named_chain(**transforms: Transform) -> Transform:
     """`chain` of named transforms; the state is a dict of theirs, by name.
 
@@ -144,7 +169,7 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
     return jax.tree.map(add, params, updates)
 
 
-@errors.builder
+@builder
 def scale_by_learning_rate(learning_rate: Scalar | Schedule) -> Transform:
     """updates = -learning_rate * updates: the sign turns ascent into descent.
 

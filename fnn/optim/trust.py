@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import real_part
 from fnn.core.lengths import add, as_length, at_least, length_of, scaled, times
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule, Tree
 from fnn.optim.adam import scale_by_adam
 from fnn.optim.arithmetic import as_dtype, average, increment, over_root, square
@@ -36,7 +37,7 @@ class NovogradState(NamedTuple):
     nu: Tree
 
 
-@errors.builder
+@builder
 def scale_by_novograd(
     b1: Scalar = 0.9,
     b2: Scalar = 0.25,
@@ -86,7 +87,7 @@ def scale_by_novograd(
     return leafwise(NovogradState, rule, start, whole=True)
 
 
-@errors.builder
+@builder
 def novograd(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -107,7 +108,7 @@ def novograd(
     return chain(scaled, scale_by_learning_rate(learning_rate))
 
 
-@errors.builder
+@builder
 def scale_by_trust_ratio(
     min_norm: Scalar = 0.0,
     trust_coefficient: Scalar = 1.0,
@@ -151,7 +152,7 @@ def scale_by_trust_ratio(
     return stateless(rule, whole=True)
 
 
-@errors.builder
+@builder
 def lamb(
     learning_rate: Scalar | Schedule,
     b1: Scalar = 0.9,
@@ -184,7 +185,7 @@ def lamb(
     )
 
 
-@errors.builder
+@builder
 def lars(
     learning_rate: Scalar | Schedule,
     weight_decay: Scalar = 0.0,
@@ -223,7 +224,7 @@ def lars(
     )
 
 
-@errors.builder
+@builder
 def fromage(learning_rate: Scalar | Schedule, min_norm: Scalar = 1e-6) -> Transform:
     """Fromage: steps with the norm of their leaf's params, which keep that norm.
 

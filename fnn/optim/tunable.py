@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import errors, trees
+from fnn.core.origins import Origin
 from fnn.core.types import Tree
 from fnn.optim.arithmetic import increment
 from fnn.optim.schedules.curves import real, widest_float
@@ -66,7 +67,7 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
     static = (static,) if isinstance(static, str) else tuple(static)
     _check_names(static, signature)
 
-    @errors.builder
+    @errors.named
     @functools.wraps(build)
     def tuned(*args, **kwargs) -> Transform:
         given = _bind(signature, args, kwargs)
@@ -105,9 +106,14 @@ def tunable(build: Callable[..., Transform], static: tuple[str, ...] = ()) -> Ca
             updates, inner = inner_update(grads, inner, params, **extra)
             return updates, TunableState(increment(count), hyperparams, inner)
 
-        return Transform(init, update)
+        return Transform(init, update).with_origin(Origin(_tuned, (build, static, args, kwargs)))
 
+    vars(tuned)["_is_builder"] = True
     return tuned
+
+
+def _tuned(build: Callable[..., Transform], static: tuple, args: tuple, kwargs: dict) -> Transform:
+    return tunable(build, static)(*args, **kwargs)
 
 
 def _is_number(value: Any) -> bool:

@@ -36,7 +36,8 @@ def constrained(net: Layer, placed: Placement, rules: Sequence[Rule] = ()) -> La
 
     XLA's partitioner chooses by itself where activations go. Where params are cut, that may be
     along features instead of examples, and then whole batches move between devices. This leaves it
-    no such choice. Build the loss on the result; params, state, keys and values are the network's.
+    no such choice. Build the loss on the result; params, state, keys and values are the network's,
+    and so is what `fnn.describe` writes of it.
 
     - `placed`: from `plan`. What goes into and comes out of every layer with params of its own has
       its first axis over `placed.batch`, so that axis counts examples: do not `vmap` over them. One
@@ -75,14 +76,22 @@ def constrained(net: Layer, placed: Placement, rules: Sequence[Rule] = ()) -> La
             y, state = layer.apply(params, state, *xs, key=key, train=train)
             return jax.tree.map(partial(_cut, placed, path, after), y), state
 
-        return wrap(layer, apply, declare=same, carry=layer.carry and same_carry)
+        return _described_as(
+            layer, wrap(layer, apply, declare=same, carry=layer.carry and same_carry)
+        )
 
-    net = as_layer(net).map(around)
+    whole = as_layer(net)
+    net = _described_as(whole, whole.map(around))
     unused = [rule for i, rule in enumerate(rules) if i not in used]
     if unused:
         wanted, mend = "rules that each match a layer", "print the network, which names its layers"
         raise errors.OptionError(wanted, f"{unused[0]!r}, which matches none", mend)
     return net
+
+
+def _described_as(layer: Layer, changed: Layer) -> Layer:
+    """The changed layer with the origin of the other: devices are no part of a network."""
+    return changed if layer.origin is None else changed.with_origin(layer.origin)
 
 
 def _cut(placed: Placement, path: str, axes: tuple[To, ...], x: Any) -> Any:

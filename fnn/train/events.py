@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import jax
 import numpy as np
 
+from fnn.core.layer import Layer
 from fnn.core.types import Tree
 from fnn.train.step import TrainState
 
@@ -46,6 +47,7 @@ class Event(NamedTuple):
       state, and under "fit" the history and the state of the callbacks.
     - `replay(train_state)`: takes the steps from an earlier training state, or from the start of
       this `fit` (None), up to this event again, one by one, as an iterator of `Replayed`.
+    - `network`: the network that is trained, if the step's loss is `fnn.train.supervised`.
     """
 
     step: int
@@ -57,6 +59,7 @@ class Event(NamedTuple):
     rows: Callable[..., list[Row]]
     saved: Callable[[], Tree]
     replay: Callable[[TrainState | None], Iterator[Replayed]]
+    network: Layer | None = None
 
 
 class Stop(NamedTuple):

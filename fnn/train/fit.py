@@ -340,6 +340,7 @@ class _Run:
             self.history.rows,
             functools.partial(self._saved, train_state, final),
             self._replay,
+            getattr(self.step, "network", None),
         )
 
     def _saved(self, train_state: TrainState, final: str) -> Tree:

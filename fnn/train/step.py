@@ -250,10 +250,10 @@ def step(
         new = TrainState(increment(train_state.step), *after, train_state.key)
         return new, seen.reported(asked)
 
-    if shardings is None:
-        return with_donating(partial(jit_step, train_step), donate)
-    placed = _placed(train_step, shardings)
-    return with_donating(partial(jit_step, placed, placement=shardings), donate)
+    placed = train_step if shardings is None else _placed(train_step, shardings)
+    made = with_donating(partial(jit_step, placed, placement=shardings), donate)
+    vars(made)["network"] = getattr(loss_fn, "network", None)
+    return made
 
 
 def _placed(step: Step, shardings: Placement) -> Step:

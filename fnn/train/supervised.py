@@ -108,6 +108,7 @@ def supervised(
                 value = value + factor * _noted(state, pattern)
         return value, (state, measured)
 
+    vars(loss_fn)["network"] = net  # for checkpoints
     return loss_fn
 
 

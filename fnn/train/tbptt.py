@@ -8,12 +8,13 @@ from typing import Any
 import jax
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.shapes import as_array, natives
 from fnn.core.types import Tree
 from fnn.train.step import Step, TrainState, jit_step, with_donating
 
 
-@errors.builder
+@builder
 def tbptt(step: Step, length: int) -> Step:
     """A step that learns from long sequences chunk by chunk, in one `jax.lax.scan`.
 

@@ -1,8 +1,5 @@
 """What is said to those who come from elsewhere, and which call it tells them to make."""
 
-import copy
-import pickle
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,19 +11,6 @@ from tests.support import same_under_jit
 NET = fnn.serial(fnn.dense(3), fnn.batch_norm())
 PARAMS, STATE = NET.init(jax.random.key(0), (1, 4))
 X = jnp.ones((2, 4))
-
-
-def test_a_layer_is_not_pickled_but_copied_as_the_value_that_it_is():
-    for net in (NET, fnn.dense(3), fnn.rnn(fnn.cells.gru(3))):
-        for what in (net, {"net": net}):
-            with pytest.raises(
-                TypeError, match=r"save params and state.*build the network"
-            ) as found:
-                pickle.dumps(what)
-        assert isinstance(found.value, errors.FnnError) and found.value.layer == net.name
-        assert copy.copy(net) is net and copy.deepcopy([net])[0] is net
-    again = pickle.loads(pickle.dumps((PARAMS, STATE)))
-    jax.tree.map(lambda a, b: None, again, (PARAMS, STATE))
 
 
 def test_a_bool_as_input_is_told_of_train():

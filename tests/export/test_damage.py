@@ -16,6 +16,7 @@ import pytest
 
 import fnn
 from fnn.core.errors import ArtifactError
+from fnn.export.files import read_manifest
 
 QUICK = "FNN_QUICK" in os.environ
 MANIFEST = "manifest.json"
@@ -197,6 +198,17 @@ def test_a_lie_is_refused(good, tmp_path, lie):
     put(tmp_path / "bad", manifest)
     with pytest.raises(ArtifactError):
         fnn.export.load(tmp_path / "bad")
+
+
+def test_arrays_that_share_their_bytes_are_refused_before_they_are_read(good, tmp_path):
+    """Or a small file would fill the memory."""
+    shutil.copytree(good, tmp_path / "bad")
+    manifest = manifest_of(good)
+    first = manifest["arrays"][0]
+    manifest["arrays"][1:1] = [first | {"path": ["params", "copies", str(i)]} for i in range(9)]
+    put(tmp_path / "bad", manifest)
+    with pytest.raises(ArtifactError, match="claims what cannot be"):
+        read_manifest(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 10_000, "null", "[]", ""])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fnn
-from fnn import errors
 from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.optim import adam, adamw, chain, scale_by_adam, schedules, sgd, trace, tunable
 from fnn.testing import check_optimizer
 from tests.support import asarray
@@ -207,7 +207,7 @@ def test_what_is_no_number_stays():
         np.testing.assert_allclose(updates["bias"], 0)
 
 
-@errors.builder
+@builder
 def powers(learning_rate, n: int, *, dtype=jnp.float32, kind="a"):
     """learning_rate g^n, with n a Python int that shapes the program."""
     n = checks.count("n", n)

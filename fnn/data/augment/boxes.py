@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import (
     IMAGE,
@@ -22,7 +23,7 @@ from fnn.data.augment.contract import (
 )
 
 
-@errors.builder
+@builder
 def cutout(size: int | tuple[int, int], *, fill: Scalar = 0.0) -> Augmentation:
     """Blot out a box around a pixel, each being equally likely: [..., H, W, C] likewise.
 
@@ -54,7 +55,7 @@ def cutout(size: int | tuple[int, int], *, fill: Scalar = 0.0) -> Augmentation:
     return augmentation("cutout", IMAGE, fn)
 
 
-@errors.builder
+@builder
 def erase(
     area: tuple[Scalar, Scalar] = (0.02, 0.33),
     aspect: tuple[Scalar, Scalar] = (0.3, 1 / 0.3),

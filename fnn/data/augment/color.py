@@ -7,8 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import widened
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import (
     ANY,
@@ -22,7 +23,7 @@ from fnn.data.augment.contract import (
 )
 
 
-@errors.builder
+@builder
 def brightness(delta: Scalar) -> Augmentation:
     """Add one number to all values, drawn uniformly from -delta ... delta: [...] -> [...].
 
@@ -48,7 +49,7 @@ def brightness(delta: Scalar) -> Augmentation:
     return augmentation("brightness", ANY, fn, floats=True)
 
 
-@errors.builder
+@builder
 def contrast(low: Scalar, high: Scalar) -> Augmentation:
     """Scale each channel about its mean: y = m + f (x - m), [..., H, W, C] -> [..., H, W, C].
 
@@ -75,7 +76,7 @@ def contrast(low: Scalar, high: Scalar) -> Augmentation:
     return augmentation("contrast", IMAGE, fn, floats=True)
 
 
-@errors.builder
+@builder
 def noise(stddev: Scalar) -> Augmentation:
     """Add stddev z, with z ~ N(0, 1) drawn for each value: [...] -> [...].
 

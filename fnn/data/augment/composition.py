@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors, names, trees
+from fnn.core.origins import builder
 from fnn.core.shapes import natives
 from fnn.core.types import Key, Scalar
 from fnn.data.augment.contract import Augmentation, check_function, f32
 
 
-@errors.builder
+@builder
 def chain(*fs: Augmentation, **named: Augmentation) -> Augmentation:
     """One augmentation after the other: x = f_n(key_n, ... f_1(key_1, x)).
 
@@ -46,7 +47,7 @@ def chain(*fs: Augmentation, **named: Augmentation) -> Augmentation:
     return chain
 
 
-@errors.builder
+@builder
 def choose(
     *fs: Augmentation, weights: Sequence[Scalar] | jax.Array | None = None, **named: Augmentation
 ) -> Augmentation:
@@ -85,7 +86,7 @@ def choose(
     return choose
 
 
-@errors.builder
+@builder
 def with_probability(p: Scalar, f: Augmentation) -> Augmentation:
     """`f` with probability p, else x as it is.
 

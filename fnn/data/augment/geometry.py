@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import (
     ANY,
@@ -29,7 +30,7 @@ from fnn.data.augment.contract import (
 from fnn.data.augment.interpolation import LABELS, check_order, sample
 
 
-@errors.builder
+@builder
 def flip(axis: int = -2, rate: Scalar = 0.5) -> Augmentation:
     """Mirror along an axis with probability `rate`: [...] -> [...], of any dtype.
 
@@ -56,7 +57,7 @@ def flip(axis: int = -2, rate: Scalar = 0.5) -> Augmentation:
     return augmentation("flip", ANY, fn)
 
 
-@errors.builder
+@builder
 def shift(pixels: Any, *, fill: Scalar = 0.0) -> Augmentation:
     """Move by whole pixels: y[r, c] = x[r - u, c - v], where that is outside of x `fill`.
 
@@ -105,7 +106,7 @@ def _moved(x: jax.Array, by: jax.Array, axis: int, fill: Scalar) -> jax.Array:
     return jnp.where(along(inside, x, axis), jnp.roll(x, by, axis), fill_of(fill, x.dtype))
 
 
-@errors.builder
+@builder
 def crop(size: int | tuple[int, int], padding: Any = 0, *, fill: Scalar = 0.0) -> Augmentation:
     """Cut out a window at a random place: [..., H, W, C] -> [..., h, w, C], of any dtype.
 
@@ -141,7 +142,7 @@ def crop(size: int | tuple[int, int], padding: Any = 0, *, fill: Scalar = 0.0) -
     return augmentation("crop", IMAGE, fn)
 
 
-@errors.builder
+@builder
 def rotate(degrees: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentation:
     """Turn about the centre by an angle drawn uniformly from -degrees ... degrees.
 
@@ -157,7 +158,7 @@ def rotate(degrees: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentati
     return _affine("rotate", degrees=degrees, fill=fill, order=order)
 
 
-@errors.builder
+@builder
 def zoom(low: Scalar, high: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentation:
     """Scale about the centre by a factor drawn uniformly from low ... high.
 
@@ -175,7 +176,7 @@ def zoom(low: Scalar, high: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Au
     return _affine("zoom", zoom=(low, high), fill=fill, order=order)
 
 
-@errors.builder
+@builder
 def shear(degrees: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentation:
     """Slide rows along themselves, by tan(a) pixels a row from the middle one.
 
@@ -191,7 +192,7 @@ def shear(degrees: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentatio
     return _affine("shear", shear=degrees, fill=fill, order=order)
 
 
-@errors.builder
+@builder
 def affine(
     degrees: Scalar = 0.0,
     shift: Any = 0.0,
@@ -268,7 +269,7 @@ def _affine(
     return augmentation(name, IMAGE, fn, floats=order == 1, mend=LABELS)
 
 
-@errors.builder
+@builder
 def elastic(alpha: Scalar, sigma: Scalar, *, fill: Scalar = 0.0, order: int = 1) -> Augmentation:
     """Bend an image, as handwriting varies: y[p] = x[p + alpha (G u)(p)].
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import is_floating, wide, widened
+from fnn.core.origins import builder
 from fnn.core.shapes import as_array
 from fnn.core.types import Key, Scalar, Tree
 from fnn.data.augment.boxes import box
@@ -19,7 +20,7 @@ from fnn.data.augment.interpolation import weighed
 Mix: TypeAlias = Callable[[Key, Any, jax.Array], tuple[Any, jax.Array]]
 
 
-@errors.builder
+@builder
 def mixup(alpha: Scalar, num_classes: int | None = None) -> Mix:
     """Mix each example of a batch with another one, and its label: `(key, x, labels)` likewise.
 
@@ -60,7 +61,7 @@ def mixup(alpha: Scalar, num_classes: int | None = None) -> Mix:
     return mixup
 
 
-@errors.builder
+@builder
 def cutmix(alpha: Scalar, num_classes: int | None = None) -> Mix:
     """Paste a box of another image into each of a batch: `(key, x, labels) -> (x, labels)`.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.dtypes import widened
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.data.augment.contract import (
     SEQUENCE,
@@ -26,7 +27,7 @@ from fnn.data.augment.contract import (
 from fnn.data.augment.interpolation import neighbours, weighed
 
 
-@errors.builder
+@builder
 def mask_spans(count: int, length: int, axis: int = -2, *, fill: Scalar = 0.0) -> Augmentation:
     """Mask spans along time or features: [..., T, C] -> [..., T, C], of any dtype.
 
@@ -68,7 +69,7 @@ def mask_spans(count: int, length: int, axis: int = -2, *, fill: Scalar = 0.0) -
     return augmentation("mask_spans", SEQUENCE, fn)
 
 
-@errors.builder
+@builder
 def time_warp(steps: Scalar) -> Augmentation:
     """Stretch the beginning and squeeze the end, or the reverse: [..., T, C] -> [..., T, C].
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.shapes import as_array
 from fnn.core.types import Key, Scalar
 from fnn.data.augment.contract import f32
 
 
-@errors.builder
+@builder
 def mask_tokens(
     rate: Scalar,
     mask_token: int,

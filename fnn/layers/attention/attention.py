@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.initializers import lecun_normal
 from fnn.layers.attention.cache import cache as kept
@@ -27,7 +28,7 @@ from fnn.layers.dense import dense
 from fnn.layers.norm import rms_norm
 
 
-@errors.builder
+@builder
 def attention(
     features: int,
     heads: int,

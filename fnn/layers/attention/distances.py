@@ -11,10 +11,11 @@ import numpy as np
 from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.initializers import zeros
 
 
-@errors.builder
+@builder
 def alibi(heads: int) -> Layer:
     """Linear biases, y = -slope |d|, for `fnn.attention(distances=...)`: [...] -> [..., heads].
 
@@ -53,7 +54,7 @@ def _slopes(n: int) -> np.ndarray:
     return np.concatenate([slopes, between[: n - whole]])
 
 
-@errors.builder
+@builder
 def relative_bias(
     heads: int, *, buckets: int = 32, max_distance: int = 128, causal: bool = False,
     bias_init=zeros,

@@ -7,6 +7,7 @@ import jax
 from fnn.core import checks, errors
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.types import Dtype, Shape, Tree
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import backends, windows
@@ -14,7 +15,7 @@ from fnn.layers.conv.convolution import Geometry
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def conv(
     features: int,
     kernel_size: tuple[int, ...],

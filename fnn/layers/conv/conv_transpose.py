@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.initializers import lecun_normal, variance_scaling, zeros
 from fnn.layers.conv import backends, windows
 from fnn.layers.conv.conv import biased, kernel_and_bias
@@ -13,7 +14,7 @@ from fnn.layers.conv.convolution import Geometry
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def conv_transpose(
     features: int,
     kernel_size: tuple[int, ...],

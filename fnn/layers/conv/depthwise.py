@@ -3,13 +3,14 @@
 from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import windows
 from fnn.layers.conv.conv import conv, kernel_and_bias, over_images
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def depthwise_conv(
     kernel_size: tuple[int, ...],
     *,
@@ -58,7 +59,7 @@ def depthwise_conv(
     return leaf("depthwise_conv", specs, apply)
 
 
-@errors.builder
+@builder
 def separable_conv(
     features: int,
     kernel_size: tuple[int, ...],

@@ -5,13 +5,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.layers.conv import windows
 
 
-@errors.builder
+@builder
 def global_avg_pool(spatial_axes: int) -> Layer:
     """The mean of each channel over space: [..., H, W, C] -> [..., C] for spatial_axes = 2.
 
@@ -35,7 +36,7 @@ def global_avg_pool(spatial_axes: int) -> Layer:
     return leaf("global_avg_pool", specs, apply)
 
 
-@errors.builder
+@builder
 def global_max_pool(spatial_axes: int) -> Layer:
     """The largest value of each channel over space: [..., H, W, C] -> [..., C].
 
@@ -63,7 +64,7 @@ def global_max_pool(spatial_axes: int) -> Layer:
     return leaf("global_max_pool", specs, apply)
 
 
-@errors.builder
+@builder
 def adaptive_avg_pool(output_size: tuple[int, ...]) -> Layer:
     """Means over a given number of bins: [..., H, W, C] -> [..., *output_size, C].
 

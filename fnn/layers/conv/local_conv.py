@@ -4,9 +4,10 @@ import math
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.declarations import Param
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.initializers import lecun_normal, zeros
 from fnn.layers.conv import windows
 from fnn.layers.conv.conv import biased
@@ -14,7 +15,7 @@ from fnn.layers.conv.convolution import Geometry, patches_of
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def local_conv(
     features: int,
     kernel_size: tuple[int, ...],

@@ -5,16 +5,17 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
 from fnn.core.lengths import divide
+from fnn.core.origins import builder
 from fnn.layers.conv import windows
 from fnn.layers.conv.pool import pool_window
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def lp_pool(
     window: tuple[int, ...],
     p,

@@ -12,12 +12,13 @@ import numpy as np
 from fnn.core import errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.layers.conv import windows
 from fnn.layers.conv.select_and_scatter import max_of_slices
 from fnn.layers.conv.windows import Padding
 
 
-@errors.builder
+@builder
 def max_pool(
     window: tuple[int, ...],
     *,
@@ -42,7 +43,7 @@ def max_pool(
     return _pool("max_pool", _max_pool, pool_window(window, strides, padding))
 
 
-@errors.builder
+@builder
 def min_pool(
     window: tuple[int, ...],
     *,
@@ -65,7 +66,7 @@ def min_pool(
     return _pool("min_pool", lambda x, win: -_max_pool(-x, win), win)
 
 
-@errors.builder
+@builder
 def avg_pool(
     window: tuple[int, ...],
     *,
@@ -91,7 +92,7 @@ def avg_pool(
     return _pool("avg_pool", average, pool_window(window, strides, padding))
 
 
-@errors.builder
+@builder
 def sum_pool(
     window: tuple[int, ...],
     *,

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.layers.conv import windows
 
 
-@errors.builder
+@builder
 def upsample(
     scale: int | tuple[int, ...], method: str = "nearest", *, spatial_axes: int | None = None
 ) -> Layer:
@@ -106,7 +107,7 @@ def _neighbours(x: jax.Array, axis: int, k: int) -> jax.Array:
     return jnp.concatenate([part(beyond, size)] + [part(size - 1, size)] * beyond, axis)
 
 
-@errors.builder
+@builder
 def pixel_shuffle(r: int) -> Layer:
     """Turn channels into pixels: [..., H, W, C r^2] -> [..., H r, W r, C].
 
@@ -142,7 +143,7 @@ def pixel_shuffle(r: int) -> Layer:
     return leaf("pixel_shuffle", specs, apply)
 
 
-@errors.builder
+@builder
 def pixel_unshuffle(r: int) -> Layer:
     """Turn pixels into channels, the inverse of `pixel_shuffle`.
 

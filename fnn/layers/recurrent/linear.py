@@ -10,13 +10,14 @@ from fnn.core import checks, errors
 from fnn.core.declarations import Derived, Param
 from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
+from fnn.core.origins import builder
 from fnn.core.shapes import as_dtype, of_rank
 from fnn.initializers import uniform, variance_scaling
 from fnn.layers.recurrent.cells.cell import check_carry
 from fnn.layers.recurrent.time_axis import boundaries, check_time, time_of
 
 
-@errors.builder
+@builder
 def lru(
     features: int,
     hidden: int | None = None,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors, trees
 from fnn.core.compose import compose
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.layers.dropout import dropout as dropout_layer
 from fnn.layers.recurrent import cells
@@ -16,7 +17,7 @@ from fnn.layers.recurrent.cells.combinators import check_parts
 from fnn.layers.recurrent.rnn import RnnOptions, along_time, rnn
 
 
-@errors.builder
+@builder
 def bidirectional(
     forward: Layer,
     backward: Layer | None = None,
@@ -81,7 +82,7 @@ _MERGES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@errors.builder
+@builder
 def lstm(
     features: int,
     *,
@@ -116,7 +117,7 @@ def lstm(
     return _layers("lstm", cells.lstm, features, *shared, options)
 
 
-@errors.builder
+@builder
 def gru(
     features: int,
     *,
@@ -141,7 +142,7 @@ def gru(
     return _layers("gru", cells.gru, features, *shared, options)
 
 
-@errors.builder
+@builder
 def simple_rnn(
     features: int,
     *,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fnn.core import checks, errors
 from fnn.core.layer import Layer, outline
 from fnn.core.notes import add_notes, no_notes
+from fnn.core.origins import builder
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array
 from fnn.core.types import Tree
@@ -22,7 +23,7 @@ from fnn.layers.recurrent.stateful import SEQUENCE, apart, kept_in_state, togeth
 from fnn.layers.recurrent.time_axis import boundaries, time_of
 
 
-@errors.builder
+@builder
 def rnn(
     cell: Layer,
     *,

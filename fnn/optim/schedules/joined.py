@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule
 from fnn.optim.schedules.curves import as_count, as_one_kind, curve, line, mix, real, switch, wave
 from fnn.optim.schedules.inputs import horizons, least_of, numbers, rows
 from fnn.optim.schedules.single import exponential
 
 
-@errors.builder
+@builder
 def join(schedules: Sequence[Schedule], boundaries: Sequence | jax.Array) -> Schedule:
     """One schedule after the other; at each boundary the next starts, with its own count from 0.
 
@@ -41,7 +42,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence | jax.Array) -> Sch
     return schedule
 
 
-@errors.builder
+@builder
 def piecewise_constant(values: Sequence | jax.Array, boundaries: Sequence | jax.Array) -> Schedule:
     """values[0], and values[i] from boundaries[i - 1] on.
 
@@ -62,7 +63,7 @@ def piecewise_constant(values: Sequence | jax.Array, boundaries: Sequence | jax.
     return schedule
 
 
-@errors.builder
+@builder
 def piecewise_interpolate(
     values: Sequence | jax.Array, boundaries: Sequence | jax.Array, kind: str = "linear"
 ) -> Schedule:
@@ -79,7 +80,7 @@ def piecewise_interpolate(
     return lambda count: curve(count, values, boundaries, kind)
 
 
-@errors.builder
+@builder
 def one_cycle(
     transition_steps: Scalar,
     peak_value: Scalar,
@@ -128,7 +129,7 @@ def one_cycle(
 # --- after a warm-up ----------------------------------------------------------------------------
 
 
-@errors.builder
+@builder
 def warmup_constant(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar) -> Schedule:
     """A straight line from init_value to peak_value in warmup_steps, at least 0; then peak_value.
 
@@ -140,7 +141,7 @@ def warmup_constant(init_value: Scalar, peak_value: Scalar, warmup_steps: Scalar
     return lambda count: line(count, 0, warmup_steps, init_value, peak_value)
 
 
-@errors.builder
+@builder
 def warmup_linear(
     init_value: Scalar,
     peak_value: Scalar,
@@ -166,7 +167,7 @@ def warmup_linear(
     return schedule
 
 
-@errors.builder
+@builder
 def warmup_cosine(
     init_value: Scalar,
     peak_value: Scalar,
@@ -197,7 +198,7 @@ def warmup_cosine(
     return schedule
 
 
-@errors.builder
+@builder
 def warmup_exponential(
     init_value: Scalar,
     peak_value: Scalar,

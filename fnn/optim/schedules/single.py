@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
+from fnn.core.origins import builder
 from fnn.core.types import Scalar, Schedule
 from fnn.optim.arithmetic import as_dtype
 from fnn.optim.schedules.curves import (
@@ -26,7 +27,7 @@ from fnn.optim.schedules.curves import (
 from fnn.optim.schedules.inputs import horizons, numbers
 
 
-@errors.builder
+@builder
 def constant(value: Scalar) -> Schedule:
     """The same value at every count.
 
@@ -37,7 +38,7 @@ def constant(value: Scalar) -> Schedule:
     return lambda count: jnp.broadcast_to(real(value), jnp.shape(as_count(count)))
 
 
-@errors.builder
+@builder
 def linear(
     init_value: Scalar, end_value: Scalar, transition_steps: Scalar, transition_begin: Scalar = 0
 ) -> Schedule:
@@ -53,7 +54,7 @@ def linear(
     return lambda count: line(count, transition_begin, transition_steps, init_value, end_value)
 
 
-@errors.builder
+@builder
 def polynomial(
     init_value: Scalar,
     end_value: Scalar,
@@ -80,7 +81,7 @@ def polynomial(
     return schedule
 
 
-@errors.builder
+@builder
 def exponential(
     init_value: Scalar,
     transition_steps: Scalar,
@@ -125,7 +126,7 @@ def exponential(
     return schedule
 
 
-@errors.builder
+@builder
 def cosine(
     init_value: Scalar, decay_steps: Scalar, alpha: Scalar = 0.0, exponent: Scalar = 1.0
 ) -> Schedule:
@@ -149,7 +150,7 @@ def cosine(
     return schedule
 
 
-@errors.builder
+@builder
 def restarts(
     init_value: Scalar, decay_steps: Scalar, t_mult: Scalar = 1, alpha: Scalar = 0.0
 ) -> Schedule:
@@ -190,7 +191,7 @@ def restarts(
     return schedule
 
 
-@errors.builder
+@builder
 def inverse_sqrt(peak_value: Scalar, warmup_steps: Scalar, init_value: Scalar = 0.0) -> Schedule:
     """peak_value sqrt(W / count), after a straight line from init_value to peak_value in W steps.
 

@@ -12,6 +12,7 @@ from fnn.core import checks, errors
 from fnn.core.compose import compose
 from fnn.core.dtypes import is_floating, wide
 from fnn.core.layer import Layer, Rebuild, as_layer, leaf, outline
+from fnn.core.origins import builder
 from fnn.core.shapes import struct
 from fnn.core.types import Scalar, Tree
 from fnn.core.wrapping import same, same_carry, wrap
@@ -22,7 +23,7 @@ from fnn.layers.lifted import fold
 from fnn.layers.recurrent.cells.cell import check_carry, first_or, keep_mask
 
 
-@errors.builder
+@builder
 def serial(*layers: Layer | Callable, **named: Layer | Callable) -> Layer:
     """Cells and layers one after the other within a step: `fnn.serial` as a cell.
 
@@ -81,7 +82,7 @@ def _after(layer: Layer, x: Any, cell: bool) -> Any:
     return jax.eval_shape(lambda x: outline(layer, (x,))[1], x)
 
 
-@errors.builder
+@builder
 def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
     """A layer (carry, x) -> (carry, y) as a cell, with its first carry.
 
@@ -114,7 +115,7 @@ def as_cell(layer: Layer | Callable, carry: Callable[[Any], Any]) -> Layer:
     return wrap(layer, apply, declare=declare, carry=lambda layer, *args, **mode: first(*args))
 
 
-@errors.builder
+@builder
 def zoneout(cell: Layer, rate: Tree) -> Layer:
     """A cell each value of whose carry stays as it was with probability `rate`.
 
@@ -188,7 +189,7 @@ def _stay(old: Any, new: Any, rate: Scalar, key: Any, train: bool) -> Any:
     return (rate * old.astype(rate.dtype) + (1 - rate) * new.astype(rate.dtype)).astype(new.dtype)
 
 
-@errors.builder
+@builder
 def variational_dropout(rate: Scalar) -> Layer:
     """Dropout with one mask for a whole sequence: a cell that drops the same values in every step.
 

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.compose import compose
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.initializers import lecun_normal
 from fnn.layers.conv.conv import conv
 from fnn.layers.recurrent.cells.cell import check_carry
 from fnn.layers.recurrent.cells.lstm import lstm_step, open_forget_gate
 
 
-@errors.builder
+@builder
 def conv_lstm(
     features: int,
     kernel_size: tuple[int, ...],

@@ -3,17 +3,18 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.declarations import Param
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.core.types import Scalar
 from fnn.initializers import lecun_normal, orthogonal, zeros
 from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of, sigmoid
 
 
-@errors.builder
+@builder
 def gru(
     features: int,
     *,
@@ -76,7 +77,7 @@ def gru(
     return cell_of("gru_cell", {"h": features}, declare, step, recurrent_dropout, learned_carry)
 
 
-@errors.builder
+@builder
 def mgu(
     features: int,
     *,

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.declarations import Param
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.core.types import Dtype, Key, Scalar
 from fnn.initializers import lecun_normal, ones, orthogonal, zeros
@@ -29,7 +30,7 @@ def open_forget_gate(
     return jnp.broadcast_to(quarter == 1, shape).astype(dtype)
 
 
-@errors.builder
+@builder
 def lstm(
     features: int,
     *,

@@ -4,15 +4,16 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from fnn.core import checks, errors
+from fnn.core import checks
 from fnn.core.dtypes import widened
 from fnn.core.layer import Layer
+from fnn.core.origins import builder
 from fnn.core.types import Scalar
 from fnn.initializers import lecun_normal, orthogonal, zeros
 from fnn.layers.recurrent.cells.cell import Inits, bias_of, cell_of
 
 
-@errors.builder
+@builder
 def simple_rnn(
     features: int,
     *,
