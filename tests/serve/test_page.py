@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -107,6 +108,14 @@ def test_what_is_drawn_is_asked_and_the_answer_shown(opened):
         draw(page, (0.2, 0.3), (0.8, 0.3))
         told(page, "flat", "#bars .name.best")
         page.close()  # before the server ends: it may ask once more
+
+
+def test_a_description_is_drawn_layer_by_layer(opened):
+    net = fnn.serial(fnn.conv(8, (3, 3)), jax.nn.relu, fnn.flatten(3), head=fnn.dense(2))
+    with fnn.serve.running(stand_in(network=fnn.describe(net)), max_batch=1) as address:
+        boxes = opened(address).locator("#network div").all_inner_texts()
+    assert [box.split("\n")[0] for box in boxes] == ["x", "conv", "relu", "flatten", "head", "y"]
+    assert "3 × 3" in boxes[1] and "features 2" in boxes[4]
 
 
 def test_anything_else_is_asked_as_json(opened):
