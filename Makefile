@@ -5,6 +5,7 @@
 # make test-orbax  the tests of checkpoints in object stores
 # make test-onnx   the tests of ONNX files
 # make test-aot    the tests through the compilers of TPUs and GPUs, of which neither is needed
+# make test-serve  the page of a server in a browser, and a minute of load with bad clients
 # make bench       time fnn against its peers
 #
 # Each makes what it needs in .venv and reuses it.
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # The files with tests of bits, unless ARGS names files: collecting all takes longer than running them.
 BITS = $(if $(findstring tests/,$(ARGS)),,$$(grep -rl --include='*.py' mark.bits tests))
 
-.PHONY: demo gallery test test-full test-orbax test-onnx test-aot bench clean
+.PHONY: demo gallery test test-full test-orbax test-onnx test-aot test-serve bench clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/mnist_cnn.py $(ARGS)
@@ -46,6 +47,12 @@ test-aot:
 	$(MAKE) VENV=.venv-aot .venv-aot/.test-aot
 	JAX_PLATFORMS=cpu .venv-aot/bin/pytest -m aot tests/sharding/test_compiled.py $(ARGS)
 
+# A browser comes from the system, as Debian's package chromium, or by `playwright install chromium`.
+test-serve:
+	$(MAKE) VENV=.venv-serve .venv-serve/.test-serve
+	.venv-serve/bin/pytest tests/serve $(ARGS)
+	.venv-serve/bin/python -m benchmarks.serving --soak 60
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -56,4 +63,4 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-onnx .venv-aot
+	rm -rf $(VENV) .venv-onnx .venv-aot .venv-serve

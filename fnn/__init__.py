@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         metrics,
         optim,
         search,
+        serve,
         sharding,
         testing,
         train,
@@ -87,9 +88,9 @@ __all__ = [
     "max_pool", "merge", "metrics", "min_pool", "moe", "notes", "optim", "parallel", "parameter",
     "pixel_shuffle", "pixel_unshuffle", "positional_encoding", "prelu", "prune", "quantize",
     "relative_bias", "remat", "reparam", "repeat", "reshape", "residual", "rms_norm", "rnn",
-    "search", "separable_conv", "serial", "sharding", "simple_rnn", "sinusoidal", "spatial_dropout",
-    "spectral_norm", "stored", "sum_pool", "swap", "tap", "testing", "train", "transformer_block",
-    "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
+    "search", "separable_conv", "serial", "serve", "sharding", "simple_rnn", "sinusoidal",
+    "spatial_dropout", "spectral_norm", "stored", "sum_pool", "swap", "tap", "testing", "train",
+    "transformer_block", "tree", "unmerge", "unroll_generate", "upsample", "weight_norm", "wrap",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def public():
         fnn, fnn.cells, fnn.optim, fnn.optim.schedules, fnn.optim.constraints, fnn.train,
         fnn.search, fnn.data, fnn.data.augment, fnn.initializers, fnn.losses, fnn.metrics,
         fnn.tree, fnn.convert, fnn.analysis, fnn.analysis.curvature, fnn.analysis.plot, fnn.log,
-        fnn.checkpoint, fnn.distributed, fnn.sharding, fnn.export, fnn.generation,
+        fnn.checkpoint, fnn.distributed, fnn.sharding, fnn.export, fnn.generation, fnn.serve,
     ):  # fmt: skip
         listed = getattr(module, "__all__", None)
         names = listed or [n for n, v in vars(module).items() if inspect.isfunction(v)]

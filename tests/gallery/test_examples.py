@@ -311,6 +311,23 @@ def test_log_elsewhere_sends_what_the_log_has(name, tmp_path, monkeypatch, capsy
     assert {"train/loss", "eval/accuracy"} <= set(wanted[max(wanted)])
 
 
+# --- serve_digits
+
+
+def test_serve_digits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    serving = example("serve_digits")
+    monkeypatch.setattr(serving, "CLIENTS", 2)
+    monkeypatch.setattr(serving, "net", fnn.serial(fnn.flatten(3), fnn.dense(10)))
+    fewer(monkeypatch, 900, 100)
+    out = run(serving, "--epochs 3", tmp_path, monkeypatch, capsys)
+    assert min(numbers(r"clients: (\S+)% right", out)) > 60
+    assert numbers(r"differ from the network's by at most (\S+)\n", out)[0] < 1e-3
+    seen, faint = numbers(r"(?:drift|digits:) (\d+\.\d+)", out)
+    assert seen < faint
+    assert "the server ended with code 0" in out
+
+
 # --- long_run
 
 
