@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from fnn.checkpoint.files import Part, write_arrays
 from fnn.checkpoint.leaves import leaves_of
 from fnn.checkpoint.network import network_of
@@ -152,7 +155,8 @@ def _write_params(folder: pathlib.Path, params: Tree, state: Tree) -> list[dict]
         if node is not leaf or not hasattr(leaf, "dtype"):
             where, mend = "/".join(path), "pass those of net.init"
             raise errors.InputError("params and state as dicts of arrays", where, mend)
-    entries, arrays = described(tree)
+    whole = jax.tree.map(np.asarray, tree)  # params over several devices would be several parts
+    entries, arrays = described(whole)
     parts: list[Part] = own_parts(arrays, copy=False)
     if not parts:
         return []

@@ -269,3 +269,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         saved(tmp_path, fnn.dense(2))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.cpu
+def test_params_over_several_devices_are_written_whole(tmp_path):
+    net = fnn.dense(8)
+    params, state = net.init(jax.random.key(0), (1, 4))
+    mesh = jax.make_mesh((8,), ("data",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    sharded = params | {"kernel": jax.device_put(params["kernel"], spread)}
+    fnn.export.save(tmp_path / "net", net, sharded, state, ("batch", 4), platforms=["cpu"])
+    loaded = fnn.export.load(tmp_path / "net")
+    np.testing.assert_array_equal(loaded.params["kernel"], np.asarray(params["kernel"]))
