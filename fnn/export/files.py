@@ -190,7 +190,7 @@ def damaged(folder: pathlib.Path, what: str) -> Iterator[None]:
     """Raise whatever goes wrong as one error."""
     try:
         yield
-    except (ArtifactError, PermissionError):
+    except (ArtifactError, ImportError, PermissionError):
         raise
     except Exception as error:
         missing = isinstance(error, FileNotFoundError)
