@@ -9,16 +9,23 @@ from types import ModuleType
 from typing import Any
 
 from fnn.core import errors
-from fnn.core.plain import found_at
+from fnn.core.layer import Layer
+from fnn.core.plain import found_at, is_function, place_of
 
 # Where a function is looked for first: these names are documented, those of the files may change.
 PUBLIC = (
     "fnn", "fnn.cells", "fnn.initializers", "jax.nn", "jax.numpy", "jax.lax", "jax.nn.initializers",
-    "jax.scipy.special", "jax.random",
+    "jax.scipy.special", "jax.random", "jax.numpy.linalg", "jax.numpy.fft",
 )  # fmt: skip
 # What a description may name without being asked: functions of arrays, and fnn's builders.
-PURE = ("jax.nn", "jax.numpy", "jax.lax", "jax.nn.initializers", "jax.scipy.special")
-FILES = ("load", "save", "savez", "fromfile", "frompyfunc", "from_dlpack")  # of jax.numpy
+PURE = (
+    "jax.nn", "jax.numpy", "jax.lax", "jax.nn.initializers", "jax.scipy.special", "jax.random",
+    "jax.numpy.linalg", "jax.numpy.fft",
+)  # fmt: skip
+IMPURE = (  # of jax.numpy
+    "load", "save", "savez", "fromfile", "frompyfunc", "from_dlpack", "printoptions",
+    "set_printoptions",
+)  # fmt: skip
 
 
 def name_of(place: tuple[str, str]) -> str | None:
@@ -46,14 +53,15 @@ def resolve(name: Any, allow: Iterable[str]) -> Any:
 
     Raises DescriptionError for others than `allow`, fnn's builders and JAX's functions of arrays.
     """
-    if not (isinstance(name, str) and all(part.isidentifier() for part in name.split("."))):
+    if not (isinstance(name, str) and all(map(_is_plain, name.split(".")))):
         raise errors.DescriptionError("the name of a function", errors.show(name), "mend it")
     own = [module for module in allow if f"{name}.".startswith(f"{module}.")]
     public = [module for module in PURE if name.rpartition(".")[0] == module]
     parts = name.split(".")
     if own:
         found = _imported(parts, own[0].count(".") + 1)
-    elif public and parts[-1] not in FILES and not parts[-1].startswith("_"):
+        found = found if isinstance(found, Layer) or _is_of(found, own) else None
+    elif public and parts[-1] not in IMPURE and not parts[-1].startswith("_"):
         found = getattr(importlib.import_module(public[0]), parts[-1], None)
     elif parts[0] == "fnn" and not any(part.startswith("_") for part in parts):
         found = _imported(parts, 1)
@@ -66,8 +74,19 @@ def resolve(name: Any, allow: Iterable[str]) -> Any:
         )
     if found is None or isinstance(found, ModuleType):
         mend = "install the versions with which it was described"
-        raise errors.DescriptionError("a function that exists here", name, mend)
+        raise errors.DescriptionError("a function that is defined there", name, mend)
     return found
+
+
+def _is_of(found: Any, modules: list[str]) -> bool:
+    """Whether a function or a class was defined in these modules, not only imported by them."""
+    if not (is_function(found) or isinstance(found, type)):
+        return False
+    return any(f"{place_of(found)[0]}.".startswith(f"{module}.") for module in modules)
+
+
+def _is_plain(part: str) -> bool:
+    return part.isidentifier() and not part.startswith("__")
 
 
 def _imported(parts: list[str], least: int) -> Any:

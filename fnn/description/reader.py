@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 
 from fnn.core import errors
 from fnn.core.compose import composed
-from fnn.core.layer import Layer, as_layer
+from fnn.core.layer import Layer, as_layer, leaf
 from fnn.core.origins import with_children
 from fnn.core.params import Constant, Distribution
 from fnn.description.names import resolve
@@ -94,11 +95,11 @@ def decoded(thing: Any, allow: tuple[str, ...], depth: int = 0) -> Any:
 
 def _builder(name: Any, allow: tuple[str, ...]) -> Callable:
     values = {f"{of.__module__}.{of.__name__}": of for of in (Constant, Distribution)}
-    found = values.get(name) or resolve(name, allow)
-    if not callable(found) or isinstance(found, Layer):
-        raise errors.DescriptionError(
-            "a builder", f"{name}, {errors.show(found)}", "describe again"
-        )
+    found = {**values, "fnn.leaf": leaf}.get(name) or resolve(name, allow)
+    if found is leaf:
+        return leaf
+    if not errors.is_builder(found) and not (isinstance(found, type) and is_dataclass(found)):
+        raise errors.DescriptionError("a builder", f"{name}", "mark it with @fnn.builder")
     return found
 
 

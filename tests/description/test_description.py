@@ -212,6 +212,28 @@ def test_no_other_function_is_reached(name):
             fnn.build(text)
 
 
+def test_an_allowed_module_lends_nothing_that_it_has_imported(tmp_path, monkeypatch):
+    text = "import os\nfrom subprocess import check_output\ndef act(x): return x\n"
+    (tmp_path / "lender.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    touch = [{"list": ["touch", str(tmp_path / "touched")]}]
+    names = ["check_output", "os.system", "act.__builtins__.__getitem__", "act.__globals__.get"]
+    for name in names:
+        for network in (
+            {"build": f"lender.{name}", "args": touch},
+            {"build": "fnn.serial", "args": [{"import": f"lender.{name}"}]},
+        ):
+            said = json.dumps({"format": "fnn network", "version": 1, "network": network})
+            with pytest.raises(errors.DescriptionError):
+                fnn.build(said, allow=("lender",))
+    said = {"build": "lender.act", "args": [1]}, {"build": "jax.numpy.sqrt", "args": [1.0]}
+    for network in said:  # no builders: nothing is called
+        text = json.dumps({"format": "fnn network", "version": 1, "network": network})
+        with pytest.raises(errors.DescriptionError, match="expected a builder, got"):
+            fnn.build(text, allow=("lender",))
+    assert not (tmp_path / "touched").exists()
+
+
 def test_nothing_is_imported_that_is_not_allowed():
     text = fnn.describe(block)
     with pytest.raises(errors.DescriptionError, match=r"allow=\('tests',\)"):
@@ -269,6 +291,19 @@ def test_differences_are_named_by_layer_and_option():
     assert [(one.path, one.a, one.b) for one in fnn.diff(a, changed)] == [("dense1.features", 8, 9)]
     first, second = (fnn.serial(f) for f in (lambda x: x, lambda x: 2 * x))
     assert fnn.diff(first, first) == [] and len(fnn.diff(first, second)) == 1
+
+
+def scale_specs(x):
+    return {"scale": fnn.Param(x.shape[-1:], fnn.initializers.normal(1.0))}, {}
+
+
+def scale_apply(params, state, x, *, key, train):
+    return x * params["scale"], state
+
+
+def test_a_leaf_by_hand_is_described_if_its_functions_have_names():
+    net = fnn.serial(fnn.leaf("scale", scale_specs, scale_apply), jnp.tanh)
+    same(net, fnn.build(fnn.describe(net), allow=OWN), (2, 3))
 
 
 def test_a_network_over_devices_is_described_as_the_network():

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import fnn
 from fnn.core.errors import ArtifactError, DtypeError, InputError, OptionError, ShapeError
@@ -41,6 +40,7 @@ def test_an_artifact_is_its_network(tmp_path):
     assert repr(fnn.build(artifact.manifest["network"])) == repr(net)
     assert said["platforms"] == ["cpu", "cuda", "tpu"]
     assert not fnn.tree.compare((artifact.params, artifact.state), (params, state))
+    load_file = pytest.importorskip("safetensors.numpy").load_file
     read = load_file(tmp_path / "a" / "params.safetensors")  # by the format's own reader
     np.testing.assert_array_equal(read["params/dense1/kernel"], params["dense1"]["kernel"])
     np.testing.assert_array_equal(read["state/batch_norm1/var"], state["batch_norm1"]["var"])
