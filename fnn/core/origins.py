@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
 from fnn.core import checks, errors
 
 P = ParamSpec("P")
@@ -23,7 +25,8 @@ class Origin:
     """The call that made something: `builder(*args, **options)`.
 
     - `body`: of a layer made by `compose`, the function under whose name the layer may stand.
-    - `fields`: of the layer, to see whether they were replaced by hand since.
+    - `fields`: of the layer, to see whether they were replaced by hand since; or the function,
+      since `functools.wraps` and `jax.jit` give a copy of the origin to others.
     """
 
     builder: Callable
@@ -73,7 +76,8 @@ def builder(build: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(build)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return marked(inner(*args, **kwargs), Origin(call, args, kwargs))
+        origin = Origin(call, _kept(args), _kept(kwargs))  # before anybody changes them
+        return marked(inner(*args, **kwargs), origin)
 
     vars(call)["_is_builder"] = True
     return call
@@ -86,14 +90,25 @@ def marked(made: Any, origin: Origin) -> Any:
     if hasattr(type(made), "with_origin"):
         return made.with_origin(origin)
     if inspect.isfunction(made) and "<locals>" in made.__qualname__:
-        vars(made)["origin"] = origin
+        vars(made)["origin"] = replace(origin, fields=(made,))
     return made
+
+
+def _kept(thing: Any) -> Any:
+    """Arguments as they are now, though lists and arrays among them may be changed later."""
+    if type(thing) in (tuple, list):
+        return type(thing)(map(_kept, thing))
+    if type(thing) is dict:
+        return {name: _kept(one) for name, one in thing.items()}
+    return thing.copy() if type(thing) is np.ndarray else thing
 
 
 def origin_of(thing: Any) -> Origin | None:
     """The call that made a layer, a transform or a function; None for anything else."""
     origin = None if isinstance(thing, type) else getattr(thing, "origin", None)
-    return origin if isinstance(origin, Origin) else None
+    if not isinstance(origin, Origin) or len(origin.fields) == 1 and origin.fields[0] is not thing:
+        return None
+    return origin
 
 
 def with_children(layer: Any, children: Mapping[str, Any], path: str = "") -> Any:

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 from fnn.core import checks, errors
@@ -35,7 +35,7 @@ def plain(thing: Any, path: str = "") -> Any:
         if hasattr(thing, "specs"):
             refuse(thing, path)  # a layer without origin
         own = {f.name: getattr(thing, f.name) for f in fields(thing) if f.init}
-        return replace(thing, **{name: plain(one, path) for name, one in own.items()})
+        return Origin(type(thing), (), {name: plain(one, path) for name, one in own.items()})
     return named(thing, path) if is_function(thing) else thing
 
 
@@ -83,7 +83,7 @@ def found_at(place: tuple[str, str]) -> Any:
 
 def _call(thing: Any, origin: Origin, path: str) -> Origin:
     """The origin of something, its arguments plain as well."""
-    if origin.fields and origin.fields != thing.fields():
+    if hasattr(thing, "fields") and origin.fields and origin.fields != thing.fields():
         with errors.at(path):
             checks.replaced_by_hand(thing.name)
     named(origin.builder, path)

@@ -22,7 +22,7 @@ from fnn.core.params import Constant, Distribution
 from fnn.description.names import resolve
 from fnn.description.writer import FORMAT, VERSION
 
-DEPTH = 200  # calls inside calls
+DEPTH = 600  # calls inside calls
 
 
 def build(text: str, *, allow: Sequence[str] = ()) -> Layer:

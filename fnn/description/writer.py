@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 import math
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import jax
@@ -85,9 +84,6 @@ def encoded(thing: Any, path: str) -> Any:
         return {"array": _array(thing, path)}
     if isinstance(thing, np.dtype) or _is_scalar_type(thing):
         return {"dtype": jnp.dtype(thing).name}
-    if is_dataclass(thing) and not isinstance(thing, type):
-        own = {f.name: encoded(getattr(thing, f.name), path) for f in fields(thing) if f.init}
-        return {"build": name_of((type(thing).__module__, type(thing).__name__)), "options": own}
     refuse(thing, path)
 
 

@@ -293,6 +293,54 @@ def test_differences_are_named_by_layer_and_option():
     assert fnn.diff(first, first) == [] and len(fnn.diff(first, second)) == 1
 
 
+def test_a_function_around_one_of_a_builder_is_not_taken_for_it():
+    box = fnn.optim.constraints.box(0.0, 0.5)
+
+    @functools.wraps(box)
+    def doubled(x):
+        return 2 * box(x)
+
+    for fn in (doubled, jax.jit(box)):
+        with pytest.raises(errors.InputError, match="box"):
+            fnn.describe(fnn.serial(fn))
+    same(fnn.serial(box), fnn.build(fnn.describe(fnn.serial(box))), (3,))
+
+
+def test_what_is_changed_after_the_call_is_not_described():
+    size = [3, 3]
+    options = {"numbers": size, "array": np.ones(2)}
+    net, conv = keeps(options), fnn.conv(2, size)
+    size[0] = 5
+    options["array"][:] = 7
+    got = dict(fnn.build(fnn.describe(net), allow=OWN).origin.given())["options"]
+    assert got["numbers"] == [3, 3] and got["array"].tolist() == [1, 1]
+    assert '{"list": [3, 3]}' in fnn.describe(conv)
+
+
+def test_networks_nest_deeply():
+    net = fnn.dense(1)
+    for _ in range(150):
+        net = fnn.serial(net)
+    assert fnn.describe(fnn.build(fnn.describe(net))) == fnn.describe(net)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    fn: object
+
+    def __post_init__(self):
+        assert callable(self.fn)
+
+    def __call__(self, x):
+        return 2 * self.fn(x)
+
+
+def test_dataclasses_are_calls_of_their_classes():
+    net = fnn.serial(Scaled(jnp.tanh))
+    same(net, fnn.build(fnn.describe(net), allow=OWN), (3,))
+    same(net, pickle.loads(pickle.dumps(net)), (3,))
+
+
 def scale_specs(x):
     return {"scale": fnn.Param(x.shape[-1:], fnn.initializers.normal(1.0))}, {}
 
