@@ -32,8 +32,8 @@ def network_of(net: Layer) -> dict[str, str]:
     """
     try:
         return {"description": describe(net)}
-    except errors.InputError as error:
-        return {"refused": str(error)}
+    except Exception as error:  # of options of any kind
+        return {"refused": str(error) or type(error).__name__}
 
 
 @errors.named

@@ -63,8 +63,11 @@ class Distribution:
     def __repr__(self) -> str:
         return str(self.origin or f"{self.base[0]} x {self.scale}")
 
+    def fields(self) -> tuple:
+        return self.base, self.scale, self.finish
+
     def with_origin(self, origin: Origin) -> Distribution:
-        return replace(self, origin=origin)
+        return replace(self, origin=replace(origin, fields=self.fields()))
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return draw(key, Param(tuple(shape), self, dtype))
@@ -84,8 +87,11 @@ class Constant:
     def __repr__(self) -> str:
         return f"constant({self.value})"
 
+    def fields(self) -> tuple:
+        return (self.value, "value")  # two: an origin with one field is a function's
+
     def with_origin(self, origin: Origin) -> Constant:
-        return replace(self, origin=origin)
+        return replace(self, origin=replace(origin, fields=self.fields()))
 
     def __call__(self, key, shape, dtype=jnp.float32) -> jax.Array:
         return jnp.full(shape, self.value, dtype)

@@ -83,9 +83,10 @@ def found_at(place: tuple[str, str]) -> Any:
 
 def _call(thing: Any, origin: Origin, path: str) -> Origin:
     """The origin of something, its arguments plain as well."""
-    if hasattr(thing, "fields") and origin.fields and origin.fields != thing.fields():
+    now = thing.fields() if hasattr(thing, "fields") else origin.fields
+    if any(a is not b for a, b in zip(origin.fields, now, strict=False)):
         with errors.at(path):
-            checks.replaced_by_hand(thing.name)
+            checks.replaced_by_hand(getattr(thing, "name", repr(thing)))
     named(origin.builder, path)
     children = dict(getattr(thing, "children", ()))
     if origin.body is not None and found_at(place_of(origin.body)) is not origin.body:

@@ -86,10 +86,14 @@ def _own(call: Origin, layer: Layer) -> dict[str, Any]:
     given = {
         option: value
         for (option, value), name in zip(call.given(), names, strict=True)
-        if name == option and not isinstance(value, dict) or not name
+        if name == option and not _holds_layers(value) or not name
     }
     parameters = inspect.signature(call.builder).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | given
+
+
+def _holds_layers(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(one, Layer) for one in value.values())
 
 
 def _given(call: Origin, children: dict[str, Layer]) -> dict[str, Layer]:
@@ -108,13 +112,12 @@ def _options(a: dict[str, Any], b: dict[str, Any], path: str) -> Iterator[Differ
 
 
 def _same(a: Any, b: Any) -> bool:
-    code = getattr(a, "__code__", a), getattr(b, "__code__", b)
-    if code[0] is code[1]:
+    if a is b:
         return True
     try:
         return encoded(plain(a), "") == encoded(plain(b), "")
     except errors.InputError:
-        return False
+        return getattr(a, "__code__", a) is getattr(b, "__code__", b)
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pathlib
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -34,7 +35,7 @@ def name_of(place: tuple[str, str]) -> str | None:
     for public in PUBLIC:
         if fn is not None and getattr(sys.modules.get(public), name, None) is fn:
             return f"{public}.{name}"
-    if module == "__main__":
+    if module in ("__main__", "__mp_main__"):
         module = _script()
     return f"{module}.{name}" if module else None
 
@@ -45,7 +46,8 @@ def _script() -> str | None:
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:
         return spec.name.removesuffix(".__main__")
-    return file.replace("\\", "/").split("/")[-1].removesuffix(".py") if file else None
+    name = pathlib.Path(file).stem if file else ""
+    return name if name.isidentifier() else None
 
 
 def resolve(name: Any, allow: Iterable[str]) -> Any:

@@ -98,13 +98,21 @@ def _builder(name: Any, allow: tuple[str, ...]) -> Callable:
     found = {**values, "fnn.leaf": leaf}.get(name) or resolve(name, allow)
     if found is leaf:
         return leaf
-    if not errors.is_builder(found) and not (isinstance(found, type) and is_dataclass(found)):
+    if not errors.is_builder(found) and not _is_record(found):
         raise errors.DescriptionError("a builder", f"{name}", "mark it with @fnn.builder")
     return found
+
+
+def _is_record(found: Any) -> bool:
+    """Whether it is a dataclass or a named tuple, which are data with names."""
+    of_tuple = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
+    return of_tuple or isinstance(found, type) and is_dataclass(found)
 
 
 def _array(of: str, dtype: str, shape: list[int], data: str, impl: str | None = None) -> Any:
     held = np.frombuffer(base64.b64decode(data, validate=True), jnp.dtype(dtype)).reshape(shape)
     if impl is not None:
         return jax.random.wrap_key_data(jnp.asarray(held), impl=impl)
+    if of == "scalar":
+        return held[()]
     return jnp.asarray(held) if of == "jax" else held.copy()

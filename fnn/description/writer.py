@@ -140,10 +140,14 @@ def _array(array: Any, path: str) -> dict:
             mend = "describe the network outside of jit, vmap and grad"
             raise errors.InputError("numbers", f"{errors.show(array)}, which is traced", mend)
     of = "jax" if isinstance(array, jax.Array) else "numpy"
+    of = "scalar" if isinstance(array, np.generic) else of
     impl = None
     if is_key(array):
         impl, array = str(jax.random.key_impl(array)), jax.random.key_data(array)
     held = np.asarray(array)
+    if held.dtype.kind in "OUSMm":
+        refuse(array, path)
+    held = held.astype(held.dtype.newbyteorder("="))
     data = base64.b64encode(held.tobytes()).decode()
     said = {"of": of, "dtype": held.dtype.name, "shape": list(held.shape), "data": data}
     return {**said, "impl": impl} if impl else said

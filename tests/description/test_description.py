@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,42 @@ def test_a_layer_whose_fields_were_replaced_by_hand_is_refused():
     net = dataclasses.replace(fnn.dense(3), apply=block.apply)
     with pytest.raises(errors.InputError, match="expected a layer as its builder made it, got den"):
         fnn.describe(fnn.serial(net))
+
+
+def test_an_initializer_whose_fields_were_replaced_by_hand_is_refused():
+    for init, change in (
+        (fnn.initializers.he_normal(), {"scale": 9.0}),
+        (fnn.initializers.constant(np.ones(3)), {"value": np.zeros(3)}),
+    ):
+        net = fnn.dense(3, kernel_init=dataclasses.replace(init, **change))
+        with pytest.raises(errors.InputError, match="kernel_init: .*whose fields were replaced"):
+            fnn.describe(net)
+
+
+class Pair(NamedTuple):
+    a: int
+    b: object = None
+
+
+def test_numbers_of_numpy_and_named_tuples_keep_their_kind():
+    options = {"n": np.int64(5), "pair": Pair(2, jnp.tanh), "big": np.arange(3, dtype=">f4")}
+    got = dict(fnn.build(fnn.describe(keeps(options)), allow=OWN).origin.given())["options"]
+    assert type(got["n"]) is np.int64 and got["n"] == 5
+    assert got["pair"] == options["pair"] and type(got["pair"]) is Pair
+    assert got["big"].tolist() == [0, 1, 2]
+    net = fnn.dense(3, kernel_init=fnn.initializers.variance_scaling(np.float64(2.7)))
+    same(net, fnn.build(fnn.describe(net)), (2, 3))
+    with pytest.raises(errors.InputError, match="expected a function that can be imported, or"):
+        fnn.describe(keeps({"text": np.array(["a"])}))
+
+
+def test_options_that_differ_inside_a_dict_or_a_schedule_are_told():
+    box = fnn.optim.constraints.box
+    for a, b in (
+        (fnn.serial(box(0.0, 1.0)), fnn.serial(box(0.0, 0.2))),
+        (keeps({"w": 2.0}), keeps({"w": 3.0})),
+    ):
+        assert fnn.diff(a, b) and not fnn.diff(a, a)
 
 
 def test_traced_options_are_refused():
