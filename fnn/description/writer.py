@@ -140,7 +140,8 @@ def _array(array: Any, path: str) -> dict:
             mend = "describe the network outside of jit, vmap and grad"
             raise errors.InputError("numbers", f"{errors.show(array)}, which is traced", mend)
     of = "jax" if isinstance(array, jax.Array) else "numpy"
-    of = "scalar" if isinstance(array, np.generic) else of
+    if type(array) is not np.ndarray and of == "numpy":  # one of NumPy's scalars
+        of = "scalar"
     impl = None
     if is_key(array):
         impl, array = str(jax.random.key_impl(array)), jax.random.key_data(array)
