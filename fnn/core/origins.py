@@ -25,8 +25,8 @@ class Origin:
     """The call that made something: `builder(*args, **options)`.
 
     - `body`: of a layer made by `compose`, the function under whose name the layer may stand.
-    - `fields`: of the layer, to see whether they were replaced by hand since; or the function,
-      since `functools.wraps` and `jax.jit` give a copy of the origin to others.
+    - `fields`: of the value that was made, to see whether they were replaced by hand since.
+    - `function`: that was made, as `functools.wraps` and `jax.jit` copy its origin to others.
     """
 
     builder: Callable
@@ -34,6 +34,7 @@ class Origin:
     options: Mapping[str, Any] = field(default_factory=dict)
     body: Callable | None = None
     fields: tuple = ()
+    function: Callable | None = None
 
     def __str__(self) -> str:
         shown = [_shown(value) for value in self.args]
@@ -90,7 +91,7 @@ def marked(made: Any, origin: Origin) -> Any:
     if hasattr(type(made), "with_origin"):
         return made.with_origin(origin)
     if inspect.isfunction(made) and "<locals>" in made.__qualname__:
-        vars(made)["origin"] = replace(origin, fields=(made,))
+        vars(made)["origin"] = replace(origin, function=made)
     return made
 
 
@@ -106,9 +107,9 @@ def _kept(thing: Any) -> Any:
 def origin_of(thing: Any) -> Origin | None:
     """The call that made a layer, a transform or a function; None for anything else."""
     origin = None if isinstance(thing, type) else getattr(thing, "origin", None)
-    if not isinstance(origin, Origin) or len(origin.fields) == 1 and origin.fields[0] is not thing:
+    if not isinstance(origin, Origin):
         return None
-    return origin
+    return origin if origin.function is None or origin.function is thing else None
 
 
 def with_children(layer: Any, children: Mapping[str, Any], path: str = "") -> Any:

@@ -88,7 +88,7 @@ class Constant:
         return f"constant({self.value})"
 
     def fields(self) -> tuple:
-        return (self.value, "value")  # two: an origin with one field is a function's
+        return (self.value,)
 
     def with_origin(self, origin: Origin) -> Constant:
         return replace(self, origin=replace(origin, fields=self.fields()))

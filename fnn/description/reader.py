@@ -23,6 +23,11 @@ from fnn.description.names import resolve
 from fnn.description.writer import FORMAT, VERSION
 
 DEPTH = 600  # calls inside calls
+UNMARKED = {  # builders that are not marked, as what they make knows the call anyway
+    "fnn.leaf": leaf,
+    "fnn.core.params.Constant": Constant,
+    "fnn.core.params.Distribution": Distribution,
+}
 
 
 def build(text: str, *, allow: Sequence[str] = ()) -> Layer:
@@ -94,10 +99,9 @@ def decoded(thing: Any, allow: tuple[str, ...], depth: int = 0) -> Any:
 
 
 def _builder(name: Any, allow: tuple[str, ...]) -> Callable:
-    values = {f"{of.__module__}.{of.__name__}": of for of in (Constant, Distribution)}
-    found = {**values, "fnn.leaf": leaf}.get(name) or resolve(name, allow)
-    if found is leaf:
-        return leaf
+    if name in UNMARKED:
+        return UNMARKED[name]
+    found = resolve(name, allow)
     if not errors.is_builder(found) and not _is_record(found):
         raise errors.DescriptionError("a builder", f"{name}", "mark it with @fnn.builder")
     return found
