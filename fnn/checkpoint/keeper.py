@@ -16,8 +16,9 @@ import numpy as np
 
 from fnn.checkpoint.files import url_of
 from fnn.checkpoint.folder import steps_in
+from fnn.checkpoint.network import network_of
 from fnn.checkpoint.restore import inspect, restore
-from fnn.checkpoint.save import Saving, save
+from fnn.checkpoint.save import Saving, save_described
 from fnn.core import checks, errors
 from fnn.core.errors import CheckpointError
 from fnn.core.layer import Layer
@@ -80,7 +81,7 @@ class Keeper:
                 raise errors.OptionError("a directory", f"the URL {directory}", mend)
         self.directory = pathlib.Path(os.path.abspath(directory))
         self._metric, self._sign = best, 1.0 if mode == "max" else -1.0
-        self._net = net
+        self._net, self._network = net, None  # the description, once it is written
         self._saving: Saving | None = None
         self._values: dict[int, float] = {}  # of the best metric, by step, as far as read
         self._swept = False
@@ -147,7 +148,11 @@ class Keeper:
             raise CheckpointError(wanted, f"step {step}", mend)
         scalars = {n: float(np.reshape(v, ())) for n, v in metrics.items() if _is_scalar(v)}
         meta = {**meta, "step": step, "metrics": scalars}
-        self._saving = save(self.path(step), tree, meta=meta, net=self._net, wait=False)
+        if self._network is None and self._net is not None:
+            self._network = network_of(self._net)
+        with errors.within("save"):
+            path, network = self.path(step), self._network
+            self._saving = save_described(path, tree, meta, network, wait=False)
         self._last = step
         return self._saving
 

@@ -124,15 +124,23 @@ def save(
     >>> bool((restored["kernel"] == params["kernel"]).all())
     True
     """
+    network = None if net is None else network_of(net)
+    return save_described(path, tree, {} if meta is None else meta, network, wait)
+
+
+def save_described(
+    path: str | os.PathLike, tree: Tree, meta: Mapping[str, Any], network: dict | None, wait: bool
+) -> Saving:
+    """`save` of a network that is described already."""
     try:
-        meta = json.loads(json.dumps({} if meta is None else dict(meta)))
+        meta = json.loads(json.dumps(dict(meta)))
     except (TypeError, ValueError) as error:
         got = f"{errors.show(meta)} ({error})"
         raise errors.InputError("meta that JSON can hold", got, "pass str or float") from error
     entries, arrays = described(tree)
     manifest = {"format": "fnn checkpoint", "version": VERSION, "made_by": made_by(), "meta": meta}
-    if net is not None:
-        manifest["network"] = network_of(net)
+    if network is not None:
+        manifest["network"] = network
     url = url_of(path)
     if url is not None:
         wait = True  # orbax does not end what Python's own end interrupts
