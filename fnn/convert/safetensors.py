@@ -12,6 +12,7 @@ import numpy as np
 
 from fnn.convert.arrays import mapping, on_host
 from fnn.core import errors, safetensors
+from fnn.core.durable import complete_file
 from fnn.core.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -83,12 +84,10 @@ def write_safetensors(path: str | os.PathLike, arrays: Mapping[str, Any]) -> Non
         }
         found[name] = array
         at += array.nbytes
-    beside = pathlib.Path(f"{os.fspath(path)}.part")
-    with open(beside, "wb") as out:
+    with complete_file(pathlib.Path(path)) as file, open(file, "wb") as out:
         out.write(safetensors.head(header))
         for array in found.values():
             out.write(array.reshape(-1).view(np.uint8).data)
-    os.replace(beside, path)
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
