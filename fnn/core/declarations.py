@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from fnn.core import errors, html
 from fnn.core.types import Dtype, Shape, Tree
 
+MEMORY = ("cache", "carry")  # kinds in a state that a network fills as it reads a sequence
+
 
 @dataclass(frozen=True)
 class Param:

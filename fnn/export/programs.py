@@ -10,13 +10,12 @@ import jax
 import jax.export
 
 from fnn.core import errors
+from fnn.core.declarations import MEMORY
 from fnn.core.errors import IN_LAYER
 from fnn.core.layer import Layer, inputs_of
 from fnn.core.types import Tree
 from fnn.export.shapes import described
 from fnn.layers.frozen import held_in, joined
-
-FRESH = ("cache", "carry")  # kinds in a state that a new sequence starts without
 
 
 class Program(NamedTuple):
@@ -120,7 +119,7 @@ def _first_state(net: Layer, state: Tree, xs: tuple) -> Tree:
 
     def leaf(keys, declared):
         path = errors.path_of(keys)
-        if declared.kind in FRESH:
+        if declared.kind in MEMORY:
             shape = declared.stack + declared.shape
             return declared.init(jax.random.key(0), shape, declared.dtype)
         if path not in found:

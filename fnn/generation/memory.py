@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fnn.core import checks, errors, trees
-from fnn.core.declarations import arrays_of
+from fnn.core.declarations import MEMORY, arrays_of
 from fnn.core.layer import Layer, inputs_of
 from fnn.core.scan import scan
 from fnn.core.shapes import as_array
@@ -20,8 +20,6 @@ from fnn.core.values import check_values
 from fnn.generation.samplers import logits_of
 from fnn.layers.frozen import held_in, joined
 from fnn.layers.recurrent.cells.cell import check_carry
-
-KEPT = ("cache", "carry")  # the kinds of declarations that a network fills as it reads
 
 
 class Prompt(NamedTuple):
@@ -244,7 +242,7 @@ def _filled(declared: Tree, empty: Tree, state: Tree) -> Tree:
         if name in state:
             with errors.at(name):
                 found[name] = _filled(below, empty[name], state[name])
-        elif all(getattr(p, "kind", "") in KEPT for p in jax.tree.leaves(below)):
+        elif all(getattr(p, "kind", "") in MEMORY for p in jax.tree.leaves(below)):
             found[name] = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty[name])
         elif isinstance(below, Mapping):
             with errors.at(name):
