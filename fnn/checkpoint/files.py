@@ -14,7 +14,6 @@ The format of the arrays is https://github.com/huggingface/safetensors; any read
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -29,8 +28,9 @@ import numpy as np
 
 from fnn.checkpoint.leaves import Path, as_bytes, is_value, joined
 from fnn.core import errors, safetensors
-from fnn.core.durable import write_all
+from fnn.core.durable import write_all, write_file
 from fnn.core.errors import CheckpointError
+from fnn.core.sealed import sealed, unsealed
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -89,26 +89,13 @@ def write_arrays(file: pathlib.Path, parts: Iterable[Part]) -> tuple[dict, list[
 
 
 def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
-    text = json.dumps(manifest)
-    with open(directory / MANIFEST, "wb", buffering=0) as out:
-        write_all(out, f"{_first_line(text)}\n{text}".encode())
-        os.fsync(out.fileno())
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_line(text: str) -> str:
-    return json.dumps({"sha256": sha256(text)})
+    write_file(directory / MANIFEST, sealed(json.dumps(manifest)))
 
 
 def read_manifest(directory: pathlib.Path) -> dict:
     """The manifest of a checkpoint, once its sum is right."""
     with damaged(directory, MANIFEST):
-        first, text = (directory / MANIFEST).read_bytes().decode().split("\n", 1)
-        if first != _first_line(text):
-            raise ValueError("does not have its sha256")
+        text = unsealed((directory / MANIFEST).read_bytes())
         manifest = check_format(directory, text)
         _check_slices(manifest)
     return manifest

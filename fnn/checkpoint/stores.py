@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from fnn.checkpoint.files import check_format, damaged, sha256
+from fnn.checkpoint.files import check_format, damaged
 from fnn.checkpoint.leaves import HOST, Entry, Path, Place, dtype_of, joined
 from fnn.core.errors import CheckpointError
+from fnn.core.sealed import sha256
 
 AS_NUMBERS, AS_BITS = ("uint2", "uint4"), ("float8_e4m3",)  # dtypes that tensorstore 0.1 refuses
 BELOW_A_BYTE = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")
@@ -39,7 +40,7 @@ def start(
     sums = {path: int(bit_sum(array)) for path, array in arrays.items()}
     leaves = [[list(path), entry, sums.get(path)] for path, entry in entries.items()]
     text = json.dumps({**manifest, "leaves": leaves})
-    items = {"manifest": ocp.args.JsonSave({"sha256": sha256(text), "manifest": text})}
+    items = {"manifest": ocp.args.JsonSave({"sha256": sha256(text.encode()), "manifest": text})}
     stored = {
         joined(path): _taken_by_orbax(array) for path, array in arrays.items() if np.size(array)
     }
@@ -75,7 +76,7 @@ class Store:
         self.url, ocp = url, _orbax()
         read = self._read("manifest", ocp.args.JsonRestore())
         with damaged(url, "manifest"):
-            if read["sha256"] != sha256(read["manifest"]):
+            if read["sha256"] != sha256(read["manifest"].encode()):
                 raise ValueError("does not have its sha256")
             self.manifest = check_format(url, read["manifest"])
         self.entries: dict[Path, Entry] = {}

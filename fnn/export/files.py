@@ -10,7 +10,6 @@ classifier/
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -26,6 +25,7 @@ import numpy as np
 
 from fnn.core.durable import write_file
 from fnn.core.errors import ArtifactError
+from fnn.core.sealed import sealed, sha256, unsealed
 
 VERSION = 1
 MANIFEST, PARAMS, LOADER = "manifest.json", "params.safetensors", "load.py"
@@ -33,23 +33,15 @@ NAME = r"[A-Za-z0-9_-]{1,64}(\.first)?"  # of a program
 LARGEST = 1 << 26  # bytes of a manifest
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def write_manifest(folder: pathlib.Path, manifest: dict) -> None:
-    text = json.dumps(manifest).encode()
-    write_file(folder / MANIFEST, json.dumps({"sha256": sha256(text)}).encode() + b"\n" + text)
+    write_file(folder / MANIFEST, sealed(json.dumps(manifest)))
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """The manifest of an artifact, once its sum is right and what it claims can be."""
     with damaged(folder, MANIFEST):
         file = folder / MANIFEST
-        first, _, text = _read(file, _size(file, LARGEST)).partition(b"\n")
-        if first != json.dumps({"sha256": sha256(text)}).encode():
-            raise ValueError("does not have its sha256")
-        manifest = json.loads(text)
+        manifest = json.loads(unsealed(_read(file, _size(file, LARGEST))))
         if not isinstance(manifest, dict) or manifest.get("format") != "fnn artifact":
             raise ValueError("is not of an fnn artifact")
         if manifest["version"] != VERSION:

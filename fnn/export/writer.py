@@ -19,8 +19,9 @@ from fnn.checkpoint.save import described, made_by, own_parts
 from fnn.core import errors
 from fnn.core.durable import complete_folder, write_file
 from fnn.core.layer import Layer
+from fnn.core.sealed import sha256
 from fnn.core.types import Dtype, Tree
-from fnn.export.files import LOADER, NAME, PARAMS, VERSION, sha256, write_manifest
+from fnn.export.files import LOADER, NAME, PARAMS, VERSION, write_manifest
 from fnn.export.narrow import narrowed
 from fnn.export.preprocessing import as_json
 from fnn.export.programs import apply_program, step_programs
