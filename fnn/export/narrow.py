@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,19 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from fnn.core import checks, errors
-from fnn.core.declarations import Param, declared, output_axis
+from fnn.core.declarations import Param, declared
 from fnn.core.dtypes import is_floating
-from fnn.core.lengths import divide
 from fnn.core.types import Dtype, Tree
-
-LEVELS = 127  # of int8 on either side of zero
+from fnn.layers.reparam import of_members
+from fnn.layers.rounding import decode, encode
 
 
 def narrowed(params: Tree, specs: Tree, dtype: Dtype) -> tuple[Tree, Callable[[Tree], Tree]]:
     """Params as they are stored, and the function that makes params of them again.
 
     A floating dtype takes all floating params. int8 takes kernels and embeddings: the output
-    feature o of each becomes {"int8": q, "scale": s}, with s_o = max |w_o| / 127, q = round(w / s).
+    feature o of each becomes {"int8": q, "scale": s}, rounded as by `fnn.stored`.
     """
     if dtype is None:
         return params, lambda params: params
@@ -38,24 +38,27 @@ def narrowed(params: Tree, specs: Tree, dtype: Dtype) -> tuple[Tree, Callable[[T
     stored = jax.tree.map(_stored, params, found)
     like = jax.tree.map(lambda a: a.dtype, params)
 
-    def decode(stored: Tree) -> Tree:
-        return jax.tree.map(_restored, like, stored)
+    def restored(stored: Tree) -> Tree:
+        return jax.tree.map(_restored, like, found, stored)
 
-    return stored, decode
+    return stored, restored
 
 
 def _stored(w: Any, param: Param) -> Any:
     if param.kind not in ("kernel", "embedding") or not is_floating(w) or len(param.shape) < 2:
         return w
-    lead = len(param.stack)
-    kept = {*range(lead), lead + output_axis(param)}
-    over = tuple(axis for axis in range(w.ndim) if axis not in kept)
-    wide = jnp.asarray(w).astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=over, keepdims=True, initial=0) / LEVELS
-    return {"int8": jnp.round(divide(wide, scale)).astype(jnp.int8), "scale": scale}
+    held = _of(encode, param)(jnp.asarray(w).astype(jnp.float32))
+    return {"int8": held["values"], "scale": held["scale"]}
 
 
-def _restored(dtype: Any, stored: Any) -> Any:
+def _restored(dtype: Any, param: Param, stored: Any) -> Any:
     if not isinstance(stored, dict):
         return stored
-    return (stored["int8"].astype(jnp.float32) * stored["scale"]).astype(dtype)
+    held = {"values": stored["int8"], "scale": stored["scale"]}
+    return _of(decode, param)(held).astype(dtype)
+
+
+def _of(fn: Callable, param: Param) -> Callable:
+    """How `fnn.stored` rounds, member by member of a stack."""
+    one = functools.partial(fn, param=param, name="int8", group_size=None)
+    return of_members(one, param.stack)
