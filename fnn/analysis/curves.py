@@ -52,12 +52,7 @@ class Curves:
         table = [("metric", "steps", "last", "lowest", "highest", "", "")]
         for row in self.rows:
             table.append((row.name, *_numbers(row), _bars(row), _notes(row)))
-        wide = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, wide, strict=True)).rstrip()
-            for line in table
-        ]
-        return "\n".join([*lines, *filter(None, [self.ended])])
+        return "\n".join([*marks.columns(table), *filter(None, [self.ended])])
 
     def _repr_html_(self) -> str:
         rows = []

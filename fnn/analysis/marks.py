@@ -1,4 +1,4 @@
-"""Small pictures in a line: histograms and curves as SVG, in the colour of the text, or as bars."""
+"""Small pictures in a line, as SVG in the colour of the text or as bars, and columns of text."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def bars(counts: Sequence[float]) -> str:
     """
     most = max(counts, default=0) or 1
     return "".join(_BARS[int(np.ceil(8 * count / most))] for count in counts)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line of text for each row, its cells under one another.
+
+    >>> columns([("name", "n"), ("a", "10")])
+    ['name  n', 'a     10']
+    """
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, wide)).rstrip() for row in rows]
 
 
 def histogram(counts: Sequence[int], title: str, width: int = 100, height: int = 16) -> str:

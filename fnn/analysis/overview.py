@@ -95,11 +95,7 @@ class Overview:
             notes = ", ".join(filter(None, [leaf.wrong, leaf.note]))
             path = "/".join(leaf.path) or "(the tree)"
             rows.append((path, shape, leaf.dtype, *numbers, marks.bars(leaf.histogram), notes))
-        wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = marks.columns(rows)
         left = len(self.leaves) - len(shown)
         lines += [f"… and {left:,} more leaves"] if left else []
         return "\n".join([*(lines if self.leaves else []), self._total()])
