@@ -105,8 +105,10 @@ def _arrays(history: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _bars(row: Curve) -> str:
-    """The first run as bars, of the means of its finite values."""
-    parts = np.array_split(row.values[0], min(40, row.values.shape[1])) if row.values.size else []
+    """The first run as bars, of the means of its finite values, whose sum a float may not hold."""
+    run = row.values[0] if row.values.size else row.values.reshape(-1)
+    unit = np.abs(run[np.isfinite(run)]).max(initial=0) or 1.0
+    parts = np.array_split(run / unit, min(40, run.size)) if run.size else []
     good = [part[np.isfinite(part)] for part in parts]
     means = [float(part.mean()) for part in good if part.size]
     low, span = min(means, default=0.0), (max(means, default=0.0) - min(means, default=0.0)) or 1.0
