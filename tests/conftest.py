@@ -29,7 +29,8 @@ if "FNN_QUICK" in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="fnn-data-")  # the home stays clean
+data = tempfile.TemporaryDirectory(prefix="fnn-data-")  # the home stays clean
+os.environ["TFDS_DATA_DIR"] = data.name
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

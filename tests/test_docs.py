@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import linecache
 import pathlib
 import pkgutil
 import re
@@ -19,6 +20,7 @@ FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 @pytest.mark.parametrize("name", ["fnn", *MODULES])
 def test_doctests(name):
+    linecache.clearcache()  # each docstring's debugger looks at all files in it
     with jax.numpy_dtype_promotion("standard"):  # as a user has it
         failed, _ = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert not failed
