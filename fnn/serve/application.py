@@ -91,10 +91,11 @@ def app(
     ['/predict', '/']
     """
     try:
+        import orjson  # noqa: F401
         from starlette.applications import Starlette
         from starlette.routing import Route
     except ImportError:
-        raise ImportError("fnn.serve needs starlette: pip install 'fnn[serve]'") from None
+        raise ImportError("fnn.serve needs more packages: pip install 'fnn[serve]'") from None
     checks.positive("timeout", timeout)
     manifest = artifact.manifest
     writer, said = writer_of(artifact), manifest["programs"]["apply"]

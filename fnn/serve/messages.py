@@ -93,8 +93,13 @@ def header(top: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def from_json(body: bytes | bytearray, names: Sequence[str] | None) -> dict[str, Any]:
     """The values of an object with these names; None is any."""
+    import orjson  # several times as fast as json on an image
+
     try:
-        values = json.loads(body)
+        try:
+            values = orjson.loads(body)
+        except ValueError:
+            values = json.loads(body)  # takes NaN, so that the refusal can name the input
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"expected JSON, got none: {error}") from error
     if not isinstance(values, dict) or names is not None and sorted(values) != sorted(names):
@@ -153,6 +158,8 @@ def check_shapes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) ->
 
 def encode(ys: Sequence[np.ndarray], kind: str, interface: Interface, alone: bool) -> bytes:
     """The answer in the form of the request; in JSON, numbers that are not finite become null."""
+    import orjson
+
     if alone:
         ys = [y.take(0, axis) for y, axis in zip(ys, interface.axes, strict=True)]
     if kind == NPY:
@@ -161,17 +168,14 @@ def encode(ys: Sequence[np.ndarray], kind: str, interface: Interface, alone: boo
         np.lib.format.write_array(file, np.asarray(y), allow_pickle=False)
         return file.getvalue()
     values = {f.name: plain(y) for f, y in zip(interface.outputs, ys, strict=True)}
-    return json.dumps(values, separators=(",", ":")).encode()
+    return orjson.dumps(values)
 
 
 def plain(y: np.ndarray) -> Any:
-    """Nested lists of numbers that JSON has."""
-    if y.dtype.kind in "iub":
-        return y.tolist()
+    """Nested lists of numbers; orjson writes null for those that are not finite."""
     if y.dtype.kind == "c":
         raise TypeError("JSON has no complex numbers")
-    y = y.astype(np.float32) if y.dtype.kind != "f" else y  # bfloat16 and its like
-    return y.tolist() if np.isfinite(y).all() else np.where(np.isfinite(y), y, None).tolist()  # type: ignore
+    return (y if y.dtype.kind in "iubf" else y.astype(np.float32)).tolist()  # bfloat16 and its like
 
 
 def wire_dtype(form: Form) -> np.dtype:
