@@ -234,6 +234,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def compare(folder: str, examples: list, seconds: float, litserve: str | None) -> None:
+    import uvloop  # so that clients take little from the cores
+
     commands = {name: fnn_command(folder + "/net", size) for name, size in CONTENDERS.items()}
     if litserve:
         script = pathlib.Path(folder) / "api.py"
@@ -253,7 +255,7 @@ def compare(folder: str, examples: list, seconds: float, litserve: str | None) -
             for _ in range(ROUNDS):
                 for kind, clients in cases:
                     for name in random.sample(names, len(names)):
-                        found = asyncio.run(load(ports[name], kinds[kind], clients, seconds))
+                        found = uvloop.run(load(ports[name], kinds[kind], clients, seconds))
                         assert set(found[1]) == {"right"}, (name, found[1])
                         results.setdefault((kind, clients, name), []).append(found)
     print(f"{'':24}{'requests/s':>12}{'p50 ms':>10}{'p99 ms':>10}")

@@ -14,6 +14,7 @@ from fnn.serve.messages import Refused, decode, encode, kind_of
 from fnn.serve.monitoring import Monitor
 
 Scope = Any
+PATIENCE = 0.02  # seconds; a request that waits for longer looks whether its client is still there
 HEADERS = {
     "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin",
@@ -62,7 +63,12 @@ class Predict:
             raise busy() from None
         if self.monitor.watch:
             self.monitor.watch.add(xs)
-        leaving = asyncio.create_task(cancel_when_gone(receive, ys))
+        watched: list[asyncio.Task] = []
+
+        def watch_client() -> None:
+            watched.append(asyncio.create_task(cancel_when_gone(receive, ys)))
+
+        late = asyncio.get_running_loop().call_later(PATIENCE, watch_client)
         try:
             return await ys
         except asyncio.CancelledError:
@@ -75,7 +81,9 @@ class Predict:
             log.exception("the network failed on a batch")
             raise Refused(500, "the network failed on this batch") from None
         finally:
-            leaving.cancel()
+            late.cancel()
+            for task in watched:
+                task.cancel()
 
 
 async def cancel_when_gone(receive: Receive, future: asyncio.Future) -> None:
@@ -129,5 +137,5 @@ class Counted:
         finally:
             path = getattr(scope.get("endpoint"), "path", "other")  # of those there are, no others
             if status:
-                self.monitor.requests.labels(path, str(status)).inc()
-                self.monitor.seconds.labels(path).observe(time.perf_counter() - start)
+                self.monitor.requests_of(path, str(status)).inc()
+                self.monitor.seconds_of(path).observe(time.perf_counter() - start)

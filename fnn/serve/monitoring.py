@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,13 +28,13 @@ class Monitor:
             ) from None
         self.library, self.watch = prometheus_client, watch
         self.registry = registry = prometheus_client.CollectorRegistry()
-        self.requests = prometheus_client.Counter(
+        requests = prometheus_client.Counter(
             "fnn_requests", "Requests answered.", ("path", "status"), registry=registry
         )
         self.left = prometheus_client.Counter(
             "fnn_clients_left", "Requests whose client left before the answer.", registry=registry
         )
-        self.seconds = prometheus_client.Histogram(
+        seconds = prometheus_client.Histogram(
             "fnn_request_seconds",
             "Time from the headers of a request to its answer.",
             ("path",),
@@ -46,6 +47,9 @@ class Monitor:
         self.batch_seconds = prometheus_client.Histogram(
             "fnn_batch_seconds", "Time of the program.", buckets=SECONDS, registry=registry
         )
+        # cached, since every request looks for its meters
+        self.requests_of = functools.cache(requests.labels)
+        self.seconds_of = functools.cache(seconds.labels)
         waiting = prometheus_client.Gauge(
             "fnn_queue_length", "Examples that wait.", registry=registry
         )
