@@ -8,7 +8,7 @@ from fnn.layers.conv import convolution
 from fnn.layers.conv.convolution import Geometry
 from fnn.layers.conv.cpu_abort import aborts_on_cpu
 from fnn.layers.conv.cpu_depthwise import by_tap, suits_taps
-from fnn.layers.conv.cpu_products import product, suits_product
+from fnn.layers.conv.cpu_products import suits_product
 from fnn.layers.conv.cpu_scan import in_fast_order
 
 
@@ -19,7 +19,9 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     plain = in_fast_order if geometry.weight_grad == "matmul" else convolution.convolve
     if suits_taps(x, kernel, geometry):
         cpu = by_tap
+    elif suits_product(kernel, geometry):
+        cpu = convolution.by_patches
     else:
-        cpu = product if suits_product(kernel, geometry) else in_fast_order
+        cpu = in_fast_order
     forms = {"cpu": partial(cpu, geometry=geometry), "default": partial(plain, geometry=geometry)}
     return jax.lax.platform_dependent(x, kernel, **forms)

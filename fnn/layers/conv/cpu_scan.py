@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from fnn.core.types import Shape
 from fnn.layers.conv.convolution import Geometry, by_patches, channels_last, convolve
-from fnn.layers.conv.cpu_products import is_spread, overlap_add
+from fnn.layers.conv.cpu_products import has_gaps, kernel_by_patches
 from fnn.layers.conv.derivatives import differentiate, with_transpose
 
 
@@ -51,13 +51,13 @@ def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
-    """In groups, and of an image with gaps, no convolution is fast: there it is a product."""
-    run = _batch_last
-    if form.geometry.groups > 1 or form.geometry.weight_grad == "matmul":
-        run = by_patches
-    elif is_spread(form.kernel, form.geometry):
-        run = overlap_add
-    return _transposed(partial(run, x, geometry=form.geometry), form.kernel, y)
+    """In groups, and for an image with gaps, no convolution is fast: there it is a product."""
+    geometry = form.geometry
+    patches = geometry.groups > 1 or geometry.weight_grad == "matmul"
+    if not patches and has_gaps(form.kernel, geometry):
+        return kernel_by_patches(y, x, form.kernel, geometry)
+    forward = partial(by_patches if patches else _batch_last, x, geometry=geometry)
+    return _transposed(forward, form.kernel, y)
 
 
 def _transposed(linear: Callable[..., jax.Array], shape: Shape, y: jax.Array) -> jax.Array:

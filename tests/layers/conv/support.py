@@ -1,5 +1,7 @@
 """Cases of windows, and checks against the oracles, for the tests of convolutions and pools."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
@@ -51,6 +53,26 @@ def assert_bilinear(layer, x, params, dtype, out, terms):
             want["bias"] = oracles.bias_backward(exact_dy, params["bias"].shape)
         assert_close(dx, want_dx, dtype=dtype)
         assert_trees_close(dparams, want, dtype)
+
+
+def derivatives(run, x, kernel):
+    """The value; both gradients, forward mode, and each of these of the gradients."""
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(run(x, kernel)))
+
+    gradients, ways = jax.grad(loss, (0, 1)), (jnp.cos(x), jnp.cos(kernel))
+
+    def penalty(x, kernel):
+        return sum(jnp.sum(a**2) for a in gradients(x, kernel))
+
+    return {
+        "value": run(x, kernel),
+        "reverse": gradients(x, kernel),
+        "forward": jax.jvp(run, (x, kernel), ways),
+        "forward over reverse": jax.jvp(gradients, (x, kernel), ways),
+        "reverse over reverse": jax.grad(penalty, (0, 1))(x, kernel),
+    }
 
 
 SMALL = dict(bias=False, dtype="float32", seed=0)

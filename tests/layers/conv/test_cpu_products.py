@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 import fnn
 from fnn.layers.conv.backends import convolve
 from fnn.layers.conv.convolution import Geometry
+from tests.layers.conv.support import derivatives
+from tests.layers.support import assert_trees_close
 from tests.support import asarray, assert_close
 
 
@@ -45,14 +47,6 @@ def own(x, kernel, geometry):
     )  # fmt: skip
 
 
-def derivatives(run, x, kernel):
-    def loss(x, kernel):
-        return jnp.sum(jnp.sin(run(x, kernel)))
-
-    gradients, ways = jax.grad(loss, (0, 1)), (jnp.cos(x), jnp.cos(kernel))
-    return run(x, kernel), jax.jvp(gradients, (x, kernel), ways)
-
-
 @pytest.mark.parametrize("gaps", [True, False], ids=["gaps", "strides"])
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_values_and_derivatives_are_those_of_jaxs_own_convolution(gaps, data, seed):
@@ -64,8 +58,7 @@ def test_values_and_derivatives_are_those_of_jaxs_own_convolution(gaps, data, se
             jax.jit(partial(derivatives, partial(run, geometry=geometry)))(x, kernel)
             for run in (convolve, own)
         )
-    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
-        assert_close(a, b, tolerance=1e-9)
+    assert_trees_close(got, want, "float64", tolerance=1e-9)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

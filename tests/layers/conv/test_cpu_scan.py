@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fnn
+from tests.layers.conv.support import derivatives
 from tests.support import asarray, assert_close
 
 # layer, shape of x, and JAX's own convolution of (x, kernel)
@@ -59,26 +60,6 @@ CASES = {
     ),
 }
 QUICK = ("plain", "strided and dilated", "grouped", "transposed")
-
-
-def derivatives(run, x, kernel):
-    """The value; both gradients, forward mode, and each of these of the gradients."""
-
-    def loss(x, kernel):
-        return jnp.sum(jnp.sin(run(x, kernel)))
-
-    gradients, ways = jax.grad(loss, (0, 1)), (jnp.cos(x), jnp.cos(kernel))
-
-    def penalty(x, kernel):
-        return sum(jnp.sum(a**2) for a in gradients(x, kernel))
-
-    return {
-        "value": run(x, kernel),
-        "reverse": gradients(x, kernel),
-        "forward": jax.jvp(run, (x, kernel), ways),
-        "forward over reverse": jax.jvp(gradients, (x, kernel), ways),
-        "reverse over reverse": jax.grad(penalty, (0, 1))(x, kernel),
-    }
 
 
 def of_layer(layer):
