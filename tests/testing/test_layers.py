@@ -23,7 +23,7 @@ def of(fn):
 
 
 def with_tangent(rule):
-    """x * kernel, whose derivative by x is what `rule` makes of (kernel, x, dx)."""
+    """kernel * sin(x), whose derivative by x is what `rule` makes of (kernel, x, dx)."""
 
     @jax.custom_jvp
     def product(kernel, x):
