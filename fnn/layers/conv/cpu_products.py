@@ -2,7 +2,7 @@
 
 XLA's CPU compiler brings neither into a product (jaxlib 0.10): its convolutions of 1 x 1 take up to
 twice as long, and the gradient by the kernel of a convolution over an image with zeros between its
-values, as transposed ones are, five to fifteen times. To be deleted when the rows `conv 1x1` and
+values, as transposed ones are, two to twenty times. To be deleted when the rows `conv 1x1` and
 `conv_transpose` of benchmarks/tasks/layers.py show the peers, which call XLA's, as fast as fnn.
 """
 
