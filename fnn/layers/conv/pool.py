@@ -14,7 +14,7 @@ from fnn.core.dtypes import wide
 from fnn.core.layer import Layer, leaf
 from fnn.core.origins import builder
 from fnn.layers.conv import windows
-from fnn.layers.conv.select_and_scatter import max_of_slices
+from fnn.layers.conv.select_and_scatter import max_of_slices, suits_slices
 from fnn.layers.conv.windows import Padding
 
 
@@ -162,13 +162,17 @@ def _avg_pool(x: jax.Array, win: windows.Window, count_include_pad: bool) -> jax
 
 
 def _max_pool(x: jax.Array, win: windows.Window) -> jax.Array:
-    if all(stride >= size for stride, size in zip(win.strides, win.size, strict=True)):
-        return max_of_slices(x, win)
-
     def reduced(x):
         return _reduce(x, np.asarray(-np.inf, x.dtype), jax.lax.max, win)
 
-    if x.dtype == jnp.float64:  # off CPU, JAX rounds the tangents of its own
-        slices = functools.partial(max_of_slices, win=win)
-        return jax.lax.platform_dependent(x, cpu=reduced, default=slices)
-    return reduced(x)
+    if not suits_slices(win):
+        return reduced(x)
+    slices = functools.partial(max_of_slices, win=win)
+    if _apart(win) or x.dtype == jnp.float64:  # off CPU, JAX rounds the tangents of its own
+        return slices(x)
+    return jax.lax.platform_dependent(x, cpu=slices, default=reduced)
+
+
+def _apart(win: windows.Window) -> bool:
+    """Whether no two windows overlap."""
+    return all(stride >= size for stride, size in zip(win.strides, win.size, strict=True))

@@ -1,9 +1,9 @@
-"""The maximum over windows as that of slices: on CPU if they do not overlap; in 64 bits off CPU.
+"""The maximum over windows as that of slices: on CPU, and in 64 bits off CPU.
 
 XLA's gradient of `reduce_window`, a select-and-scatter, takes several times as long on CPU (jaxlib
-0.10). To be deleted when the row `max_pool` of benchmarks/tasks/layers.py shows the floor, which is
-`reduce_window`, as fast as fnn. Off CPU, JAX rounds the tangents of overlapping windows in float64
-to 32 bits, with a warning (JAX 0.11).
+0.10). To be deleted when the rows `max_pool` and `max_pool overlapping` of
+benchmarks/tasks/layers.py show the floor, which is `reduce_window`, as fast as fnn. Off CPU, JAX
+rounds the tangents of overlapping windows in float64 to 32 bits, with a warning (JAX 0.11).
 """
 
 import functools
@@ -13,7 +13,17 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fnn.core.dtypes import widened
 from fnn.layers.conv import windows
+from fnn.layers.conv.derivatives import with_transpose
+
+MOST = 32  # places of a window that are written out; of a larger one, those along each axis
+LONGEST = 128  # places along an axis that are written out
+
+
+def suits_slices(win: windows.Window) -> bool:
+    """Whether the program of `max_of_slices` stays short."""
+    return max(win.size) <= LONGEST
 
 
 def max_of_slices(x: jax.Array, win: windows.Window) -> jax.Array:
@@ -24,9 +34,9 @@ def max_of_slices(x: jax.Array, win: windows.Window) -> jax.Array:
         inside = jnp.pad(jnp.ones((1, *x.shape[1:-1], 1), bool), ((0, 0), *pads, (0, 0)))
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     for stage in _stages(win):
-        marks = None if inside is None else _slices(inside, stage)
-        x = _largest(_slices(x, stage), marks)
-        inside = None if marks is None else functools.reduce(jnp.logical_or, marks)
+        x = _largest(x, inside, stage)
+        if inside is not None:
+            inside = functools.reduce(jnp.logical_or, _slices(inside, stage))
     return x
 
 
@@ -37,8 +47,8 @@ def _stages(win: windows.Window) -> list[windows.Window]:
     in row-major order stays the same; only where a window holds NaN may the gradient go elsewhere.
     """
     n = len(win.size)
-    if math.prod(win.size) <= 32:
-        return [win]
+    if math.prod(win.size) <= MOST:
+        return [win._replace(padding="VALID")]
     ones = (1,) * n
     return [
         windows.Window(
@@ -51,33 +61,91 @@ def _stages(win: windows.Window) -> list[windows.Window]:
     ]
 
 
+def _places(win: windows.Window) -> list[tuple[int, ...]]:
+    """Where in the window each of its values lies, in row-major order."""
+    return list(itertools.product(*map(range, win.size)))
+
+
 def _slices(x: jax.Array, win: windows.Window) -> list[jax.Array]:
-    """The values at each place of the window, in row-major order: K arrays [B, H', W', C]."""
-    offsets = itertools.product(*map(range, win.size))
-    return [windows.strided(x, offset, win.spans, win.strides) for offset in offsets]
+    """The values at each place of the window: K arrays [B, H', W', C]."""
+    return [windows.strided(x, place, win.spans, win.strides) for place in _places(win)]
 
 
-@jax.custom_jvp
-def _largest(taps: list[jax.Array], inside: list[jax.Array] | None) -> jax.Array:
-    """The elementwise maximum of the taps; `inside` marks those that are not padding."""
-    return functools.reduce(jnp.maximum, taps)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _largest(x: jax.Array, inside: jax.Array | None, win: windows.Window) -> jax.Array:
+    """The largest value in each window; `inside` marks what is not padding."""
+    return functools.reduce(jnp.maximum, _slices(x, win))
 
 
 @_largest.defjvp
-def _largest_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """The tangent of the first largest tap: linear, and its transpose is masks and sums.
+def _largest_jvp(win: windows.Window, primals: tuple, tangents: tuple) -> tuple:
+    (x, inside), (dx, _) = primals, tangents
+    chosen = _chosen(x, inside, win)
+    there = functools.partial(_taken, chosen=chosen, win=win)
+    back = functools.partial(_given_back, chosen=chosen, win=win, spatial=x.shape[1:-1])
+    return _largest(x, inside, win), with_transpose(there, back, dx)
 
-    The order of comparisons is that of select-and-scatter: a tap stays chosen while it is >= the
+
+def _chosen(x: jax.Array, inside: jax.Array | None, win: windows.Window) -> jax.Array:
+    """The number of the first largest value in each window.
+
+    The order of comparisons is that of select-and-scatter: a value stays chosen while it is >= the
     next one, and padding is never chosen before a value of x.
     """
-    (taps, inside), (dtaps, _) = primals, tangents
-    chosen, tangent = taps[0], dtaps[0]
-    found = None if inside is None else inside[0]
-    for i in range(1, len(taps)):
-        stays = chosen >= taps[i]
-        if found is not None and inside is not None:
-            stays = (stays & found) | ~inside[i]
-            found = found | inside[i]
-        chosen = jnp.where(stays, chosen, taps[i])
-        tangent = jnp.where(stays, tangent, dtaps[i])
-    return _largest(taps, inside), tangent
+    values = _slices(x, win)
+    marks = None if inside is None else _slices(inside, win)
+    largest, found = values[0], None if marks is None else marks[0]
+    chosen = jnp.zeros(largest.shape, jnp.uint8)
+    for i in range(1, len(values)):
+        stays = largest >= values[i]
+        if marks is not None and found is not None:
+            stays = (stays & found) | ~marks[i]
+            found = found | marks[i]
+        largest = jnp.where(stays, largest, values[i])
+        chosen = jnp.where(stays, chosen, jnp.uint8(i))
+    return chosen
+
+
+def _taken(x: jax.Array, chosen: jax.Array, win: windows.Window) -> jax.Array:
+    """The value of x that was chosen in each window."""
+    values = _slices(x, win)
+    taken = values[0]
+    for i, value in enumerate(values[1:], 1):
+        taken = jnp.where(chosen == i, value, taken)
+    return taken
+
+
+def _given_back(y: jax.Array, chosen: jax.Array, win: windows.Window, spatial: tuple) -> jax.Array:
+    """The transpose of `_taken`: each value of y at the place that was chosen in its window.
+
+    Places that differ by a multiple of the strides are one image, the sum of y's values shifted and
+    masked; these images are then interleaved. So all is read and written in rows of channels, and
+    y's values are added in float32 or wider.
+    """
+    n, strides = len(spatial), win.strides
+    sizes = [-(-size // stride) for size, stride in zip(spatial, strides, strict=True)]
+    reach = [(size - 1) // stride for size, stride in zip(win.size, strides, strict=True)]
+    axes = zip(reach, sizes, y.shape[1:-1], strict=True)
+    pads = [(0, 0), *((most, size - count) for most, size, count in axes), (0, 0)]
+    wide, chosen = jnp.pad(widened(y), pads), jnp.pad(chosen, pads)
+
+    def image(first):  # of the places first, first + strides, ...
+        total = jnp.zeros((y.shape[0], *sizes, y.shape[-1]), wide.dtype)
+        for number, place in enumerate(_places(win)):
+            each = list(zip(place, first, strides, reach, sizes, strict=True))
+            if all(at % stride == start for at, start, stride, _, _ in each):
+                starts = [most - at // stride for at, _, stride, most, _ in each]
+                spans = [start + size for start, size in zip(starts, sizes, strict=True)]
+                window = (slice(None), *map(slice, starts, spans))
+                total += jnp.where(chosen[window] == number, wide[window], 0)
+        return total
+
+    def interleaved(first):
+        axis = len(first)
+        if axis == n:
+            return image(first)
+        return jnp.stack([interleaved((*first, i)) for i in range(strides[axis])], axis + 2)
+
+    whole = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+    x = interleaved(()).reshape(y.shape[0], *whole, y.shape[-1]).astype(y.dtype)
+    return jax.lax.slice(x, (0,) * x.ndim, (x.shape[0], *spatial, x.shape[-1]))

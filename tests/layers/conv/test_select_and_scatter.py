@@ -23,6 +23,7 @@ POOLS = [  # window, strides, spatial shape: apart, not dividing the axis, overl
     ((2, 1), (3, 2), (7, 3)),
     ((4,), None, (8,)),
     ((2, 2, 2), None, (2, 4, 3)),
+    ((3, 2), (1, 1), (4, 5)),
 ]
 
 
@@ -160,7 +161,7 @@ def test_tangents_of_overlapping_windows_are_not_rounded_on_a_gpu():
 @pytest.mark.parametrize("padding", ["VALID", "SAME", 1])
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_overlapping_windows_as_slices_are_those_of_reduce_window(size, padding):
-    """What a GPU runs in 64 bits, with ties, and the gradient of each."""
+    """With ties, and the gradient of each."""
     win = pool.pool_window((size, size), 2, padding)
     x = np.random.default_rng(7).integers(0, 9, (2, 11, 8, 3)).astype(np.float32)
     lowest = np.float32(-np.inf)
@@ -170,3 +171,30 @@ def test_overlapping_windows_as_slices_are_those_of_reduce_window(size, padding)
     known = pulled(lambda x: pool._reduce(x, lowest, jax.lax.max, win), x, dy)
     for one, other in zip(ours, known, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.cpu
+def test_overlapping_windows_need_no_select_and_scatter_on_cpu():
+    x, layer = jnp.zeros((2, 7, 6, 3)), fnn.max_pool((3, 3), strides=2, padding="SAME")
+    ours = jax.jit(jax.grad(lambda x: layer({}, x).sum()))
+    assert "select_and_scatter" not in ours.lower(x).as_text()
+    assert "select_and_scatter" in ours.trace(x).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_gradients_of_windows_that_share_a_maximum_are_summed_in_float32():
+    """1 + 2^-8 + 2^-8: added one after the other, bfloat16 keeps 1."""
+    x = jnp.array([0, 0, 5, 0, 0], jnp.bfloat16)[:, None]
+    dy = jnp.array([1, 2**-8, 2**-8], jnp.bfloat16)[:, None]
+    layer = fnn.max_pool((3,), strides=1)
+    _, dx = pulled(lambda x: layer({}, x), x, dy)
+    assert dx.dtype == jnp.bfloat16
+    assert dx[:, 0].tolist() == [0, 0, 1 + 2**-7, 0, 0]
+
+
+def test_a_window_too_long_to_be_written_out_is_reduced():
+    x = np.random.default_rng(9).integers(0, 50, (2, 300, 2)).astype(np.float32)
+    layer = fnn.max_pool((150,), strides=50)
+    dy = np.random.default_rng(8).integers(-9, 9, (2, 4, 2)).astype(np.float32)
+    y, dx = pulled(lambda x: layer({}, x), x, dy)
+    np.testing.assert_array_equal(y, oracles.max_pool(x, (150,), strides=(50,))[0])
+    np.testing.assert_array_equal(dx, oracles.max_pool_backward(x, dy, (150,), strides=(50,)))
