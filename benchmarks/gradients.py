@@ -1,7 +1,9 @@
 """One layer, forward and backward, in every library: how each takes weights, inputs and keys.
 
-A call computes sum(y * cotangent) and its gradients by the params and, where they are not integers,
-by the inputs. Weights, inputs and cotangents are made in NumPy, the same for all contenders.
+A call computes y and, from a given gradient by y, those by the params and, where they are not
+integers, by the inputs: a layer's part of a training step. A loss that sums y is no part of it:
+XLA's CPU compiler joins such a sum with the layer and adds one value after the other, which takes
+longer than many a layer. Weights, inputs and gradients by y are made in NumPy, the same for all.
 """
 
 from __future__ import annotations
@@ -109,15 +111,14 @@ def gradients(case: Case, params: Any, rest: Any, forward: Any, first: bool = Fa
     import jax
     import jax.numpy as jnp
 
-    def loss(params: Any, xs: Any, rest: Any, key: Any, cotangent: Any) -> Any:
-        y, rest = forward(params, rest, key, *xs)
-        return jnp.sum(y * cotangent), rest
-
     @jax.jit
-    def run(*arguments: Any) -> Any:
-        by = (0,) if case.integers else (0, 1)
-        (value, rest), grads = jax.value_and_grad(loss, by, has_aux=True)(*arguments)
-        return value, [jax.tree.leaves(grad) for grad in grads], rest
+    def run(params: Any, xs: Any, rest: Any, key: Any, cotangent: Any) -> Any:
+        if case.integers:
+            of, by = lambda params: forward(params, rest, key, *xs), (params,)
+        else:
+            of, by = lambda params, xs: forward(params, rest, key, *xs), (params, xs)
+        y, pull, rest = jax.vjp(of, *by, has_aux=True)
+        return y, [jax.tree.leaves(grad) for grad in pull(cotangent)], rest
 
     xs, key = arrays(case)[1], jax.random.key(0)
     xs = [jnp.asarray(channels_first(x) if first else x) for x in xs]
@@ -257,9 +258,9 @@ def torch(case: Case) -> Call:
     given = put(cotangent(call(model, *xs).shape, first=True))
 
     def run() -> Any:
-        value = (call(model, *xs) * given).sum()
-        grads = torch.autograd.grad(value, [leaf for leaves in by for leaf in leaves])
-        return value.detach(), [grads[: len(by[0])], grads[len(by[0]) :]][: len(by)]
+        y = call(model, *xs)
+        grads = torch.autograd.grad(y, [leaf for leaves in by for leaf in leaves], given)
+        return y.detach(), [grads[: len(by[0])], grads[len(by[0]) :]][: len(by)]
 
     return run
 
@@ -270,11 +271,10 @@ def on_host(leaf: Any) -> Any:
 
 
 def numbers(contender: Contender, case: Case) -> list[float]:
-    """The value and the norm of each group of gradients, without dropout: masks cannot agree."""
+    """The norms of y and of each group of gradients, without dropout: masks cannot agree."""
     import numpy as np
 
     case = case if case.rate is None else replace(case, rate=0.0)
-    value, grads, *_ = contender(case)()
-    groups = [[np.asarray(on_host(leaf), "float64") for leaf in leaves] for leaves in grads]
-    norms = (sum(float(np.square(leaf).sum()) for leaf in leaves) ** 0.5 for leaves in groups)
-    return [float(value), *norms]
+    y, grads, *_ = contender(case)()
+    groups = [[np.asarray(on_host(leaf), "float64") for leaf in leaves] for leaves in ([y], *grads)]
+    return [sum(float(np.square(leaf).sum()) for leaf in leaves) ** 0.5 for leaves in groups]
