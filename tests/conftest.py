@@ -70,6 +70,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="runs only on CPU"))
         if item.get_closest_marker("bits") and "FNN_QUICK" in os.environ:
             item.add_marker(pytest.mark.skip(reason="runs without FNN_QUICK"))
+        if item.get_closest_marker("full") and "FNN_QUICK" in os.environ:
+            item.add_marker(pytest.mark.skip(reason="in make test-full"))
 
 
 @pytest.fixture(autouse=True, scope="module")

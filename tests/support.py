@@ -15,6 +15,12 @@ from fnn import errors
 QUICK = "FNN_QUICK" in os.environ  # make test
 
 
+def rows(cases, left_out):
+    """Parameters of a test, of which `make test` leaves out some and `make test-full` none."""
+    full = [pytest.mark.full]
+    return [pytest.param(case, marks=full if case in left_out else []) for case in cases]
+
+
 def numeric_vjp(f, x, dy, h=1e-5):
     """Gradient of sum(f(x) * dy) by central differences: for checking the adjoints above."""
     x = np.float64(x)

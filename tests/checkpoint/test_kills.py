@@ -14,7 +14,7 @@ SCRIPT = pathlib.Path(__file__).parent / "kills.py"
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.cpu
 def test_a_killed_run_ends_bitwise_as_if_it_had_lived(tmp_path):
-    kills, epochs = (4, 12) if QUICK else (200, 24)
+    kills, epochs = (2, 12) if QUICK else (200, 24)
     root = SCRIPT.parents[2]
     environ = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),

@@ -169,6 +169,13 @@ HEAVY = (  # made of others in the table: in `make test-full` alone
     "repeat weight_norm", "rnn masked", "rnn reset", "stack", "transformer_block", "zoneout",
 )  # fmt: skip
 
+VARIANTS = (  # whose rules others in the table have, and files of their own test
+    "alpha_dropout", "batch_norm bare", "conv 3d", "conv causal, dilated", "conv circular",
+    "conv matmul", "conv one axis", "conv reflect, groups", "conv_transpose other", "drop_path",
+    "instance_norm", "lp_pool", "mgu_cell", "min_pool overlapping", "remat", "rnn_cell",
+    "spatial_dropout", "sum_pool", "upsample cubic", "weight_norm",
+)  # fmt: skip
+
 
 def inputs(shapes, seed=1):
     """Arrays like a row's inputs; those that are arrays stay."""

@@ -1,14 +1,13 @@
 """Layers under JAX's strict settings: no broadcast that is only implied, with x64 or not."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 import fnn
 from fnn.core.shapes import as_struct
-from tests.contracts.layers import LAYERS
+from tests.contracts.layers import HEAVY, LAYERS, VARIANTS
+from tests.support import rows
 
 MORE = {
     "attention cache": (fnn.attention(4, 2, causal=True, rotary=10.0, cache=4), (2, 3, 4)),
@@ -68,11 +67,9 @@ MORE = {
 TABLE = {**LAYERS, **MORE}
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("x64", rows([False, True], [False]), ids=["x32", "x64"])
+@pytest.mark.parametrize("name", rows(TABLE, HEAVY + VARIANTS))
 def test_nothing_is_broadcast_that_is_not_said(name, x64):
-    if not x64 and "FNN_QUICK" in os.environ:
-        pytest.skip("in make test-full")
     layer, *xs = TABLE[name]
     key = jax.random.key(0)
     with jax.numpy_rank_promotion("raise"), jax.enable_x64(x64):

@@ -170,6 +170,7 @@ def test_repeated_and_stacked_dropout_draw_masks_of_their_own():
         np.testing.assert_array_equal(jax.jit(slope)(x), y)
 
 
+@pytest.mark.full
 def test_rare_words_are_drawn():
     """jax-ml/jax#26974, vllm-project/vllm#45996: words e^17 rarer than the first have their share.
 

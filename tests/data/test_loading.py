@@ -72,6 +72,7 @@ def test_no_tensorflow_and_nothing_printed(tmp_path):
 # --- what can go wrong on a disk
 
 
+@pytest.mark.full
 def test_several_processes_prepare_at_once(tmp_path):
     """All are inside the preparation before any can finish: one wins, all return the data."""
     code = """if True:

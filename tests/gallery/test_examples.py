@@ -368,6 +368,7 @@ def test_long_run_is_of_as_many_epochs_in_all_of_its_lives(tmp_path, monkeypatch
 # --- meta_learning_rate
 
 
+@pytest.mark.full
 def test_meta_learning_rate(tmp_path, monkeypatch, capsys):
     meta = example("meta_learning_rate")
     small = dict(STEPS=20, KNOTS=np.array([0, 10, 20]), SEEDS=2, COMPARED=2)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.gallery.support import example, fewer, numbers, run
 from tests.support import asarray
@@ -18,6 +19,7 @@ def shrunk(name, monkeypatch, **constants):
 # --- cartpole
 
 
+@pytest.mark.full
 def test_cartpole(tmp_path, monkeypatch, capsys):
     small = dict(ENVS=4, HORIZON=32, EPOCHS=1, MINIBATCHES=2, FEATURES=8)
     cartpole = shrunk("cartpole", monkeypatch, **small)
@@ -89,6 +91,7 @@ def test_advantages_are_the_sum_of_later_errors():
 # --- diffusion
 
 
+@pytest.mark.full
 def test_diffusion(tmp_path, monkeypatch, capsys):
     diffusion = shrunk("diffusion", monkeypatch, TIMES=6, DRAWN=1, BATCH_SIZE=4)
     fewer(monkeypatch, 100, 20)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 from sklearn import metrics
 
@@ -155,6 +156,7 @@ def test_binary_table(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "binary_table.png").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_overfitting(tmp_path, monkeypatch, capsys):
     overfitting = example("overfitting")
     few = {"nothing": [0.0], "dropout": [0.5], "augmentation": [1.0], "more data": [0.0]}
@@ -168,6 +170,7 @@ def test_overfitting(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "overfitting.png").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_autoencoder(tmp_path, monkeypatch, capsys):
     autoencoder = example("autoencoder")
     for name, value in dict(FROZEN_STEPS=60, TUNING_STEPS=40, BATCH_SIZE=16).items():

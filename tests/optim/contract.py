@@ -1,6 +1,5 @@
 """The contract of optimizers over a module's rows: its test file makes these tests of them."""
 
-import os
 from functools import cache
 
 import jax
@@ -12,16 +11,21 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn.testing import check_optimizer
+from tests import support
 from tests.optim.rows import SHAPES, STEPS, assert_updates, draw, oracle_updates, run
-from tests.support import asarray
 
 HEAVY = (  # made of others, or of their rules: in `make test-full` alone
-    "adadelta", "adagrad", "adam", "adamaxw", "add_decayed_weights by schedule",
-    "amsgrad, corrected first", "clip_by_block_rms", "ema as it is", "fromage", "lamb", "lars",
-    "lbfgs directions", "momentum", "muon without nesterov", "nadamw", "named_chain",
-    "noisy_sgd of none", "novograd", "optimistic_adam", "prodigy with bias correction",
-    "project on box", "project on l2_ball", "rmsprop centered nesterov", "scale_by_param_block_rms",
-    "scale_by_stddev", "scale_by_trust_ratio", "schedule_free_sgd", "signum", "sm3",
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw",
+    "adan", "adaptive_grad_clip", "add_decayed_weights by schedule", "add_noise of none",
+    "amsgrad", "amsgrad, corrected first", "average_params", "centralize", "clip_by_block_rms",
+    "ema as it is", "fromage", "lamb", "lars", "lbfgs directions", "momentum",
+    "muon without nesterov", "nadam", "nadamw", "named_chain", "nesterov", "noisy_sgd of none",
+    "novograd", "optimistic_adam", "optimistic_gradient_descent",
+    "prodigy with bias correction", "project on box", "project on l2_ball",
+    "project on simplex", "radam", "rmsprop", "rmsprop centered nesterov", "scale_by_adadelta",
+    "scale_by_novograd", "scale_by_param_block_rms", "scale_by_rss", "scale_by_stddev",
+    "scale_by_trust_ratio", "schedule_free_adamw", "schedule_free_sgd", "shampoo", "signum",
+    "sm3", "yogi",
 )  # fmt: skip
 
 
@@ -37,7 +41,8 @@ def contract(rows):
 
     def updates(name, options, grads, params):
         options = jax.tree.map(jnp.float64, options)
-        return jax.device_get(compiled(name)(options, *jax.tree.map(asarray, (grads, params))))
+        grads, params = jax.tree.map(support.asarray, (grads, params))
+        return jax.device_get(compiled(name)(options, grads, params))
 
     @every_row
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -59,14 +64,12 @@ def contract(rows):
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             got = updates(name, row.usual, grads, params)
             theirs = row.optax(**row.usual)
-            given = [{k: asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
+            given = [{k: support.asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
             want = jax.device_get(jax.jit(lambda g, p: run(theirs, g, p))(*given))
         assert_updates({k: got[k] for k in "ab"}, want, row.optax_tolerance, "leaf")
 
-    @every_row
+    @pytest.mark.parametrize("name", support.rows(rows, HEAVY))
     def test_contract(name):
-        if name in HEAVY and "FNN_QUICK" in os.environ:
-            pytest.skip("in make test-full")
         check_optimizer(rows[name].build(**rows[name].usual), **rows[name].checks)
 
     @every_row

@@ -30,9 +30,8 @@ MINDS |= {"add_decayed_weights of kernels"}
 WHOLE_TREE = "global_norm", "prodigy", "polyak", "named_chain", "lbfgs"
 GLOBAL = {name for name in BUILDS if any(method in name for method in WHOLE_TREE)}
 QUICK = {
-    "adamw", "average_params", "masked", "clip_by_global_norm",
-    "muon of banks of filters", "soap", "novograd", "adafactor", "sm3", "lamb",
-    "adaptive_grad_clip", "centralize", "project on l2_ball",
+    "average_params", "masked", "clip_by_global_norm", "muon of banks of filters", "novograd",
+    "sm3", "lamb", "centralize",
 }  # fmt: skip
 SAMPLE = [name for name in BUILDS if name in QUICK or "FNN_QUICK" not in os.environ]
 

@@ -27,13 +27,16 @@ from tests.sharding.support import (
     placed_on,
     step_of,
 )  # fmt: skip
+from tests.support import rows
 
 pytestmark = pytest.mark.cpu
+ALIKE = [(net, place) for net in ("experts", "transformer") for place in ("data", "full", "tensor")]
 
 
-@pytest.mark.parametrize(("name", "place"), CASES)
-def test_twenty_steps_are_those_of_one_device(name, place):
+@pytest.mark.parametrize("case", rows(CASES, ALIKE), ids="-".join)
+def test_twenty_steps_are_those_of_one_device(case):
     """In value, where they lie, and compiled once."""
+    name, place = case
     net, x = NETS[name]
     check_steps(name, placed_on(net, fnn.optim.sgd(0.02, 0.5), x, *PLACES[place]))
 
