@@ -168,6 +168,7 @@ def test_a_report_keeps_what_it_has_no_data_of(tmp_path):
         assert report.section(result).rstrip() in text
 
 
+@pytest.mark.full
 def test_fnn_and_the_floor_take_the_same_steps(tmp_path):
     """The quickest real task: both contenders run, and their losses agree."""
     pytest.importorskip("optax")

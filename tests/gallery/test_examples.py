@@ -111,6 +111,7 @@ def test_vae(tmp_path, monkeypatch, capsys):
 # --- distillation
 
 
+@pytest.mark.full
 def test_distillation(tmp_path, monkeypatch, capsys):
     distillation = example("distillation")
     monkeypatch.setattr(distillation, "PAIRS", 2)
@@ -175,6 +176,7 @@ def test_resnet_cifar_augmentations_keep_the_size_of_the_images():
 # --- optimizers
 
 
+@pytest.mark.full
 def test_optimizers(tmp_path, monkeypatch, capsys):
     race = example("optimizers")
     assert len(race.OPTIMIZERS) >= 25

@@ -118,6 +118,7 @@ def test_what_is_drawn_has_the_distribution_of_the_data(monkeypatch):
 # --- vit
 
 
+@pytest.mark.full
 def test_vit(tmp_path, monkeypatch, capsys):
     fewer(monkeypatch, 160, 60)
     vit = shrunk("vit", monkeypatch, BATCH_SIZE=16)

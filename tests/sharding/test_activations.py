@@ -19,6 +19,7 @@ from tests.sharding.support import (
     placed_on,
     step_of,
 )  # fmt: skip
+from tests.support import rows
 
 pytestmark = pytest.mark.cpu
 
@@ -42,7 +43,7 @@ def moved(net, place, shape, labels, built=None, rules=()):
     return [(kind, shape) for kind, shape in found if kind != "all-reduce"]
 
 
-@pytest.mark.parametrize("place", ["full", "full and tensor"])
+@pytest.mark.parametrize("place", rows(["full", "full and tensor"], ["full and tensor"]))
 def test_full_sharding_gathers_params_and_no_activations(place):
     """With 23 positions, which no param has."""
     net = fnn.serial(
@@ -73,6 +74,7 @@ def test_constrained_layers_move_no_activations():
         assert ("[16,4]" in str(found)) == (built is None)  # [B, 4], of the gradient
 
 
+@pytest.mark.full
 def test_constrained_training_is_the_same_with_positions_cut_too():
     net, x = NETS["transformer"]
     placed = placed_on(net, fnn.optim.sgd(0.02, 0.5), x, {"data": 2, "model": 2},

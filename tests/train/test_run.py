@@ -135,6 +135,7 @@ def test_lanes_of_vmap_are_single_runs():
         np.testing.assert_allclose(lane, jax.jit(run)(key), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_derivative_through_a_run_is_the_difference():
     with jax.enable_x64(True):
         data = {"image": DATA["image"].astype(np.float64), "label": DATA["label"]}
