@@ -165,12 +165,12 @@ def _max_pool(x: jax.Array, win: windows.Window) -> jax.Array:
     def reduced(x):
         return _reduce(x, np.asarray(-np.inf, x.dtype), jax.lax.max, win)
 
-    if not suits_slices(win):
-        return reduced(x)
     slices = functools.partial(max_of_slices, win=win)
-    if _apart(win) or x.dtype == jnp.float64:  # off CPU, JAX rounds the tangents of its own
+    if suits_slices(win) and _apart(win):
         return slices(x)
-    return jax.lax.platform_dependent(x, cpu=slices, default=reduced)
+    cpu = slices if suits_slices(win) else reduced
+    default = slices if x.dtype == jnp.float64 else reduced  # JAX rounds the tangents of its own
+    return jax.lax.platform_dependent(x, cpu=cpu, default=default)
 
 
 def _apart(win: windows.Window) -> bool:

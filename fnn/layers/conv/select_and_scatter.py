@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fnn.core.dtypes import widened
 from fnn.layers.conv import windows
@@ -61,14 +62,10 @@ def _stages(win: windows.Window) -> list[windows.Window]:
     ]
 
 
-def _places(win: windows.Window) -> list[tuple[int, ...]]:
-    """Where in the window each of its values lies, in row-major order."""
-    return list(itertools.product(*map(range, win.size)))
-
-
 def _slices(x: jax.Array, win: windows.Window) -> list[jax.Array]:
-    """The values at each place of the window: K arrays [B, H', W', C]."""
-    return [windows.strided(x, place, win.spans, win.strides) for place in _places(win)]
+    """The values at each place of the window, in row-major order: K arrays [B, H', W', C]."""
+    offsets = itertools.product(*map(range, win.size))
+    return [windows.strided(x, offset, win.spans, win.strides) for offset in offsets]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -95,14 +92,15 @@ def _chosen(x: jax.Array, inside: jax.Array | None, win: windows.Window) -> jax.
     values = _slices(x, win)
     marks = None if inside is None else _slices(inside, win)
     largest, found = values[0], None if marks is None else marks[0]
-    chosen = jnp.zeros(largest.shape, jnp.uint8)
+    number = np.min_scalar_type(len(values)).type
+    chosen = jnp.zeros(largest.shape, number)
     for i in range(1, len(values)):
         stays = largest >= values[i]
         if marks is not None and found is not None:
             stays = (stays & found) | ~marks[i]
             found = found | marks[i]
         largest = jnp.where(stays, largest, values[i])
-        chosen = jnp.where(stays, chosen, jnp.uint8(i))
+        chosen = jnp.where(stays, chosen, number(i))
     return chosen
 
 
@@ -125,19 +123,18 @@ def _given_back(y: jax.Array, chosen: jax.Array, win: windows.Window, spatial: t
     n, strides = len(spatial), win.strides
     sizes = [-(-size // stride) for size, stride in zip(spatial, strides, strict=True)]
     reach = [(size - 1) // stride for size, stride in zip(win.size, strides, strict=True)]
+    spans = [most + 1 for most in reach]
     axes = zip(reach, sizes, y.shape[1:-1], strict=True)
     pads = [(0, 0), *((most, size - count) for most, size, count in axes), (0, 0)]
     wide, chosen = jnp.pad(widened(y), pads), jnp.pad(chosen, pads)
 
     def image(first):  # of the places first, first + strides, ...
         total = jnp.zeros((y.shape[0], *sizes, y.shape[-1]), wide.dtype)
-        for number, place in enumerate(_places(win)):
-            each = list(zip(place, first, strides, reach, sizes, strict=True))
-            if all(at % stride == start for at, start, stride, _, _ in each):
-                starts = [most - at // stride for at, _, stride, most, _ in each]
-                spans = [start + size for start, size in zip(starts, sizes, strict=True)]
-                window = (slice(None), *map(slice, starts, spans))
-                total += jnp.where(chosen[window] == number, wide[window], 0)
+        for place in itertools.product(*map(range, first, win.size, strides)):
+            each = zip(place, strides, reach, strict=True)
+            offset = [most - at // stride for at, stride, most in each]
+            here, values = (windows.strided(a, offset, spans, (1,) * n) for a in (chosen, wide))
+            total += jnp.where(here == int(np.ravel_multi_index(place, win.size)), values, 0)
         return total
 
     def interleaved(first):

@@ -198,3 +198,12 @@ def test_a_window_too_long_to_be_written_out_is_reduced():
     y, dx = pulled(lambda x: layer({}, x), x, dy)
     np.testing.assert_array_equal(y, oracles.max_pool(x, (150,), strides=(50,))[0])
     np.testing.assert_array_equal(dx, oracles.max_pool_backward(x, dy, (150,), strides=(50,)))
+
+
+def test_in_64_bits_a_gpu_takes_slices_of_a_long_window_too():
+    """More places than a byte counts; the program is only lowered, as compiling takes a minute."""
+    layer = fnn.max_pool((300,), strides=100)
+    with jax.enable_x64(True):
+        grad = jax.jit(jax.grad(lambda x: layer({}, x).sum()))
+        lowered = grad.trace(jnp.ones((1, 600, 1))).lower(lowering_platforms=("cuda",))
+        assert "select_and_scatter" not in lowered.as_text()
