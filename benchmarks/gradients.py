@@ -113,10 +113,8 @@ def gradients(case: Case, params: Any, rest: Any, forward: Any, first: bool = Fa
 
     @jax.jit
     def run(params: Any, xs: Any, rest: Any, key: Any, cotangent: Any) -> Any:
-        if case.integers:
-            of, by = lambda params: forward(params, rest, key, *xs), (params,)
-        else:
-            of, by = lambda params, xs: forward(params, rest, key, *xs), (params, xs)
+        by = (params,) if case.integers else (params, xs)
+        of = lambda params, xs=xs: forward(params, rest, key, *xs)  # noqa: E731
         y, pull, rest = jax.vjp(of, *by, has_aux=True)
         return y, [jax.tree.leaves(grad) for grad in pull(cotangent)], rest
 
