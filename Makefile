@@ -1,7 +1,7 @@
 # make demo        train a small convolutional network on real handwritten digits
 # make gallery     run every example, and put what they print and draw on one page
-# make test        lint, type-check and run every test
-# make test-full   the tests as a user compiles them, with 300 examples for each property
+# make test        lint, type-check and run the tests, but for slow ones like others
+# make test-full   every test, as a user compiles it, with 300 examples for each property
 # make test-orbax  the tests of checkpoints in object stores
 # make test-onnx   the tests of ONNX files
 # make test-aot    the tests through the compilers of TPUs and GPUs, of which neither is needed

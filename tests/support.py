@@ -15,10 +15,9 @@ from fnn import errors
 QUICK = "FNN_QUICK" in os.environ  # make test
 
 
-def rows(cases, left_out):
-    """Parameters of a test, of which `make test` leaves out some and `make test-full` none."""
-    full = [pytest.mark.full]
-    return [pytest.param(case, marks=full if case in left_out else []) for case in cases]
+def but_full(cases, full):
+    """Parameters of a test, some of which run in `make test-full` alone: `full` of the cases."""
+    return [pytest.param(c, marks=[pytest.mark.full] if c in full else []) for c in cases]
 
 
 def numeric_vjp(f, x, dy, h=1e-5):

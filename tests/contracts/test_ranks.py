@@ -7,7 +7,7 @@ import pytest
 import fnn
 from fnn.core.shapes import as_struct
 from tests.contracts.layers import HEAVY, LAYERS, VARIANTS
-from tests.support import rows
+from tests.support import but_full
 
 MORE = {
     "attention cache": (fnn.attention(4, 2, causal=True, rotary=10.0, cache=4), (2, 3, 4)),
@@ -67,8 +67,8 @@ MORE = {
 TABLE = {**LAYERS, **MORE}
 
 
-@pytest.mark.parametrize("x64", rows([False, True], [False]), ids=["x32", "x64"])
-@pytest.mark.parametrize("name", rows(TABLE, HEAVY + VARIANTS))
+@pytest.mark.parametrize("x64", but_full([False, True], [False]), ids=["x32", "x64"])
+@pytest.mark.parametrize("name", but_full(TABLE, HEAVY + VARIANTS))
 def test_nothing_is_broadcast_that_is_not_said(name, x64):
     layer, *xs = TABLE[name]
     key = jax.random.key(0)

@@ -12,6 +12,7 @@ import pytest
 import fnn
 from tests.contracts.layers import HEAVY, LAYERS, inputs, total
 from tests.optim.table import ROWS
+from tests.support import but_full
 
 QUICK = "FNN_QUICK" in os.environ
 LAYER_SAMPLE = ("dense", "batch_norm", "attention", "rnn reset", "conv causal, dilated", "residual")
@@ -41,10 +42,9 @@ SETTINGS = {
     "unsafe_rbg": lambda: config(jax_default_prng_impl="unsafe_rbg"),
 }
 SLOW = ("eager", "leaks", "unsafe_rbg")
-every_setting = pytest.mark.parametrize("setting", SETTINGS)
 
 
-@every_setting
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_layers(setting):
     names = [name for name in LAYERS if name not in HEAVY]
     if QUICK:
@@ -71,10 +71,8 @@ def test_layers(setting):
             assert all(np.isfinite(a).all() for a in jax.tree.leaves((grads, total(y))))
 
 
-@every_setting
+@pytest.mark.parametrize("setting", but_full(SETTINGS, {"leaks"}))
 def test_optimizers(setting):
-    if QUICK and setting == "leaks":
-        pytest.skip("in make test-full")
     with SETTINGS[setting]():
         for name, row in ROWS.items():
             if QUICK and name not in OPTIMIZER_SAMPLE[: 1 if setting in SLOW else 2]:
@@ -98,10 +96,8 @@ def test_optimizers(setting):
                 assert all(np.isfinite(a).all() for a in jax.tree.leaves(updates)), name
 
 
-@every_setting
+@pytest.mark.parametrize("setting", but_full(SETTINGS, set(SETTINGS) - {"ranks", "rbg"}))
 def test_training(setting):
-    if QUICK and setting not in ("ranks", "rbg"):
-        pytest.skip("in make test-full")
     with SETTINGS[setting]():
         net = fnn.serial(
             fnn.dense(4, use_bias=False),

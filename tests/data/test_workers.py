@@ -55,7 +55,7 @@ def test_what_cannot_be_sent_is_refused():
         next(stream(range(4), 2, None, transform=lambda x: x, processes=1)(0))
 
 
-@pytest.mark.skipif(QUICK, reason="starts processes")
+@pytest.mark.full
 @pytest.mark.parametrize("workers", ["threads=2", "processes=1"])
 def test_python_ends_in_silence_while_a_stream_is_open(workers):
     code = f"import fnn\nmade = fnn.data.stream(range(99), 2, None, {workers})(0)\nnext(made)"

@@ -122,7 +122,7 @@ sys.exit(3 if me == 1 else 0)
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="looks at /proc")
-@pytest.mark.skipif("FNN_QUICK" in os.environ, reason="runs without FNN_QUICK")
+@pytest.mark.full
 def test_processes_end_when_their_launcher_is_killed(tmp_path):
     text = """
 import fnn

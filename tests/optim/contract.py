@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import fnn
 from fnn.testing import check_optimizer
-from tests import support
 from tests.optim.rows import SHAPES, STEPS, assert_updates, draw, oracle_updates, run
+from tests.support import asarray, but_full
 
 HEAVY = (  # made of others, or of their rules: in `make test-full` alone
     "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw",
@@ -41,8 +41,7 @@ def contract(rows):
 
     def updates(name, options, grads, params):
         options = jax.tree.map(jnp.float64, options)
-        grads, params = jax.tree.map(support.asarray, (grads, params))
-        return jax.device_get(compiled(name)(options, grads, params))
+        return jax.device_get(compiled(name)(options, *jax.tree.map(asarray, (grads, params))))
 
     @every_row
     @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -64,11 +63,11 @@ def contract(rows):
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             got = updates(name, row.usual, grads, params)
             theirs = row.optax(**row.usual)
-            given = [{k: support.asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
+            given = [{k: asarray(tree[k]) for k in "ab"} for tree in (grads, params)]
             want = jax.device_get(jax.jit(lambda g, p: run(theirs, g, p))(*given))
         assert_updates({k: got[k] for k in "ab"}, want, row.optax_tolerance, "leaf")
 
-    @pytest.mark.parametrize("name", support.rows(rows, HEAVY))
+    @pytest.mark.parametrize("name", but_full(rows, HEAVY))
     def test_contract(name):
         check_optimizer(rows[name].build(**rows[name].usual), **rows[name].checks)
 

@@ -1,7 +1,5 @@
 """Complex params under every optimizer."""
 
-import os
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ import fnn
 from fnn import optim
 from tests.optim.rows import assert_updates, draw, oracle_updates, run
 from tests.optim.table import ROWS
-from tests.support import asarray
+from tests.support import asarray, but_full
 
 # their oracles compute with real numbers alone; optax's stands for some of them below
 OTHERWISE = (
@@ -45,10 +43,8 @@ def turned(tree, rng):
     return {k: a * np.exp(2j * np.pi * rng.random(np.shape(a))) for k, a in tree.items()}
 
 
-@pytest.mark.parametrize("name", takers)
+@pytest.mark.parametrize("name", but_full(takers, set(takers) - set(SAMPLE)))
 def test_50_complex_steps_are_the_formula(name):
-    if "FNN_QUICK" in os.environ and name not in SAMPLE:
-        pytest.skip("one program each")
     row = ROWS[name]
     rng = np.random.default_rng(1)
     grads, params = (turned(tree, rng) for tree in draw(0, -3, 3))

@@ -19,7 +19,7 @@ from tests.sharding.support import (
     placed_on,
     step_of,
 )  # fmt: skip
-from tests.support import rows
+from tests.support import but_full
 
 pytestmark = pytest.mark.cpu
 
@@ -43,7 +43,7 @@ def moved(net, place, shape, labels, built=None, rules=()):
     return [(kind, shape) for kind, shape in found if kind != "all-reduce"]
 
 
-@pytest.mark.parametrize("place", rows(["full", "full and tensor"], ["full and tensor"]))
+@pytest.mark.parametrize("place", but_full(["full", "full and tensor"], ["full and tensor"]))
 def test_full_sharding_gathers_params_and_no_activations(place):
     """With 23 positions, which no param has."""
     net = fnn.serial(
