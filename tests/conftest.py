@@ -74,6 +74,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="in make test-full"))
 
 
+def pytest_collection_finish():
+    """What is imported by now stays, and need not be looked at again: 3% of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_of_a_module():
     """In the full run, compiled programs are dropped after each module: they fill the memory."""

@@ -14,6 +14,7 @@ import pytest
 
 import fnn
 from fnn import errors, optim
+from fnn.core.declarations import arrays_of
 from fnn.initializers import zeros
 from fnn.optim.stacked import check_stacks
 from tests.optim.rows import run
@@ -193,7 +194,7 @@ def equations(jaxpr):
 def test_the_program_does_not_grow_with_depth(name):
     def size(wrap, n):
         specs = stack_of(block(), n)
-        tx, params = wrap(BUILDS[name](), specs), draw(specs, 0)[1]
+        tx, params = wrap(BUILDS[name](), specs), arrays_of(specs)
 
         def whole(p):
             return tx.update(p, tx.init(p), p)

@@ -14,7 +14,7 @@ from fnn.layers.conv.select_and_scatter import max_of_slices
 from tests.layers.conv import oracles
 from tests.layers.conv.support import special_values
 from tests.layers.support import run_and_pull
-from tests.support import asarray, assert_close
+from tests.support import asarray, assert_close, but_full
 
 POOLS = [  # window, strides, spatial shape: apart, not dividing the axis, overlapping, with gaps
     ((2, 2), None, (4, 6)),
@@ -78,9 +78,10 @@ def test_max_pool_jvp_is_the_transpose_of_its_vjp(window, strides, spatial):
     np.testing.assert_array_equal(tangent, dx.ravel()[winner])
 
 
-@pytest.mark.parametrize("window, strides, spatial", POOLS)
-def test_max_pool_second_derivatives(window, strides, spatial):
+@pytest.mark.parametrize("case", but_full(POOLS, [POOLS[i] for i in (1, 4, 6)]), ids=str)
+def test_max_pool_second_derivatives(case):
     """f = sum c y^3 has the Hessian P' diag(6 c y) P, where row o of P picks the winner of o."""
+    window, strides, spatial = case
     shape = (*spatial, 1)
     rng = np.random.default_rng(5)
     x = rng.permutation(np.prod(shape)).reshape(shape) / 8
