@@ -150,6 +150,7 @@ def test_functions_residual_of_the_exact_solution_is_zero(monkeypatch):
 # --- resnet_cifar
 
 
+@pytest.mark.full
 def test_resnet_cifar(tmp_path, monkeypatch, capsys):
     flags = "--epochs 3 --width 2"
     out = run(example("resnet_cifar"), flags, tmp_path, monkeypatch, capsys)

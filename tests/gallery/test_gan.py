@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fnn
 from tests.gallery.support import example, numbers, run
@@ -42,6 +43,7 @@ def small(monkeypatch):
     return gan
 
 
+@pytest.mark.full
 def test_gan(tmp_path, monkeypatch, capsys):
     gan = small(monkeypatch)
     monkeypatch.setattr(gan, "PENALTY", 1.0)

@@ -64,6 +64,7 @@ def test_gradients(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "gradients.png").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_graph(tmp_path, monkeypatch, capsys):
     graph = example("graph")
     monkeypatch.setattr(graph, "DRAWS", 2)

@@ -42,8 +42,9 @@ def test_twenty_steps_are_those_of_one_device(case):
 
 
 @pytest.mark.bits
-@pytest.mark.parametrize(("name", "place"), CASES)
-def test_first_values_are_the_same_to_the_bit(name, place):
+@pytest.mark.parametrize("case", but_full(CASES, ALIKE), ids="-".join)
+def test_first_values_are_the_same_to_the_bit(case):
+    name, place = case
     net, x = NETS[name]
     tx, key = fnn.optim.adam(0.05), jax.random.key(1)
     placed = placed_on(net, tx, x, *PLACES[place])
