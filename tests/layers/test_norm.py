@@ -373,3 +373,39 @@ def test_norms_leave_out_what_is_not_used():
 def test_group_norm_refuses_channels_that_do_not_divide():
     error = same_under_jit(partial(fnn.group_norm(3, 1), {}), jnp.ones((2, 3, 4)))
     assert isinstance(error, errors.ShapeError) and "divisible by groups=3" in str(error)
+
+
+def slope(f, at, along, h=1e-3):
+    """The derivative of f(x, eps) along a direction, to h^4."""
+    values = [f(*(a + k * h * d for a, d in zip(at, along, strict=True))) for k in (-2, -1, 1, 2)]
+    return np.dot([1, -8, 8, -1], values) / (12 * h)
+
+
+@pytest.mark.parametrize("x", [[1.0, -2.0, 0.5, 4.0], [1e3, 1e3 + 0.1, 1e3 - 0.2, 1e3]])
+def test_the_derivatives_of_layer_norm_are_numeric(x):
+    """By x and eps at once, forward and backward, once and twice."""
+    rng = np.random.default_rng(0)
+    dy, at, along = rng.normal(size=4), (np.array(x), np.array(0.1)), (rng.normal(size=4), 0.3)
+
+    def oracle(x, eps):
+        return np.sum(dy * oracles.layer_norm(x, np.ones(4), np.zeros(4), eps))
+
+    def loss(x, eps):
+        net = fnn.layer_norm(eps=eps, use_scale=False, use_bias=False)
+        return jnp.sum(asarray(dy) * net({}, x))
+
+    @jax.jit
+    def derivatives(at, along):
+        def first(*at):
+            return jax.jvp(loss, at, along)[1]
+
+        return first(*at), jax.grad(loss, (0, 1))(*at), jax.jvp(first, at, along)[1]
+
+    with jax.enable_x64(True):
+        found = derivatives(*jax.tree.map(asarray, (at, along)))
+    first, (by_x, by_eps), second = jax.tree.map(np.asarray, found)
+    want = slope(oracle, at, along)
+    np.testing.assert_allclose(first, want, rtol=1e-7)
+    np.testing.assert_allclose(np.vdot(by_x, along[0]) + by_eps * along[1], want, rtol=1e-7)
+    twice = slope(lambda *at: slope(oracle, at, along), at, along)
+    np.testing.assert_allclose(second, twice, rtol=1e-5)
