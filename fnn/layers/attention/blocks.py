@@ -16,7 +16,9 @@ from fnn.layers.attention.rows import Keys, Queries, Rule, rows
 
 LARGEST = 2**28  # bytes of scores that are made at once
 GROUPS = 2  # of blocks that see the same keys, where a block sees its past alone; each takes memory
+PARTS = {512: 4, 128: 2}  # of at least so many queries; each compiles its own products
 LEAST = 128  # queries in a block, unless their scores are too many in one example alone
+AXES = (1, 1, 1, 2, 2)  # of queries, in what belongs to them
 NOWHERE = -(2**30)  # the position of a key that fills up a block: outside every window
 
 
@@ -48,6 +50,28 @@ def size_of(q: jax.Array, k: jax.Array, rule: Rule, window: int | None) -> int:
 def _power(x: float) -> int:
     """The largest power of two up to x, at least 1."""
     return 2 ** max(0, int(math.log2(max(x, 1))))
+
+
+def past_in_parts(queries: Queries, keys: Keys, rule: Rule, count: int) -> jax.Array:
+    """`rows` where queries and keys have the positions 0, 1, 2 ... and queries see their past.
+
+    Each of so many parts has the keys up to its end: of 4, the scores that are made are 5 of 8.
+    """
+    t, s = queries.q.shape[1], keys.k.shape[1]
+
+    def part(start, stop):
+        end = min(stop, s)  # no key from here on is seen
+        own = _with_keys(_these(queries, start, stop), 0, end)
+        return rows(own, _some(keys, 0, end), rule)
+
+    edges = [t * i // count for i in range(count + 1)]
+    return jnp.concatenate([part(*ends) for ends in itertools.pairwise(edges)], axis=1)
+
+
+def parts_of(queries: Queries, rule: Rule) -> int:
+    """In how many parts queries that see their past alone are faster on CPU."""
+    fits = (count for least, count in PARTS.items() if queries.q.shape[1] >= least)
+    return next(fits, 1) if rule.causal else 1
 
 
 def past_in_blocks(
@@ -129,7 +153,7 @@ def _cut(queries: Queries, size: int) -> tuple[Queries, Queries]:
     """What each block of queries has for itself, stacked, and what all of them share."""
     parts: Any = []
     whole: Any = []
-    for x, axis in zip(queries, (1, 1, 1, 2, 2), strict=True):  # of queries
+    for x, axis in zip(queries, AXES, strict=True):
         shared = x is None or x.shape[axis] == 1
         parts.append(None if x is None or shared else blocks_of(x, size, axis))
         whole.append(x if shared else None)
@@ -139,6 +163,13 @@ def _cut(queries: Queries, size: int) -> tuple[Queries, Queries]:
 def _joined(part: Queries, whole: Queries) -> Queries:
     both: Any = (b if a is None else a for a, b in zip(part, whole, strict=True))
     return Queries(*both)
+
+
+def _these(queries: Queries, start: int, stop: int) -> Queries:
+    """Some of the queries, which follow each other, and what belongs to them."""
+    pairs = zip(queries, AXES, strict=True)
+    these: Any = (_slice(x, axis, start, stop - start) for x, axis in pairs)
+    return Queries(*these)
 
 
 def _some(keys: Keys, start: Any, length: int) -> Keys:
@@ -155,7 +186,7 @@ def _with_keys(queries: Queries, start: Any, length: int) -> Queries:
 
 
 def _slice(x: Any, axis: int, start: Any, length: int) -> Any:
-    """Some of an axis of keys, unless there is one entry for all of them."""
+    """Some of an axis of queries or keys, unless there is one entry for all of them."""
     if x is None or x.shape[axis] == 1:
         return x
     if isinstance(start, int):

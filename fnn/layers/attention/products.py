@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from fnn.layers.attention.blocks import past_in_blocks, size_of, window_in_blocks
+from fnn.layers.attention.blocks import (
+    parts_of,
+    past_in_blocks,
+    past_in_parts,
+    size_of,
+    window_in_blocks,
+)
 from fnn.layers.attention.masks import any_within
 from fnn.layers.attention.rows import Keys, Queries, Rule, any_of, rows, visible
 
@@ -61,7 +68,12 @@ def attend(
     window = rule.window if in_order else None
     size = t if any_size else block or size_of(q, k, rule, window)
     if size >= t:
-        y = rows(queries, keys, rule)
+        whole = functools.partial(rows, rule=rule)
+        count = 1 if any_size or not in_order else parts_of(queries, rule)
+        parts = functools.partial(past_in_parts, rule=rule, count=count)
+        forms = {"cpu": parts, "default": whole}
+        one = count == 1
+        y = whole(queries, keys) if one else jax.lax.platform_dependent(queries, keys, **forms)
     elif window is not None:
         y = window_in_blocks(queries, keys, rule, size)
     else:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fnn.analysis.flops import count_flops
+from fnn.layers.attention import blocks as attention_blocks
 from fnn.layers.attention.blocks import size_of
 from fnn.layers.attention.products import attend
 from fnn.layers.attention.rows import Rule
@@ -77,8 +78,10 @@ def arranged(options):
 
 
 @pytest.mark.parametrize("case", but_full(CASES, [case for i, case in enumerate(CASES) if i % 3]))
-def test_blocks_are_the_formula_and_so_are_their_derivatives(case):
+def test_blocks_are_the_formula_and_so_are_their_derivatives(case, monkeypatch):
+    """So are all scores at once, and those of three parts of the queries with their past alone."""
     options, blocks = CASES[case]
+    blocks += ("parts",) if options.get("causal") else ()
     options, run = arranged(options)
     args, along = inputs(0), inputs(2)
     with jax.enable_x64(True):
@@ -87,13 +90,15 @@ def test_blocks_are_the_formula_and_so_are_their_derivatives(case):
         def every(args, along):
             found = {}
             for block in blocks:
+                parts = block == "parts"
+                monkeypatch.setattr(attention_blocks, "PARTS", {1: 3} if parts else {})
 
-                def f(*args, block=block):
+                def f(*args, block=100 if parts else block):
                     return run(*args, block)
 
                 y, moved = jax.jvp(f, args, along)
                 grads = jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1, 2))(*args)
-                found[block] = y, moved, grads
+                found[str(block)] = y, moved, grads
             return found
 
         found = jax.device_get(every(tuple(args), tuple(along)))
@@ -105,11 +110,11 @@ def test_blocks_are_the_formula_and_so_are_their_derivatives(case):
     ]
     slope = (moved[0] - moved[1]) / (2 * h)
     for block, (y, tangent, grads) in found.items():
-        np.testing.assert_allclose(y, wanted, atol=1e-12, err_msg=f"{block}")
-        np.testing.assert_allclose(tangent, slope, atol=1e-8, err_msg=f"{block}")
+        np.testing.assert_allclose(y, wanted, atol=1e-12, err_msg=block)
+        np.testing.assert_allclose(tangent, slope, atol=1e-8, err_msg=block)
         numeric = np.sum(np.sin(moved[0]) - np.sin(moved[1])) / (2 * h)
         total = sum(np.vdot(g, d) for g, d in zip(grads, along, strict=True))
-        np.testing.assert_allclose(total, numeric, atol=1e-7, err_msg=f"{block}")
+        np.testing.assert_allclose(total, numeric, atol=1e-7, err_msg=block)
 
 
 def test_every_size_of_a_block_a_memory_of_another_length_and_bfloat16():
