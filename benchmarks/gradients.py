@@ -9,6 +9,7 @@ longer than many a layer. Weights, inputs and gradients by y are made in NumPy, 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.peers import torch_place
 from benchmarks.task import Call, Contender, Missing
 
 CHANNELS_FIRST = {2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}  # of kernels, by rank
+WIDE = 1024  # the sides of the matrix in the product that is a limit
 NAMES = {"query": "q", "key": "k", "value": "v", "linear": "out"}  # of parts of attention
 NAMES |= {f"{name}_proj": short for name, short in NAMES.items()} | {"output_proj": "out"}
 
@@ -41,6 +43,7 @@ class Case:
     rate: float | None = None  # of dropout
     integers: int = 0  # the inputs are some, smaller than this
     transposed: bool = False  # a transposed convolution: its kernel is stored in four ways
+    backward: bool = True  # False: y alone
 
 
 def making(case: Case, library: str) -> Callable[..., Any]:
@@ -113,6 +116,9 @@ def gradients(case: Case, params: Any, rest: Any, forward: Any, first: bool = Fa
 
     @jax.jit
     def run(params: Any, xs: Any, rest: Any, key: Any, cotangent: Any) -> Any:
+        if not case.backward:
+            y, rest = forward(params, rest, key, *xs)
+            return y, [], rest
         by = (params,) if case.integers else (params, xs)
         of = lambda params, xs=xs: forward(params, rest, key, *xs)  # noqa: E731
         y, pull, rest = jax.vjp(of, *by, has_aux=True)
@@ -256,11 +262,52 @@ def torch(case: Case) -> Call:
     given = put(cotangent(call(model, *xs).shape, first=True))
 
     def run() -> Any:
+        if not case.backward:
+            with torch.no_grad():
+                return call(model, *xs), []
         y = call(model, *xs)
         grads = torch.autograd.grad(y, [leaf for leaves in by for leaf in leaves], given)
         return y.detach(), [grads[: len(by[0])], grads[len(by[0]) :]][: len(by)]
 
     return run
+
+
+def limit(case: Case) -> Call:
+    """whichever takes longer: its products as one, or its arrays read or written once"""
+    import jax
+    import jax.numpy as jnp
+
+    import fnn
+
+    net = making(case, "fnn")(fnn, case.shapes[0][-1], case.n)
+    weights, xs = arrays(case)
+    _, state = net.init(jax.random.key(0), *xs)
+
+    def run(params: Any, xs: Any) -> Any:
+        def of(params: Any, xs: Any = xs) -> Any:
+            return net.apply(params, state, *xs, key=jax.random.key(0), train=True)[0]
+
+        if not case.backward:
+            return of(params)
+        y, pull = jax.vjp(of, *((params,) if case.integers else (params, xs)))
+        return y, pull(y)
+
+    moved = jax.tree.leaves((weights, xs, jax.eval_shape(run, weights, xs)))
+    x = jnp.ones(sum(a.size for a in moved) // 2 + 1)  # half of them are read, half written
+    rows = fnn.analysis.flops.count_flops(run, weights, xs) // (2 * WIDE**2)
+    a, b = jnp.ones((rows + 1, WIDE)), jnp.ones((WIDE, WIDE))
+    move, multiply = jax.jit(lambda x: x + 1), jax.jit(jnp.matmul)
+    calls = [lambda: move(x), lambda: multiply(a, b)]
+
+    def seconds(call: Call) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return max(calls, key=seconds)
 
 
 def on_host(leaf: Any) -> Any:

@@ -24,9 +24,10 @@ def count_flops(fn: Callable, *args: Any) -> int:
 
     A multiplication and an addition count one each, so that a matrix product [n, k] [k, m] is
     2 n k m. Any other elementary function counts one per value; moving and selecting values counts
-    none. A `scan` counts every iteration, a `cond` its most expensive branch, and a `while_loop`,
-    whose length is unknown, one iteration. Operations on which no result depends are not counted.
-    The compiler may do fewer than these.
+    none, nor does multiplying by the zeros that a transposed convolution puts between values. A
+    `scan` counts every iteration, a `cond` its most expensive branch, and a `while_loop`, whose
+    length is unknown, one iteration. Operations on which no result depends are not counted. The
+    compiler may do fewer than these.
 
     >>> count_flops(lambda x, w: jnp.tanh(x @ w), jnp.ones((2, 3)), jnp.ones((3, 4)))
     56
@@ -90,7 +91,9 @@ def _flops(eqn: Any) -> int:
         return 2 * math.prod(out.shape) * math.prod(first.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         kernel, features = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec[0]
-        return 2 * math.prod(out.shape) * math.prod(kernel) // max(kernel[features], 1)
+        spread = math.prod(eqn.params["lhs_dilation"])  # between x's values lie zeros
+        products = math.prod(out.shape) * math.prod(kernel)
+        return 2 * products // max(kernel[features] * spread, 1)
     if name.startswith("reduce_window"):
         return math.prod(out.shape) * math.prod(eqn.params["window_dimensions"])
     reduces = name.startswith(("reduce", "scatter"))

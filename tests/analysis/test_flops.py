@@ -1,5 +1,7 @@
 """FLOPs, against numbers worked out by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,3 +37,10 @@ def test_flops_of_a_convolution(groups):
     params, _ = net.init(jax.random.key(0), (2, 7, 7, 4))
     out = 2 * 5 * 6 * 6
     assert count_flops(net, params, jnp.ones((2, 7, 7, 4))) == 2 * out * 3 * 2 * 4 // groups
+
+
+def test_flops_of_a_transposed_convolution_are_those_of_the_values():
+    """Each of x's values is multiplied once by each tap, whatever the zeros between them."""
+    x, kernel = jnp.ones((2, 5, 7, 3)), jnp.ones((4, 4, 3, 6))
+    spread = partial(jax.lax.conv_transpose, strides=(2, 2), padding="SAME")
+    assert count_flops(spread, x, kernel) == 2 * x.size * 4 * 4 * 6
