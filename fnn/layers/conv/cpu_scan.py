@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from fnn.core.types import Shape
 from fnn.layers.conv.convolution import Geometry, by_patches, channels_last, convolve
+from fnn.layers.conv.cpu_phases import by_phases, suits_phases, suits_phases_by_kernel
 from fnn.layers.conv.cpu_products import has_gaps, kernel_by_patches
 from fnn.layers.conv.derivatives import differentiate, with_transpose
 
@@ -38,12 +39,17 @@ def in_fast_order(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _output(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
+    if suits_phases(kernel.shape, form.geometry):
+        return by_phases(x, kernel, form.geometry)
     return convolve(x, kernel, form.geometry)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
     turned = jnp.swapaxes(kernel, -1, -2)
+    back = _back(form)
+    if back and suits_phases(turned.shape, back):
+        return by_phases(y, jnp.flip(turned, range(kernel.ndim - 2)), back)
     axes = channels_last(kernel.ndim - 2, outputs_first=True)
     forward = partial(convolve, kernel=turned, geometry=form.geometry, axes=axes)
     return _transposed(forward, form.image, y)
@@ -54,10 +60,29 @@ def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
     """In groups, and for an image with gaps, no convolution is fast: there it is a product."""
     geometry = form.geometry
     patches = geometry.groups > 1 or geometry.weight_grad == "matmul"
+    if suits_phases_by_kernel(form.image, form.kernel, geometry) and not patches:
+        linear = partial(by_phases, x, geometry=geometry, run=_batch_last)
+        return _transposed(linear, form.kernel, y)
     if not patches and has_gaps(form.kernel, geometry):
         return kernel_by_patches(y, x, form.kernel, geometry)
     forward = partial(by_patches if patches else _batch_last, x, geometry=geometry)
     return _transposed(forward, form.kernel, y)
+
+
+def _back(form: _Form) -> Geometry | None:
+    """The convolution from y's image to x's by the turned kernel, unless there are gaps in x's."""
+    geometry = form.geometry
+    if geometry.input_dilation is not None and max(geometry.input_dilation) > 1:
+        return None
+    pads = []
+    each = form.image[1:-1], form.kernel[:-2], geometry.strides, geometry.pads, geometry.dilation
+    for size, taps, stride, (low, high), dilation in zip(*each, strict=True):
+        reach = (taps - 1) * dilation
+        across = (size + low + high - reach - 1) // stride * stride  # from first to last output
+        pads.append((reach - low, size - 1 - across + low))
+    return Geometry(
+        (1,) * len(pads), tuple(pads), geometry.dilation, geometry.groups, geometry.strides
+    )
 
 
 def _transposed(linear: Callable[..., jax.Array], shape: Shape, y: jax.Array) -> jax.Array:

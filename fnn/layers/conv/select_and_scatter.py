@@ -137,12 +137,4 @@ def _given_back(y: jax.Array, chosen: jax.Array, win: windows.Window, spatial: t
             total += jnp.where(here == int(np.ravel_multi_index(place, win.size)), values, 0)
         return total
 
-    def interleaved(first):
-        axis = len(first)
-        if axis == n:
-            return image(first)
-        return jnp.stack([interleaved((*first, i)) for i in range(strides[axis])], axis + 2)
-
-    whole = [size * stride for size, stride in zip(sizes, strides, strict=True)]
-    x = interleaved(()).reshape(y.shape[0], *whole, y.shape[-1]).astype(y.dtype)
-    return jax.lax.slice(x, (0,) * x.ndim, (x.shape[0], *spatial, x.shape[-1]))
+    return windows.interleaved(image, strides, spatial).astype(y.dtype)

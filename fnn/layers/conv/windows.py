@@ -135,3 +135,21 @@ def strided(
         starts.append(start)
         limits.append(start + n - span + 1)
     return jax.lax.slice(x, (*starts, 0), (*limits, x.shape[-1]), (1, *strides, 1))
+
+
+def interleaved(
+    image: Callable[[tuple[int, ...]], jax.Array], strides: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """The image [B, *sizes, C] whose values at `first`, first + strides ... are `image(first)`."""
+    n = len(strides)
+
+    def along(first):
+        axis = len(first)
+        if axis == n:
+            return image(first)
+        return jnp.stack([along((*first, i)) for i in range(strides[axis])], axis + 2)
+
+    x = along(())
+    counts = zip(x.shape[1 : 2 * n : 2], strides, strict=True)
+    x = x.reshape(x.shape[0], *(count * stride for count, stride in counts), x.shape[-1])
+    return jax.lax.slice(x, (0,) * x.ndim, (x.shape[0], *sizes, x.shape[-1]))

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
+from fnn.layers.conv.convolution import Geometry
 from tests.layers.conv import oracles
 from tests.layers.support import assert_trees_close, leading, rounded, run_and_pull, wide
 from tests.support import assert_close
@@ -114,3 +116,32 @@ def assert_unary(layer, x, dtype, want, backward=None):
             basis = np.eye(x.size).reshape(x.size, *x.shape)
             columns = np.array([want(e) for e in basis])  # [size of x, *y's shape]
             assert_close(dx, np.tensordot(columns, exact_dy, exact_dy.ndim).reshape(x.shape))
+
+
+@st.composite
+def geometries(draw, gaps, channels=(2, 3)):
+    """A geometry, the sizes of the image and of the kernel; of the output one or more per axis."""
+    n = draw(st.integers(1, 3))
+
+    def each(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(n))
+
+    image, size, dilation, apart = each(1, 5), each(1, 4), each(1, 2), each(1, 3)
+    spans = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+    low = -1 if gaps else 0
+    pads = tuple((draw(st.integers(low, s)), draw(st.integers(low, s))) for s in spans)
+    ones = (1,) * n
+    strides, between = (ones, apart) if gaps else (apart, ones)
+    axes = zip(image, between, pads, spans, strict=True)
+    assume(all((m - 1) * gap + 1 + a + b >= span for m, gap, (a, b), span in axes))
+    geometry = Geometry(strides, pads, dilation, input_dilation=apart if gaps else None)
+    return geometry, (2, *image, channels[0]), (*size, *channels)
+
+
+def jaxs_own(x, kernel, geometry):
+    n = x.ndim - 2
+    dimensions = ("N" + "HWD"[:n] + "C", "HWD"[:n] + "IO", "N" + "HWD"[:n] + "C")
+    return jax.lax.conv_general_dilated(
+        x, kernel, geometry.strides, geometry.pads, geometry.input_dilation, geometry.dilation,
+        dimension_numbers=dimensions, feature_group_count=geometry.groups,
+    )  # fmt: skip

@@ -7,56 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fnn
 from fnn.layers.conv.backends import convolve
-from fnn.layers.conv.convolution import Geometry
-from tests.layers.conv.support import derivatives
+from tests.layers.conv.support import derivatives, geometries, jaxs_own
 from tests.layers.support import assert_trees_close
 from tests.support import asarray, assert_close
-
-
-@st.composite
-def cases(draw, gaps):
-    """A geometry, the sizes of the image and of the kernel; of the output one or more per axis."""
-    n = draw(st.integers(1, 3))
-
-    def each(low, high):
-        return tuple(draw(st.integers(low, high)) for _ in range(n))
-
-    image, size, dilation, apart = each(1, 5), each(1, 4), each(1, 2), each(1, 3)
-    spans = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
-    low = -1 if gaps else 0
-    pads = tuple((draw(st.integers(low, s)), draw(st.integers(low, s))) for s in spans)
-    ones = (1,) * n
-    strides, between = (ones, apart) if gaps else (apart, ones)
-    axes = zip(image, between, pads, spans, strict=True)
-    assume(all((m - 1) * gap + 1 + a + b >= span for m, gap, (a, b), span in axes))
-    geometry = Geometry(strides, pads, dilation, input_dilation=apart if gaps else None)
-    return geometry, (2, *image, 2), (*size, 2, 3)
-
-
-def own(x, kernel, geometry):
-    n = x.ndim - 2
-    dimensions = ("N" + "HWD"[:n] + "C", "HWD"[:n] + "IO", "N" + "HWD"[:n] + "C")
-    return jax.lax.conv_general_dilated(
-        x, kernel, geometry.strides, geometry.pads, geometry.input_dilation, geometry.dilation,
-        dimension_numbers=dimensions, feature_group_count=geometry.groups,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("gaps", [True, False], ids=["gaps", "strides"])
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_values_and_derivatives_are_those_of_jaxs_own_convolution(gaps, data, seed):
-    geometry, image, size = data.draw(cases(gaps))
+    geometry, image, size = data.draw(geometries(gaps))
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         x, kernel = asarray(rng.normal(size=image)), asarray(rng.normal(size=size))
         got, want = (
             jax.jit(partial(derivatives, partial(run, geometry=geometry)))(x, kernel)
-            for run in (convolve, own)
+            for run in (convolve, jaxs_own)
         )
     assert_trees_close(got, want, "float64", tolerance=1e-9)
 
