@@ -192,6 +192,7 @@ def test_optimizers(tmp_path, monkeypatch, capsys):
 # --- lstm_sequences
 
 
+@pytest.mark.full
 def test_lstm_sequences(tmp_path, monkeypatch, capsys):
     sequences = example("lstm_sequences")
     small = dict(UNITS=8, HIDDEN=4, LONG=10, INTERVAL=5, BATCH_SIZE=16, HELD_OUT=200)
@@ -334,6 +335,7 @@ def test_serve_digits(tmp_path, monkeypatch, capsys):
 # --- long_run
 
 
+@pytest.mark.full
 def test_long_run(tmp_path, monkeypatch, capsys):
     """The process that is killed is a real one, in the fifth epoch, from step 69 to 85."""
     monkeypatch.setenv("JAX_NUMPY_DTYPE_PROMOTION", "standard")

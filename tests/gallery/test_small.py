@@ -95,6 +95,7 @@ def test_a_graph_convolution_is_a_product_with_the_adjacency_matrix(monkeypatch)
     np.testing.assert_allclose(layer(params, x, edges), matrix @ matrix @ (x @ dense), atol=1e-5)
 
 
+@pytest.mark.full
 def test_maml(tmp_path, monkeypatch, capsys):
     maml = example("maml")
     monkeypatch.setattr(maml, "TEST_TASKS", 50)
