@@ -264,7 +264,7 @@ def torch(case: Case) -> Call:
     def run() -> Any:
         if not case.backward:
             with torch.no_grad():
-                return call(model, *xs), []
+                return call(model, *xs).detach(), []
         y = call(model, *xs)
         grads = torch.autograd.grad(y, [leaf for leaves in by for leaf in leaves], given)
         return y.detach(), [grads[: len(by[0])], grads[len(by[0]) :]][: len(by)]

@@ -363,7 +363,11 @@ CASES = {
 
 PEERS = ("linen", "equinox", "haiku")
 SAME = "noise: it is the same program as the floor, which was timed apart from it by as much."
-CAUSES = {"global_avg_pool": SAME}
+TWO_PASSES = (
+    "two passes over x, around one of its values; flax subtracts the square of the mean from the "
+    "mean square, which takes one and loses all digits where the mean is large."
+)
+CAUSES = {"global_avg_pool": SAME, "layer_norm": TWO_PASSES}
 
 
 def goal(name: str, case: Case) -> Goal:
