@@ -68,6 +68,7 @@ TASK = Task(
         "PyTorch": gradients.torch,
         "limit": gradients.limit,
     },
+    baseline="PyTorch",
     pairs={"fnn": "PyTorch", "PyTorch": "limit"},
     goals=tuple(Goal(f"{name}: at most 1.1 x PyTorch", name, 1.1, ("PyTorch",)) for name in CASES),
     check=numbers,

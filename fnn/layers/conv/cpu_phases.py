@@ -1,11 +1,11 @@
 """Convolutions of an image with gaps, phase by phase, without the zeros in them.
 
 A transposed convolution, and the gradient by the image of a strided one, convolve an image with
-s - 1 zeros between its values. XLA's CPU compiler multiplies by all of these zeros, at a tenth of
-its usual rate (jaxlib 0.10). But the outputs s apart, a phase, meet the same taps of the kernel,
-every s-th one: each phase is a plain convolution of the image without gaps, and the phases
-interleave. To be deleted when the row `conv_transpose` of benchmarks/tasks/layers.py shows the
-peers, which call XLA's, as fast as fnn.
+s - 1 zeros between its values. By XLA's CPU compiler (jaxlib 0.10) this takes up to twice as long
+as without the zeros, and its transpose by the kernel, if the image is large, 6 to 20 times. But the
+outputs s apart, a phase, meet the same taps of the kernel, every s-th one: each phase is a plain
+convolution of the image without gaps, and the phases interleave. To be deleted when the row
+`conv_transpose` of benchmarks/tasks/layers.py shows the peers, which call XLA's, as fast as fnn.
 """
 
 import itertools

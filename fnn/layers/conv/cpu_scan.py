@@ -57,15 +57,17 @@ def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
-    """In groups, and for an image with gaps, no convolution is fast: there it is a product."""
+    """In groups no convolution is fast, nor for an image with gaps: there it is a product, or one
+    for each phase."""
     geometry = form.geometry
-    patches = geometry.groups > 1 or geometry.weight_grad == "matmul"
-    if suits_phases_by_kernel(form.image, form.kernel, geometry) and not patches:
-        linear = partial(by_phases, x, geometry=geometry, run=_batch_last)
-        return _transposed(linear, form.kernel, y)
-    if not patches and has_gaps(form.kernel, geometry):
+    if geometry.groups > 1 or geometry.weight_grad == "matmul":
+        forward = partial(by_patches, x, geometry=geometry)
+    elif suits_phases_by_kernel(form.image, form.kernel, geometry):
+        forward = partial(by_phases, x, geometry=geometry, run=_batch_last)
+    elif has_gaps(form.kernel, geometry):
         return kernel_by_patches(y, x, form.kernel, geometry)
-    forward = partial(by_patches if patches else _batch_last, x, geometry=geometry)
+    else:
+        forward = partial(_batch_last, x, geometry=geometry)
     return _transposed(forward, form.kernel, y)
 
 
