@@ -1,6 +1,6 @@
 # make demo        train a small convolutional network on real handwritten digits
 # make gallery     run every example, and put what they print and draw on one page
-# make test        lint, type-check and run the tests, but for slow ones like others
+# make test        lint, type-check and run the tests, but slow ones that others resemble
 # make test-full   every test, as a user compiles it, with 300 examples for each property
 # make test-orbax  the tests of checkpoints in object stores
 # make test-onnx   the tests of ONNX files

@@ -9,13 +9,13 @@ longer than many a layer. Weights, inputs and gradients by y are made in NumPy, 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.peers import torch_place
 from benchmarks.task import Call, Contender, Missing
+from benchmarks.worker import seconds
 
 CHANNELS_FIRST = {2: (1, 0), 3: (2, 0, 1), 4: (3, 2, 0, 1)}  # of kernels, by rank
 WIDE = 1024  # the sides of the matrix in the product that is a limit
@@ -277,37 +277,16 @@ def limit(case: Case) -> Call:
     import jax
     import jax.numpy as jnp
 
-    import fnn
+    from fnn.analysis import count_flops
 
-    net = making(case, "fnn")(fnn, case.shapes[0][-1], case.n)
-    weights, xs = arrays(case)
-    _, state = net.init(jax.random.key(0), *xs)
-
-    def run(params: Any, xs: Any) -> Any:
-        def of(params: Any, xs: Any = xs) -> Any:
-            return net.apply(params, state, *xs, key=jax.random.key(0), train=True)[0]
-
-        if not case.backward:
-            return of(params)
-        y, pull = jax.vjp(of, *((params,) if case.integers else (params, xs)))
-        return y, pull(y)
-
-    moved = jax.tree.leaves((weights, xs, jax.eval_shape(run, weights, xs)))
+    call = fnn(case)
+    moved = jax.tree.leaves((arrays(case), jax.eval_shape(call)))
     x = jnp.ones(sum(a.size for a in moved) // 2 + 1)  # half of them are read, half written
-    rows = fnn.analysis.flops.count_flops(run, weights, xs) // (2 * WIDE**2)
+    rows = count_flops(call) // (2 * WIDE**2)
     a, b = jnp.ones((rows + 1, WIDE)), jnp.ones((WIDE, WIDE))
     move, multiply = jax.jit(lambda x: x + 1), jax.jit(jnp.matmul)
     calls = [lambda: move(x), lambda: multiply(a, b)]
-
-    def seconds(call: Call) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return max(calls, key=seconds)
+    return max(calls, key=lambda call: min(seconds(call, 1) for _ in range(5)))
 
 
 def on_host(leaf: Any) -> Any:

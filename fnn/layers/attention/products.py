@@ -67,13 +67,13 @@ def attend(
         return _by_jax(queries, keys, rule, in_order, implementation).reshape(*lead, t, n, d)
     window = rule.window if in_order else None
     size = t if any_size else block or size_of(q, k, rule, window)
-    if size >= t:
-        whole = functools.partial(rows, rule=rule)
-        count = 1 if any_size or not in_order else parts_of(queries, rule)
+    count = parts_of(queries, rule) if in_order and not any_size else 1
+    if size >= t and count == 1:
+        y = rows(queries, keys, rule)
+    elif size >= t:
         parts = functools.partial(past_in_parts, rule=rule, count=count)
-        forms = {"cpu": parts, "default": whole}
-        one = count == 1
-        y = whole(queries, keys) if one else jax.lax.platform_dependent(queries, keys, **forms)
+        whole = functools.partial(rows, rule=rule)
+        y = jax.lax.platform_dependent(queries, keys, cpu=parts, default=whole)
     elif window is not None:
         y = window_in_blocks(queries, keys, rule, size)
     else:

@@ -1,6 +1,7 @@
 """What a convolution computes, in the textbook's two forms: XLA's, and a product with patches."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,13 @@ class Geometry(NamedTuple):
     groups: int = 1
     input_dilation: tuple[int, ...] | None = None  # a transposed convolution's strides
     weight_grad: str = "conv"
+
+    @property
+    def phases(self) -> int:
+        """How many phases an image with zeros between its values has; 1 without, or if the
+        convolution has strides or groups too."""
+        plain = self.groups == 1 and set(self.strides) == {1}
+        return math.prod(self.input_dilation or ()) if plain else 1
 
 
 def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, axes: Any = None) -> jax.Array:

@@ -36,9 +36,7 @@ class _Phase(NamedTuple):
 
 def suits_phases(kernel: Shape, geometry: Geometry) -> bool:
     """Whether `by_phases` computes this convolution, and is the faster."""
-    apart = geometry.input_dilation or (1,)
-    plain = geometry.groups == 1 and set(geometry.strides) == {1}
-    return plain and 1 < math.prod(apart) <= MOST and kernel[-1] >= LEAST and 0 not in kernel
+    return 1 < geometry.phases <= MOST and kernel[-1] >= LEAST and 0 not in kernel
 
 
 def suits_phases_by_kernel(image: Shape, kernel: Shape, geometry: Geometry) -> bool:
@@ -47,7 +45,7 @@ def suits_phases_by_kernel(image: Shape, kernel: Shape, geometry: Geometry) -> b
     if not suits_phases(kernel, geometry) or not all(isinstance(n, int) for n in sizes):
         return False
     large = 4 * math.prod(image[:-1]) * taps * kernel[-1] > CACHE
-    return large and taps > math.prod(geometry.input_dilation or ())
+    return large and taps > geometry.phases
 
 
 def by_phases(

@@ -27,9 +27,7 @@ def suits_product(kernel: jax.Array, geometry: Geometry) -> bool:
 
 def has_gaps(kernel: Shape, geometry: Geometry) -> bool:
     """Whether `kernel_by_patches` transposes this convolution, of an image with gaps."""
-    apart = geometry.input_dilation or (1,)
-    plain = geometry.groups == 1 and set(geometry.strides) == {1}
-    return max(apart) > 1 and plain and math.prod(kernel[:-2]) <= MOST
+    return geometry.phases > 1 and math.prod(kernel[:-2]) <= MOST
 
 
 def kernel_by_patches(y: jax.Array, x: jax.Array, kernel: Shape, geometry: Geometry) -> jax.Array:

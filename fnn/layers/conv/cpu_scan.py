@@ -72,9 +72,9 @@ def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
 
 
 def _back(form: _Form) -> Geometry | None:
-    """The convolution from y's image to x's by the turned kernel, unless there are gaps in x's."""
+    """Of a convolution in strides, the one from y's image to x's by the turned kernel."""
     geometry = form.geometry
-    if geometry.input_dilation is not None and max(geometry.input_dilation) > 1:
+    if set(geometry.strides) == {1} or geometry.input_dilation is not None:
         return None
     pads = []
     each = form.image[1:-1], form.kernel[:-2], geometry.strides, geometry.pads, geometry.dilation

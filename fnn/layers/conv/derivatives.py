@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 Linear = Callable[[jax.Array], jax.Array]
 
@@ -18,14 +19,10 @@ def differentiate(apply: Any, in_x: Callable[..., Any], in_kernel: Callable[...,
     def jvp(static, primals, tangents):
         (x, kernel), (dx, dkernel) = primals, tangents
         y = apply(x, kernel, static)
-        dy = jnp.zeros_like(y) if _is_zero(dx) else in_x(dx, kernel, static)
-        return y, dy if _is_zero(dkernel) else dy + in_kernel(x, dkernel, static)
+        dy = jnp.zeros_like(y) if isinstance(dx, SymbolicZero) else in_x(dx, kernel, static)
+        return y, dy if isinstance(dkernel, SymbolicZero) else dy + in_kernel(x, dkernel, static)
 
     apply.defjvp(jvp, symbolic_zeros=True)
-
-
-def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
 def with_transpose(run: Linear, back: Linear, v: jax.Array) -> jax.Array:

@@ -1,15 +1,18 @@
 """Cases of windows, and checks against the oracles, for the tests of convolutions and pools."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from fnn.layers.conv.backends import convolve
 from fnn.layers.conv.convolution import Geometry
 from tests.layers.conv import oracles
 from tests.layers.support import assert_trees_close, leading, rounded, run_and_pull, wide
-from tests.support import assert_close
+from tests.support import asarray, assert_close
 
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 
@@ -119,7 +122,7 @@ def assert_unary(layer, x, dtype, want, backward=None):
 
 
 @st.composite
-def geometries(draw, gaps, channels=(2, 3)):
+def geometries(draw, gaps, channels):
     """A geometry, the sizes of the image and of the kernel; of the output one or more per axis."""
     n = draw(st.integers(1, 3))
 
@@ -145,3 +148,16 @@ def jaxs_own(x, kernel, geometry):
         x, kernel, geometry.strides, geometry.pads, geometry.input_dilation, geometry.dilation,
         dimension_numbers=dimensions, feature_group_count=geometry.groups,
     )  # fmt: skip
+
+
+def assert_derives_as_jaxs_own(data, gaps, seed, channels=(2, 3)):
+    """Values and derivatives of a drawn convolution."""
+    geometry, image, size = data.draw(geometries(gaps, channels))
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        x, kernel = asarray(rng.normal(size=image)), asarray(rng.normal(size=size))
+        got, want = (
+            jax.jit(partial(derivatives, partial(run, geometry=geometry)))(x, kernel)
+            for run in (convolve, jaxs_own)
+        )
+    assert_trees_close(got, want, "float64", tolerance=1e-9)

@@ -1,7 +1,6 @@
 """Convolutions as matrix products: of 1 x 1 taps, and by the kernel for inputs with gaps."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fnn
-from fnn.layers.conv.backends import convolve
-from tests.layers.conv.support import derivatives, geometries, jaxs_own
-from tests.layers.support import assert_trees_close
+from tests.layers.conv.support import assert_derives_as_jaxs_own
 from tests.support import asarray, assert_close
 
 
 @pytest.mark.parametrize("gaps", [True, False], ids=["gaps", "strides"])
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_values_and_derivatives_are_those_of_jaxs_own_convolution(gaps, data, seed):
-    geometry, image, size = data.draw(geometries(gaps))
-    rng = np.random.default_rng(seed)
-    with jax.enable_x64(True):
-        x, kernel = asarray(rng.normal(size=image)), asarray(rng.normal(size=size))
-        got, want = (
-            jax.jit(partial(derivatives, partial(run, geometry=geometry)))(x, kernel)
-            for run in (convolve, jaxs_own)
-        )
-    assert_trees_close(got, want, "float64", tolerance=1e-9)
+    assert_derives_as_jaxs_own(data, gaps, seed)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
