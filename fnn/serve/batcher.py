@@ -15,6 +15,7 @@ from fnn.core import checks
 log = logging.getLogger("fnn.serve")
 
 Arrays = tuple[np.ndarray, ...]
+QUIET = 3  # passes of the event loop without a request, after which a batch starts
 
 
 class Waiting:
@@ -29,9 +30,10 @@ class Waiting:
 class Batcher:
     """A queue of requests and a thread that runs all that wait as one batch.
 
-    While the thread runs a batch, requests gather; it then takes as many as the largest size holds.
-    So one request alone waits for nothing, and the busier the server, the larger its batches. What
-    a batch lacks to the next size is filled with copies of its first row.
+    While the thread runs a batch, requests gather; it then takes as many as the largest size holds,
+    once the event loop has nothing else to read. So one request alone waits for microseconds, and
+    the busier the server, the larger its batches. What a batch lacks to the next size is filled
+    with copies of its first row.
 
     - `program(*xs) -> ys`: arrays with the same number of rows in and out, called in the thread.
     - `sizes`: the numbers of rows that it is compiled for, rising.
@@ -56,6 +58,7 @@ class Batcher:
         self._waiting: dict[Waiting, None] = {}  # in order of arrival
         self._rows = 0  # of those
         self._batch: list[Waiting] = []  # what the thread runs
+        self._gathering = False  # a batch is about to start
         self._thread: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
@@ -77,8 +80,8 @@ class Batcher:
         waiting.answer.add_done_callback(lambda _: self._remove(waiting))
         self._waiting[waiting] = None
         self._rows += waiting.rows
-        if not self._batch:
-            self._start()
+        if not self._batch and not self._gathering:
+            self._gather()
         return waiting.answer
 
     async def call(self, fn: Callable, *args: Any) -> Any:
@@ -123,6 +126,18 @@ class Batcher:
             del self._waiting[waiting]
             self._rows -= waiting.rows
 
+    def _gather(self, rows: int = 0, quiet: int = 0) -> None:
+        """Start a batch when it is full, or nothing has come in QUIET passes of the event loop.
+
+        The first of many requests would otherwise run alone, and the others wait for it.
+        """
+        quiet = quiet + 1 if self._rows == rows else 0
+        self._gathering = quiet < QUIET and 0 < self._rows < self.sizes[-1]
+        if self._gathering:
+            asyncio.get_running_loop().call_soon(self._gather, self._rows, quiet)
+        else:
+            self._start()
+
     def _start(self) -> None:
         self._batch = self._take()
         if not self._batch:
@@ -137,8 +152,8 @@ class Batcher:
         return self._thread
 
     def _finish(self, future: Future) -> None:
-        batch = self._batch
-        self._start()  # before the answers are given out, so that the thread is kept busy
+        batch, self._batch = self._batch, []
+        self._gather()  # a full batch starts before the answers are given out
         error = future.exception()
         answers = [None] * len(batch) if error else future.result()
         for waiting, answer in zip(batch, answers, strict=True):

@@ -47,8 +47,10 @@ def listen(
         sys.exit(0)
 
     before = {s: signal.signal(s, leave) for s in (signal.SIGTERM, signal.SIGINT)}
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()  # or a collection looks through all that JAX has made, while requests wait
+    gc.set_threshold(20_000, *thresholds[1:])  # the lists in one request exceed the usual 700
     try:
         print(f"serving at {_address(listener)}", flush=True)
         server.run([listener])
@@ -56,6 +58,7 @@ def listen(
         if exit.code:
             raise
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -106,6 +109,7 @@ def _server(
         ws="none",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         log_config=None,  # which is global, and the program's own
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=math.ceil(timeout),

@@ -240,7 +240,9 @@ def test_leaving_the_server_answers_what_waits():
     with served(stand_in(gate), max_batch=2) as address:
         gate.shut()
         clients = [connect(address) for _ in range(4)]
-        for connection in clients:
+        clients[0].sendall(post({"x": [1, 2, 3]}))
+        assert gate.entered.wait(5)
+        for connection in clients[1:]:
             connection.sendall(post({"x": [1, 2, 3]}))
         until(lambda: meters(address)["fnn_queue_length"] == 3)
         threading.Timer(0.3, gate.open.set).start()

@@ -44,6 +44,14 @@ def run(body, program, sizes=(1, 2, 4, 8), queue=100, **options):
     return asyncio.run(asyncio.wait_for(whole(), 20))
 
 
+async def submit_first(batcher, x):
+    """Submit, and wait until its batch has started."""
+    asked = batcher.submit(x)
+    while len(batcher):
+        await asyncio.sleep(0)
+    return asked
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=20))
 def test_every_request_gets_its_own_rows_and_batches_are_of_the_sizes(counts):
     program, start = Held(), np.cumsum([0, *counts])
@@ -63,7 +71,8 @@ def test_what_waits_while_a_batch_runs_is_run_together():
     program = Held()
 
     async def body(batcher):
-        asked = [batcher.submit(rows(i)) for i in range(8)]
+        asked = [await submit_first(batcher, rows(0))]
+        asked += [batcher.submit(rows(i)) for i in range(1, 8)]
         assert len(batcher) == 7
         program.go.set()
         await asyncio.gather(*asked)
@@ -71,6 +80,23 @@ def test_what_waits_while_a_batch_runs_is_run_together():
     run(body, program)
     assert [len(batch) for batch in program.batches] == [1, 8]
     np.testing.assert_array_equal(program.batches[1][:, 0], [1, 2, 3, 4, 5, 6, 7, 1])
+
+
+def test_requests_that_come_one_after_the_other_without_a_pause_are_run_together():
+    program = Held()
+    program.go.set()
+
+    async def ask(batcher, i):
+        for _ in range(2 * i):  # passes of the event loop
+            await asyncio.sleep(0)
+        return await batcher.submit(rows(i))
+
+    async def body(batcher):
+        return await asyncio.gather(*(ask(batcher, i) for i in range(10)))
+
+    ys = run(body, program)
+    assert [len(batch) for batch in program.batches] == [8, 2]  # the first is full
+    np.testing.assert_array_equal(np.ravel(ys), np.arange(10) * 2)
 
 
 def test_inputs_of_different_shapes_are_not_mixed():
@@ -103,11 +129,8 @@ def test_a_failure_is_of_its_batch_alone():
     program = Held()
 
     async def body(batcher):
-        first, bad, beside = (
-            batcher.submit(rows(1)),
-            batcher.submit(rows(13)),
-            batcher.submit(rows(2)),
-        )
+        first = await submit_first(batcher, rows(1))
+        bad, beside = batcher.submit(rows(13)), batcher.submit(rows(2))
         program.go.set()
         np.testing.assert_array_equal(*await first, [[2]])
         for failed in (bad, beside):
@@ -123,7 +146,8 @@ def test_who_leaves_the_queue_is_not_run():
     program = Held()
 
     async def body(batcher):
-        running, leaves, stays = (batcher.submit(rows(i)) for i in range(3))
+        running = await submit_first(batcher, rows(0))
+        leaves, stays = batcher.submit(rows(1)), batcher.submit(rows(2))
         leaves.cancel()
         running.cancel()
         await asyncio.sleep(0)
@@ -139,7 +163,8 @@ def test_a_full_queue_refuses_and_a_closed_one_answers_what_waits():
     program = Held()
 
     async def body(batcher):
-        asked = [batcher.submit(rows(i)) for i in range(3)]  # one runs, two wait
+        asked = [await submit_first(batcher, rows(0))]
+        asked += [batcher.submit(rows(i)) for i in (1, 2)]
         assert batcher.full
         with pytest.raises(asyncio.QueueFull):
             batcher.submit(rows(9))
