@@ -230,9 +230,11 @@ def standardize(x: jax.Array, eps: Scalar = 1e-5) -> jax.Array:
 def _standardized(x: jax.Array, eps: Scalar) -> jax.Array:
     """y = (x - mean) r, where r = 1 / sqrt(var + eps), over the last axis.
 
-    Its derivative is stated: r (dx - mean(dx) - y mean(y dx)) - y r^2 deps / 2. JAX's own goes
-    through the variance, in a program that takes 2.5 times as long on CPU (jaxlib 0.10; the row
-    `layer_norm` of benchmarks/tasks/layers.py).
+    Its derivative is stated, u - mean(u) - y mean(y u) - y r^2 deps / 2 with u = r dx. JAX's own
+    goes through the variance, in a program that takes 2.5 times as long on CPU (jaxlib 0.10; the
+    row `layer_norm` of benchmarks/tasks/layers.py). r comes first, so that it comes last in the
+    transposed map: where norms follow each other along a sum, as in a transformer, the compiler
+    would otherwise compute the gradient of each again for all below it (`vit` of whole_networks).
     """
     centred, factor = _parts(x, (-1,), eps)
     return centred * factor
@@ -244,7 +246,8 @@ def _standardized_jvp(primals: tuple, tangents: tuple) -> tuple:
     dy = jnp.zeros_like(y)
     if not isinstance(dx, SymbolicZero):
         average = partial(jnp.mean, axis=-1, keepdims=True)
-        dy = factor * (dx - average(dx) - y * average(y * dx))
+        scaled = factor * dx
+        dy = scaled - average(scaled) - y * average(y * scaled)
     if not isinstance(deps, SymbolicZero):
         dy -= y * jnp.square(factor) * (jnp.asarray(deps, y.dtype) / 2)
     return y, dy
