@@ -409,3 +409,17 @@ def test_the_derivatives_of_layer_norm_are_numeric(x):
     np.testing.assert_allclose(np.vdot(by_x, along[0]) + by_eps * along[1], want, rtol=1e-7)
     twice = slope(lambda *at: slope(oracle, at, along), at, along)
     np.testing.assert_allclose(second, twice, rtol=1e-5)
+
+
+@pytest.mark.cpu
+def test_the_gradient_of_a_transformer_of_twice_the_depth_is_twice_as_long():
+    """A compiler that computes the gradient of each norm again for all below it makes it thrice."""
+
+    def operations(depth):
+        block = (fnn.layer_norm(), fnn.dense(8), jax.nn.relu, fnn.dense(4))
+        net = fnn.serial(*(fnn.residual(fnn.serial(*block)) for _ in range(depth)))
+        params, _ = net.init(jax.random.key(0), (2, 4))
+        grad = jax.jit(jax.grad(lambda params, x: jnp.square(net(params, x)).mean()))
+        return grad.lower(params, jnp.ones((2, 4))).compile().as_text().count(" = ")
+
+    assert operations(8) < 2.25 * operations(4)
