@@ -29,26 +29,35 @@ def suits_taps(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
 def by_tap(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """x [B, *spatial, C] times the kernel [*size, 1, C m], tap by tap, summed in float32 or wider.
 
-    The products are added in turn: written out in one expression, XLA would compute them again
-    wherever the result is summed, as in batch norm. Linear in the kernel, where its transpose is a
-    sum for each tap.
+    The sum is one expression, and so one loop over y. It stands in a branch of a condition, since
+    the compiler would compute it again wherever y is read, such as three times in a batch norm.
     """
-    spans, offsets = taps_of(kernel.shape[:-2], geometry)
-    dtype, (x, values) = x.dtype, _per_channel(x, kernel)
-    x = pad_spatial(x, [(*pad, 0) for pad in geometry.pads])
-    sizes = [n - span + 1 for n, span in zip(x.shape[1:-1], spans, strict=True)]
+    padded, values, under, offsets = _parts(x, kernel, geometry)
 
-    def under(at):
-        here = jax.lax.dynamic_slice(x, (0, *at, 0), (x.shape[0], *sizes, x.shape[-1]))
-        return _every(here, geometry.strides)
+    def total(padded, values):
+        products = (under(padded, at) * value for at, value in zip(offsets, values, strict=True))
+        return functools.reduce(operator.add, products)
+
+    def never(padded, values):
+        return jnp.zeros_like(under(padded, offsets[0]))
+
+    return jax.lax.cond(_always(), total, never, padded, values).astype(x.dtype)
+
+
+def _in_turn(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """`by_tap`, linear in the kernel: its transpose is a sum for each tap.
+
+    The taps are added in turn: the transpose of one expression would take more than twice as long.
+    """
+    padded, values, under, offsets = _parts(x, kernel, geometry)
 
     @jax.checkpoint  # or reverse mode would keep what lies under each tap
     def add(y, tap):
         at, value = tap
-        return y + under(at) * value, None
+        return y + under(padded, at) * value, None
 
-    start = jnp.zeros_like(under(offsets[0]))
-    return jax.lax.scan(add, start, (jnp.asarray(offsets), values))[0].astype(dtype)
+    start = jnp.zeros_like(under(padded, offsets[0]))
+    return jax.lax.scan(add, start, (jnp.asarray(offsets), values))[0].astype(x.dtype)
 
 
 def _spread(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -67,7 +76,27 @@ def _spread(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return _every(y, geometry.strides).astype(dtype)
 
 
-differentiate(by_tap, _spread, by_tap)
+differentiate(by_tap, _spread, _in_turn)
+
+
+def _always() -> jax.Array:
+    """True, which the compiler does not find out."""
+    return jax.lax.fori_loop(0, 2, lambda i, count: count + 1, 0) > 0
+
+
+def _parts(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> tuple:
+    """x padded, the kernel by tap, what lies under a tap at an offset, and all offsets."""
+    spans, offsets = taps_of(kernel.shape[:-2], geometry)
+    wide, values = _per_channel(x, kernel)
+    padded = pad_spatial(wide, [(*pad, 0) for pad in geometry.pads])
+    sizes = [n - span + 1 for n, span in zip(padded.shape[1:-1], spans, strict=True)]
+
+    def under(padded, at):
+        shape = (padded.shape[0], *sizes, padded.shape[-1])
+        here = jax.lax.dynamic_slice(padded, (0, *at, 0), shape)
+        return _every(here, geometry.strides)
+
+    return padded, values, under, offsets
 
 
 def _every(x: jax.Array, strides: tuple[int, ...]) -> jax.Array:
