@@ -58,14 +58,11 @@ def cache(max_len: int, rotary: float | None) -> Layer:
         if rotary is not None:
             q, k = (rotated(values, rotary, at) for values in (q, k))
         new = {"index": start + count}
-        full = new["index"] > max_len
         place = jnp.where(segments > 0, at, max_len)
         for name, values in (("k", k), ("v", v), ("segments", segments)):
-            whole = _written(state[name], values, place, start.ndim)
-            if name != "segments":
-                beyond = full.reshape(*full.shape, *(1,) * (whole.ndim - full.ndim))
-                whole = jnp.where(beyond, jnp.nan, whole).astype(k.dtype)
-            new[name] = whole
+            new[name] = _written(state[name], values, place, start.ndim)
+        full = new["index"] > max_len  # then and for ever after, what is asked has no answer
+        q = jnp.where(full.reshape(*full.shape, 1, 1, 1), jnp.nan, q).astype(q.dtype)
         return Cached(q, new["k"], new["v"], at, (segments, new["segments"])), new
 
     return leaf("cache", specs, apply)
