@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from equinox import nn
 
+from benchmarks.gradients import CHANNELS_FIRST, channels_first
 from benchmarks.nets.shared import critic_loss, generator_loss, loss, rewrite
-from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing
+from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing, inside
 from benchmarks.networks import RATE, loop
 from benchmarks.task import Call, Missing
 
@@ -84,8 +85,7 @@ class Attention(eqx.Module):
 
 def filled(layer: Any, kernel: Any) -> Any:
     """The layer with these weights, [..., in, out] as fnn lays them out, and no bias."""
-    last = kernel.ndim - 1
-    weight = jnp.asarray(kernel.transpose(last, last - 1, *range(last - 1)))
+    weight = jnp.asarray(kernel.transpose(CHANNELS_FIRST[kernel.ndim]))
     layer = eqx.tree_at(lambda layer: layer.weight, layer, weight)
     if layer.bias is None:
         return layer
@@ -94,16 +94,16 @@ def filled(layer: Any, kernel: Any) -> Any:
 
 def build(part: Part, draw: Draw) -> Any:
     """The module."""
-    kind, *n = part
+    kind, *n = inside(part, lambda p: build(p, draw))
     match kind:
         case "chain":
-            return nn.Sequential([build(p, draw) for p in n])
+            return nn.Sequential(n)
         case "residual":
-            return Residual(*(p and build(p, draw) for p in n))
+            return Residual(*n)
         case "skip":
-            return Skip(build(n[0], draw))
+            return Skip(*n)
         case "autoencoder":
-            return Autoencoder(build(n[0], draw), build(n[1], draw), n[2])
+            return Autoencoder(*n)
         case "conv":
             c, m, k, stride = n
             layer = nn.Conv2d(c, m, k, stride, (k - 1) // 2, use_bias=False, key=KEY)
@@ -157,11 +157,6 @@ def build(part: Part, draw: Draw) -> Any:
     raise ValueError(kind)
 
 
-def first(x: Any) -> Any:
-    """Images with channels first; anything else as it is."""
-    return jnp.asarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)
-
-
 def over(model: Any, state: Any, x: Any) -> Any:
     """The outputs for a batch, and the state."""
     return jax.vmap(model, (0, None), (0, None), axis_name="batch")(x, state)
@@ -170,9 +165,8 @@ def over(model: Any, state: Any, x: Any) -> Any:
 def network(case: Case) -> Call:
     """eqx.filter_jit, vmap over examples (channels first), optax"""
     part, draw = case.net.part, drawing()
-    model, state = nn.make_with_state(build)(part[1] if part[0] == "adversaries" else part, draw)
-    data = [(first(x), first(y)) for x, y in batches(case)]
-
+    model, state = nn.make_with_state(build)(case.net.answering, draw)
+    data = [tuple(jnp.asarray(channels_first(a)) for a in batch) for batch in batches(case)]
     if case.mode == "write":
         raise Missing("equinox has no attention with a cache")
     if case.mode != "train":

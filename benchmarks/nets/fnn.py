@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 import fnn
 from benchmarks.nets.shared import critic_loss, generator_loss, loss, rewrite
-from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing
+from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing, inside
 from benchmarks.networks import RATE, loop
 from benchmarks.task import Call
 
 
 def build(part: Part, draw: Draw, cache: int | None = None) -> tuple[Any, Any]:
     """The layer, and its params; what writes has a cache of so many tokens."""
-    kind, *n = part
+    kind, *n = inside(part, lambda p: build(p, draw, cache))
 
     def kernel(*shape: int, **bias: int) -> dict[str, Any]:
         return {"kernel": draw(*shape)} | {k: jnp.zeros(v) for k, v in bias.items()}
@@ -26,17 +26,17 @@ def build(part: Part, draw: Draw, cache: int | None = None) -> tuple[Any, Any]:
 
     match kind:
         case "chain":
-            made = {f"{p[0]}{i}": build(p, draw, cache) for i, p in enumerate(n)}
-            params = {name: params for name, (_, params) in made.items() if params}
-            return fnn.serial(**{name: layer for name, (layer, _) in made.items()}), params
+            names = [f"{own[0]}{i}" for i, own in enumerate(part[1:])]
+            params = {name: own for name, (_, own) in zip(names, n, strict=True) if own}
+            layers = {name: layer for name, (layer, _) in zip(names, n, strict=True)}
+            return fnn.serial(**layers), params
         case "residual":
-            main, params = build(n[0], draw, cache)
-            if n[1] is None:
+            (main, params), shortcut = n
+            if shortcut is None:
                 return fnn.residual(main), {"layer": params}
-            shortcut, beside = build(n[1], draw, cache)
-            return fnn.residual(main, shortcut), {"layer": params, "shortcut": beside}
+            return fnn.residual(main, shortcut[0]), {"layer": params, "shortcut": shortcut[1]}
         case "skip":
-            layer, params = build(n[0], draw, cache)
+            [(layer, params)] = n
 
             @fnn.compose(inner=layer)
             def skip(f: Any, x: Any) -> Any:
@@ -44,11 +44,7 @@ def build(part: Part, draw: Draw, cache: int | None = None) -> tuple[Any, Any]:
 
             return skip, {"inner": params}
         case "autoencoder":
-            (encoder, down), (decoder, up), code = (
-                build(n[0], draw, cache),
-                build(n[1], draw, cache),
-                n[2],
-            )
+            (encoder, down), (decoder, up), code = n
 
             @fnn.compose(encoder=encoder, decoder=decoder)
             def autoencoder(f: Any, x: Any) -> Any:
@@ -130,7 +126,7 @@ def network(case: Case) -> Call:
     if part[0] == "adversaries" and case.mode == "train":
         return adversaries(case, build(part[1], draw), build(part[2], draw))
     cache = case.net.shape[0] if case.mode == "write" else None
-    net, params = build(part[1] if part[0] == "adversaries" else part, draw, cache)
+    net, params = build(case.net.answering, draw, cache)
     params, data = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, batches(case))
     state = jax.jit(lambda key: net.init(key, data[0][0])[1])(jax.random.key(0))
     if case.mode != "train":

@@ -11,14 +11,14 @@ import optax
 from flax import nnx
 
 from benchmarks.nets.shared import critic_loss, generator_loss, loss, rewrite
-from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing
+from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing, inside
 from benchmarks.networks import RATE
 from benchmarks.task import Call
 
 
 def build(part: Part, draw: Draw) -> Any:
     """The module."""
-    kind, *n = part
+    kind, *n = inside(part, lambda p: build(p, draw))
     rngs, eps = nnx.Rngs(0), {"epsilon": 1e-5, "rngs": nnx.Rngs(0)}
 
     def given(module: Any, *shape: int, name: str = "kernel") -> Any:
@@ -29,13 +29,13 @@ def build(part: Part, draw: Draw) -> Any:
 
     match kind:
         case "chain":
-            return nnx.Sequential(*(build(p, draw) for p in n))
+            return nnx.Sequential(*n)
         case "residual":
-            return Residual(*(p and build(p, draw) for p in n))
+            return Residual(*n)
         case "skip":
-            return Skip(build(n[0], draw))
+            return Skip(*n)
         case "autoencoder":
-            return Autoencoder(build(n[0], draw), build(n[1], draw), n[2])
+            return Autoencoder(*n)
         case "conv":
             c, m, k, stride = n
             options = {"strides": stride, "padding": (k - 1) // 2, "use_bias": False}
@@ -141,7 +141,7 @@ class Attention(nnx.Module):
 def network(case: Case) -> Call:
     """nnx.jit over model and optimizer, as in its quick start"""
     part, draw = case.net.part, drawing()
-    model = build(part[1] if part[0] == "adversaries" else part, draw)
+    model = build(case.net.answering, draw)
     turns = itertools.cycle(jax.tree.map(jnp.asarray, batches(case)))
     if case.mode != "train":
         model.eval()
@@ -210,5 +210,5 @@ def written(graph: Any, state: Any, prompt: Any, length: int) -> Any:
         new = jnp.where(t + 1 < start, text[:, t + 1], token.astype(text.dtype))
         return (nnx.state(model), text.at[:, t + 1].set(new)), None
 
-    text = jnp.zeros((len(prompt), length), prompt.dtype).at[:, :start].set(prompt)
+    text = jnp.pad(prompt, ((0, 0), (0, length - start)))
     return jax.lax.scan(step, (state, text), jnp.arange(length - 1))[0][1]

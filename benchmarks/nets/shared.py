@@ -38,7 +38,7 @@ def generator_loss(fake: Any) -> Any:
 def rewrite(logits_of: Callable[[Any], Any], prompt: Any, length: int) -> Any:
     """The likeliest continuation of [B, T], up to a length; all of it is read for each token."""
     start = prompt.shape[1]
-    text = jnp.zeros((len(prompt), length), prompt.dtype).at[:, :start].set(prompt)
+    text = jnp.pad(prompt, ((0, 0), (0, length - start)))
 
     def step(text: Any, t: Any) -> Any:
         return text.at[:, t].set(logits_of(text)[:, t - 1].argmax(-1).astype(text.dtype)), None

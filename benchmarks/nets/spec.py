@@ -51,6 +51,11 @@ class Net:
     tokens: int = 0
     batch: int = 32  # of a training step
 
+    @property
+    def answering(self) -> Part:
+        """What answers: the network itself, or the generator of adversaries."""
+        return self.part[1] if self.part[0] == "adversaries" else self.part
+
 
 @dataclass(frozen=True)
 class Case:
@@ -174,6 +179,11 @@ CASES = {
     "gpt writes": Case(NETS["gpt"], "write", 1),
     "gpt writes without a cache": Case(NETS["gpt"], "rewrite", 1),
 }  # fmt: skip
+
+
+def inside(part: Part, build: Callable[[Part], Any]) -> list[Any]:
+    """A part with the parts in it built, in order."""
+    return [build(own) if isinstance(own, tuple) else own for own in part]
 
 
 def drawing() -> Draw:

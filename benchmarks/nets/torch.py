@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing
+from benchmarks.gradients import CHANNELS_FIRST
+from benchmarks.nets.spec import PROMPT, Case, Draw, Part, batches, drawing, inside
 from benchmarks.networks import RATE, loop
 from benchmarks.peers import torch_place
 from benchmarks.task import Call, Missing
@@ -86,8 +87,7 @@ class Apply(nn.Module):
 
 def filled(layer: Any, kernel: Any) -> Any:
     """The layer with these weights, [..., in, out] as fnn lays them out, and no bias."""
-    last = kernel.ndim - 1
-    weight = torch.tensor(kernel.transpose(last, last - 1, *range(last - 1)).copy())
+    weight = torch.tensor(kernel.transpose(CHANNELS_FIRST[kernel.ndim]).copy())
     with torch.no_grad():
         layer.weight.copy_(weight)
         if layer.bias is not None:
@@ -97,16 +97,16 @@ def filled(layer: Any, kernel: Any) -> Any:
 
 def build(part: Part, draw: Draw) -> Any:
     """The module."""
-    kind, *n = part
+    kind, *n = inside(part, lambda p: build(p, draw))
     match kind:
         case "chain":
-            return nn.Sequential(*(build(p, draw) for p in n))
+            return nn.Sequential(*n)
         case "residual":
-            return Residual(*(p and build(p, draw) for p in n))
+            return Residual(*n)
         case "skip":
-            return Skip(build(n[0], draw))
+            return Skip(*n)
         case "autoencoder":
-            return Autoencoder(build(n[0], draw), build(n[1], draw), n[2])
+            return Autoencoder(*n)
         case "conv":
             c, m, k, stride = n
             layer = nn.Conv2d(c, m, k, stride, (k - 1) // 2, bias=False)
@@ -205,7 +205,7 @@ def network(case: Case, compiled: bool = False) -> Call:
         return build(part, draw).to(place).to(memory_format=torch.channels_last)
 
     part, draw = case.net.part, drawing()
-    model = made(part[1] if part[0] == "adversaries" else part)
+    model = made(case.net.answering)
     data = [(put(x), put(y)) for x, y in batches(case)]
     called = torch.compile(model) if compiled else model
     if case.mode != "train":
