@@ -65,6 +65,7 @@ if OLD and "FNN_QUICK" in os.environ:
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "readme_runs" not in item.name)  # the longest starts first
     for item in items:
         if item.get_closest_marker("cpu") and jax.default_backend() != "cpu":
             item.add_marker(pytest.mark.skip(reason="runs only on CPU"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fnn.serve import flat_json
 from fnn.serve.interface import Form, Interface
 
 JSON, NPY = "application/json", "application/x-npy"
@@ -47,8 +48,7 @@ def decode(
     if kind == NPY:
         xs = [from_npy(body, forms[0])]
     else:
-        values = from_json(body, [form.name for form in forms])
-        xs = [array(values[form.name], form) for form in forms]
+        xs = arrays(body, forms)
     alone = all(x.ndim == len(form.shape) - 1 for x, form in zip(xs, forms, strict=True))
     xs = tuple(np.asarray(x[None] if alone else x, order="C") for x in xs)
     check_shapes(xs, interface, alone)
@@ -56,6 +56,16 @@ def decode(
         if form.dtype.kind not in "iub" and not np.isfinite(x).all():
             raise Refused(422, f"{form.name}: expected finite numbers of {form.dtype}, got others")
     return xs, alone
+
+
+def arrays(body: bytes | bytearray, forms: Sequence[Form]) -> list[np.ndarray]:
+    """The inputs in a body of JSON."""
+    if len(forms) == 1 and forms[0].dtype.kind not in "biu":  # else types are to be looked at
+        found = flat_json.numbers(body, forms[0])
+        if found:
+            return [array(*found, forms[0])]
+    values = from_json(body, [form.name for form in forms])
+    return [array(*flat(values[form.name], form), form) for form in forms]
 
 
 def from_npy(body: bytes | bytearray, form: Form) -> np.ndarray:
@@ -118,12 +128,11 @@ def from_json(body: bytes | bytearray, names: Sequence[str] | None) -> dict[str,
     return values
 
 
-def array(value: Any, form: Form) -> np.ndarray:
-    """The array of nested lists, whose numbers must be what the form's dtype holds.
+def flat(value: Any, form: Form) -> tuple[list[int], list[Any]]:
+    """The shape of nested lists, and the numbers in them, which must be what the dtype holds.
 
     NumPy alone would make numbers of strings and booleans, and strings of both.
     """
-    allowed = {"b": {bool}, "i": {int}, "u": {int}}.get(form.dtype.kind, {int, float})
     shape, level = [], [value]
     while (types := set(map(type, level))) == {list}:
         lengths = set(map(len, level))
@@ -131,15 +140,20 @@ def array(value: Any, form: Form) -> np.ndarray:
             raise Refused(422, f"{form.name}: expected {form}, got lists of unequal length")
         shape += lengths
         level = list(itertools.chain.from_iterable(level))
+    allowed = {"b": {bool}, "i": {int}, "u": {int}}.get(form.dtype.kind, {int, float})
     if not types <= allowed:
         wrong = ", ".join(sorted(t.__name__ for t in types - allowed))
         deep = "lists of unequal depth" if list in types else wrong
         raise Refused(422, f"{form.name}: expected {form}, got {deep}")
+    return shape, level
+
+
+def array(shape: Sequence[int], numbers: list[Any], form: Form) -> np.ndarray:
     if not len(form.shape) - 1 <= len(shape) <= len(form.shape):
-        raise Refused(422, f"{form.name}: expected {form}, got shape {shape[:32]}")
+        raise Refused(422, f"{form.name}: expected {form}, got shape {[*shape[:32]]}")
     try:
         with np.errstate(over="ignore"):  # what overflows is found to be infinite
-            return np.array(level, form.dtype).reshape(shape)
+            return np.array(numbers, form.dtype).reshape(shape)
     except OverflowError:
         raise Refused(422, f"{form.name}: expected {form}, got a number out of range") from None
 
