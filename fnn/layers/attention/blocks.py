@@ -38,16 +38,16 @@ def size_of(q: jax.Array, k: jax.Array, rule: Rule, window: int | None) -> int:
     whole = b * t * k.shape[1] * one <= LARGEST
     if window is None:
         row = k.shape[1] * one
-        of_all, of_each = (_power(LARGEST / 4 / (count * row)) for count in (b, 1))
+        of_all, of_each = (power_of_two(LARGEST / 4 / (count * row)) for count in (b, 1))
         return t if whole else max(of_all, min(LEAST, of_each))
     beside = (window - 1) * (1 if rule.causal else 2)
-    size = _power(max(window, LEAST))
+    size = power_of_two(max(window, LEAST))
     while size > 1 and size * (size + beside) * one * (b if size > LEAST else 1) > LARGEST / 4:
         size //= 2
     return t if whole and 2 * (size + beside) > t else size
 
 
-def _power(x: float) -> int:
+def power_of_two(x: float) -> int:
     """The largest power of two up to x, at least 1."""
     return 2 ** max(0, int(math.log2(max(x, 1))))
 

@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
-from fnn.layers.attention.blocks import (
-    parts_of,
-    past_in_blocks,
-    past_in_parts,
-    size_of,
-    window_in_blocks,
-)
+from fnn.layers.attention.blocks import past_in_blocks, size_of, window_in_blocks
+from fnn.layers.attention.cpu_pieces import in_pieces, suits_pieces
 from fnn.layers.attention.masks import any_within
 from fnn.layers.attention.rows import Keys, Queries, Rule, any_of, rows, visible
 
@@ -67,13 +62,12 @@ def attend(
         return _by_jax(queries, keys, rule, in_order, implementation).reshape(*lead, t, n, d)
     window = rule.window if in_order else None
     size = t if any_size else block or size_of(q, k, rule, window)
-    count = parts_of(queries, rule) if in_order and not any_size else 1
-    if size >= t and count == 1:
+    if size >= t and (block or not suits_pieces(queries, keys, rule, in_order)):
         y = rows(queries, keys, rule)
     elif size >= t:
-        parts = functools.partial(past_in_parts, rule=rule, count=count)
+        pieces = functools.partial(in_pieces, rule=rule, in_order=in_order)
         whole = functools.partial(rows, rule=rule)
-        y = jax.lax.platform_dependent(queries, keys, cpu=parts, default=whole)
+        y = jax.lax.platform_dependent(queries, keys, cpu=pieces, default=whole)
     elif window is not None:
         y = window_in_blocks(queries, keys, rule, size)
     else:

@@ -7,6 +7,7 @@ import pytest
 
 from fnn.analysis.flops import count_flops
 from fnn.layers.attention import blocks as attention_blocks
+from fnn.layers.attention import cpu_pieces
 from fnn.layers.attention.blocks import size_of
 from fnn.layers.attention.products import attend
 from fnn.layers.attention.rows import Rule
@@ -49,6 +50,11 @@ CASES = {  # options, and the sizes of blocks
         (100, 2),
     ),
 }  # fmt: skip
+IN_PIECES = ("none, all", "keys, past", "segments", "cap, bias", "everything")
+PIECES = {  # what makes scores as small as these large
+    "examples": {"SOME": 1, "LARGE": 2**24, "PIECES": 1},
+    "queries": {"LARGE": 1, "FEWEST": 2},
+}
 
 
 def arranged(options):
@@ -79,9 +85,11 @@ def arranged(options):
 
 @pytest.mark.parametrize("case", but_full(CASES, [case for i, case in enumerate(CASES) if i % 3]))
 def test_blocks_are_the_formula_and_so_are_their_derivatives(case, monkeypatch):
-    """So are all scores at once, and those of three parts of the queries with their past alone."""
+    """So are all scores at once, three parts of the queries with their past alone, and some of the
+    examples, or queries, at a time."""
     options, blocks = CASES[case]
     blocks += ("parts",) if options.get("causal") else ()
+    blocks += ("examples", "queries") if case in IN_PIECES else ()
     options, run = arranged(options)
     args, along = inputs(0), inputs(2)
     with jax.enable_x64(True):
@@ -90,10 +98,13 @@ def test_blocks_are_the_formula_and_so_are_their_derivatives(case, monkeypatch):
         def every(args, along):
             found = {}
             for block in blocks:
-                parts = block == "parts"
-                monkeypatch.setattr(attention_blocks, "PARTS", {1: 3} if parts else {})
+                monkeypatch.setattr(attention_blocks, "PARTS", {1: 3} if block == "parts" else {})
+                for name, value in PIECES.get(block, {}).items():
+                    monkeypatch.setattr(cpu_pieces, name, value)
 
-                def f(*args, block=100 if parts else block):
+                size = None if isinstance(block, str) else block
+
+                def f(*args, block=size):
                     return run(*args, block)
 
                 y, moved = jax.jvp(f, args, along)
