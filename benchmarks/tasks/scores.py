@@ -119,8 +119,7 @@ TASK = Task(
     contenders={"fnn": fnn, "whole": whole, "jax_nn": jax_nn, "torch": torch},
     baseline="whole",
     goals=tuple(
-        Goal(f"{name}: at most 1.05 x the scores at once", name, 1.05, ("whole",))
-        for name in CASES
+        Goal(f"{name}: at most 1.05 x the scores at once", name, 1.05, ("whole",)) for name in CASES
     ),
     check=numbers,
     rounds=7,

@@ -15,7 +15,7 @@ from fnn.core.shapes import blocks_of
 from fnn.layers.attention.rows import Keys, Queries, Rule, rows
 
 LARGEST = 2**28  # bytes of scores that are made at once
-GROUPS = 2  # of blocks that see the same keys, where a block sees its past alone; each takes memory
+GROUPS = 2  # of blocks; each takes memory
 PARTS = {512: 4, 128: 2}  # of at least so many queries; each compiles its own products
 LEAST = 128  # queries in a block, unless their scores are too many in one example alone
 AXES = (1, 1, 1, 2, 2)  # of queries, in what belongs to them
@@ -75,7 +75,7 @@ def parts_of(queries: Queries, rule: Rule) -> int:
 
 
 def past_in_blocks(
-    queries: Queries, keys: Keys, rule: Rule, size: int, in_order: bool
+    queries: Queries, keys: Keys, rule: Rule, size: int, in_order: bool, groups: int = GROUPS
 ) -> jax.Array:
     """Block after block of queries: of scores there are [B, N, size, S] at any time.
 
@@ -85,6 +85,7 @@ def past_in_blocks(
     group sees.
 
     - `in_order`: whether queries and keys both have the positions 0, 1, 2 ...
+    - `groups`: of blocks that see the same keys, where a block sees its past alone.
     """
     t, s = queries.q.shape[1], keys.k.shape[1]
     count, causal = -(-t // size), rule.causal and in_order
@@ -101,7 +102,7 @@ def past_in_blocks(
         some = jax.tree.map(lambda x: x[first:last], parts)
         return jax.lax.map(jax.checkpoint(one, prevent_cse=False), some)
 
-    groups = min(GROUPS, count) if causal else 1
+    groups = min(groups, count) if causal else 1
     edges = [count * i // groups for i in range(groups + 1)]
     y = jnp.concatenate([group(*ends) for ends in itertools.pairwise(edges)])
     return _flat(y)[:, :t]

@@ -3,7 +3,7 @@
 XLA's programs take new memory for what they make on their way, and give it back at the end (jaxlib
 0.10). On a CPU the first touch of so much memory takes longer than the products that fill it, and
 it does not stay in the caches: whole, scores of 16 to 64 MiB take 1.4 to 2.5 times as long, forward
-and backward. To be deleted when the rows `attention` of benchmarks/tasks/scores.py take no longer
+and backward. To be deleted when the rows of benchmarks/tasks/scores.py take no longer
 without it.
 """
 
@@ -23,6 +23,7 @@ from fnn.layers.attention.rows import Keys, Queries, Rule, rows
 SOME = 2**21  # bytes of scores of the examples that are attended at once
 LARGE = 2**24  # of one example, from which on some of its queries are
 FEWEST = 64  # queries
+GROUPS = 4  # of blocks that see the same keys
 PIECES = 4  # of which there are more, or it does not pay
 
 
@@ -46,7 +47,7 @@ def in_pieces(queries: Queries, keys: Keys, rule: Rule, in_order: bool) -> jax.A
     if examples := _examples(queries, keys, rule):
         pieces = partial(_examples_in_turn, count=examples, whole=whole)
     elif size := _queries(queries, keys):
-        pieces = partial(past_in_blocks, rule=rule, size=size, in_order=in_order)
+        pieces = partial(past_in_blocks, rule=rule, size=size, in_order=in_order, groups=GROUPS)
     else:
         return whole(queries, keys)
     plain = all(x is None for x in (*queries[2:], *keys[3:], *rule[1:])) and not rule.causal
