@@ -262,6 +262,7 @@ def as_layer(fn: Any) -> Layer:
         if not callable(fn):
             mend = "unpack it: serial(*layers)" if isinstance(fn, (list, tuple)) else mend
             mend = "pass the function itself, such as jax.nn.relu" if isinstance(fn, str) else mend
+            mend = "declare it in a fnn.leaf, beside the others" if isinstance(fn, Param) else mend
         raise errors.InputError("a layer or a function", got, mend)
 
     inputs = signature(fn)

@@ -237,6 +237,9 @@ def leafwise(
     >>> print(mean.update(jnp.array([3.0, 2.0]), opt_state)[0])
     [2. 2.]
     """
+    if not hasattr(state, "_fields") or isinstance(state, tuple):
+        got, mend = errors.show(state), "pass a NamedTuple class"
+        raise errors.OptionError("a class as state of leafwise", got, mend)
     counts = "count" in state._fields
     n = len(state._fields) - (1 if counts else 0)
     fill = start or (lambda p: tuple(jnp.zeros_like(p) for _ in range(n)))  # for donation

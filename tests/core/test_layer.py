@@ -544,3 +544,8 @@ def test_carry_is_reached_through_f():
     net = fnn.compose(cell=cell)(lambda f, x: f.cell(f.cell.carry(x), x)[1])
     params = {"cell": {"d": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}}
     np.testing.assert_allclose(net(params, jnp.ones(3)), [4, 4])
+
+
+def test_a_combinator_has_no_params_of_its_own():
+    with pytest.raises(fnn.errors.InputError, match=r"declare it in a fnn\.leaf"):
+        fnn.compose(alpha=fnn.Param((), fnn.initializers.zeros))(lambda f, x: x)

@@ -383,3 +383,11 @@ def test_named_chain_keeps_states_by_name():
             named.update(grads, wrong)
     with pytest.raises(errors.OptionError, match="a transform"):
         fnn.optim.named_chain(a=fnn.optim.sgd)
+
+
+@pytest.mark.parametrize(
+    "state", [dict, {"mu": 0}, optim.sgd(0.1)], ids=["type", "dict", "instance"]
+)
+def test_the_state_of_a_rule_is_a_named_tuple_class(state):
+    with pytest.raises(errors.OptionError, match="pass a NamedTuple class"):
+        optim.leafwise(state, lambda t, p, g, m: (m, m))
