@@ -149,6 +149,7 @@ def flat(value: Any, form: Form) -> tuple[list[int], list[Any]]:
 
 
 def array(shape: Sequence[int], numbers: list[Any], form: Form) -> np.ndarray:
+    """The array of such a shape, of one example or a batch."""
     if not len(form.shape) - 1 <= len(shape) <= len(form.shape):
         raise Refused(422, f"{form.name}: expected {form}, got shape {[*shape[:32]]}")
     try:

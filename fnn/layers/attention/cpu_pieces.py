@@ -2,9 +2,8 @@
 
 XLA's programs take new memory for what they make on their way, and give it back at the end (jaxlib
 0.10). On a CPU the first touch of so much memory takes longer than the products that fill it, and
-it does not stay in the caches: whole, scores of 16 to 64 MiB take 1.4 to 2.5 times as long, forward
-and backward. To be deleted when the rows of benchmarks/tasks/scores.py take no longer
-without it.
+it does not stay in the caches: whole, scores of 16 to 64 MiB take 1.1 to 2.2 times as long, forward
+and backward. To be deleted when the rows of benchmarks/tasks/scores.py take no longer without it.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from fnn.core.dtypes import wide
 from fnn.layers.attention.blocks import parts_of, past_in_blocks, past_in_parts, power_of_two
 from fnn.layers.attention.rows import Keys, Queries, Rule, rows
 
+Whole = Callable[[Queries, Keys], jax.Array]
+
 SOME = 2**21  # bytes of scores of the examples that are attended at once
 LARGE = 2**24  # of one example, from which on some of its queries are
 FEWEST = 64  # queries
@@ -27,35 +28,30 @@ GROUPS = 4  # of blocks that see the same keys
 PIECES = 4  # of which there are more, or it does not pay
 
 
-def suits_pieces(queries: Queries, keys: Keys, rule: Rule, in_order: bool) -> bool:
-    """Whether `in_pieces` is faster than `rows` on CPU."""
-    if any(map(is_symbolic_dim, (queries.q.shape[1], keys.k.shape[1]))):
-        return False
-    parts = in_order and parts_of(queries, rule) > 1
-    return parts or _examples(queries, keys, rule) > 0 or _queries(queries, keys) > 0
-
-
-def in_pieces(queries: Queries, keys: Keys, rule: Rule, in_order: bool) -> jax.Array:
-    """`rows`, where large scores are made a piece at a time, and again for the gradient.
+def pieces_of(queries: Queries, keys: Keys, rule: Rule, in_order: bool) -> Whole | None:
+    """What computes `rows` on a CPU piece by piece; None if the scores are too small to pay.
 
     - `in_order`: whether queries and keys both have the positions 0, 1, 2 ...
     """
-    count = parts_of(queries, rule) if in_order else 1
-    whole = partial(rows, rule=rule)
-    if count > 1:
-        whole = partial(past_in_parts, rule=rule, count=count)
+    if any(map(is_symbolic_dim, (queries.q.shape[1], keys.k.shape[1]))):
+        return None
+    whole, parts = partial(rows, rule=rule), parts_of(queries, rule) if in_order else 1
+    if parts > 1:
+        whole = partial(past_in_parts, rule=rule, count=parts)
     if examples := _examples(queries, keys, rule):
         pieces = partial(_examples_in_turn, count=examples, whole=whole)
     elif size := _queries(queries, keys):
         pieces = partial(past_in_blocks, rule=rule, size=size, in_order=in_order, groups=GROUPS)
     else:
-        return whole(queries, keys)
-    plain = all(x is None for x in (*queries[2:], *keys[3:], *rule[1:])) and not rule.causal
-    return _fused(queries, keys, pieces) if plain else pieces(queries, keys)
+        return whole if parts > 1 else None
+    options = (*queries[2:], *keys[3:], *rule[1:])  # masks, segments, biases, windows ...
+    if rule.causal or any(x is not None for x in options):
+        return pieces
+    return partial(_fused, pieces=pieces)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _fused(queries: Queries, keys: Keys, pieces: Callable[[Queries, Keys], jax.Array]) -> jax.Array:
+def _fused(queries: Queries, keys: Keys, pieces: Whole) -> jax.Array:
     """`rows` where every query sees every key, which XLA makes one loop without scores.
 
     Their derivatives are not: those are of the pieces.
@@ -93,9 +89,7 @@ def _bytes_of_one(queries: Queries, keys: Keys) -> int:
     return n * t * keys.k.shape[1] * wide(queries.q.dtype).itemsize
 
 
-def _examples_in_turn(
-    queries: Queries, keys: Keys, count: int, whole: Callable[[Queries, Keys], jax.Array]
-) -> jax.Array:
+def _examples_in_turn(queries: Queries, keys: Keys, count: int, whole: Whole) -> jax.Array:
     """So many examples at a time, far apart in the batch: it may be cut over devices."""
     shape, (given, structure) = queries.q.shape, jax.tree.flatten((queries, keys))
     own = [x.shape[0] == shape[0] for x in given]  # not the same for all examples

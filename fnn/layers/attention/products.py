@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 
 from fnn.layers.attention.blocks import past_in_blocks, size_of, window_in_blocks
-from fnn.layers.attention.cpu_pieces import in_pieces, suits_pieces
+from fnn.layers.attention.cpu_pieces import pieces_of
 from fnn.layers.attention.masks import any_within
 from fnn.layers.attention.rows import Keys, Queries, Rule, any_of, rows, visible
 
@@ -62,16 +62,17 @@ def attend(
         return _by_jax(queries, keys, rule, in_order, implementation).reshape(*lead, t, n, d)
     window = rule.window if in_order else None
     size = t if any_size else block or size_of(q, k, rule, window)
-    if size >= t and (block or not suits_pieces(queries, keys, rule, in_order)):
-        y = rows(queries, keys, rule)
-    elif size >= t:
-        pieces = functools.partial(in_pieces, rule=rule, in_order=in_order)
-        whole = functools.partial(rows, rule=rule)
-        y = jax.lax.platform_dependent(queries, keys, cpu=pieces, default=whole)
-    elif window is not None:
+    if size < t and window is not None:
         y = window_in_blocks(queries, keys, rule, size)
-    else:
+    elif size < t:
         y = past_in_blocks(queries, keys, rule, size, in_order)
+    else:
+        whole = functools.partial(rows, rule=rule)
+        pieces = None if block else pieces_of(queries, keys, rule, in_order)
+        if pieces is None:
+            y = whole(queries, keys)
+        else:
+            y = jax.lax.platform_dependent(queries, keys, cpu=pieces, default=whole)
     return y.reshape(*lead, t, n, d)
 
 

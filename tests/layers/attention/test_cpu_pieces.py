@@ -48,14 +48,14 @@ def test_some_examples_at_a_time(rule, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, whole)
 
 
-def test_what_is_large(monkeypatch):
+def test_what_is_large():
     def at_once(batch, t, n=8):
         shape = jax.ShapeDtypeStruct((batch, t, n, 16), jnp.float32)
         queries, keys = cpu_pieces.Queries(shape, shape), cpu_pieces.Keys(shape, shape, shape)
         return cpu_pieces._examples(queries, keys, ALL), cpu_pieces._queries(queries, keys)
 
     assert at_once(32, 64) == (0, 0)  # 4 MiB in all
-    assert at_once(128, 128, 4) == (8, 0)  # 32 MiB, 2 at a time
+    assert at_once(128, 128, 4) == (8, 0)  # 2 MiB of 32
     assert at_once(127, 128, 4) == (1, 0)  # a prime number of them
     assert at_once(8, 512)[0] == 1  # of 8 MiB each
     assert at_once(4, 512)[0] == 0
