@@ -47,7 +47,7 @@ def numbers(body: bytes | bytearray, form: Form) -> tuple[tuple[int, ...], list[
 
 
 def follow(text: bytes | bytearray, first: bytes, second: bytes) -> bool:
-    """Whether `first + second in text`, in a tenth of its time where both are everywhere."""
+    """Whether `first + second in text`, in a third of its time where both are everywhere."""
     codes = np.frombuffer(text, np.uint8)
     return bool(((codes[:-1] == first[0]) & (codes[1:] == second[0])).any())
 
