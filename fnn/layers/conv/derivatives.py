@@ -36,24 +36,24 @@ def with_transpose(run: Linear, back: Linear, v: jax.Array) -> jax.Array:
     symmetric, in x = (v, y) and a dual copy of it (A is `run`, I the identity):
 
         | 0    L' |          | I  0 |                      | I  0 |
-        | L    0  |,    L =  | A  I |,    with the inverse | -A I | of L.
+        | L    0  |,    L =  | -A I |,    with the inverse | A  I | of L.
     """
 
     def equations(unknown):
         (v, y), (dv, dy) = unknown
         there, here = run(v), back(dy)
         none = _nothing(there) + _nothing(here)
-        return (dv + here + none, dy + none), (v + none, y + there + none)
+        return (dv - here + none, dy + none), (v + none, y - there + none)
 
     def solve(_, known):
         (dv, dy), (v, y) = known
-        return (v, y - run(v)), (dv - back(dy), dy)
+        return (v, y + run(v)), (dv + back(dy), dy)
 
     like = v, jax.eval_shape(run, v)
     zeros = jax.tree.map(lambda a: jnp.broadcast_to(_nothing(v), a.shape), like)
     known = zeros, (v, zeros[1])
     solved = jax.lax.custom_linear_solve(equations, known, solve, symmetric=True)
-    return sum(map(_nothing, jax.tree.leaves(solved))) - solved[0][1]
+    return solved[0][1] + sum(map(_nothing, jax.tree.leaves(solved)))
 
 
 def _nothing(x: jax.Array) -> jax.Array:
