@@ -41,7 +41,7 @@ def test_a_function_is_transposed_as_it_is_told():
 
 
 def test_stating_a_transpose_costs_nothing():
-    """XLA is left with the two functions: each addition or change of sign would pass over memory."""
+    """XLA is left with the two functions: a sum or a change of sign would pass over memory."""
 
     def pulled(a, v, y):
         out, pull = jax.vjp(partial(with_transpose, lambda v: a @ v, lambda y: a.T @ y), v)
