@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from fnn.core.types import Shape
 from fnn.layers.conv import windows
-from fnn.layers.conv.convolution import Geometry, convolve
+from fnn.layers.conv.convolution import Geometry
+from fnn.layers.conv.cpu_rows import by_rows
 
 MOST = 64  # phases that are written out
 LEAST = 4  # features; for fewer XLA's own is as fast
@@ -49,7 +50,7 @@ def suits_phases_by_kernel(image: Shape, kernel: Shape, geometry: Geometry) -> b
 
 
 def by_phases(
-    x: jax.Array, kernel: jax.Array, geometry: Geometry, run: Callable[..., jax.Array] = convolve
+    x: jax.Array, kernel: jax.Array, geometry: Geometry, run: Callable[..., jax.Array] = by_rows
 ) -> jax.Array:
     """`convolve` of x [B, *spatial, C] with gaps, `geometry.input_dilation`: [B, *spatial', O].
 

@@ -23,6 +23,7 @@ from fnn.core.types import Shape
 from fnn.layers.conv.convolution import Geometry, by_patches, channels_last, convolve
 from fnn.layers.conv.cpu_phases import by_phases, suits_phases, suits_phases_by_kernel
 from fnn.layers.conv.cpu_products import has_gaps, kernel_by_patches
+from fnn.layers.conv.cpu_rows import by_rows, cut
 from fnn.layers.conv.derivatives import differentiate, with_transpose
 
 
@@ -41,15 +42,17 @@ def in_fast_order(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 def _output(x: jax.Array, kernel: jax.Array, form: _Form) -> jax.Array:
     if suits_phases(kernel.shape, form.geometry):
         return by_phases(x, kernel, form.geometry)
-    return convolve(x, kernel, form.geometry)
+    return by_rows(x, kernel, form.geometry)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _image(kernel: jax.Array, y: jax.Array, form: _Form) -> jax.Array:
     turned = jnp.swapaxes(kernel, -1, -2)
     back = _back(form)
-    if back and suits_phases(turned.shape, back):
-        return by_phases(y, jnp.flip(turned, range(kernel.ndim - 2)), back)
+    in_phases = back and suits_phases(turned.shape, back)
+    if back and (in_phases or cut(y.shape, turned.shape, back) != (1, 1)):
+        flipped = jnp.flip(turned, range(kernel.ndim - 2))
+        return (by_phases if in_phases else by_rows)(y, flipped, back)
     axes = channels_last(kernel.ndim - 2, outputs_first=True)
     forward = partial(convolve, kernel=turned, geometry=form.geometry, axes=axes)
     return _transposed(forward, form.image, y)
@@ -72,19 +75,18 @@ def _kernel(y: jax.Array, x: jax.Array, form: _Form) -> jax.Array:
 
 
 def _back(form: _Form) -> Geometry | None:
-    """Of a convolution in strides, the one from y's image to x's by the turned kernel."""
+    """The convolution from y's image to x's by the flipped kernel, if x's image has no gaps."""
     geometry = form.geometry
-    if set(geometry.strides) == {1} or geometry.input_dilation is not None:
+    if geometry.input_dilation is not None:
         return None
+    apart = None if set(geometry.strides) == {1} else geometry.strides
     pads = []
     each = form.image[1:-1], form.kernel[:-2], geometry.strides, geometry.pads, geometry.dilation
     for size, taps, stride, (low, high), dilation in zip(*each, strict=True):
         reach = (taps - 1) * dilation
         across = (size + low + high - reach - 1) // stride * stride  # from first to last output
         pads.append((reach - low, size - 1 - across + low))
-    return Geometry(
-        (1,) * len(pads), tuple(pads), geometry.dilation, geometry.groups, geometry.strides
-    )
+    return Geometry((1,) * len(pads), tuple(pads), geometry.dilation, geometry.groups, apart)
 
 
 def _transposed(linear: Callable[..., jax.Array], shape: Shape, y: jax.Array) -> jax.Array:

@@ -1,0 +1,87 @@
+"""Convolutions with images, and strips of them, side by side in a row."""
+
+import re
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fnn
+from fnn.layers.conv import cpu_rows
+from fnn.layers.conv.convolution import Geometry
+from tests.layers.conv.support import assert_derives_as_jaxs_own, jaxs_own
+from tests.support import asarray, assert_close, ones
+
+SMALL = dict(ONE_CORE=True, CHANNELS=1, WORK=0)
+PLAIN = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+
+
+@given(data=st.data(), row=st.sampled_from([60, 200]), seed=st.integers(0, 99))
+def test_values_and_derivatives_are_those_of_jaxs_own_convolution(data, row, seed):
+    with mock.patch.multiple(cpu_rows, ROW=row, **SMALL):
+        assert_derives_as_jaxs_own(data, gaps=False, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "geometry", "cut"),
+    [
+        ((4, 5), (3,), Geometry((1,), ((3, 0),), (1,)), (2, 1)),
+        ((4, 5), (3,), Geometry((1,), ((0, 3),), (1,)), (4, 1)),
+        ((4, 5), (3,), Geometry((1,), ((3, 3),), (1,)), (2, 1)),
+        ((3, 7), (3,), Geometry((2,), ((1, 2),), (2,)), (3, 1)),
+        ((2, 6, 5), (3, 2), Geometry((1, 1), ((1, 1), (2, 0)), (1, 1)), (2, 3)),
+        ((1, 6, 5), (2, 3), Geometry((1, 1), ((2, 1), (0, 0)), (1, 1)), (1, 4)),
+        ((2, 9, 8), (3, 3), Geometry((2, 3), ((1, 0), (1, 1)), (1, 2)), (1, 4)),
+        ((2, 4, 3, 5), (2, 3, 2), Geometry((1, 1, 1), ((1, 0), (1, 1), (1, 1)), (1, 1, 1)), (2, 2)),
+    ],
+)
+def test_any_cut_computes_the_same(image, size, geometry, cut):
+    x, w = (asarray(jax.random.normal(jax.random.key(0), s)) for s in ((*image, 2), (*size, 2, 3)))
+    with mock.patch.object(cpu_rows, "cut", lambda *_: cut):
+        assert_close(cpu_rows.by_rows(x, w, geometry), jaxs_own(x, w, geometry), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "wanted"),
+    [
+        ((8, 28, 28, 64), (3, 3, 64, 64), (8, 1)),
+        ((32, 28, 28, 64), (3, 3, 64, 64), (8, 1)),  # the rest of the images in other rows
+        ((2, 56, 56, 32), (3, 3, 32, 64), (2, 4)),
+        ((1, 56, 56, 64), (3, 3, 64, 64), (1, 4)),
+        ((1, 53, 53, 64), (3, 3, 64, 64), (1, 1)),  # 53 rows make no equal strips
+        ((8, 8, 8, 32), (3, 3, 32, 32), (1, 1)),  # too little work
+        ((8, 112, 112, 16), (3, 3, 16, 16), (1, 1)),
+        ((32, 28, 28, 128), (3, 3, 128, 128), (1, 1)),
+        ((1, 224, 224, 64), (3, 3, 64, 64), (1, 1)),  # long enough as they are
+    ],
+)
+def test_as_many_lie_in_a_row_as_it_takes(image, kernel, wanted):
+    with mock.patch.object(cpu_rows, "ONE_CORE", True):
+        assert cpu_rows.cut(image, kernel, PLAIN) == wanted
+    with mock.patch.object(cpu_rows, "ONE_CORE", False):
+        assert cpu_rows.cut(image, kernel, PLAIN) == (1, 1)
+
+
+@pytest.mark.cpu
+def test_the_layer_and_its_gradient_by_the_image_run_in_long_rows():
+    """No axis of the images is as long as these rows."""
+    net, x = fnn.conv(64, (3, 3)), ones((16, 14, 14, 64))
+    params, _ = net.init(jax.random.key(0), x)
+    grad = jax.grad(lambda x, params: jnp.sum(jnp.sin(net(params, x))))
+    with mock.patch.object(cpu_rows, "ONE_CORE", True):
+        text = jax.jit(grad).lower(x, params).as_text()
+    found = re.findall(r"convolution.*-> tensor<(\w+)xf32>", text)
+    assert found and set(found) == {"1x14x240x64"}
+
+
+def test_a_vmapped_convolution_is_that_of_each():
+    geometry = Geometry((1, 2), ((1, 1), (0, 2)), (1, 1))
+    x, w = (jax.random.normal(jax.random.key(1), s) for s in ((3, 4, 5, 6, 2), (3, 3, 3, 2, 3)))
+    want = [jaxs_own(x[i], w[i], geometry) for i in range(3)]
+    with mock.patch.multiple(cpu_rows, ROW=60, **SMALL):
+        assert cpu_rows.cut(x.shape[1:], w.shape[1:], geometry)[0] > 1
+        got = jax.vmap(lambda x, w: cpu_rows.by_rows(x, w, geometry))(x, w)
+    assert_close(got, jnp.stack(want), dtype="float32")
