@@ -134,7 +134,7 @@ def app(
     routes = [Route(post.path, post, methods=["POST"]) for post in posts]
     routes += [Route(get.path, get, methods=["GET"]) for get in gets_of(told, batcher, monitor)]
     served = Starlette(routes=routes, lifespan=lifespan)
-    served.add_middleware(Counted, monitor=monitor)
+    served.add_middleware(Counted, monitor=monitor, posts={post.path: post for post in posts})
     return served
 
 

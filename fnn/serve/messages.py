@@ -161,6 +161,17 @@ def array(shape: Sequence[int], numbers: list[Any], form: Form) -> np.ndarray:
 
 def check_shapes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) -> None:
     """Shapes as in the interface, with equal names for equal sizes, and a batch that fits."""
+    for x, form in zip(xs, interface.inputs, strict=True):
+        if x.ndim != len(form.shape) or x.shape[1:] != form.shape[1:]:  # or some are free
+            _check_sizes(xs, interface, alone)
+    rows = {len(x) for x in xs}
+    most = interface.rows[-1]
+    if len(rows) != 1 or not 1 <= min(rows) <= most:
+        got = ", ".join(map(str, sorted(rows)))
+        raise Refused(422, f"expected as many examples of each input, 1 to {most}, got {got}")
+
+
+def _check_sizes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) -> None:
     at: dict[str, int] = {}
     for x, form in zip(xs, interface.inputs, strict=True):
         fits = x.ndim == len(form.shape) and all(
@@ -173,11 +184,6 @@ def check_shapes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) ->
             raise Refused(
                 422, f"{form.name}: expected {form}{free}, got shape {list(x.shape[alone:])}"
             )
-    rows = {len(x) for x in xs}
-    most = interface.rows[-1]
-    if len(rows) != 1 or not 1 <= min(rows) <= most:
-        got = ", ".join(map(str, sorted(rows)))
-        raise Refused(422, f"expected as many examples of each input, 1 to {most}, got {got}")
 
 
 def encode(ys: Sequence[np.ndarray], kind: str, interface: Interface, alone: bool) -> bytes:

@@ -41,16 +41,19 @@ def by_rows(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     images, strips = cut(x.shape, kernel.shape, geometry)
     if images * strips == 1:
         return convolve(x, kernel, geometry)
-    first, *_ = axes = _axes(x.shape, kernel.shape, geometry)
-    if strips > 1:
-        x = _strips(x, first, strips)
-        geometry = geometry._replace(pads=((0, 0), *geometry.pads[1:]))
-    y = _side_by_side(x, kernel, geometry, axes[-1], images * strips)
-    return y.reshape(-1, *(axis.out for axis in axes), kernel.shape[-1])
+    batch = x.shape[0]
+    rows = batch // images
+    y = _rows(x[: rows * images], kernel, geometry, (rows, images), strips)
+    if rows * images == batch:
+        return y
+    return jnp.concatenate([y, convolve(x[rows * images :], kernel, geometry)])
 
 
 def cut(image: Shape, kernel: Shape, geometry: Geometry) -> tuple[int, int]:
-    """How many images lie side by side, and how many strips of each; 1 and 1 if none should."""
+    """How many images lie side by side, and how many strips of each; 1 and 1 if none should.
+
+    A power of two of a batch whose size is unknown, as in an export.
+    """
     batch, channels, features = image[0], *kernel[-2:]
     sizes = *image[1:], *kernel
     plain = geometry.groups == 1 and geometry.input_dilation is None
@@ -59,16 +62,18 @@ def cut(image: Shape, kernel: Shape, geometry: Geometry) -> tuple[int, int]:
     if 0 in (batch, *sizes) or min(min(pads) for pads in geometry.pads) < 0:
         return 1, 1
     first, *_ = axes = _axes(image, kernel, geometry)
+    most = max(first.out // (2 * first.reach), 1) if len(axes) > 1 else 1  # thin strips share much
+    pieces = [n for n in range(1, most + 1) if first.out % n == 0]
     wanted = math.ceil(ROW / (channels * features * axes[-1].out))
-    known = isinstance(batch, int)  # and not a batch of any size, as in an export
-    work = math.prod(axis.out for axis in axes) * math.prod(kernel) * (batch if known else 1)
+    if isinstance(batch, int):
+        images = next((n for n in range(wanted, batch) if batch % n == 0), batch)
+    else:
+        batch = images = 1 << (math.ceil(wanted / pieces[-1]) - 1).bit_length()
+    work = math.prod(axis.out for axis in axes) * math.prod(kernel) * batch
     few = channels < CHANNELS or channels * features <= CHANNELS**2
     if few or features > FEATURES or work < WORK:
         return 1, 1
-    images = next((n for n in _divisors(batch) if n >= wanted), batch) if known else 1
-    rest = math.ceil(wanted / images)
-    most = first.out // (2 * first.reach) if len(axes) > 1 else 1  # thin strips share much
-    strips = next((n for n in _divisors(first.out) if rest <= n <= max(most, 1)), 0)
+    strips = next((n for n in pieces if n * images >= wanted), 0)
     return (images, strips) if strips else (1, 1)
 
 
@@ -82,8 +87,17 @@ def _axes(image: Shape, kernel: Shape, geometry: Geometry) -> list[_Axis]:
     return axes
 
 
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+def _rows(
+    x: jax.Array, kernel: jax.Array, geometry: Geometry, split: tuple[int, int], strips: int
+) -> jax.Array:
+    """`convolve` of x [rows * images, ...] in rows of so many images, each in strips."""
+    rows, images = split
+    first, *_ = axes = _axes(x.shape, kernel.shape, geometry)
+    if strips > 1:
+        x = _strips(x, first, strips)
+        geometry = geometry._replace(pads=((0, 0), *geometry.pads[1:]))
+    y = _side_by_side(x, kernel, geometry, axes[-1], (rows, images * strips))
+    return y.reshape(rows * images, *(axis.out for axis in axes), kernel.shape[-1])
 
 
 def _strips(x: jax.Array, axis: _Axis, strips: int) -> jax.Array:
@@ -93,21 +107,21 @@ def _strips(x: jax.Array, axis: _Axis, strips: int) -> jax.Array:
     each = axis._replace(out=axis.out // strips)
     starts = range(0, axis.out * axis.stride, each.out * axis.stride)
     parts = [jax.lax.slice_in_dim(x, at, at + each.extent, axis=1) for at in starts]
-    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+    return jnp.stack(parts, 1).reshape(x.shape[0] * strips, *parts[0].shape[1:])
 
 
 def _side_by_side(
-    x: jax.Array, kernel: jax.Array, geometry: Geometry, axis: _Axis, n: int
+    x: jax.Array, kernel: jax.Array, geometry: Geometry, axis: _Axis, split: tuple[int, int]
 ) -> jax.Array:
-    """`convolve`, of n images in each row: [B, ..., W, C] as [B / n, ..., n W', C]."""
+    """`convolve` of [rows * n, ..., W, C] as of [rows, ..., n * W', C]."""
     size, reach, stride, low, out = axis
     places = max(size + low, axis.extent - low, out * stride)  # no output meets two images
     pitch = math.ceil(places / stride)  # outputs from one image to the next
-    last = x.ndim - 2
+    last, (rows, n) = x.ndim - 2, split
     gaps = [(0, 0, 0)] * (last - 1) + [(0, pitch * stride - size, 0)]
     x = pad_spatial(x, gaps)
-    x = jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, last)  # [B / n, ..., n, W', C]
-    x = x.reshape(*x.shape[:last], -1, x.shape[-1])
+    x = jnp.moveaxis(x.reshape(rows, n, *x.shape[1:]), 1, last)  # [rows, ..., n, W', C]
+    x = x.reshape(*x.shape[:last], n * pitch * stride, x.shape[-1])
     pads = (*geometry.pads[:-1], (low, max(reach - stride - low, 0)))
     y = convolve(x, kernel, geometry._replace(pads=pads))
     y = jax.lax.slice_in_dim(y, 0, n * pitch, axis=last)

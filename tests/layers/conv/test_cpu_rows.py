@@ -85,3 +85,17 @@ def test_a_vmapped_convolution_is_that_of_each():
         assert cpu_rows.cut(x.shape[1:], w.shape[1:], geometry)[0] > 1
         got = jax.vmap(lambda x, w: cpu_rows.by_rows(x, w, geometry))(x, w)
     assert_close(got, jnp.stack(want), dtype="float32")
+
+
+@pytest.mark.cpu
+def test_a_batch_of_any_size_fills_rows_and_the_rest_is_alone():
+    net, (b,) = fnn.conv(32, (3, 3)), jax.export.symbolic_shape("b")
+    params, _ = net.init(jax.random.key(0), (1, 14, 14, 32))
+    x = jax.random.normal(jax.random.key(1), (37, 14, 14, 32))
+    with mock.patch.multiple(cpu_rows, ONE_CORE=True, WORK=0, ROW=1 << 17):
+        assert cpu_rows.cut((b, *x.shape[1:]), (3, 3, 32, 32), PLAIN) == (8, 2)
+        spec = jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)
+        call = jax.export.export(jax.jit(net))(params, spec).call
+    for n in (1, 7, 8, 37):
+        want = jaxs_own(x[:n], params["kernel"], PLAIN)
+        assert_close(call(params, x[:n]), want, dtype="float32")
