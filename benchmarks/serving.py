@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 CONTENDERS = {"fnn": "64", "fnn, no batches": "1"}  # --max-batch
-ROUNDS = 3
+ROUNDS = 7
 TOLERANCE = 2e-4
 
 LITSERVE = """

@@ -34,7 +34,7 @@ def numbers(body: bytes | bytearray, form: Form) -> tuple[tuple[int, ...], list[
         return None
     text = found[1]
     tokens = text.translate(ZEROS, BLANKS)  # such as [[0,000],[00,0]]
-    if follow(tokens, b"0", b"[") or follow(tokens, b"]", b"0"):
+    if misplaced(tokens):
         return None
     shape = shape_of(tokens.translate(None, b"0"), example)
     if shape is None:
@@ -46,10 +46,13 @@ def numbers(body: bytes | bytearray, form: Form) -> tuple[tuple[int, ...], list[
     return (shape, flat) if len(flat) == math.prod(shape) else None
 
 
-def follow(text: bytes | bytearray, first: bytes, second: bytes) -> bool:
-    """Whether `first + second in text`, in a third of its time where both are everywhere."""
-    codes = np.frombuffer(text, np.uint8)
-    return bool(((codes[:-1] == first[0]) & (codes[1:] == second[0])).any())
+def misplaced(tokens: bytes | bytearray) -> bool:
+    """Whether a number stands before [ or after ]; each `in` would take twice as long as both."""
+    codes = np.frombuffer(tokens, np.uint8)
+    before, after = codes[:-1], codes[1:]
+    opened = (before == ord("0")) & (after == ord("["))
+    closed = (before == ord("]")) & (after == ord("0"))
+    return bool((opened | closed).any())
 
 
 def shape_of(lists: bytes | bytearray, example: tuple[Any, ...]) -> tuple[int, ...] | None:

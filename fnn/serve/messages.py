@@ -154,7 +154,7 @@ def array(shape: Sequence[int], numbers: list[Any], form: Form) -> np.ndarray:
         raise Refused(422, f"{form.name}: expected {form}, got shape {[*shape[:32]]}")
     try:
         with np.errstate(over="ignore"):  # what overflows is found to be infinite
-            return np.array(numbers, form.dtype).reshape(shape)
+            return np.fromiter(numbers, form.dtype, len(numbers)).reshape(shape)
     except OverflowError:
         raise Refused(422, f"{form.name}: expected {form}, got a number out of range") from None
 
