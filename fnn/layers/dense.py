@@ -8,6 +8,7 @@ from fnn.core.layer import Layer, leaf
 from fnn.core.origins import builder
 from fnn.core.shapes import of_rank
 from fnn.initializers import lecun_normal, zeros
+from fnn.layers.cpu_matmul import matmul
 
 
 @builder
@@ -53,7 +54,7 @@ def dense(
         return {"kernel": kernel, "bias": bias} if use_bias else {"kernel": kernel}, {}
 
     def apply(params, state, x, *, key, train):
-        y = x @ params["kernel"]
+        y = matmul(x, params["kernel"])  # x @ kernel
         return y + of_rank(params["bias"], y.ndim) if use_bias else y, state
 
     return leaf("dense", specs, apply)

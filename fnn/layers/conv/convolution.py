@@ -58,9 +58,10 @@ def by_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
     patches = patches_of(x, kernel.shape[:-2], geometry)  # [B, *spatial, K, C]
     *lead, taps, channels = patches.shape
     groups = geometry.groups
-    if groups == 1:  # as two matrices, which XLA multiplies faster
-        flat = kernel.reshape(taps * channels, -1)
-        return jnp.matmul(patches.reshape(*lead, taps * channels), flat)
+    if groups == 1:  # as two matrices, which XLA multiplies and derives faster
+        rows, flat = math.prod(lead), kernel.reshape(taps * channels, -1)
+        y = jnp.matmul(patches.reshape(rows, taps * channels), flat)
+        return y.reshape(*lead, kernel.shape[-1])
     patches = patches.reshape(*lead, taps, groups, channels // groups)
     split = (channels // groups, groups, kernel.shape[-1] // groups)
     products = jnp.einsum("...kgc,kcgo->...go", patches, kernel.reshape(taps, *split))

@@ -1,0 +1,25 @@
+"""The product of a last axis with a matrix, over one axis of rows.
+
+For the gradient by the matrix, XLA's CPU compiler (jaxlib 0.10 to 0.12) sums over one axis at once
+and over several by a transposed copy of what it sums: a dense layer over [B, T, C] takes up to a
+quarter longer than over [B T, C]. Elsewhere the axes stay apart, so that each may be cut over
+devices. To be deleted when the row `apart` of benchmarks/tasks/matmul.py is as fast as `fnn`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel: [..., C], [C, O] -> [..., O]."""
+    if jnp.ndim(x) <= 2:
+        return x @ kernel
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_rows, default=jnp.matmul)
+
+
+def _by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    *lead, channels = x.shape
+    y = x.reshape(math.prod(lead), channels) @ kernel
+    return y.reshape(*lead, kernel.shape[-1])
