@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
@@ -69,7 +69,14 @@ class Failed(Exception):
 class Worker:
     """A contender's process (see `worker.py`): its own, or that of the contender `beside`."""
 
-    def __init__(self, task: str, case: str, contender: str, beside: Worker | None = None):
+    def __init__(
+        self,
+        task: str,
+        case: str,
+        contender: str,
+        environment: Mapping[str, str],
+        beside: Worker | None = None,
+    ):
         self.contender = contender
         if beside:
             self.process, self.errors, self.sharing = beside.process, beside.errors, beside.sharing
@@ -78,6 +85,7 @@ class Worker:
         self.sharing = [contender]
         env = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED) or k in KEPT}
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # contenders share one accelerator
+        env |= environment
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", task, case],
@@ -133,11 +141,15 @@ class Measurement:
             if worker := self.workers.pop(contender, None):
                 worker.close()
 
+    def started(self, contender: str, beside: Worker | None = None) -> Worker:
+        environment = self.task.environments.get(contender, {})
+        return Worker(self.name, self.case, contender, environment, beside)
+
     def prepare(self, contender: str) -> None:
         """Build, first call, and the numbers to check."""
         row = self.rows[contender] = {"seconds": []}
         beside = next(iter(self.workers.values()), None) if self.task.pairs else None
-        worker = self.workers[contender] = Worker(self.name, self.case, contender, beside)
+        worker = self.workers[contender] = self.started(contender, beside)
         worker.ask("build")
         row["first_call"] = worker.ask("first")
         row["first_calls"] = [row["first_call"]]
@@ -172,7 +184,7 @@ class Measurement:
         if not self.task.cold:
             row["seconds"].append(self.workers[contender].ask(f"time {row['calls']}"))
             return
-        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        worker = self.workers[contender] = self.started(contender)
         worker.ask("build")
         row["seconds"].append(worker.ask("first"))
         self.workers.pop(contender).close()
@@ -180,7 +192,7 @@ class Measurement:
     def restart(self, contender: str) -> None:
         """The same contender in a fresh process, warm."""
         self.workers.pop(contender).close()
-        worker = self.workers[contender] = Worker(self.name, self.case, contender)
+        worker = self.workers[contender] = self.started(contender)
         worker.ask("build")
         self.rows[contender]["first_calls"].append(worker.ask("first"))
         worker.ask("time 3")

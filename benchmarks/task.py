@@ -53,6 +53,7 @@ class Task:
     - `pairs`: by contender, the one that it is compared with and must agree with, where both are
       programs of one library: all contenders of a case then share a process, and the report is one
       table of ratios.
+    - `environments`: by contender, what its process has in its environment besides.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Task:
     baseline: str = "floor"
     samples: Mapping[str, int] = field(default_factory=dict)
     pairs: Mapping[str, str] = field(default_factory=dict)
+    environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def load(name: str) -> Task:

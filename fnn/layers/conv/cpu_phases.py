@@ -67,7 +67,8 @@ def by_phases(
             return jnp.zeros((x.shape[0], *counts, kernel.shape[-1]), x.dtype)
         taps = kernel[tuple(slice(phase.first, None, phase.step) for phase in chosen)]
         pads, dilation = (tuple(getattr(p, name) for p in chosen) for name in ("pad", "dilation"))
-        return run(x, taps, Geometry((1,) * len(chosen), pads, dilation))
+        one = Geometry((1,) * len(chosen), pads, dilation, weight_grad=geometry.weight_grad)
+        return run(x, taps, one)
 
     return windows.interleaved(image, apart, sizes)
 

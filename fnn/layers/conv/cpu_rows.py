@@ -57,11 +57,14 @@ def cut(image: Shape, kernel: Shape, geometry: Geometry) -> tuple[int, int]:
     batch, channels, features = image[0], *kernel[-2:]
     sizes = *image[1:], *kernel
     plain = geometry.groups == 1 and geometry.input_dilation is None
+    plain &= geometry.weight_grad == "conv"  # the other is not for CPUs alone
     if not (ONE_CORE and plain and all(isinstance(n, int) for n in sizes)):
         return 1, 1
     if 0 in (batch, *sizes) or min(min(pads) for pads in geometry.pads) < 0:
         return 1, 1
     first, *_ = axes = _axes(image, kernel, geometry)
+    if min(axis.out for axis in axes) < 1:
+        return 1, 1
     most = max(first.out // (2 * first.reach), 1) if len(axes) > 1 else 1  # thin strips share much
     pieces = [n for n in range(1, most + 1) if first.out % n == 0]
     wanted = math.ceil(ROW / (channels * features * axes[-1].out))

@@ -86,7 +86,8 @@ def _back(form: _Form) -> Geometry | None:
         reach = (taps - 1) * dilation
         across = (size + low + high - reach - 1) // stride * stride  # from first to last output
         pads.append((reach - low, size - 1 - across + low))
-    return Geometry((1,) * len(pads), tuple(pads), geometry.dilation, geometry.groups, apart)
+    back = geometry._replace(strides=(1,) * len(pads), pads=tuple(pads))
+    return back._replace(input_dilation=apart)
 
 
 def _transposed(linear: Callable[..., jax.Array], shape: Shape, y: jax.Array) -> jax.Array:

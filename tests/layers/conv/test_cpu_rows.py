@@ -65,6 +65,15 @@ def test_as_many_lie_in_a_row_as_it_takes(image, kernel, wanted):
         assert cpu_rows.cut(image, kernel, PLAIN) == (1, 1)
 
 
+def test_what_is_not_for_cpus_alone_or_has_no_outputs_is_left_as_it_is():
+    image, kernel = (8, 28, 28, 64), (3, 3, 64, 64)
+    with mock.patch.object(cpu_rows, "ONE_CORE", True):
+        assert cpu_rows.cut(image, kernel, PLAIN._replace(weight_grad="matmul")) == (1, 1)
+        assert cpu_rows.cut(image, kernel, PLAIN._replace(groups=2)) == (1, 1)
+        assert cpu_rows.cut(image, kernel, PLAIN._replace(input_dilation=(2, 1))) == (1, 1)
+        assert cpu_rows.cut(image, (40, 3, 64, 64), PLAIN) == (1, 1)
+
+
 @pytest.mark.cpu
 def test_the_layer_and_its_gradient_by_the_image_run_in_long_rows():
     """No axis of the images is as long as these rows."""
