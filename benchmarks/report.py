@@ -66,6 +66,9 @@ def judge(
         measured = ratio(mine[goal.of], others[against])
         against += f" in {goal.than}" if goal.than else ""
     met = measured <= goal.limit
+    if goal.otherwise and "seconds" in rows.get(goal.otherwise[0], {}):
+        name, limit = goal.otherwise
+        met = met or ratio(mine[goal.of], rows[name][goal.of]) <= limit
     why = "" if met else goal.cause or "cause not yet found"
     if absent := [name for name in goal.over if "seconds" not in than.get(name, {})]:
         why = f"{why} (without {', '.join(absent)})".strip()

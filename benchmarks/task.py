@@ -22,7 +22,8 @@ class Goal:
     """A contender's time is at most `limit` times the best of `over`; `limit` seconds if none.
 
     `than`: the case in which `over` are timed; empty is the same case. `of`: the times compared,
-    those of the rounds or, as "first_calls", those of the first call in each process.
+    those of the rounds or, as "first_calls", those of the first call in each process. `otherwise`:
+    a contender and how many times its time is good enough too.
     """
 
     text: str
@@ -33,6 +34,7 @@ class Goal:
     cause: str = ""  # why it is missed, as far as is known
     than: str = ""
     of: str = "seconds"
+    otherwise: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ def test_goals_are_judged_and_misses_printed():
     assert said(2.0) == "met: quick: 1.2 s."
     assert said(1.0, ("gone",)).startswith("not measured")
     assert "without gone" in said(1.3, ("floor", "gone"))
+    assert said(1.1, ("floor",), otherwise=("slow", 0.5)).startswith("met: quick: 1.2 x floor")
+    assert said(1.1, ("floor",), otherwise=("slow", 0.3)).startswith("**MISSED**")
+    assert said(1.1, ("floor",), otherwise=("gone", 9.0)).startswith("**MISSED**")
     twice = report.judge(Goal("flat", "96", 1.5, ("fnn",), than="4"), {"fnn": row(2.0, 2.0)}, rows)
     assert report.state(twice).startswith("**MISSED**: flat: 1.67 x fnn in 4 (limit 1.5).")
     compiled = {name: rows[name] | {"first_calls": [seconds, 1.0, seconds]}
