@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import duration
+from benchmarks.report import duration, ratio
 
 HERE = Path(__file__).parent
 LOOKS = {  # name, colour, marker
@@ -24,12 +24,12 @@ LOOKS = {  # name, colour, marker
 
 
 def relative(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{case: {contender: median time / fnn's}}, of what was timed."""
+    """{case: {contender: its time / fnn's, as in the report}}, of what was timed."""
     found = {}
     for case, rows in result["cases"].items():
-        times = {name: median(row["seconds"]) for name, row in rows.items() if "seconds" in row}
+        times = {name: row["seconds"] for name, row in rows.items() if "seconds" in row}
         if "fnn" in times:
-            found[case] = {name: time / times["fnn"] for name, time in times.items()}
+            found[case] = {name: ratio(some, times["fnn"]) for name, some in times.items()}
     return found
 
 
@@ -45,7 +45,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), marker, color=colour, label=label, alpha=0.85)
     axes.axvline(1, color="tab:red", lw=2.5, label="fnn", zorder=0)
-    least, *_, most = sorted(ratio for by in ratios.values() for ratio in by.values())
+    least, *_, most = sorted(value for by in ratios.values() for value in by.values())
     least, most = min(least, 0.5) / 1.15, max(most, 2) * 1.15
     axes.axvspan(least, 1, color="tab:red", alpha=0.06, lw=0)
     axes.set(xscale="log", xlim=(least, most), ylim=(len(ratios) - 0.4, -0.6))

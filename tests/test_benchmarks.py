@@ -255,16 +255,20 @@ def test_the_crossover_is_drawn_from_a_result(tmp_path):
 
 
 def test_times_relative_to_fnn_are_drawn_from_a_result(tmp_path):
-    """Ratios of medians, of the cases and contenders that were timed."""
+    """The report's ratios, of the cases and contenders that were timed."""
     pytest.importorskip("matplotlib")
     cases = {
-        "net train": {"fnn": row(1.0, 2.0, 9.0), "nnx": row(5.0), "torch": row(0.5)},
+        "net train": {
+            "fnn": row(1.0, 2.0, 9.0),
+            "nnx": row(4.0, 5.0, 90.0),
+            "torch": row(0.5, 0.5, 0.9),
+        },
         "net batch 1": {"fnn": row(0.5), "torch": {"skipped": "not installed"}},
         "other train": {"fnn": {"failed": "killed"}, "torch": row(1.0)},
     }
     result = {"device": "a device", "cases": cases}
     assert relative.relative(result) == {
-        "net train": {"fnn": 1.0, "nnx": 2.5, "torch": 0.25},
+        "net train": {"fnn": 1.0, "nnx": 4.0, "torch": 0.25},
         "net batch 1": {"fnn": 1.0},
     }
     relative.draw(result, tmp_path / "new/picture.png")

@@ -11,10 +11,14 @@ import math
 import jax
 import jax.numpy as jnp
 
+SMALL = 1 << 16  # values; the copy of fewer takes no time, and one form less is traced
+
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x @ kernel: [..., C], [C, O] -> [..., O]."""
-    if jnp.ndim(x) <= 2:
+    *lead, channels = jnp.shape(x)
+    known = all(isinstance(size, int) for size in lead)  # not so where an export leaves it open
+    if len(lead) < 2 or known and math.prod(lead) * max(channels, kernel.shape[-1]) < SMALL:
         return x @ kernel
     return jax.lax.platform_dependent(x, kernel, cpu=_by_rows, default=jnp.matmul)
 

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fnn.layers import cpu_matmul
 from fnn.layers.cpu_matmul import matmul
 from tests.support import asarray, assert_close, ones
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 0, 3), (2, 1, 3, 2)])
-def test_values_and_derivatives_are_those_of_the_sum(lead):
+def test_values_and_derivatives_are_those_of_the_sum(lead, monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "SMALL", 0)
     rng = np.random.default_rng(0)
     x, w, dy = (asarray(rng.normal(size=s)) for s in ((*lead, 4), (4, 5), (*lead, 5)))
     y, pull = jax.vjp(matmul, x, w)
@@ -30,18 +32,23 @@ def test_no_gradient_copies_its_arrays():
     def pulled(x, w, dy):
         return jax.vjp(matmul, x, w)[1](dy)
 
-    shapes = (4, 8, 16), (16, 32), (4, 8, 32)
+    shapes = (8, 64, 16), (16, 128), (8, 64, 128)
     text = jax.jit(pulled).lower(*map(ones, shapes)).compile().as_text()
     assert not re.findall(r"= f32\[[\d,]+\]\S* (?:copy|transpose)\(", text), text
 
 
 def test_other_platforms_keep_the_axes_apart():
-    arguments = ones((4, 8, 16)), ones((16, 32))
+    arguments = ones((8, 64, 16)), ones((16, 128))
     text = jax.jit(matmul).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
-    assert "tensor<4x8x32xf32>" in text and "reshape" not in text
+    assert "tensor<8x64x128xf32>" in text and "reshape" not in text
 
 
-def test_a_batch_of_any_size_and_a_vmapped_kernel_are_taken():
+def test_small_products_are_traced_once():
+    assert "cond" not in str(jax.make_jaxpr(matmul)(ones((4, 8, 16)), ones((16, 32))))
+
+
+def test_a_batch_of_any_size_and_a_vmapped_kernel_are_taken(monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "SMALL", 0)
     b, t = jax.export.symbolic_shape("b, t")
     w, x = ones((2, 3)), jnp.arange(24.0).reshape(3, 4, 2)
     call = jax.export.export(jax.jit(matmul))(jax.ShapeDtypeStruct((b, t, 2), "float32"), w).call
