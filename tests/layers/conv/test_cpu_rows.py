@@ -1,28 +1,36 @@
 """Convolutions with images, and strips of them, side by side in a row."""
 
 import re
+from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fnn
 from fnn.layers.conv import cpu_rows
+from fnn.layers.conv.backends import convolve
 from fnn.layers.conv.convolution import Geometry
-from tests.layers.conv.support import assert_derives_as_jaxs_own, jaxs_own
+from tests.layers.conv.support import derivatives, jaxs_own
+from tests.layers.support import assert_trees_close
 from tests.support import asarray, assert_close, ones
 
 SMALL = dict(ONE_CORE=True, CHANNELS=1, WORK=0)
 PLAIN = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
 
 
-@given(data=st.data(), row=st.sampled_from([60, 200]), seed=st.integers(0, 99))
-def test_values_and_derivatives_are_those_of_jaxs_own_convolution(data, row, seed):
-    with mock.patch.multiple(cpu_rows, ROW=row, **SMALL):
-        assert_derives_as_jaxs_own(data, gaps=False, seed=seed)
+def test_derivatives_are_those_of_jaxs_own_convolution():
+    """In every mode; by the image it runs in rows too."""
+    geometry = Geometry((1, 1), ((1, 0), (2, 1)), (1, 1))
+    x, w = (asarray(jax.random.normal(jax.random.key(0), s)) for s in ((2, 4, 9, 2), (2, 3, 2, 3)))
+    with mock.patch.multiple(cpu_rows, ROW=120, **SMALL):
+        assert cpu_rows.cut(x.shape, w.shape, geometry) != (1, 1)
+        got, want = (
+            jax.jit(partial(derivatives, partial(run, geometry=geometry)))(x, w)
+            for run in (convolve, jaxs_own)
+        )
+    assert_trees_close(got, want, "float32")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,8 @@ def test_values_and_derivatives_are_those_of_jaxs_own_convolution(data, row, see
 def test_any_cut_computes_the_same(image, size, geometry, cut):
     x, w = (asarray(jax.random.normal(jax.random.key(0), s)) for s in ((*image, 2), (*size, 2, 3)))
     with mock.patch.object(cpu_rows, "cut", lambda *_: cut):
-        assert_close(cpu_rows.by_rows(x, w, geometry), jaxs_own(x, w, geometry), dtype="float32")
+        got = jax.jit(partial(cpu_rows.by_rows, geometry=geometry))(x, w)
+    assert_close(got, jaxs_own(x, w, geometry), dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -89,10 +98,10 @@ def test_the_layer_and_its_gradient_by_the_image_run_in_long_rows():
 def test_a_vmapped_convolution_is_that_of_each():
     geometry = Geometry((1, 2), ((1, 1), (0, 2)), (1, 1))
     x, w = (jax.random.normal(jax.random.key(1), s) for s in ((3, 4, 5, 6, 2), (3, 3, 3, 2, 3)))
-    want = [jaxs_own(x[i], w[i], geometry) for i in range(3)]
+    want = jax.jit(lambda x, w: [jaxs_own(x[i], w[i], geometry) for i in range(3)])(x, w)
     with mock.patch.multiple(cpu_rows, ROW=60, **SMALL):
         assert cpu_rows.cut(x.shape[1:], w.shape[1:], geometry)[0] > 1
-        got = jax.vmap(lambda x, w: cpu_rows.by_rows(x, w, geometry))(x, w)
+        got = jax.jit(jax.vmap(partial(cpu_rows.by_rows, geometry=geometry)))(x, w)
     assert_close(got, jnp.stack(want), dtype="float32")
 
 
