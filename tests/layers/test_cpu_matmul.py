@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fnn
 from fnn.layers import cpu_matmul
 from fnn.layers.cpu_matmul import matmul
 from tests.support import asarray, assert_close, ones
+
+pytestmark = pytest.mark.usefixtures("devices")
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 0, 3), (2, 1, 3, 2)])
@@ -41,6 +44,16 @@ def test_other_platforms_keep_the_axes_apart():
     arguments = ones((8, 64, 16)), ones((16, 128))
     text = jax.jit(matmul).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     assert "tensor<8x64x128xf32>" in text and "reshape" not in text
+
+
+@pytest.mark.parametrize("devices", [8], indirect=True)
+def test_axes_that_may_be_cut_over_devices_stay_apart():
+    """A sequence cut over devices is not gathered."""
+    mesh = fnn.sharding.mesh(data=8)
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    x, kernel = jax.device_put(ones((8, 64, 16)), where), ones((16, 128))
+    text = jax.jit(matmul).lower(x, kernel).compile().as_text()
+    assert not re.findall(r"all-gather|collective-permute|all-to-all", text)
 
 
 def test_small_products_are_traced_once():

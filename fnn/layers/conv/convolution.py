@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fnn.layers.conv import windows
+from fnn.layers.cpu_matmul import matmul
 
 
 class Geometry(NamedTuple):
@@ -58,10 +59,9 @@ def by_patches(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
     patches = patches_of(x, kernel.shape[:-2], geometry)  # [B, *spatial, K, C]
     *lead, taps, channels = patches.shape
     groups = geometry.groups
-    if groups == 1:  # as two matrices, which XLA multiplies and derives faster
-        rows, flat = math.prod(lead), kernel.reshape(taps * channels, -1)
-        y = jnp.matmul(patches.reshape(rows, taps * channels), flat)
-        return y.reshape(*lead, kernel.shape[-1])
+    if groups == 1:  # as two matrices, which XLA multiplies faster
+        flat = kernel.reshape(taps * channels, -1)
+        return matmul(patches.reshape(*lead, taps * channels), flat)
     patches = patches.reshape(*lead, taps, groups, channels // groups)
     split = (channels // groups, groups, kernel.shape[-1] // groups)
     products = jnp.einsum("...kgc,kcgo->...go", patches, kernel.reshape(taps, *split))

@@ -3,8 +3,9 @@
 XLA's CPU compiler (jaxlib 0.10, no longer 0.11) divides a convolution among cores along the rows of
 the image alone, and a row of little work not at all: with 64 channels and 3 x 3 taps it runs on one
 core if a row has less than a hundred places. So here several images, or strips of one, lie side by
-side in a row, with the zeros of their padding between them. To be deleted with jaxlib 0.10; until
-then the row `alone` of benchmarks/tasks/conv_rows.py shows what it saves.
+side in a row, with the zeros of their padding between them; not where there are several devices,
+over which the images may be cut. To be deleted with jaxlib 0.10; until then the row `alone` of
+benchmarks/tasks/conv_rows.py shows what it saves.
 """
 
 import math
@@ -59,6 +60,8 @@ def cut(image: Shape, kernel: Shape, geometry: Geometry) -> tuple[int, int]:
     plain = geometry.groups == 1 and geometry.input_dilation is None
     plain &= geometry.weight_grad == "conv"  # the other is not for CPUs alone
     if not (ONE_CORE and plain and all(isinstance(n, int) for n in sizes)):
+        return 1, 1
+    if jax.device_count() > 1:
         return 1, 1
     if 0 in (batch, *sizes) or min(min(pads) for pads in geometry.pads) < 0:
         return 1, 1

@@ -18,6 +18,7 @@ from tests.support import asarray, assert_close, ones
 
 SMALL = dict(ONE_CORE=True, CHANNELS=1, WORK=0)
 PLAIN = Geometry((1, 1), ((1, 1), (1, 1)), (1, 1))
+pytestmark = pytest.mark.usefixtures("devices")
 
 
 def test_derivatives_are_those_of_jaxs_own_convolution():
@@ -81,6 +82,18 @@ def test_what_is_not_for_cpus_alone_or_has_no_outputs_is_left_as_it_is():
         assert cpu_rows.cut(image, kernel, PLAIN._replace(groups=2)) == (1, 1)
         assert cpu_rows.cut(image, kernel, PLAIN._replace(input_dilation=(2, 1))) == (1, 1)
         assert cpu_rows.cut(image, (40, 3, 64, 64), PLAIN) == (1, 1)
+
+
+@pytest.mark.parametrize("devices", [8], indirect=True)
+def test_images_that_may_be_cut_over_devices_do_not_meet_in_a_row():
+    net, mesh = fnn.conv(64, (3, 3)), fnn.sharding.mesh(data=8)
+    params, _ = net.init(jax.random.key(0), (1, 14, 14, 64))
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.device_put(ones((32, 14, 14, 64)), where)
+    with mock.patch.object(cpu_rows, "ONE_CORE", True):
+        assert cpu_rows.cut(x.shape, (3, 3, 64, 64), PLAIN) == (1, 1)
+        text = jax.jit(net).lower(params, x).compile().as_text()
+    assert not re.findall(r"all-gather|collective-permute|all-to-all", text)
 
 
 @pytest.mark.cpu
