@@ -289,6 +289,26 @@ def limit(case: Case) -> Call:
     return max(calls, key=lambda call: min(seconds(call, 1) for _ in range(5)))
 
 
+def pulled(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Of (*arguments, dy): y, and dy pulled back to each argument."""
+    import jax
+
+    def both(*arguments: Any) -> Any:
+        *given, dy = arguments
+        y, pull = jax.vjp(run, *given)
+        return y, *pull(dy)
+
+    return both
+
+
+def norms(found: Any) -> list[float]:
+    """Of each array, in its order."""
+    import jax
+    import numpy as np
+
+    return [float(np.linalg.norm(np.asarray(x).ravel())) for x in jax.tree.leaves(found)]
+
+
 def on_host(leaf: Any) -> Any:
     """What NumPy takes: PyTorch's tensors on a GPU it does not."""
     return leaf.cpu() if hasattr(leaf, "cpu") else leaf

@@ -326,7 +326,13 @@ def run(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "baseline": task.baseline,
             "samples": dict(task.samples),
             "pairs": dict(task.pairs),
-            "legends": {c: lines[0] for c, lines in docs.items() if lines and c in timed},
+            "legends": {
+                c: ", with ".join(
+                    [lines[0], *(f"{k}={v}" for k, v in task.environments.get(c, {}).items())]
+                )
+                for c, lines in docs.items()
+                if lines and c in timed
+            },
             "cases": rows,
             "goals": [report.judge(g, rows[g.case], rows[g.than or g.case]) for g in goals],
         }

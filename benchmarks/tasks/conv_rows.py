@@ -6,8 +6,9 @@ layers with relu between them, forward or forward and all gradients.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from benchmarks.gradients import norms, pulled
 from benchmarks.task import Call, Contender, Goal, Task
 
 DEPTH = 3
@@ -52,16 +53,8 @@ def made(case: Case) -> Call:
     rng = np.random.default_rng(0)
     x = jax.device_put(rng.normal(size=case.shape).astype("f4"))
     g = jax.device_put(rng.normal(size=jax.eval_shape(net, params, x).shape).astype("f4"))
-
-    def forward(params: Any, x: Any, g: Any) -> Any:
-        return (net(params, x),)
-
-    def both(params: Any, x: Any, g: Any) -> Any:
-        y, pull = jax.vjp(net, params, x)
-        return y, *pull(g)
-
-    call = jax.jit(both if case.backward else forward)
-    return lambda: call(params, x, g)
+    call, arguments = jax.jit(pulled(net) if case.backward else net), (params, x, g)
+    return lambda: call(*arguments[: 3 if case.backward else 2])
 
 
 def fnn(case: Case) -> Call:
@@ -79,11 +72,7 @@ def alone(case: Case) -> Call:
 
 def numbers(contender: Contender, case: Case) -> list[float]:
     """Norms of the outputs and of the gradients."""
-    import jax
-    import numpy as np
-
-    leaves = jax.tree.leaves(contender(case)())
-    return [float(np.linalg.norm(np.asarray(x).ravel())) for x in leaves]
+    return norms(contender(case)())
 
 
 TASK = Task(

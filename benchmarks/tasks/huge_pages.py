@@ -8,27 +8,12 @@ few. Where /sys/kernel/mm/transparent_hugepage/enabled says [always], it is so w
 
 from __future__ import annotations
 
-from benchmarks.task import Call, Goal, Task
+from benchmarks.task import Goal, Task
 from benchmarks.tasks import whole_networks
-from benchmarks.tasks.whole_networks import Case, fnn, nnx, torch
+from benchmarks.tasks.whole_networks import fnn, nnx, torch
 
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 NAMES = ("resnet18 train", "unet train", "vit train", "gpt train")
-
-
-def fnn_huge(case: Case) -> Call:
-    """the same with huge pages"""
-    return fnn(case)
-
-
-def nnx_huge(case: Case) -> Call:
-    """the same with huge pages"""
-    return nnx(case)
-
-
-def torch_huge(case: Case) -> Call:
-    """the same with huge pages"""
-    return torch(case)
 
 
 TASK = Task(
@@ -36,11 +21,11 @@ TASK = Task(
     cases={name: whole_networks.TASK.cases[name] for name in NAMES},
     contenders={
         "fnn": fnn,
-        "fnn_huge": fnn_huge,
+        "fnn_huge": fnn,
         "nnx": nnx,
-        "nnx_huge": nnx_huge,
+        "nnx_huge": nnx,
         "torch": torch,
-        "torch_huge": torch_huge,
+        "torch_huge": torch,
     },
     baseline="torch",
     goals=tuple(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from benchmarks.gradients import norms, pulled
 from benchmarks.task import Call, Contender, Goal, Task
 
 
@@ -35,11 +36,7 @@ def made(case: Case, multiply: Any) -> Call:
     shapes = case.shape, (case.shape[-1], case.features), (*case.shape[:-1], case.features)
     x, kernel, dy = (jax.device_put(rng.normal(size=s).astype("f4")) for s in shapes)
 
-    def both(x: Any, kernel: Any, dy: Any) -> Any:
-        y, pull = jax.vjp(multiply, x, kernel)
-        return y, *pull(dy)
-
-    call = jax.jit(both)
+    call = jax.jit(pulled(multiply))
     return lambda: call(x, kernel, dy)
 
 
@@ -57,9 +54,7 @@ def apart(case: Case) -> Call:
 
 def numbers(contender: Contender, case: Case) -> list[float]:
     """Norms of the output and of the gradients."""
-    import numpy as np
-
-    return [float(np.linalg.norm(np.asarray(x).ravel())) for x in contender(case)()]
+    return norms(contender(case)())
 
 
 TASK = Task(

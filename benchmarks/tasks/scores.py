@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from benchmarks.gradients import norms, pulled
 from benchmarks.task import Call, Contender, Goal, Task
 
 
@@ -48,14 +49,8 @@ def inputs(case: Case) -> list[Any]:
 def jitted(attend: Any, case: Case) -> Call:
     import jax
 
-    args, given = jax.device_put(inputs(case)), attend
-    if case.backward:
-
-        def given(q, k, v, g):
-            y, pull = jax.vjp(attend, q, k, v)
-            return y, *pull(g)
-
-    call = jax.jit(given)
+    args = jax.device_put(inputs(case))
+    call = jax.jit(pulled(attend) if case.backward else attend)
     return lambda: call(*args[: 4 if case.backward else 3])
 
 
@@ -106,11 +101,7 @@ def torch(case: Case) -> Call:
 
 def numbers(contender: Contender, case: Case) -> list[float]:
     """Norms of the outputs and of the gradients."""
-    import numpy as np
-
-    found = contender(case)()
-    found = found if isinstance(found, tuple) else (found,)
-    return [float(np.linalg.norm(np.asarray(x).ravel())) for x in found]
+    return norms(contender(case)())
 
 
 TASK = Task(
