@@ -161,9 +161,9 @@ def array(shape: Sequence[int], numbers: list[Any], form: Form) -> np.ndarray:
 
 def check_shapes(xs: Sequence[np.ndarray], interface: Interface, alone: bool) -> None:
     """Shapes as in the interface, with equal names for equal sizes, and a batch that fits."""
-    for x, form in zip(xs, interface.inputs, strict=True):
-        if x.ndim != len(form.shape) or x.shape[1:] != form.shape[1:]:  # or some are free
-            _check_sizes(xs, interface, alone)
+    pairs = zip(xs, interface.inputs, strict=True)
+    if any(x.ndim != len(form.shape) or x.shape[1:] != form.shape[1:] for x, form in pairs):
+        _check_sizes(xs, interface, alone)  # which may be right, where some are free
     rows = {len(x) for x in xs}
     most = interface.rows[-1]
     if len(rows) != 1 or not 1 <= min(rows) <= most:
